@@ -1,0 +1,3 @@
+//! Types and rules of the API, without I/O.
+
+pub mod schema;

@@ -1,0 +1,9 @@
+//! Where objects live: the [`Store`] contract, its implementations, and the watch cache above them.
+//!
+//! This crate knows keys, bytes and revisions. It knows no kinds and never looks inside a value, with one exception that
+//! the caller supplies: the [`cache`] asks an extractor for the few fields it indexes.
+
+pub mod cache;
+pub mod store;
+
+pub use store::{Change, ChangeKind, Compare, Entry, Error, Op, Payload, Range, Result, Revision, Store};

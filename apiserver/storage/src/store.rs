@@ -1,0 +1,191 @@
+//! The storage contract.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+
+/// A position in the one history of the whole store. Strictly increasing, never reused, 0 means "nothing yet".
+pub type Revision = u64;
+
+/// What a write stores: bytes with an optional hole.
+///
+/// An object carries its own resourceVersion, which only exists once the store has assigned a revision. The writer
+/// therefore leaves a hole: the decimal revision is inserted at byte `hole` when the entry becomes visible. Readers see
+/// finished bytes only and never decode them to stamp a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// The value without the revision's digits.
+    pub bytes: Bytes,
+    /// Offset in `bytes` at which the digits belong; `None` stores `bytes` unchanged.
+    pub hole: Option<usize>,
+}
+
+impl Payload {
+    /// A value that does not carry its revision.
+    #[must_use]
+    pub fn plain(bytes: impl Into<Bytes>) -> Self {
+        Self { bytes: bytes.into(), hole: None }
+    }
+
+    /// The finished bytes for a write at `revision`.
+    #[must_use]
+    pub fn stamp(&self, revision: Revision) -> Bytes {
+        let Some(hole) = self.hole else { return self.bytes.clone() };
+        let digits = revision.to_string();
+        let mut out = BytesMut::with_capacity(self.bytes.len() + digits.len());
+        out.extend_from_slice(&self.bytes[..hole]);
+        out.extend_from_slice(digits.as_bytes());
+        out.extend_from_slice(&self.bytes[hole..]);
+        out.freeze()
+    }
+}
+
+/// One key as stored: finished bytes and the revision of the write that made them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Full key, for example `/registry/pods/default/web-0`.
+    pub key: Arc<str>,
+    /// Finished bytes, revision stamped.
+    pub value: Bytes,
+    /// Revision of the last write to this key.
+    pub revision: Revision,
+}
+
+/// Condition of a write on the present state of its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compare {
+    /// Write whatever is there.
+    Any,
+    /// The key must not exist (create).
+    Absent,
+    /// The key must have been written last at this revision (update, delete).
+    At(Revision),
+}
+
+/// One write.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Store the value.
+    Put(Payload),
+    /// Remove the key. Deleting an absent key under [`Compare::Any`] is a no-op that answers the present revision and
+    /// makes no change in the history.
+    Delete,
+}
+
+/// How a key changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// The key was not there before.
+    Created,
+    /// The key was there before.
+    Updated,
+    /// The key is gone.
+    Deleted,
+}
+
+/// One step of the history. `value` is the new value, or for a deletion the last value before it.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// How the key changed.
+    pub kind: ChangeKind,
+    /// The key.
+    pub key: Arc<str>,
+    /// New finished bytes; for [`ChangeKind::Deleted`] the last bytes, with the version they had.
+    pub value: Bytes,
+    /// The bytes before this change, if the key existed and the history still has them.
+    pub previous: Option<Bytes>,
+    /// Revision of this change.
+    pub revision: Revision,
+}
+
+/// Result of a range read.
+#[derive(Clone, Debug)]
+pub struct Range {
+    /// Entries in byte order of their keys.
+    pub entries: Vec<Entry>,
+    /// Whether `limit` cut the answer short.
+    pub more: bool,
+    /// Revision of the snapshot that was read.
+    pub revision: Revision,
+}
+
+/// What can go wrong in a store, and what the caller does about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The compare failed; `current` is what is there (`None`: nothing). Re-read and decide again.
+    #[error("the key was changed by someone else")]
+    Conflict {
+        /// The present entry.
+        current: Option<Entry>,
+    },
+    /// The revision is older than the kept history. List again.
+    #[error("revision {requested} has been compacted; the oldest kept is {oldest}")]
+    Compacted {
+        /// What was asked for.
+        requested: Revision,
+        /// Oldest revision that can still be served.
+        oldest: Revision,
+    },
+    /// The revision lies in the future.
+    #[error("revision {requested} is ahead of the store, which is at {current}")]
+    Future {
+        /// What was asked for.
+        requested: Revision,
+        /// Present revision.
+        current: Revision,
+    },
+    /// The store cannot take writes (disk full, read-only, I/O error). Nothing of the write was kept.
+    #[error("storage is unavailable: {0}")]
+    Unavailable(String),
+    /// The store was shut down.
+    #[error("storage is closed")]
+    Closed,
+}
+
+/// Result of store operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An ordered key-value store with one history.
+///
+/// The contract that every implementation passes (see the suite in `tests/`):
+/// - **Durable before acknowledged, durable before visible.** `commit` returns, readers see a value and watchers hear of
+///   it only after it survives `kill -9` and power loss.
+/// - **One order.** Every effective write gets the next revision; all watchers see changes in revision order; a watch
+///   from revision `r` yields exactly the changes after `r`.
+/// - **Compare and write are one step.** Nobody retries inside; a failed compare answers [`Error::Conflict`] with the
+///   present entry and changes nothing.
+/// - **No-ops write nothing**: deleting what is absent under [`Compare::Any`] answers the present revision.
+/// - **Reads are linearizable**: they include every write acknowledged before the call.
+pub trait Store: Send + Sync + 'static {
+    /// The latest durable revision.
+    fn revision(&self) -> BoxFuture<'_, Result<Revision>>;
+
+    /// The present entry of `key`.
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>>>;
+
+    /// Entries whose keys start with `prefix`, from `start` (a key, inclusive) if given, at most `limit` (0: all), as of
+    /// `revision` (0: latest).
+    fn range<'a>(
+        &'a self,
+        prefix: &'a str,
+        start: Option<&'a str>,
+        revision: Revision,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Range>>;
+
+    /// One guarded write; answers the revision it got.
+    fn commit<'a>(&'a self, key: &'a str, compare: Compare, op: Op) -> BoxFuture<'a, Result<Revision>>;
+
+    /// All changes under `prefix` after `after`, from the kept history and then live. Ends with an error item when the
+    /// reader fell behind the kept history, and without one when the store closes.
+    fn watch<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Revision,
+    ) -> BoxFuture<'a, Result<BoxStream<'static, Result<Change>>>>;
+
+    /// Forget history up to and including `revision`. Present values stay.
+    fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<()>>;
+}

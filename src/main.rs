@@ -1,0 +1,3 @@
+//! Skiff: a Kubernetes-compatible cluster in one program.
+
+fn main() {}
