@@ -192,6 +192,20 @@ async fn watchers_hear_what_concerns_them_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_waiting_watcher_is_woken() {
+    let f = fixture().await;
+    let mut all = f.pods.watch("/r/pods/", 0).unwrap();
+    let mut n1 = f.pods.watch_field("/r/pods/", "spec.nodeName", "n1", 0).unwrap();
+    for n in 0..50 {
+        let value = format!("n1|{n}");
+        // Joined in this order: both wait before the write begins.
+        let (a, b, revision) =
+            tokio::join!(soon("the event", all.next()), soon("the event", n1.next()), f.put("/r/pods/a/1", &value));
+        assert_eq!([a, b].map(|e| e.unwrap().unwrap().revision), [revision; 2]);
+    }
+}
+
+#[tokio::test]
 async fn a_deletion_is_sent_with_its_own_revision() {
     let f = fixture().await;
     let hole = Payload { bytes: r#"{"metadata":{"resourceVersion":""}}"#.into(), hole: Some(32) };
