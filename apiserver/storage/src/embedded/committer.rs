@@ -69,7 +69,7 @@ struct Work {
     compact: Option<Revision>,
 }
 
-pub(super) fn run(shared: &Shared, disk: Disk, lock: File) {
+pub(super) fn run(shared: &Shared, disk: Disk, lock: &File) {
     let end = catch_unwind(AssertUnwindSafe(|| turns(shared, &disk)));
     let why = match end {
         Ok(Ok(())) => None,
@@ -103,7 +103,10 @@ pub(super) fn run(shared: &Shared, disk: Disk, lock: File) {
     if catch_unwind(AssertUnwindSafe(|| drop(disk))).is_err() {
         tracing::error!("the database panicked while closing");
     }
-    drop(lock);
+    // Not left to the drop: a child that this process is just starting may hold the same open file for a moment.
+    if let Err(error) = lock.unlock() {
+        tracing::warn!(%error, "cannot give the data directory's lock back");
+    }
 }
 
 /// Works until the store closes (`Ok`) or a write fails.
