@@ -1,6 +1,6 @@
 //! Durable writes a second through the store, beside what the disk itself can sync.
 //!
-//! `cargo run --release -p skiff-storage --example bench_store [DIRECTORY] [SECONDS]`: use a directory on the disk in
+//! `cargo run --release -p skiff-storage --example bench_store [DIRECTORY] [SECONDS] [CACHE MiB]`: use a directory on the disk in
 //! question. Each line is one number of writers, each waiting for its answer before the next write; values of 1 KiB,
 //! updates spread over 100,000 keys.
 
@@ -20,17 +20,21 @@ fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let dir = args.next().map_or_else(std::env::temp_dir, PathBuf::from).join("skiff-bench-store");
     let time = Duration::from_secs(args.next().map_or(Ok(3), |s| s.parse())?);
+    let mut options = Options::default();
+    if let Some(cache) = args.next() {
+        options.disk_cache = cache.parse::<usize>()? << 20;
+    }
     std::fs::create_dir_all(&dir)?;
-    let result = bench(&dir, time);
+    let result = bench(&dir, time, options);
     std::fs::remove_dir_all(&dir)?;
     result
 }
 
-fn bench(dir: &std::path::Path, time: Duration) -> Result<(), Failure> {
+fn bench(dir: &std::path::Path, time: Duration, options: Options) -> Result<(), Failure> {
     let syncs = disk(dir, time)?;
     println!("disk: {syncs:.0} x (4 KiB write + fdatasync)/s, one file, written before");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let store = Arc::new(Embedded::open(dir.join("store"), Options::default())?);
+    let store = Arc::new(Embedded::open(dir.join("store"), options)?);
     let start = Instant::now();
     runtime.block_on(run(&store, 256, Until::Writes(KEYS)))?;
     println!("fill: {KEYS} keys in {:.1} s", start.elapsed().as_secs_f64());
@@ -50,7 +54,7 @@ fn bench(dir: &std::path::Path, time: Duration) -> Result<(), Failure> {
     println!("{:?}", store.stats());
     drop(store);
     let start = Instant::now();
-    let store = Embedded::open(dir.join("store"), Options::default())?;
+    let store = Embedded::open(dir.join("store"), options)?;
     println!("open: {} keys in {:.2} s", store.stats().entries, start.elapsed().as_secs_f64());
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Shared;
-use super::disk::Disk;
+use super::disk::{Disk, Forget};
 use super::sequencer::Pending;
 use crate::store::{Change, Error, Result, Revision, Sink};
 
@@ -118,10 +118,11 @@ fn turns(shared: &Shared, disk: &Disk) -> Result<(), redb::Error> {
             let live = shared.live.read();
             let step = if changes.is_empty() { FORGET_ALONE } else { FORGET_BESIDE };
             let asked = compact.filter(|target| *target > live.compacted()).map(|t| live.step_towards(t, step));
-            asked.max(live.due(shared.bounds, now, slack_ms(shared), step))
+            let through = asked.max(live.due(shared.bounds, now, slack_ms(shared), step));
+            through.map(|through| Forget { changes: live.changes_through(through), through })
         };
         if !changes.is_empty() || forget.is_some() {
-            let written = catch_unwind(AssertUnwindSafe(|| disk.write(&changes, now, forget)));
+            let written = catch_unwind(AssertUnwindSafe(|| disk.write(&changes, now, forget.as_ref())));
             let error = match written {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(error),
@@ -137,7 +138,7 @@ fn turns(shared: &Shared, disk: &Disk) -> Result<(), redb::Error> {
                 return Err(error);
             }
         }
-        publish(shared, batch, &changes, now, forget);
+        publish(shared, batch, &changes, now, forget.map(|f| f.through));
     }
     Ok(())
 }

@@ -93,15 +93,16 @@ async fn history_is_bounded_by_count_bytes_and_age() {
         for _ in 0..200 {
             store.commit("/a/x", Compare::Any, put(&"x".repeat(1000))).await.unwrap();
         }
-        // Age works without further writes; the others have been applied with the writes, one change late at most.
+        // Age works without further writes; the others were applied with the writes, a thirty-second part and one
+        // batch late at most.
         soon(what, async {
-            while store.stats().history_changes > 51 {
+            while store.stats().history_changes > 53 {
                 tokio::task::yield_now().await;
             }
         })
         .await;
         let stats = store.stats();
-        assert!(stats.compacted >= 149, "{what}: {stats:?}");
+        assert!(stats.compacted >= 147, "{what}: {stats:?}");
         assert!(matches!(store.watch("/a/", 100).await.map(|_| ()), Err(Error::Compacted { .. })), "{what}");
         assert!(store.watch("/a/", stats.revision).await.is_ok(), "{what}: the present is always watchable");
     }
