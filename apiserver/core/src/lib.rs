@@ -1,3 +1,15 @@
-//! Types and rules of the API, without I/O.
+//! Types and rules of the API, without I/O and without HTTP.
+//!
+//! - [`schema`]: the shape of every kind, one table.
+//! - [`kinds`]: the rules of each built-in kind.
+//! - [`meta`], [`names`], [`selector`]: what all kinds share.
+//! - [`status`], [`invalid`], [`path`]: errors in upstream's words.
 
+pub mod invalid;
+pub mod kinds;
+pub mod meta;
+pub mod names;
+pub mod path;
 pub mod schema;
+pub mod selector;
+pub mod status;
