@@ -1,6 +1,6 @@
 //! Types and rules of the API, without I/O and without HTTP.
 //!
-//! - [`schema`]: the shape of every kind, one table.
+//! - [`schema`]: the shape of every kind, one table; [`resources`]: which resources there are.
 //! - [`kinds`]: the rules of each built-in kind.
 //! - [`meta`], [`names`], [`selector`]: what all kinds share.
 //! - [`status`], [`invalid`], [`path`]: errors in upstream's words.
@@ -10,6 +10,7 @@ pub mod kinds;
 pub mod meta;
 pub mod names;
 pub mod path;
+pub mod resources;
 pub mod schema;
 pub mod selector;
 pub mod status;
