@@ -113,7 +113,7 @@ func (g *generator) structure(t reflect.Type) *structure {
 		g.missing = append(g.missing, model)
 	}
 	s.atomic = d.MapType == "atomic"
-	s.fields = g.fields(t, model, d, published, nil)
+	s.fields = g.fields(t, model, d, published, nil, false)
 	seen := map[string]bool{}
 	for _, f := range s.fields {
 		if seen[f.name] {
@@ -124,7 +124,9 @@ func (g *generator) structure(t reflect.Type) *structure {
 	return s
 }
 
-func (g *generator) fields(t reflect.Type, model string, d definition, published bool, within []int) []field {
+// fields lists the fields of a struct. `within` are the numbers of the embedded messages around it; `outer` says that it
+// is embedded without a message of its own.
+func (g *generator) fields(t reflect.Type, model string, d definition, published bool, within []int, outer bool) []field {
 	var out []field
 	for i := 0; i < t.NumField(); i++ {
 		sf := t.Field(i)
@@ -142,11 +144,14 @@ func (g *generator) fields(t reflect.Type, model string, d definition, published
 			if number != 0 {
 				inner = append(append([]int{}, within...), number)
 			}
-			out = append(out, g.fields(ft, model, d, published, inner)...)
+			out = append(out, g.fields(ft, model, d, published, inner, number == 0)...)
 			continue
 		}
 		if name == "" {
 			name = sf.Name // Go's rule; upstream uses it nowhere that is served
+		}
+		if within == nil && outer {
+			number = 0 // a member of TypeMeta: in protobuf the envelope carries it
 		}
 		p, known := d.Properties[name]
 		if published && !known {
@@ -170,7 +175,7 @@ func (g *generator) fields(t reflect.Type, model string, d definition, published
 		f.atomic = p.MapType == "atomic"
 		f.boxed = strings.HasPrefix(shape, "List(") && number != 0 && !repeated
 		f.def = g.defaults[model][name]
-		if number == 0 && sf.Tag.Get("protobuf") != "" {
+		if number == 0 && !outer && sf.Tag.Get("protobuf") != "" {
 			log.Fatalf("%s.%s: protobuf tag %q", model, name, sf.Tag.Get("protobuf"))
 		}
 		out = append(out, f)

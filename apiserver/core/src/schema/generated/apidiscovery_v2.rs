@@ -6,16 +6,16 @@ use super::*;
 
 pub(super) static API_GROUP_DISCOVERY: Struct = s("io.k8s.api.apidiscovery.v2.APIGroupDiscovery", &API_GROUP_DISCOVERY_FIELDS, false);
 static API_GROUP_DISCOVERY_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("versions", List(H(&items::APIDISCOVERY_V2_API_VERSION_DISCOVERY)), 2, OmitEmpty, 0),
 ];
 
 pub(super) static API_GROUP_DISCOVERY_LIST: Struct = s("io.k8s.api.apidiscovery.v2.APIGroupDiscoveryList", &API_GROUP_DISCOVERY_LIST_FIELDS, false);
 static API_GROUP_DISCOVERY_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::APIDISCOVERY_V2_API_GROUP_DISCOVERY)), 2, Always, REQUIRED),
 ];

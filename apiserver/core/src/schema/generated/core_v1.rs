@@ -58,8 +58,8 @@ static AZURE_FILE_VOLUME_SOURCE_FIELDS: [Field; 3] = [
 
 pub(super) static BINDING: Struct = s("io.k8s.api.core.v1.Binding", &BINDING_FIELDS, false);
 static BINDING_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("target", Object(H(&core_v1::OBJECT_REFERENCE)), 2, Always, REQUIRED),
 ];
@@ -131,24 +131,24 @@ static COMPONENT_CONDITION_FIELDS: [Field; 4] = [
 
 pub(super) static COMPONENT_STATUS: Struct = s("io.k8s.api.core.v1.ComponentStatus", &COMPONENT_STATUS_FIELDS, false);
 static COMPONENT_STATUS_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("conditions", List(H(&items::CORE_V1_COMPONENT_CONDITION)), 2, OmitEmpty, MAP | MERGE, "type", &items::KEYS_TYPE, "", &[]),
 ];
 
 pub(super) static COMPONENT_STATUS_LIST: Struct = s("io.k8s.api.core.v1.ComponentStatusList", &COMPONENT_STATUS_LIST_FIELDS, false);
 static COMPONENT_STATUS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_COMPONENT_STATUS)), 2, Always, REQUIRED),
 ];
 
 pub(super) static CONFIG_MAP: Struct = s("io.k8s.api.core.v1.ConfigMap", &CONFIG_MAP_FIELDS, false);
 static CONFIG_MAP_FIELDS: [Field; 6] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("immutable", Bool, 4, Pointer, 0),
     f("data", Map(H(&items::STRING)), 2, OmitEmpty, 0),
@@ -170,8 +170,8 @@ static CONFIG_MAP_KEY_SELECTOR_FIELDS: [Field; 3] = [
 
 pub(super) static CONFIG_MAP_LIST: Struct = s("io.k8s.api.core.v1.ConfigMapList", &CONFIG_MAP_LIST_FIELDS, false);
 static CONFIG_MAP_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_CONFIG_MAP)), 2, Always, REQUIRED),
 ];
@@ -381,16 +381,16 @@ static EMPTY_DIR_VOLUME_SOURCE_FIELDS: [Field; 3] = [
 
 pub(super) static ENDPOINTS: Struct = s("io.k8s.api.core.v1.Endpoints", &ENDPOINTS_FIELDS, false);
 static ENDPOINTS_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("subsets", List(H(&items::CORE_V1_ENDPOINT_SUBSET)), 2, OmitEmpty, 0),
 ];
 
 pub(super) static ENDPOINTS_LIST: Struct = s("io.k8s.api.core.v1.EndpointsList", &ENDPOINTS_LIST_FIELDS, false);
 static ENDPOINTS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_ENDPOINTS)), 2, Always, REQUIRED),
 ];
@@ -478,8 +478,8 @@ static EPHEMERAL_VOLUME_SOURCE_FIELDS: [Field; 1] = [
 
 pub(super) static EVENT: Struct = s("io.k8s.api.core.v1.Event", &EVENT_FIELDS, false);
 static EVENT_FIELDS: [Field; 17] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, REQUIRED, "", &[], "{}", &[]),
     fx("involvedObject", Object(H(&core_v1::OBJECT_REFERENCE)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     f("reason", String, 3, OmitEmpty, 0),
@@ -499,8 +499,8 @@ static EVENT_FIELDS: [Field; 17] = [
 
 pub(super) static EVENT_LIST: Struct = s("io.k8s.api.core.v1.EventList", &EVENT_LIST_FIELDS, false);
 static EVENT_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_EVENT)), 2, Always, REQUIRED),
 ];
@@ -705,8 +705,8 @@ static LIFECYCLE_HANDLER_FIELDS: [Field; 4] = [
 
 pub(super) static LIMIT_RANGE: Struct = s("io.k8s.api.core.v1.LimitRange", &LIMIT_RANGE_FIELDS, false);
 static LIMIT_RANGE_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::LIMIT_RANGE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
@@ -723,8 +723,8 @@ static LIMIT_RANGE_ITEM_FIELDS: [Field; 6] = [
 
 pub(super) static LIMIT_RANGE_LIST: Struct = s("io.k8s.api.core.v1.LimitRangeList", &LIMIT_RANGE_LIST_FIELDS, false);
 static LIMIT_RANGE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_LIMIT_RANGE)), 2, Always, REQUIRED),
 ];
@@ -743,8 +743,8 @@ static LINUX_CONTAINER_USER_FIELDS: [Field; 3] = [
 
 pub(super) static LIST: Struct = s("io.k8s.api.core.v1.List", &LIST_FIELDS, false);
 static LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RAW_EXTENSION)), 2, Always, REQUIRED),
 ];
@@ -781,8 +781,8 @@ static MODIFY_VOLUME_STATUS_FIELDS: [Field; 2] = [
 
 pub(super) static NAMESPACE: Struct = s("io.k8s.api.core.v1.Namespace", &NAMESPACE_FIELDS, false);
 static NAMESPACE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::NAMESPACE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::NAMESPACE_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -799,8 +799,8 @@ static NAMESPACE_CONDITION_FIELDS: [Field; 5] = [
 
 pub(super) static NAMESPACE_LIST: Struct = s("io.k8s.api.core.v1.NamespaceList", &NAMESPACE_LIST_FIELDS, false);
 static NAMESPACE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_NAMESPACE)), 2, Always, REQUIRED),
 ];
@@ -825,8 +825,8 @@ static NFS_VOLUME_SOURCE_FIELDS: [Field; 3] = [
 
 pub(super) static NODE: Struct = s("io.k8s.api.core.v1.Node", &NODE_FIELDS, false);
 static NODE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::NODE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::NODE_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -900,8 +900,8 @@ static NODE_FEATURES_FIELDS: [Field; 1] = [
 
 pub(super) static NODE_LIST: Struct = s("io.k8s.api.core.v1.NodeList", &NODE_LIST_FIELDS, false);
 static NODE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_NODE)), 2, Always, REQUIRED),
 ];
@@ -913,8 +913,8 @@ static NODE_POD_PREEMPTION_POLICY_FIELDS: [Field; 1] = [
 
 pub(super) static NODE_PROXY_OPTIONS: Struct = s("io.k8s.api.core.v1.NodeProxyOptions", &NODE_PROXY_OPTIONS_FIELDS, false);
 static NODE_PROXY_OPTIONS_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("path", String, 1, OmitEmpty, 0),
 ];
 
@@ -1018,8 +1018,8 @@ static OBJECT_REFERENCE_FIELDS: [Field; 7] = [
 
 pub(super) static PERSISTENT_VOLUME: Struct = s("io.k8s.api.core.v1.PersistentVolume", &PERSISTENT_VOLUME_FIELDS, false);
 static PERSISTENT_VOLUME_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::PERSISTENT_VOLUME_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::PERSISTENT_VOLUME_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -1027,8 +1027,8 @@ static PERSISTENT_VOLUME_FIELDS: [Field; 5] = [
 
 pub(super) static PERSISTENT_VOLUME_CLAIM: Struct = s("io.k8s.api.core.v1.PersistentVolumeClaim", &PERSISTENT_VOLUME_CLAIM_FIELDS, false);
 static PERSISTENT_VOLUME_CLAIM_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::PERSISTENT_VOLUME_CLAIM_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::PERSISTENT_VOLUME_CLAIM_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -1046,8 +1046,8 @@ static PERSISTENT_VOLUME_CLAIM_CONDITION_FIELDS: [Field; 6] = [
 
 pub(super) static PERSISTENT_VOLUME_CLAIM_LIST: Struct = s("io.k8s.api.core.v1.PersistentVolumeClaimList", &PERSISTENT_VOLUME_CLAIM_LIST_FIELDS, false);
 static PERSISTENT_VOLUME_CLAIM_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_PERSISTENT_VOLUME_CLAIM)), 2, Always, REQUIRED),
 ];
@@ -1092,8 +1092,8 @@ static PERSISTENT_VOLUME_CLAIM_VOLUME_SOURCE_FIELDS: [Field; 2] = [
 
 pub(super) static PERSISTENT_VOLUME_LIST: Struct = s("io.k8s.api.core.v1.PersistentVolumeList", &PERSISTENT_VOLUME_LIST_FIELDS, false);
 static PERSISTENT_VOLUME_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_PERSISTENT_VOLUME)), 2, Always, REQUIRED),
 ];
@@ -1149,8 +1149,8 @@ static PHOTON_PERSISTENT_DISK_VOLUME_SOURCE_FIELDS: [Field; 2] = [
 
 pub(super) static POD: Struct = s("io.k8s.api.core.v1.Pod", &POD_FIELDS, false);
 static POD_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::POD_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::POD_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -1180,8 +1180,8 @@ static POD_ANTI_AFFINITY_FIELDS: [Field; 2] = [
 
 pub(super) static POD_ATTACH_OPTIONS: Struct = s("io.k8s.api.core.v1.PodAttachOptions", &POD_ATTACH_OPTIONS_FIELDS, false);
 static POD_ATTACH_OPTIONS_FIELDS: [Field; 7] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("stdin", Bool, 1, OmitEmpty, 0),
     f("stdout", Bool, 2, OmitEmpty, 0),
     f("stderr", Bool, 3, OmitEmpty, 0),
@@ -1227,8 +1227,8 @@ static POD_DNS_CONFIG_OPTION_FIELDS: [Field; 2] = [
 
 pub(super) static POD_EXEC_OPTIONS: Struct = s("io.k8s.api.core.v1.PodExecOptions", &POD_EXEC_OPTIONS_FIELDS, false);
 static POD_EXEC_OPTIONS_FIELDS: [Field; 8] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("stdin", Bool, 1, OmitEmpty, 0),
     f("stdout", Bool, 2, OmitEmpty, 0),
     f("stderr", Bool, 3, OmitEmpty, 0),
@@ -1250,16 +1250,16 @@ static POD_IP_FIELDS: [Field; 1] = [
 
 pub(super) static POD_LIST: Struct = s("io.k8s.api.core.v1.PodList", &POD_LIST_FIELDS, false);
 static POD_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_POD)), 2, Always, REQUIRED),
 ];
 
 pub(super) static POD_LOG_OPTIONS: Struct = s("io.k8s.api.core.v1.PodLogOptions", &POD_LOG_OPTIONS_FIELDS, false);
 static POD_LOG_OPTIONS_FIELDS: [Field; 12] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("container", String, 1, OmitEmpty, 0),
     f("follow", Bool, 2, OmitEmpty, 0),
     f("previous", Bool, 3, OmitEmpty, 0),
@@ -1279,15 +1279,15 @@ static POD_OS_FIELDS: [Field; 1] = [
 
 pub(super) static POD_PORT_FORWARD_OPTIONS: Struct = s("io.k8s.api.core.v1.PodPortForwardOptions", &POD_PORT_FORWARD_OPTIONS_FIELDS, false);
 static POD_PORT_FORWARD_OPTIONS_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("ports", List(H(&items::INT32)), 1, OmitEmpty, 0),
 ];
 
 pub(super) static POD_PROXY_OPTIONS: Struct = s("io.k8s.api.core.v1.PodProxyOptions", &POD_PROXY_OPTIONS_FIELDS, false);
 static POD_PROXY_OPTIONS_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("path", String, 1, OmitEmpty, 0),
 ];
 
@@ -1411,16 +1411,16 @@ static POD_STATUS_FIELDS: [Field; 22] = [
 
 pub(super) static POD_TEMPLATE: Struct = s("io.k8s.api.core.v1.PodTemplate", &POD_TEMPLATE_FIELDS, false);
 static POD_TEMPLATE_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("template", Object(H(&core_v1::POD_TEMPLATE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
 
 pub(super) static POD_TEMPLATE_LIST: Struct = s("io.k8s.api.core.v1.PodTemplateList", &POD_TEMPLATE_LIST_FIELDS, false);
 static POD_TEMPLATE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_POD_TEMPLATE)), 2, Always, REQUIRED),
 ];
@@ -1491,8 +1491,8 @@ static QUOBYTE_VOLUME_SOURCE_FIELDS: [Field; 6] = [
 
 pub(super) static RANGE_ALLOCATION: Struct = s("io.k8s.api.core.v1.RangeAllocation", &RANGE_ALLOCATION_FIELDS, false);
 static RANGE_ALLOCATION_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("range", String, 2, Always, REQUIRED),
     f("data", Bytes, 3, Always, REQUIRED),
@@ -1524,8 +1524,8 @@ static RBD_VOLUME_SOURCE_FIELDS: [Field; 8] = [
 
 pub(super) static REPLICATION_CONTROLLER: Struct = s("io.k8s.api.core.v1.ReplicationController", &REPLICATION_CONTROLLER_FIELDS, false);
 static REPLICATION_CONTROLLER_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::REPLICATION_CONTROLLER_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::REPLICATION_CONTROLLER_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -1542,8 +1542,8 @@ static REPLICATION_CONTROLLER_CONDITION_FIELDS: [Field; 5] = [
 
 pub(super) static REPLICATION_CONTROLLER_LIST: Struct = s("io.k8s.api.core.v1.ReplicationControllerList", &REPLICATION_CONTROLLER_LIST_FIELDS, false);
 static REPLICATION_CONTROLLER_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_REPLICATION_CONTROLLER)), 2, Always, REQUIRED),
 ];
@@ -1588,8 +1588,8 @@ static RESOURCE_HEALTH_FIELDS: [Field; 3] = [
 
 pub(super) static RESOURCE_QUOTA: Struct = s("io.k8s.api.core.v1.ResourceQuota", &RESOURCE_QUOTA_FIELDS, false);
 static RESOURCE_QUOTA_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::RESOURCE_QUOTA_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::RESOURCE_QUOTA_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -1597,8 +1597,8 @@ static RESOURCE_QUOTA_FIELDS: [Field; 5] = [
 
 pub(super) static RESOURCE_QUOTA_LIST: Struct = s("io.k8s.api.core.v1.ResourceQuotaList", &RESOURCE_QUOTA_LIST_FIELDS, false);
 static RESOURCE_QUOTA_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_RESOURCE_QUOTA)), 2, Always, REQUIRED),
 ];
@@ -1677,8 +1677,8 @@ static SECCOMP_PROFILE_FIELDS: [Field; 2] = [
 
 pub(super) static SECRET: Struct = s("io.k8s.api.core.v1.Secret", &SECRET_FIELDS, false);
 static SECRET_FIELDS: [Field; 7] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("immutable", Bool, 5, Pointer, 0),
     f("data", Map(H(&items::BYTES)), 2, OmitEmpty, 0),
@@ -1701,8 +1701,8 @@ static SECRET_KEY_SELECTOR_FIELDS: [Field; 3] = [
 
 pub(super) static SECRET_LIST: Struct = s("io.k8s.api.core.v1.SecretList", &SECRET_LIST_FIELDS, false);
 static SECRET_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_SECRET)), 2, Always, REQUIRED),
 ];
@@ -1747,15 +1747,15 @@ static SECURITY_CONTEXT_FIELDS: [Field; 12] = [
 
 pub(super) static SERIALIZED_REFERENCE: Struct = s("io.k8s.api.core.v1.SerializedReference", &SERIALIZED_REFERENCE_FIELDS, false);
 static SERIALIZED_REFERENCE_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("reference", Object(H(&core_v1::OBJECT_REFERENCE)), 1, Always, 0),
 ];
 
 pub(super) static SERVICE: Struct = s("io.k8s.api.core.v1.Service", &SERVICE_FIELDS, false);
 static SERVICE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::SERVICE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::SERVICE_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -1763,8 +1763,8 @@ static SERVICE_FIELDS: [Field; 5] = [
 
 pub(super) static SERVICE_ACCOUNT: Struct = s("io.k8s.api.core.v1.ServiceAccount", &SERVICE_ACCOUNT_FIELDS, false);
 static SERVICE_ACCOUNT_FIELDS: [Field; 6] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("secrets", List(H(&items::CORE_V1_OBJECT_REFERENCE)), 2, OmitEmpty, MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
     f("imagePullSecrets", List(H(&items::CORE_V1_LOCAL_OBJECT_REFERENCE)), 3, OmitEmpty, 0),
@@ -1773,8 +1773,8 @@ static SERVICE_ACCOUNT_FIELDS: [Field; 6] = [
 
 pub(super) static SERVICE_ACCOUNT_LIST: Struct = s("io.k8s.api.core.v1.ServiceAccountList", &SERVICE_ACCOUNT_LIST_FIELDS, false);
 static SERVICE_ACCOUNT_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_SERVICE_ACCOUNT)), 2, Always, REQUIRED),
 ];
@@ -1789,8 +1789,8 @@ static SERVICE_ACCOUNT_TOKEN_PROJECTION_FIELDS: [Field; 4] = [
 
 pub(super) static SERVICE_LIST: Struct = s("io.k8s.api.core.v1.ServiceList", &SERVICE_LIST_FIELDS, false);
 static SERVICE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_SERVICE)), 2, Always, REQUIRED),
 ];
@@ -1807,8 +1807,8 @@ static SERVICE_PORT_FIELDS: [Field; 6] = [
 
 pub(super) static SERVICE_PROXY_OPTIONS: Struct = s("io.k8s.api.core.v1.ServiceProxyOptions", &SERVICE_PROXY_OPTIONS_FIELDS, false);
 static SERVICE_PROXY_OPTIONS_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("path", String, 1, OmitEmpty, 0),
 ];
 

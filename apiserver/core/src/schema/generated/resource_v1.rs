@@ -120,8 +120,8 @@ static DEVICE_CLAIM_CONFIGURATION_FIELDS: [Field; 2] = [
 
 pub(super) static DEVICE_CLASS: Struct = s("io.k8s.api.resource.v1.DeviceClass", &DEVICE_CLASS_FIELDS, false);
 static DEVICE_CLASS_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&resource_v1::DEVICE_CLASS_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
@@ -133,8 +133,8 @@ static DEVICE_CLASS_CONFIGURATION_FIELDS: [Field; 1] = [
 
 pub(super) static DEVICE_CLASS_LIST: Struct = s("io.k8s.api.resource.v1.DeviceClassList", &DEVICE_CLASS_LIST_FIELDS, false);
 static DEVICE_CLASS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RESOURCE_V1_DEVICE_CLASS)), 2, Always, REQUIRED),
 ];
@@ -215,8 +215,8 @@ static DEVICE_TAINT_FIELDS: [Field; 4] = [
 
 pub(super) static DEVICE_TAINT_RULE: Struct = s("io.k8s.api.resource.v1.DeviceTaintRule", &DEVICE_TAINT_RULE_FIELDS, false);
 static DEVICE_TAINT_RULE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&resource_v1::DEVICE_TAINT_RULE_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&resource_v1::DEVICE_TAINT_RULE_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -224,8 +224,8 @@ static DEVICE_TAINT_RULE_FIELDS: [Field; 5] = [
 
 pub(super) static DEVICE_TAINT_RULE_LIST: Struct = s("io.k8s.api.resource.v1.DeviceTaintRuleList", &DEVICE_TAINT_RULE_LIST_FIELDS, false);
 static DEVICE_TAINT_RULE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RESOURCE_V1_DEVICE_TAINT_RULE)), 2, Always, REQUIRED),
 ];
@@ -303,8 +303,8 @@ static OPAQUE_DEVICE_CONFIGURATION_FIELDS: [Field; 2] = [
 
 pub(super) static RESOURCE_CLAIM: Struct = s("io.k8s.api.resource.v1.ResourceClaim", &RESOURCE_CLAIM_FIELDS, false);
 static RESOURCE_CLAIM_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&resource_v1::RESOURCE_CLAIM_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&resource_v1::RESOURCE_CLAIM_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -320,8 +320,8 @@ static RESOURCE_CLAIM_CONSUMER_REFERENCE_FIELDS: [Field; 4] = [
 
 pub(super) static RESOURCE_CLAIM_LIST: Struct = s("io.k8s.api.resource.v1.ResourceClaimList", &RESOURCE_CLAIM_LIST_FIELDS, false);
 static RESOURCE_CLAIM_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RESOURCE_V1_RESOURCE_CLAIM)), 2, Always, REQUIRED),
 ];
@@ -340,16 +340,16 @@ static RESOURCE_CLAIM_STATUS_FIELDS: [Field; 3] = [
 
 pub(super) static RESOURCE_CLAIM_TEMPLATE: Struct = s("io.k8s.api.resource.v1.ResourceClaimTemplate", &RESOURCE_CLAIM_TEMPLATE_FIELDS, false);
 static RESOURCE_CLAIM_TEMPLATE_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&resource_v1::RESOURCE_CLAIM_TEMPLATE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
 
 pub(super) static RESOURCE_CLAIM_TEMPLATE_LIST: Struct = s("io.k8s.api.resource.v1.ResourceClaimTemplateList", &RESOURCE_CLAIM_TEMPLATE_LIST_FIELDS, false);
 static RESOURCE_CLAIM_TEMPLATE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RESOURCE_V1_RESOURCE_CLAIM_TEMPLATE)), 2, Always, REQUIRED),
 ];
@@ -369,16 +369,16 @@ static RESOURCE_POOL_FIELDS: [Field; 3] = [
 
 pub(super) static RESOURCE_SLICE: Struct = s("io.k8s.api.resource.v1.ResourceSlice", &RESOURCE_SLICE_FIELDS, false);
 static RESOURCE_SLICE_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&resource_v1::RESOURCE_SLICE_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
 ];
 
 pub(super) static RESOURCE_SLICE_LIST: Struct = s("io.k8s.api.resource.v1.ResourceSliceList", &RESOURCE_SLICE_LIST_FIELDS, false);
 static RESOURCE_SLICE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RESOURCE_V1_RESOURCE_SLICE)), 2, Always, REQUIRED),
 ];
