@@ -379,6 +379,7 @@ fn compare(a: i128, a_scale: i32, b: i128, b_scale: i32) -> Ordering {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

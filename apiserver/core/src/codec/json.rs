@@ -51,6 +51,18 @@ pub struct Decoded {
     pub strict: Vec<String>,
 }
 
+impl Decoded {
+    /// [`Self::strict`] as warnings: faults of several lines are taken apart.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let lines = |fault: &'_ String| {
+            let fault = fault.strip_prefix("yaml: unmarshal errors:\n").unwrap_or(fault);
+            fault.lines().map(|l| l.trim().to_owned()).collect::<Vec<_>>()
+        };
+        self.strict.iter().flat_map(lines).collect()
+    }
+}
+
 /// Reads JSON.
 pub fn parse_json(bytes: &[u8]) -> Result<Parsed, DecodeError> {
     let state = Duplicates { paths: RefCell::new(Vec::new()) };

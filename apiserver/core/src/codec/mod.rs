@@ -6,9 +6,11 @@
 
 pub mod json;
 pub mod normalize;
+pub mod yaml;
 
 #[cfg(test)]
 mod tests;
 
 pub use json::{DecodeError, Decoded, Parsed, decode_json, parse_json};
 pub use normalize::{Faults, TypeError, normalize};
+pub use yaml::{decode_yaml, parse_yaml, to_yaml};
