@@ -1,6 +1,7 @@
 //! Types and rules of the API, without I/O.
 
 pub mod codec;
+pub mod discovery;
 pub mod quantity;
 pub mod resources;
 pub mod schema;
