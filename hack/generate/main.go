@@ -134,7 +134,7 @@ func (g *generator) fields(t reflect.Type, model string, d definition, published
 		if name == "-" || sf.PkgPath != "" {
 			continue
 		}
-		number, repeated := protobufTag(sf)
+		number := protobufNumber(sf)
 		if sf.Anonymous && name == "" {
 			ft := sf.Type
 			if ft.Kind() == reflect.Pointer {
@@ -173,7 +173,7 @@ func (g *generator) fields(t reflect.Type, model string, d definition, published
 		f.mergeKey = sf.Tag.Get("patchMergeKey")
 		f.listType, f.listKeys = p.ListType, p.ListKeys
 		f.atomic = p.MapType == "atomic"
-		f.boxed = strings.HasPrefix(shape, "List(") && number != 0 && !repeated
+		f.boxed = strings.HasPrefix(shape, "List(") && hasMarshal(sf.Type)
 		f.def = g.defaults[model][name]
 		if number == 0 && !outer && sf.Tag.Get("protobuf") != "" {
 			log.Fatalf("%s.%s: protobuf tag %q", model, name, sf.Tag.Get("protobuf"))
@@ -276,14 +276,20 @@ func presence(t reflect.Type, options string, pointer bool) string {
 	}
 }
 
-func protobufTag(sf reflect.StructField) (number int, repeated bool) {
+func protobufNumber(sf reflect.StructField) int {
 	parts := strings.Split(sf.Tag.Get("protobuf"), ",")
-	if len(parts) < 3 {
-		return 0, false
+	if len(parts) < 2 {
+		return 0
 	}
 	number, err := strconv.Atoi(parts[1])
 	check(err)
-	return number, parts[2] == "rep"
+	return number
+}
+
+// hasMarshal tells lists that are messages of their own. (Whether a tag says `rep` does not tell: some are wrong.)
+func hasMarshal(t reflect.Type) bool {
+	_, ok := t.MethodByName("Marshal")
+	return ok
 }
 
 func modelName(t reflect.Type) string {

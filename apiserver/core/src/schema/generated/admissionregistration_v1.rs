@@ -104,7 +104,7 @@ static MUTATING_WEBHOOK_FIELDS: [Field; 12] = [
     f("timeoutSeconds", Int32, 7, Pointer, 0),
     f("admissionReviewVersions", List(H(&items::STRING)), 8, Always, REQUIRED),
     f("reinvocationPolicy", String, 10, Pointer, 0),
-    fx("matchConditions", List(H(&items::ADMISSIONREGISTRATION_V1_MATCH_CONDITION)), 12, OmitEmpty, BOXED | MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
+    fx("matchConditions", List(H(&items::ADMISSIONREGISTRATION_V1_MATCH_CONDITION)), 12, OmitEmpty, MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
 ];
 
 pub(super) static MUTATING_WEBHOOK_CONFIGURATION: Struct = s("io.k8s.api.admissionregistration.v1.MutatingWebhookConfiguration", &MUTATING_WEBHOOK_CONFIGURATION_FIELDS, false);
@@ -247,7 +247,7 @@ static VALIDATING_WEBHOOK_FIELDS: [Field; 11] = [
     f("sideEffects", String, 6, Nullable, REQUIRED),
     f("timeoutSeconds", Int32, 7, Pointer, 0),
     f("admissionReviewVersions", List(H(&items::STRING)), 8, Always, REQUIRED),
-    fx("matchConditions", List(H(&items::ADMISSIONREGISTRATION_V1_MATCH_CONDITION)), 11, OmitEmpty, BOXED | MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
+    fx("matchConditions", List(H(&items::ADMISSIONREGISTRATION_V1_MATCH_CONDITION)), 11, OmitEmpty, MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
 ];
 
 pub(super) static VALIDATING_WEBHOOK_CONFIGURATION: Struct = s("io.k8s.api.admissionregistration.v1.ValidatingWebhookConfiguration", &VALIDATING_WEBHOOK_CONFIGURATION_FIELDS, false);

@@ -73,7 +73,7 @@ pub(super) static CUSTOM_RESOURCE_DEFINITION_NAMES: Struct = s("io.k8s.apiextens
 static CUSTOM_RESOURCE_DEFINITION_NAMES_FIELDS: [Field; 6] = [
     fx("plural", String, 1, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("singular", String, 2, OmitEmpty, 0),
-    f("shortNames", List(H(&items::STRING)), 3, OmitEmpty, BOXED),
+    f("shortNames", List(H(&items::STRING)), 3, OmitEmpty, 0),
     fx("kind", String, 4, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("listKind", String, 5, OmitEmpty, 0),
     f("categories", List(H(&items::STRING)), 6, OmitEmpty, 0),
@@ -91,7 +91,7 @@ static CUSTOM_RESOURCE_DEFINITION_SPEC_FIELDS: [Field; 6] = [
 
 pub(super) static CUSTOM_RESOURCE_DEFINITION_STATUS: Struct = s("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionStatus", &CUSTOM_RESOURCE_DEFINITION_STATUS_FIELDS, false);
 static CUSTOM_RESOURCE_DEFINITION_STATUS_FIELDS: [Field; 4] = [
-    fx("conditions", List(H(&items::APIEXTENSIONS_V1_CUSTOM_RESOURCE_DEFINITION_CONDITION)), 1, Always, BOXED | MAP, "", &items::KEYS_TYPE, "", &[]),
+    fx("conditions", List(H(&items::APIEXTENSIONS_V1_CUSTOM_RESOURCE_DEFINITION_CONDITION)), 1, Always, MAP, "", &items::KEYS_TYPE, "", &[]),
     fx("acceptedNames", Object(H(&apiextensions_v1::CUSTOM_RESOURCE_DEFINITION_NAMES)), 2, Always, 0, "", &[], "{}", &[]),
     f("storedVersions", List(H(&items::STRING)), 3, Always, 0),
     f("observedGeneration", Int64, 4, OmitEmpty, 0),

@@ -119,7 +119,7 @@ static JOB_TEMPLATE_SPEC_FIELDS: [Field; 2] = [
 
 pub(super) static POD_FAILURE_POLICY: Struct = s("io.k8s.api.batch.v1.PodFailurePolicy", &POD_FAILURE_POLICY_FIELDS, false);
 static POD_FAILURE_POLICY_FIELDS: [Field; 1] = [
-    f("rules", List(H(&items::BATCH_V1_POD_FAILURE_POLICY_RULE)), 1, Always, REQUIRED | BOXED),
+    f("rules", List(H(&items::BATCH_V1_POD_FAILURE_POLICY_RULE)), 1, Always, REQUIRED),
 ];
 
 pub(super) static POD_FAILURE_POLICY_ON_EXIT_CODES_REQUIREMENT: Struct = s("io.k8s.api.batch.v1.PodFailurePolicyOnExitCodesRequirement", &POD_FAILURE_POLICY_ON_EXIT_CODES_REQUIREMENT_FIELDS, false);
@@ -139,12 +139,12 @@ pub(super) static POD_FAILURE_POLICY_RULE: Struct = s("io.k8s.api.batch.v1.PodFa
 static POD_FAILURE_POLICY_RULE_FIELDS: [Field; 3] = [
     fx("action", String, 1, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("onExitCodes", Object(H(&batch_v1::POD_FAILURE_POLICY_ON_EXIT_CODES_REQUIREMENT)), 2, Pointer, 0),
-    f("onPodConditions", List(H(&items::BATCH_V1_POD_FAILURE_POLICY_ON_POD_CONDITIONS_PATTERN)), 3, OmitEmpty, BOXED),
+    f("onPodConditions", List(H(&items::BATCH_V1_POD_FAILURE_POLICY_ON_POD_CONDITIONS_PATTERN)), 3, OmitEmpty, 0),
 ];
 
 pub(super) static SUCCESS_POLICY: Struct = s("io.k8s.api.batch.v1.SuccessPolicy", &SUCCESS_POLICY_FIELDS, false);
 static SUCCESS_POLICY_FIELDS: [Field; 1] = [
-    f("rules", List(H(&items::BATCH_V1_SUCCESS_POLICY_RULE)), 1, Always, REQUIRED | BOXED),
+    f("rules", List(H(&items::BATCH_V1_SUCCESS_POLICY_RULE)), 1, Always, REQUIRED),
 ];
 
 pub(super) static SUCCESS_POLICY_RULE: Struct = s("io.k8s.api.batch.v1.SuccessPolicyRule", &SUCCESS_POLICY_RULE_FIELDS, false);

@@ -36,7 +36,7 @@ static CERTIFICATE_SIGNING_REQUEST_SPEC_FIELDS: [Field; 8] = [
     f("request", Bytes, 1, Always, REQUIRED),
     fx("signerName", String, 7, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("expirationSeconds", Int32, 8, Pointer, 0),
-    f("usages", List(H(&items::STRING)), 5, OmitEmpty, BOXED),
+    f("usages", List(H(&items::STRING)), 5, OmitEmpty, 0),
     f("username", String, 2, OmitEmpty, 0),
     f("uid", String, 3, OmitEmpty, 0),
     f("groups", List(H(&items::STRING)), 4, OmitEmpty, 0),

@@ -25,8 +25,8 @@ static ENDPOINT_CONDITIONS_FIELDS: [Field; 3] = [
 
 pub(super) static ENDPOINT_HINTS: Struct = s("io.k8s.api.discovery.v1.EndpointHints", &ENDPOINT_HINTS_FIELDS, false);
 static ENDPOINT_HINTS_FIELDS: [Field; 2] = [
-    f("forZones", List(H(&items::DISCOVERY_V1_FOR_ZONE)), 1, OmitEmpty, BOXED),
-    f("forNodes", List(H(&items::DISCOVERY_V1_FOR_NODE)), 2, OmitEmpty, BOXED),
+    f("forZones", List(H(&items::DISCOVERY_V1_FOR_ZONE)), 1, OmitEmpty, 0),
+    f("forNodes", List(H(&items::DISCOVERY_V1_FOR_NODE)), 2, OmitEmpty, 0),
 ];
 
 pub(super) static ENDPOINT_PORT: Struct = s("io.k8s.api.discovery.v1.EndpointPort", &ENDPOINT_PORT_FIELDS, true);

@@ -82,8 +82,8 @@ static NON_RESOURCE_POLICY_RULE_FIELDS: [Field; 2] = [
 pub(super) static POLICY_RULES_WITH_SUBJECTS: Struct = s("io.k8s.api.flowcontrol.v1.PolicyRulesWithSubjects", &POLICY_RULES_WITH_SUBJECTS_FIELDS, false);
 static POLICY_RULES_WITH_SUBJECTS_FIELDS: [Field; 3] = [
     f("subjects", List(H(&items::FLOWCONTROL_V1_SUBJECT)), 1, Always, REQUIRED),
-    f("resourceRules", List(H(&items::FLOWCONTROL_V1_RESOURCE_POLICY_RULE)), 2, OmitEmpty, BOXED),
-    f("nonResourceRules", List(H(&items::FLOWCONTROL_V1_NON_RESOURCE_POLICY_RULE)), 3, OmitEmpty, BOXED),
+    f("resourceRules", List(H(&items::FLOWCONTROL_V1_RESOURCE_POLICY_RULE)), 2, OmitEmpty, 0),
+    f("nonResourceRules", List(H(&items::FLOWCONTROL_V1_NON_RESOURCE_POLICY_RULE)), 3, OmitEmpty, 0),
 ];
 
 pub(super) static PRIORITY_LEVEL_CONFIGURATION: Struct = s("io.k8s.api.flowcontrol.v1.PriorityLevelConfiguration", &PRIORITY_LEVEL_CONFIGURATION_FIELDS, false);

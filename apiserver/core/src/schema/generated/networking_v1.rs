@@ -230,7 +230,7 @@ static SERVICE_CIDR_LIST_FIELDS: [Field; 4] = [
 
 pub(super) static SERVICE_CIDR_SPEC: Struct = s("io.k8s.api.networking.v1.ServiceCIDRSpec", &SERVICE_CIDR_SPEC_FIELDS, false);
 static SERVICE_CIDR_SPEC_FIELDS: [Field; 1] = [
-    f("cidrs", List(H(&items::STRING)), 1, OmitEmpty, BOXED),
+    f("cidrs", List(H(&items::STRING)), 1, OmitEmpty, 0),
 ];
 
 pub(super) static SERVICE_CIDR_STATUS: Struct = s("io.k8s.api.networking.v1.ServiceCIDRStatus", &SERVICE_CIDR_STATUS_FIELDS, false);
