@@ -1,0 +1,8 @@
+//! Who is asking, and may they.
+
+pub mod identity;
+pub mod node;
+pub mod rbac;
+pub mod token;
+
+pub use identity::User;
