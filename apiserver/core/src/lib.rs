@@ -11,6 +11,7 @@ pub mod invalid;
 pub mod kinds;
 pub mod meta;
 pub mod names;
+pub mod patch;
 pub mod path;
 pub mod quantity;
 pub mod resources;
