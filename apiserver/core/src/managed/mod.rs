@@ -9,6 +9,8 @@
 //! that a conversion renames would have to be mapped by the caller.
 
 mod entries;
+#[cfg(test)]
+mod recorded;
 pub mod set;
 #[cfg(test)]
 mod tests;
@@ -146,17 +148,26 @@ fn without_managed_fields(object: &Value) -> Value {
     object
 }
 
+/// Whether a list of entries asks for none to be kept.
+fn is_reset(entries: &[Value]) -> bool {
+    match entries {
+        [] => true,
+        [Value::Object(only)] => only.is_empty(),
+        _ => false,
+    }
+}
+
 /// Gives `new` the `managedFields` it has after this write. `live` is the object before, `None` on creation. To be called
-/// on the object as it will be stored, once after decoding and defaulting and again if admission changed it.
+/// on the object after decoding and defaulting, before the server fills in what is its own, and again if admission changed
+/// it. `new` must still carry the `managedFields` of the request as they were: `[]` and `[{}]` drop all owners, and
+/// normalising drops `[]`.
 pub fn update(kind: &Kind<'_>, live: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
     let before = live.and_then(managed_fields).cloned();
     let given = managed_fields(new).cloned();
     let mut managed = match &given {
         // Subresources do not touch the entries.
         _ if !writer.subresource.is_empty() => Managed::decode(before.as_ref()),
-        Some(Value::Array(entries)) if matches!(entries.as_slice(), [Value::Object(m)] if m.is_empty()) => {
-            Managed::default()
-        }
+        Some(Value::Array(entries)) if is_reset(entries) => Managed::default(),
         given => match Managed::decode(given.as_ref()) {
             given if given.is_empty() => Managed::decode(before.as_ref()),
             given => given,
@@ -275,6 +286,9 @@ pub fn apply(
     for (_, entry) in managed.0.iter_mut().filter(|(other, _)| **other != id) {
         entry.set = entry.set.difference(&taken).difference(&compared.removed);
     }
+    if writer.manager == "kubectl" {
+        renew_last_applied(&mut new, &config);
+    }
     let changed = !same(&old, &new);
     if changed && let Some(entry) = managed.0.get_mut(&id) {
         entry.time = Some(writer.now.to_owned());
@@ -299,6 +313,17 @@ fn prune(merged: &Value, last: &Set, managed: &Managed, t: Type<'_>) -> Value {
     // What went only because all below it went, and was not the writer's, comes back.
     let pruned_set = named(&field_set(&pruned, t));
     remove(merged, &merged_set.difference(&pruned_set).intersection(&last), t)
+}
+
+/// Keeps the annotation of client-side apply true where there is one, so that old clients can still take over.
+fn renew_last_applied(object: &mut Value, config: &Value) {
+    let annotation = object.get_mut("metadata").and_then(|m| m.get_mut("annotations")?.get_mut(LAST_APPLIED));
+    let Some(annotation) = annotation else { return };
+    let mut config = config.clone();
+    if let Some(Value::Object(annotations)) = config.get_mut("metadata").and_then(|m| m.get_mut("annotations")) {
+        annotations.remove(LAST_APPLIED);
+    }
+    *annotation = Value::from(format!("{config}\n"));
 }
 
 /// What a first server-side `kubectl apply` may take over: fields that client-side apply set and nobody changed since.

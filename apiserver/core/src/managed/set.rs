@@ -102,6 +102,15 @@ impl Set {
         }
     }
 
+    /// Adds a whole set below a path.
+    pub(super) fn below(&mut self, path: &[Step], set: &Self) {
+        match path {
+            [] => *self = self.union(set),
+            [step, rest @ ..] if !set.is_empty() => self.children.entry(step.clone()).or_default().below(rest, set),
+            _ => {}
+        }
+    }
+
     fn set_child(&mut self, step: &Step, child: Self) {
         if !child.is_empty() {
             self.children.insert(step.clone(), child);

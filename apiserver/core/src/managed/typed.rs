@@ -311,11 +311,17 @@ impl Comparison {
                         let one = |list: Option<&[&'_ Value]>| list.map(|l| l[0].clone());
                         self.walk(one(old).as_ref(), one(new).as_ref(), t.item(), path);
                     }
-                    // Duplicates are one unit.
+                    // Items of one key are one unit: owned as a whole, nothing below.
                     (old, new) => {
+                        if let Some([single]) = old {
+                            self.removed.below(path, &field_set(single, t.item()));
+                        }
                         let whole = |list: Option<&[&Value]>| list.map(|l| l.iter().map(|v| (*v).clone()).collect());
-                        let (old, new): (Option<Value>, Option<Value>) = (whole(old), whole(new));
-                        self.leaf(old.as_ref(), new.as_ref(), path);
+                        let (before, after): (Option<Value>, Option<Value>) = (whole(old), whole(new));
+                        self.leaf(before.as_ref(), after.as_ref(), path);
+                        if let Some([single]) = new {
+                            self.added.below(path, &field_set(single, t.item()));
+                        }
                     }
                 }
                 path.pop();
