@@ -14,7 +14,7 @@ use crate::schema::kind;
 
 /// Writes where the fields owned cannot follow from the two stored objects: the strategy changed the object after
 /// ownership was taken down (allocated addresses, status), or the schema is a custom one.
-const FLOOR: f64 = 0.75;
+const FLOOR: f64 = 0.95;
 
 struct Target<'a> {
     object: String,
@@ -98,7 +98,9 @@ fn mentions(value: &Value, path: &[Step]) -> bool {
             let fits = |item: &&Value| keys.iter().all(|(k, v)| item.get(k).is_none_or(|i| i == v));
             value.as_array().is_some_and(|list| list.iter().filter(fits).any(|item| mentions(item, rest)))
         }
-        [Step::Value(v), ..] => value.as_array().is_some_and(|list| list.iter().any(|i| i.to_string() == **v)),
+        [Step::Value(v), ..] => value
+            .as_array()
+            .is_some_and(|list| list.iter().any(|i| serde_json::from_str::<Value>(v).is_ok_and(|v| v == *i))),
         [Step::Index(_), ..] => true,
     }
 }

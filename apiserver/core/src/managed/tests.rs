@@ -176,6 +176,7 @@ fn set() -> impl Strategy<Value = Set> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn sets_are_sets(a in set(), b in set(), c in set()) {
         prop_assert_eq!(Set::decode(&a.encode()), Some(a.clone()));

@@ -34,7 +34,6 @@ impl<'a> Type<'a> {
             Shape::Struct(s) if s.atomic => Self::Atomic,
             Shape::Struct(s) => Self::Struct(s),
             Shape::Map(inner) => Self::Map(inner),
-            Shape::RawExtension | Shape::FieldsV1 => Self::Deduced,
             Shape::String
             | Shape::Bytes
             | Shape::Bool
@@ -46,7 +45,7 @@ impl<'a> Type<'a> {
             | Shape::Duration
             | Shape::Quantity
             | Shape::IntOrString => Self::Scalar(shape),
-            // Lists that no field describes, and JSON as such.
+            // Lists that no field describes, and JSON or objects as such.
             _ => Self::Atomic,
         }
     }

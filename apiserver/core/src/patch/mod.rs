@@ -11,6 +11,8 @@ pub mod merge;
 pub mod strategic;
 
 #[cfg(test)]
+mod recorded;
+#[cfg(test)]
 mod tests;
 
 pub use json::JsonPatch;
