@@ -8,6 +8,7 @@
 pub mod go;
 pub mod json;
 pub mod merge;
+pub mod restore;
 pub mod strategic;
 
 #[cfg(test)]

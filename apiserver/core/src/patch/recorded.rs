@@ -77,8 +77,19 @@ fn play(file: &std::path::Path, right: &mut usize, wrong: &mut Vec<String>) {
             let ours = result.as_ref().err().map(|e| Status::from(e.clone()));
             let verdict = match (result, ours) {
                 (Ok(mut object), _) if code == 200 => {
-                    let ok = normalize(&mut object, shape, &mut Faults::default()).is_ok() && within(&object, body);
+                    let ok = super::restore::fits(&object, shape).is_ok()
+                        && normalize(&mut object, shape, &mut Faults::default()).is_ok()
+                        && within(&object, body);
                     (!ok).then(|| format!("{object}\n    is not within\n    {body}"))
+                }
+                (Ok(object), _) if code == 422 && body["message"].as_str().is_some_and(|m| m.contains("cannot ")) => {
+                    let sent: Value = serde_json::from_str(&text).unwrap();
+                    let ours =
+                        super::restore::fits(&object, shape).err().map(|why| super::restore::refused(&sent, &why));
+                    let same = ours.as_ref().is_some_and(|o| {
+                        o.to_value()["message"] == body["message"] && o.to_value()["details"] == body["details"]
+                    });
+                    (!same).then(|| format!("{ours:?}, recorded {body}"))
                 }
                 // What the patch made is refused by validation or as a conflict, or refused before patching.
                 (Ok(_), _)
