@@ -38,7 +38,7 @@ impl Selection {
         let labels = LabelSelector::parse(get("labelSelector")).map_err(|e| Status::bad_request(e.0))?;
         let fields = FieldSelector::parse(get("fieldSelector")).map_err(|e| Status::bad_request(e.0))?;
         for t in &fields.terms {
-            if let Some(text) = kind.strategy.unsupported_field(&t.field, kind.resource.namespaced, &kind.resource) {
+            if let Some(text) = kind.strategy.unsupported_field(&t.field, &kind.resource) {
                 return Err(Status::bad_request(text));
             }
         }
