@@ -113,7 +113,7 @@ func (g *generator) structure(t reflect.Type) *structure {
 		g.missing = append(g.missing, model)
 	}
 	s.atomic = d.MapType == "atomic"
-	s.fields = g.fields(t, model, d, published, nil)
+	s.fields = g.fields(t, model, d, published, nil, false)
 	seen := map[string]bool{}
 	for _, f := range s.fields {
 		if seen[f.name] {
@@ -124,7 +124,9 @@ func (g *generator) structure(t reflect.Type) *structure {
 	return s
 }
 
-func (g *generator) fields(t reflect.Type, model string, d definition, published bool, within []int) []field {
+// fields lists the fields of a struct. `within` are the numbers of the embedded messages around it; `outer` says that it
+// is embedded without a message of its own.
+func (g *generator) fields(t reflect.Type, model string, d definition, published bool, within []int, outer bool) []field {
 	var out []field
 	for i := 0; i < t.NumField(); i++ {
 		sf := t.Field(i)
@@ -132,7 +134,7 @@ func (g *generator) fields(t reflect.Type, model string, d definition, published
 		if name == "-" || sf.PkgPath != "" {
 			continue
 		}
-		number, repeated := protobufTag(sf)
+		number := protobufNumber(sf)
 		if sf.Anonymous && name == "" {
 			ft := sf.Type
 			if ft.Kind() == reflect.Pointer {
@@ -142,11 +144,14 @@ func (g *generator) fields(t reflect.Type, model string, d definition, published
 			if number != 0 {
 				inner = append(append([]int{}, within...), number)
 			}
-			out = append(out, g.fields(ft, model, d, published, inner)...)
+			out = append(out, g.fields(ft, model, d, published, inner, number == 0)...)
 			continue
 		}
 		if name == "" {
 			name = sf.Name // Go's rule; upstream uses it nowhere that is served
+		}
+		if within == nil && outer {
+			number = 0 // a member of TypeMeta: in protobuf the envelope carries it
 		}
 		p, known := d.Properties[name]
 		if published && !known {
@@ -168,9 +173,9 @@ func (g *generator) fields(t reflect.Type, model string, d definition, published
 		f.mergeKey = sf.Tag.Get("patchMergeKey")
 		f.listType, f.listKeys = p.ListType, p.ListKeys
 		f.atomic = p.MapType == "atomic"
-		f.boxed = strings.HasPrefix(shape, "List(") && number != 0 && !repeated
+		f.boxed = strings.HasPrefix(shape, "List(") && hasMarshal(sf.Type)
 		f.def = g.defaults[model][name]
-		if number == 0 && sf.Tag.Get("protobuf") != "" {
+		if number == 0 && !outer && sf.Tag.Get("protobuf") != "" {
 			log.Fatalf("%s.%s: protobuf tag %q", model, name, sf.Tag.Get("protobuf"))
 		}
 		out = append(out, f)
@@ -271,14 +276,20 @@ func presence(t reflect.Type, options string, pointer bool) string {
 	}
 }
 
-func protobufTag(sf reflect.StructField) (number int, repeated bool) {
+func protobufNumber(sf reflect.StructField) int {
 	parts := strings.Split(sf.Tag.Get("protobuf"), ",")
-	if len(parts) < 3 {
-		return 0, false
+	if len(parts) < 2 {
+		return 0
 	}
 	number, err := strconv.Atoi(parts[1])
 	check(err)
-	return number, parts[2] == "rep"
+	return number
+}
+
+// hasMarshal tells lists that are messages of their own. (Whether a tag says `rep` does not tell: some are wrong.)
+func hasMarshal(t reflect.Type) bool {
+	_, ok := t.MethodByName("Marshal")
+	return ok
 }
 
 func modelName(t reflect.Type) string {

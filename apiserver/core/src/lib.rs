@@ -5,12 +5,16 @@
 //! - [`meta`], [`names`], [`selector`]: what all kinds share.
 //! - [`status`], [`invalid`], [`path`]: errors in upstream's words.
 
+pub mod codec;
+pub mod discovery;
 pub mod invalid;
 pub mod kinds;
 pub mod meta;
 pub mod names;
 pub mod path;
+pub mod quantity;
 pub mod resources;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod time;

@@ -6,8 +6,8 @@ pub(super) use super::Handle::Static as H;
 pub(super) use super::Presence::{Always, Nullable, OmitEmpty, Pointer};
 pub(super) use super::Shape::Struct as Object;
 pub(super) use super::Shape::{
-    Bool, Bytes, Double, FieldsV1, Int32, Int64, IntOrString, Json, List, Map, MicroTime, Quantity,
-    RawExtension, SchemaOrArray, SchemaOrBool, SchemaOrStringArray, String, Time,
+    Bool, Bytes, Double, FieldsV1, Int32, Int64, IntOrString, Json, List, Map, MicroTime, Quantity, RawExtension,
+    SchemaOrArray, SchemaOrBool, SchemaOrStringArray, String, Time,
 };
 pub(super) use super::{Field, Shape, Struct};
 use super::{ListType, PatchStrategy, Presence};

@@ -36,8 +36,8 @@ static ADMISSION_RESPONSE_FIELDS: [Field; 7] = [
 
 pub(super) static ADMISSION_REVIEW: Struct = s("io.k8s.api.admission.v1.AdmissionReview", &ADMISSION_REVIEW_FIELDS, false);
 static ADMISSION_REVIEW_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("request", Object(H(&admission_v1::ADMISSION_REQUEST)), 1, Pointer, 0),
     f("response", Object(H(&admission_v1::ADMISSION_RESPONSE)), 2, Pointer, 0),
 ];

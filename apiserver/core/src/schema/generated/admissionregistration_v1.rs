@@ -43,24 +43,24 @@ static MATCH_RESOURCES_FIELDS: [Field; 5] = [
 
 pub(super) static MUTATING_ADMISSION_POLICY: Struct = s("io.k8s.api.admissionregistration.v1.MutatingAdmissionPolicy", &MUTATING_ADMISSION_POLICY_FIELDS, false);
 static MUTATING_ADMISSION_POLICY_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&admissionregistration_v1::MUTATING_ADMISSION_POLICY_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
 
 pub(super) static MUTATING_ADMISSION_POLICY_BINDING: Struct = s("io.k8s.api.admissionregistration.v1.MutatingAdmissionPolicyBinding", &MUTATING_ADMISSION_POLICY_BINDING_FIELDS, false);
 static MUTATING_ADMISSION_POLICY_BINDING_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&admissionregistration_v1::MUTATING_ADMISSION_POLICY_BINDING_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
 
 pub(super) static MUTATING_ADMISSION_POLICY_BINDING_LIST: Struct = s("io.k8s.api.admissionregistration.v1.MutatingAdmissionPolicyBindingList", &MUTATING_ADMISSION_POLICY_BINDING_LIST_FIELDS, false);
 static MUTATING_ADMISSION_POLICY_BINDING_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::ADMISSIONREGISTRATION_V1_MUTATING_ADMISSION_POLICY_BINDING)), 2, Always, REQUIRED),
 ];
@@ -74,8 +74,8 @@ static MUTATING_ADMISSION_POLICY_BINDING_SPEC_FIELDS: [Field; 3] = [
 
 pub(super) static MUTATING_ADMISSION_POLICY_LIST: Struct = s("io.k8s.api.admissionregistration.v1.MutatingAdmissionPolicyList", &MUTATING_ADMISSION_POLICY_LIST_FIELDS, false);
 static MUTATING_ADMISSION_POLICY_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::ADMISSIONREGISTRATION_V1_MUTATING_ADMISSION_POLICY)), 2, Always, REQUIRED),
 ];
@@ -104,21 +104,21 @@ static MUTATING_WEBHOOK_FIELDS: [Field; 12] = [
     f("timeoutSeconds", Int32, 7, Pointer, 0),
     f("admissionReviewVersions", List(H(&items::STRING)), 8, Always, REQUIRED),
     f("reinvocationPolicy", String, 10, Pointer, 0),
-    fx("matchConditions", List(H(&items::ADMISSIONREGISTRATION_V1_MATCH_CONDITION)), 12, OmitEmpty, BOXED | MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
+    fx("matchConditions", List(H(&items::ADMISSIONREGISTRATION_V1_MATCH_CONDITION)), 12, OmitEmpty, MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
 ];
 
 pub(super) static MUTATING_WEBHOOK_CONFIGURATION: Struct = s("io.k8s.api.admissionregistration.v1.MutatingWebhookConfiguration", &MUTATING_WEBHOOK_CONFIGURATION_FIELDS, false);
 static MUTATING_WEBHOOK_CONFIGURATION_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("webhooks", List(H(&items::ADMISSIONREGISTRATION_V1_MUTATING_WEBHOOK)), 2, OmitEmpty, MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
 ];
 
 pub(super) static MUTATING_WEBHOOK_CONFIGURATION_LIST: Struct = s("io.k8s.api.admissionregistration.v1.MutatingWebhookConfigurationList", &MUTATING_WEBHOOK_CONFIGURATION_LIST_FIELDS, false);
 static MUTATING_WEBHOOK_CONFIGURATION_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::ADMISSIONREGISTRATION_V1_MUTATING_WEBHOOK_CONFIGURATION)), 2, Always, REQUIRED),
 ];
@@ -178,8 +178,8 @@ static TYPE_CHECKING_FIELDS: [Field; 1] = [
 
 pub(super) static VALIDATING_ADMISSION_POLICY: Struct = s("io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicy", &VALIDATING_ADMISSION_POLICY_FIELDS, false);
 static VALIDATING_ADMISSION_POLICY_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&admissionregistration_v1::VALIDATING_ADMISSION_POLICY_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&admissionregistration_v1::VALIDATING_ADMISSION_POLICY_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -187,16 +187,16 @@ static VALIDATING_ADMISSION_POLICY_FIELDS: [Field; 5] = [
 
 pub(super) static VALIDATING_ADMISSION_POLICY_BINDING: Struct = s("io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicyBinding", &VALIDATING_ADMISSION_POLICY_BINDING_FIELDS, false);
 static VALIDATING_ADMISSION_POLICY_BINDING_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&admissionregistration_v1::VALIDATING_ADMISSION_POLICY_BINDING_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
 ];
 
 pub(super) static VALIDATING_ADMISSION_POLICY_BINDING_LIST: Struct = s("io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicyBindingList", &VALIDATING_ADMISSION_POLICY_BINDING_LIST_FIELDS, false);
 static VALIDATING_ADMISSION_POLICY_BINDING_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::ADMISSIONREGISTRATION_V1_VALIDATING_ADMISSION_POLICY_BINDING)), 2, Always, REQUIRED),
 ];
@@ -211,8 +211,8 @@ static VALIDATING_ADMISSION_POLICY_BINDING_SPEC_FIELDS: [Field; 4] = [
 
 pub(super) static VALIDATING_ADMISSION_POLICY_LIST: Struct = s("io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicyList", &VALIDATING_ADMISSION_POLICY_LIST_FIELDS, false);
 static VALIDATING_ADMISSION_POLICY_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::ADMISSIONREGISTRATION_V1_VALIDATING_ADMISSION_POLICY)), 2, Always, REQUIRED),
 ];
@@ -247,21 +247,21 @@ static VALIDATING_WEBHOOK_FIELDS: [Field; 11] = [
     f("sideEffects", String, 6, Nullable, REQUIRED),
     f("timeoutSeconds", Int32, 7, Pointer, 0),
     f("admissionReviewVersions", List(H(&items::STRING)), 8, Always, REQUIRED),
-    fx("matchConditions", List(H(&items::ADMISSIONREGISTRATION_V1_MATCH_CONDITION)), 11, OmitEmpty, BOXED | MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
+    fx("matchConditions", List(H(&items::ADMISSIONREGISTRATION_V1_MATCH_CONDITION)), 11, OmitEmpty, MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
 ];
 
 pub(super) static VALIDATING_WEBHOOK_CONFIGURATION: Struct = s("io.k8s.api.admissionregistration.v1.ValidatingWebhookConfiguration", &VALIDATING_WEBHOOK_CONFIGURATION_FIELDS, false);
 static VALIDATING_WEBHOOK_CONFIGURATION_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("webhooks", List(H(&items::ADMISSIONREGISTRATION_V1_VALIDATING_WEBHOOK)), 2, OmitEmpty, MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
 ];
 
 pub(super) static VALIDATING_WEBHOOK_CONFIGURATION_LIST: Struct = s("io.k8s.api.admissionregistration.v1.ValidatingWebhookConfigurationList", &VALIDATING_WEBHOOK_CONFIGURATION_LIST_FIELDS, false);
 static VALIDATING_WEBHOOK_CONFIGURATION_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::ADMISSIONREGISTRATION_V1_VALIDATING_WEBHOOK_CONFIGURATION)), 2, Always, REQUIRED),
 ];

@@ -6,16 +6,16 @@ use super::*;
 
 pub(super) static API_GROUP_DISCOVERY: Struct = s("io.k8s.api.apidiscovery.v2.APIGroupDiscovery", &API_GROUP_DISCOVERY_FIELDS, false);
 static API_GROUP_DISCOVERY_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("versions", List(H(&items::APIDISCOVERY_V2_API_VERSION_DISCOVERY)), 2, OmitEmpty, 0),
 ];
 
 pub(super) static API_GROUP_DISCOVERY_LIST: Struct = s("io.k8s.api.apidiscovery.v2.APIGroupDiscoveryList", &API_GROUP_DISCOVERY_LIST_FIELDS, false);
 static API_GROUP_DISCOVERY_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::APIDISCOVERY_V2_API_GROUP_DISCOVERY)), 2, Always, REQUIRED),
 ];
@@ -26,7 +26,7 @@ static API_RESOURCE_DISCOVERY_FIELDS: [Field; 8] = [
     f("responseKind", Object(H(&meta_v1::GROUP_VERSION_KIND)), 2, Pointer, 0),
     f("scope", String, 3, Always, REQUIRED),
     f("singularResource", String, 4, Always, REQUIRED),
-    f("verbs", List(H(&items::STRING)), 5, Always, REQUIRED | BOXED),
+    f("verbs", List(H(&items::STRING)), 5, Always, REQUIRED),
     f("shortNames", List(H(&items::STRING)), 6, OmitEmpty, 0),
     f("categories", List(H(&items::STRING)), 7, OmitEmpty, 0),
     f("subresources", List(H(&items::APIDISCOVERY_V2_API_SUBRESOURCE_DISCOVERY)), 8, OmitEmpty, 0),
@@ -37,7 +37,7 @@ static API_SUBRESOURCE_DISCOVERY_FIELDS: [Field; 4] = [
     f("subresource", String, 1, Always, REQUIRED),
     f("responseKind", Object(H(&meta_v1::GROUP_VERSION_KIND)), 2, Pointer, 0),
     f("acceptedTypes", List(H(&items::META_V1_GROUP_VERSION_KIND)), 3, OmitEmpty, 0),
-    f("verbs", List(H(&items::STRING)), 4, Always, REQUIRED | BOXED),
+    f("verbs", List(H(&items::STRING)), 4, Always, REQUIRED),
 ];
 
 pub(super) static API_VERSION_DISCOVERY: Struct = s("io.k8s.api.apidiscovery.v2.APIVersionDiscovery", &API_VERSION_DISCOVERY_FIELDS, false);

@@ -20,8 +20,8 @@ static CONVERSION_RESPONSE_FIELDS: [Field; 3] = [
 
 pub(super) static CONVERSION_REVIEW: Struct = s("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.ConversionReview", &CONVERSION_REVIEW_FIELDS, false);
 static CONVERSION_REVIEW_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("request", Object(H(&apiextensions_v1::CONVERSION_REQUEST)), 1, Pointer, 0),
     f("response", Object(H(&apiextensions_v1::CONVERSION_RESPONSE)), 2, Pointer, 0),
 ];
@@ -44,8 +44,8 @@ static CUSTOM_RESOURCE_CONVERSION_FIELDS: [Field; 2] = [
 
 pub(super) static CUSTOM_RESOURCE_DEFINITION: Struct = s("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition", &CUSTOM_RESOURCE_DEFINITION_FIELDS, false);
 static CUSTOM_RESOURCE_DEFINITION_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&apiextensions_v1::CUSTOM_RESOURCE_DEFINITION_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&apiextensions_v1::CUSTOM_RESOURCE_DEFINITION_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -63,8 +63,8 @@ static CUSTOM_RESOURCE_DEFINITION_CONDITION_FIELDS: [Field; 6] = [
 
 pub(super) static CUSTOM_RESOURCE_DEFINITION_LIST: Struct = s("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionList", &CUSTOM_RESOURCE_DEFINITION_LIST_FIELDS, false);
 static CUSTOM_RESOURCE_DEFINITION_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("items", List(H(&items::APIEXTENSIONS_V1_CUSTOM_RESOURCE_DEFINITION)), 2, Always, REQUIRED),
 ];
@@ -73,7 +73,7 @@ pub(super) static CUSTOM_RESOURCE_DEFINITION_NAMES: Struct = s("io.k8s.apiextens
 static CUSTOM_RESOURCE_DEFINITION_NAMES_FIELDS: [Field; 6] = [
     fx("plural", String, 1, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("singular", String, 2, OmitEmpty, 0),
-    f("shortNames", List(H(&items::STRING)), 3, OmitEmpty, BOXED),
+    f("shortNames", List(H(&items::STRING)), 3, OmitEmpty, 0),
     fx("kind", String, 4, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("listKind", String, 5, OmitEmpty, 0),
     f("categories", List(H(&items::STRING)), 6, OmitEmpty, 0),
@@ -91,7 +91,7 @@ static CUSTOM_RESOURCE_DEFINITION_SPEC_FIELDS: [Field; 6] = [
 
 pub(super) static CUSTOM_RESOURCE_DEFINITION_STATUS: Struct = s("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionStatus", &CUSTOM_RESOURCE_DEFINITION_STATUS_FIELDS, false);
 static CUSTOM_RESOURCE_DEFINITION_STATUS_FIELDS: [Field; 4] = [
-    fx("conditions", List(H(&items::APIEXTENSIONS_V1_CUSTOM_RESOURCE_DEFINITION_CONDITION)), 1, Always, BOXED | MAP, "", &items::KEYS_TYPE, "", &[]),
+    fx("conditions", List(H(&items::APIEXTENSIONS_V1_CUSTOM_RESOURCE_DEFINITION_CONDITION)), 1, Always, MAP, "", &items::KEYS_TYPE, "", &[]),
     fx("acceptedNames", Object(H(&apiextensions_v1::CUSTOM_RESOURCE_DEFINITION_NAMES)), 2, Always, 0, "", &[], "{}", &[]),
     f("storedVersions", List(H(&items::STRING)), 3, Always, 0),
     f("observedGeneration", Int64, 4, OmitEmpty, 0),

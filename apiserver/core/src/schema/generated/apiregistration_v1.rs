@@ -6,8 +6,8 @@ use super::*;
 
 pub(super) static API_SERVICE: Struct = s("io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService", &API_SERVICE_FIELDS, false);
 static API_SERVICE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&apiregistration_v1::API_SERVICE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&apiregistration_v1::API_SERVICE_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -24,8 +24,8 @@ static API_SERVICE_CONDITION_FIELDS: [Field; 5] = [
 
 pub(super) static API_SERVICE_LIST: Struct = s("io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIServiceList", &API_SERVICE_LIST_FIELDS, false);
 static API_SERVICE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("items", List(H(&items::APIREGISTRATION_V1_API_SERVICE)), 2, Always, REQUIRED),
 ];

@@ -6,8 +6,8 @@ use super::*;
 
 pub(super) static CONTROLLER_REVISION: Struct = s("io.k8s.api.apps.v1.ControllerRevision", &CONTROLLER_REVISION_FIELDS, false);
 static CONTROLLER_REVISION_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("data", RawExtension, 2, Always, REQUIRED),
     fx("revision", Int64, 3, Always, 0, "", &[], "0", &[]),
@@ -15,16 +15,16 @@ static CONTROLLER_REVISION_FIELDS: [Field; 5] = [
 
 pub(super) static CONTROLLER_REVISION_LIST: Struct = s("io.k8s.api.apps.v1.ControllerRevisionList", &CONTROLLER_REVISION_LIST_FIELDS, false);
 static CONTROLLER_REVISION_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::APPS_V1_CONTROLLER_REVISION)), 2, Always, REQUIRED),
 ];
 
 pub(super) static DAEMON_SET: Struct = s("io.k8s.api.apps.v1.DaemonSet", &DAEMON_SET_FIELDS, false);
 static DAEMON_SET_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&apps_v1::DAEMON_SET_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&apps_v1::DAEMON_SET_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -41,8 +41,8 @@ static DAEMON_SET_CONDITION_FIELDS: [Field; 5] = [
 
 pub(super) static DAEMON_SET_LIST: Struct = s("io.k8s.api.apps.v1.DaemonSetList", &DAEMON_SET_LIST_FIELDS, false);
 static DAEMON_SET_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::APPS_V1_DAEMON_SET)), 2, Always, REQUIRED),
 ];
@@ -78,8 +78,8 @@ static DAEMON_SET_UPDATE_STRATEGY_FIELDS: [Field; 2] = [
 
 pub(super) static DEPLOYMENT: Struct = s("io.k8s.api.apps.v1.Deployment", &DEPLOYMENT_FIELDS, false);
 static DEPLOYMENT_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&apps_v1::DEPLOYMENT_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&apps_v1::DEPLOYMENT_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -97,8 +97,8 @@ static DEPLOYMENT_CONDITION_FIELDS: [Field; 6] = [
 
 pub(super) static DEPLOYMENT_LIST: Struct = s("io.k8s.api.apps.v1.DeploymentList", &DEPLOYMENT_LIST_FIELDS, false);
 static DEPLOYMENT_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::APPS_V1_DEPLOYMENT)), 2, Always, REQUIRED),
 ];
@@ -136,8 +136,8 @@ static DEPLOYMENT_STRATEGY_FIELDS: [Field; 2] = [
 
 pub(super) static REPLICA_SET: Struct = s("io.k8s.api.apps.v1.ReplicaSet", &REPLICA_SET_FIELDS, false);
 static REPLICA_SET_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&apps_v1::REPLICA_SET_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&apps_v1::REPLICA_SET_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -154,8 +154,8 @@ static REPLICA_SET_CONDITION_FIELDS: [Field; 5] = [
 
 pub(super) static REPLICA_SET_LIST: Struct = s("io.k8s.api.apps.v1.ReplicaSetList", &REPLICA_SET_LIST_FIELDS, false);
 static REPLICA_SET_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::APPS_V1_REPLICA_SET)), 2, Always, REQUIRED),
 ];
@@ -199,8 +199,8 @@ static ROLLING_UPDATE_STATEFUL_SET_STRATEGY_FIELDS: [Field; 2] = [
 
 pub(super) static STATEFUL_SET: Struct = s("io.k8s.api.apps.v1.StatefulSet", &STATEFUL_SET_FIELDS, false);
 static STATEFUL_SET_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&apps_v1::STATEFUL_SET_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&apps_v1::STATEFUL_SET_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -217,8 +217,8 @@ static STATEFUL_SET_CONDITION_FIELDS: [Field; 5] = [
 
 pub(super) static STATEFUL_SET_LIST: Struct = s("io.k8s.api.apps.v1.StatefulSetList", &STATEFUL_SET_LIST_FIELDS, false);
 static STATEFUL_SET_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::APPS_V1_STATEFUL_SET)), 2, Always, REQUIRED),
 ];

@@ -14,8 +14,8 @@ static BOUND_OBJECT_REFERENCE_FIELDS: [Field; 4] = [
 
 pub(super) static SELF_SUBJECT_REVIEW: Struct = s("io.k8s.api.authentication.v1.SelfSubjectReview", &SELF_SUBJECT_REVIEW_FIELDS, false);
 static SELF_SUBJECT_REVIEW_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("status", Object(H(&authentication_v1::SELF_SUBJECT_REVIEW_STATUS)), 2, Always, 0),
 ];
@@ -27,8 +27,8 @@ static SELF_SUBJECT_REVIEW_STATUS_FIELDS: [Field; 1] = [
 
 pub(super) static TOKEN_REQUEST: Struct = s("io.k8s.api.authentication.v1.TokenRequest", &TOKEN_REQUEST_FIELDS, false);
 static TOKEN_REQUEST_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("spec", Object(H(&authentication_v1::TOKEN_REQUEST_SPEC)), 2, Always, 0),
     f("status", Object(H(&authentication_v1::TOKEN_REQUEST_STATUS)), 3, Always, 0),
@@ -50,8 +50,8 @@ static TOKEN_REQUEST_STATUS_FIELDS: [Field; 2] = [
 
 pub(super) static TOKEN_REVIEW: Struct = s("io.k8s.api.authentication.v1.TokenReview", &TOKEN_REVIEW_FIELDS, false);
 static TOKEN_REVIEW_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("spec", Object(H(&authentication_v1::TOKEN_REVIEW_SPEC)), 2, Always, REQUIRED),
     f("status", Object(H(&authentication_v1::TOKEN_REVIEW_STATUS)), 3, Always, 0),

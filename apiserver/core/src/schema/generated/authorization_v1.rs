@@ -18,8 +18,8 @@ static LABEL_SELECTOR_ATTRIBUTES_FIELDS: [Field; 2] = [
 
 pub(super) static LOCAL_SUBJECT_ACCESS_REVIEW: Struct = s("io.k8s.api.authorization.v1.LocalSubjectAccessReview", &LOCAL_SUBJECT_ACCESS_REVIEW_FIELDS, false);
 static LOCAL_SUBJECT_ACCESS_REVIEW_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("spec", Object(H(&authorization_v1::SUBJECT_ACCESS_REVIEW_SPEC)), 2, Always, REQUIRED),
     f("status", Object(H(&authorization_v1::SUBJECT_ACCESS_REVIEW_STATUS)), 3, Always, 0),
@@ -60,8 +60,8 @@ static RESOURCE_RULE_FIELDS: [Field; 4] = [
 
 pub(super) static SELF_SUBJECT_ACCESS_REVIEW: Struct = s("io.k8s.api.authorization.v1.SelfSubjectAccessReview", &SELF_SUBJECT_ACCESS_REVIEW_FIELDS, false);
 static SELF_SUBJECT_ACCESS_REVIEW_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("spec", Object(H(&authorization_v1::SELF_SUBJECT_ACCESS_REVIEW_SPEC)), 2, Always, REQUIRED),
     f("status", Object(H(&authorization_v1::SUBJECT_ACCESS_REVIEW_STATUS)), 3, Always, 0),
@@ -75,8 +75,8 @@ static SELF_SUBJECT_ACCESS_REVIEW_SPEC_FIELDS: [Field; 2] = [
 
 pub(super) static SELF_SUBJECT_RULES_REVIEW: Struct = s("io.k8s.api.authorization.v1.SelfSubjectRulesReview", &SELF_SUBJECT_RULES_REVIEW_FIELDS, false);
 static SELF_SUBJECT_RULES_REVIEW_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("spec", Object(H(&authorization_v1::SELF_SUBJECT_RULES_REVIEW_SPEC)), 2, Always, REQUIRED),
     f("status", Object(H(&authorization_v1::SUBJECT_RULES_REVIEW_STATUS)), 3, Always, 0),
@@ -89,8 +89,8 @@ static SELF_SUBJECT_RULES_REVIEW_SPEC_FIELDS: [Field; 1] = [
 
 pub(super) static SUBJECT_ACCESS_REVIEW: Struct = s("io.k8s.api.authorization.v1.SubjectAccessReview", &SUBJECT_ACCESS_REVIEW_FIELDS, false);
 static SUBJECT_ACCESS_REVIEW_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("spec", Object(H(&authorization_v1::SUBJECT_ACCESS_REVIEW_SPEC)), 2, Always, REQUIRED),
     f("status", Object(H(&authorization_v1::SUBJECT_ACCESS_REVIEW_STATUS)), 3, Always, 0),

@@ -13,8 +13,8 @@ static CROSS_VERSION_OBJECT_REFERENCE_FIELDS: [Field; 3] = [
 
 pub(super) static HORIZONTAL_POD_AUTOSCALER: Struct = s("io.k8s.api.autoscaling.v1.HorizontalPodAutoscaler", &HORIZONTAL_POD_AUTOSCALER_FIELDS, false);
 static HORIZONTAL_POD_AUTOSCALER_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&autoscaling_v1::HORIZONTAL_POD_AUTOSCALER_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&autoscaling_v1::HORIZONTAL_POD_AUTOSCALER_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -22,8 +22,8 @@ static HORIZONTAL_POD_AUTOSCALER_FIELDS: [Field; 5] = [
 
 pub(super) static HORIZONTAL_POD_AUTOSCALER_LIST: Struct = s("io.k8s.api.autoscaling.v1.HorizontalPodAutoscalerList", &HORIZONTAL_POD_AUTOSCALER_LIST_FIELDS, false);
 static HORIZONTAL_POD_AUTOSCALER_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("items", List(H(&items::AUTOSCALING_V1_HORIZONTAL_POD_AUTOSCALER)), 2, Always, REQUIRED),
 ];
@@ -47,8 +47,8 @@ static HORIZONTAL_POD_AUTOSCALER_STATUS_FIELDS: [Field; 5] = [
 
 pub(super) static SCALE: Struct = s("io.k8s.api.autoscaling.v1.Scale", &SCALE_FIELDS, false);
 static SCALE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&autoscaling_v1::SCALE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&autoscaling_v1::SCALE_STATUS)), 3, Always, 0, "", &[], "{}", &[]),

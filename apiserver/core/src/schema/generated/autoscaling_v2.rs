@@ -39,8 +39,8 @@ static EXTERNAL_METRIC_STATUS_FIELDS: [Field; 2] = [
 
 pub(super) static HORIZONTAL_POD_AUTOSCALER: Struct = s("io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler", &HORIZONTAL_POD_AUTOSCALER_FIELDS, false);
 static HORIZONTAL_POD_AUTOSCALER_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&autoscaling_v2::HORIZONTAL_POD_AUTOSCALER_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&autoscaling_v2::HORIZONTAL_POD_AUTOSCALER_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -64,8 +64,8 @@ static HORIZONTAL_POD_AUTOSCALER_CONDITION_FIELDS: [Field; 6] = [
 
 pub(super) static HORIZONTAL_POD_AUTOSCALER_LIST: Struct = s("io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerList", &HORIZONTAL_POD_AUTOSCALER_LIST_FIELDS, false);
 static HORIZONTAL_POD_AUTOSCALER_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::AUTOSCALING_V2_HORIZONTAL_POD_AUTOSCALER)), 2, Always, REQUIRED),
 ];

@@ -6,8 +6,8 @@ use super::*;
 
 pub(super) static CRON_JOB: Struct = s("io.k8s.api.batch.v1.CronJob", &CRON_JOB_FIELDS, false);
 static CRON_JOB_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&batch_v1::CRON_JOB_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&batch_v1::CRON_JOB_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -15,8 +15,8 @@ static CRON_JOB_FIELDS: [Field; 5] = [
 
 pub(super) static CRON_JOB_LIST: Struct = s("io.k8s.api.batch.v1.CronJobList", &CRON_JOB_LIST_FIELDS, false);
 static CRON_JOB_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::BATCH_V1_CRON_JOB)), 2, Always, REQUIRED),
 ];
@@ -42,8 +42,8 @@ static CRON_JOB_STATUS_FIELDS: [Field; 3] = [
 
 pub(super) static JOB: Struct = s("io.k8s.api.batch.v1.Job", &JOB_FIELDS, false);
 static JOB_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&batch_v1::JOB_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&batch_v1::JOB_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -61,8 +61,8 @@ static JOB_CONDITION_FIELDS: [Field; 6] = [
 
 pub(super) static JOB_LIST: Struct = s("io.k8s.api.batch.v1.JobList", &JOB_LIST_FIELDS, false);
 static JOB_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::BATCH_V1_JOB)), 2, Always, REQUIRED),
 ];
@@ -119,7 +119,7 @@ static JOB_TEMPLATE_SPEC_FIELDS: [Field; 2] = [
 
 pub(super) static POD_FAILURE_POLICY: Struct = s("io.k8s.api.batch.v1.PodFailurePolicy", &POD_FAILURE_POLICY_FIELDS, false);
 static POD_FAILURE_POLICY_FIELDS: [Field; 1] = [
-    f("rules", List(H(&items::BATCH_V1_POD_FAILURE_POLICY_RULE)), 1, Always, REQUIRED | BOXED),
+    f("rules", List(H(&items::BATCH_V1_POD_FAILURE_POLICY_RULE)), 1, Always, REQUIRED),
 ];
 
 pub(super) static POD_FAILURE_POLICY_ON_EXIT_CODES_REQUIREMENT: Struct = s("io.k8s.api.batch.v1.PodFailurePolicyOnExitCodesRequirement", &POD_FAILURE_POLICY_ON_EXIT_CODES_REQUIREMENT_FIELDS, false);
@@ -139,12 +139,12 @@ pub(super) static POD_FAILURE_POLICY_RULE: Struct = s("io.k8s.api.batch.v1.PodFa
 static POD_FAILURE_POLICY_RULE_FIELDS: [Field; 3] = [
     fx("action", String, 1, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("onExitCodes", Object(H(&batch_v1::POD_FAILURE_POLICY_ON_EXIT_CODES_REQUIREMENT)), 2, Pointer, 0),
-    f("onPodConditions", List(H(&items::BATCH_V1_POD_FAILURE_POLICY_ON_POD_CONDITIONS_PATTERN)), 3, OmitEmpty, BOXED),
+    f("onPodConditions", List(H(&items::BATCH_V1_POD_FAILURE_POLICY_ON_POD_CONDITIONS_PATTERN)), 3, OmitEmpty, 0),
 ];
 
 pub(super) static SUCCESS_POLICY: Struct = s("io.k8s.api.batch.v1.SuccessPolicy", &SUCCESS_POLICY_FIELDS, false);
 static SUCCESS_POLICY_FIELDS: [Field; 1] = [
-    f("rules", List(H(&items::BATCH_V1_SUCCESS_POLICY_RULE)), 1, Always, REQUIRED | BOXED),
+    f("rules", List(H(&items::BATCH_V1_SUCCESS_POLICY_RULE)), 1, Always, REQUIRED),
 ];
 
 pub(super) static SUCCESS_POLICY_RULE: Struct = s("io.k8s.api.batch.v1.SuccessPolicyRule", &SUCCESS_POLICY_RULE_FIELDS, false);

@@ -6,8 +6,8 @@ use super::*;
 
 pub(super) static CERTIFICATE_SIGNING_REQUEST: Struct = s("io.k8s.api.certificates.v1.CertificateSigningRequest", &CERTIFICATE_SIGNING_REQUEST_FIELDS, false);
 static CERTIFICATE_SIGNING_REQUEST_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&certificates_v1::CERTIFICATE_SIGNING_REQUEST_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&certificates_v1::CERTIFICATE_SIGNING_REQUEST_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -25,8 +25,8 @@ static CERTIFICATE_SIGNING_REQUEST_CONDITION_FIELDS: [Field; 6] = [
 
 pub(super) static CERTIFICATE_SIGNING_REQUEST_LIST: Struct = s("io.k8s.api.certificates.v1.CertificateSigningRequestList", &CERTIFICATE_SIGNING_REQUEST_LIST_FIELDS, false);
 static CERTIFICATE_SIGNING_REQUEST_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CERTIFICATES_V1_CERTIFICATE_SIGNING_REQUEST)), 2, Always, REQUIRED),
 ];
@@ -36,7 +36,7 @@ static CERTIFICATE_SIGNING_REQUEST_SPEC_FIELDS: [Field; 8] = [
     f("request", Bytes, 1, Always, REQUIRED),
     fx("signerName", String, 7, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("expirationSeconds", Int32, 8, Pointer, 0),
-    f("usages", List(H(&items::STRING)), 5, OmitEmpty, BOXED),
+    f("usages", List(H(&items::STRING)), 5, OmitEmpty, 0),
     f("username", String, 2, OmitEmpty, 0),
     f("uid", String, 3, OmitEmpty, 0),
     f("groups", List(H(&items::STRING)), 4, OmitEmpty, 0),
@@ -51,16 +51,16 @@ static CERTIFICATE_SIGNING_REQUEST_STATUS_FIELDS: [Field; 2] = [
 
 pub(super) static CLUSTER_TRUST_BUNDLE: Struct = s("io.k8s.api.certificates.v1.ClusterTrustBundle", &CLUSTER_TRUST_BUNDLE_FIELDS, false);
 static CLUSTER_TRUST_BUNDLE_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&certificates_v1::CLUSTER_TRUST_BUNDLE_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
 ];
 
 pub(super) static CLUSTER_TRUST_BUNDLE_LIST: Struct = s("io.k8s.api.certificates.v1.ClusterTrustBundleList", &CLUSTER_TRUST_BUNDLE_LIST_FIELDS, false);
 static CLUSTER_TRUST_BUNDLE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CERTIFICATES_V1_CLUSTER_TRUST_BUNDLE)), 2, Always, REQUIRED),
 ];
@@ -73,8 +73,8 @@ static CLUSTER_TRUST_BUNDLE_SPEC_FIELDS: [Field; 2] = [
 
 pub(super) static POD_CERTIFICATE_REQUEST: Struct = s("io.k8s.api.certificates.v1.PodCertificateRequest", &POD_CERTIFICATE_REQUEST_FIELDS, false);
 static POD_CERTIFICATE_REQUEST_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&certificates_v1::POD_CERTIFICATE_REQUEST_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&certificates_v1::POD_CERTIFICATE_REQUEST_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -82,8 +82,8 @@ static POD_CERTIFICATE_REQUEST_FIELDS: [Field; 5] = [
 
 pub(super) static POD_CERTIFICATE_REQUEST_LIST: Struct = s("io.k8s.api.certificates.v1.PodCertificateRequestList", &POD_CERTIFICATE_REQUEST_LIST_FIELDS, false);
 static POD_CERTIFICATE_REQUEST_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CERTIFICATES_V1_POD_CERTIFICATE_REQUEST)), 2, Always, REQUIRED),
 ];

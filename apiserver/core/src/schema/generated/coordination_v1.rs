@@ -6,16 +6,16 @@ use super::*;
 
 pub(super) static LEASE: Struct = s("io.k8s.api.coordination.v1.Lease", &LEASE_FIELDS, false);
 static LEASE_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&coordination_v1::LEASE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
 
 pub(super) static LEASE_LIST: Struct = s("io.k8s.api.coordination.v1.LeaseList", &LEASE_LIST_FIELDS, false);
 static LEASE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::COORDINATION_V1_LEASE)), 2, Always, REQUIRED),
 ];

@@ -58,8 +58,8 @@ static AZURE_FILE_VOLUME_SOURCE_FIELDS: [Field; 3] = [
 
 pub(super) static BINDING: Struct = s("io.k8s.api.core.v1.Binding", &BINDING_FIELDS, false);
 static BINDING_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("target", Object(H(&core_v1::OBJECT_REFERENCE)), 2, Always, REQUIRED),
 ];
@@ -131,24 +131,24 @@ static COMPONENT_CONDITION_FIELDS: [Field; 4] = [
 
 pub(super) static COMPONENT_STATUS: Struct = s("io.k8s.api.core.v1.ComponentStatus", &COMPONENT_STATUS_FIELDS, false);
 static COMPONENT_STATUS_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("conditions", List(H(&items::CORE_V1_COMPONENT_CONDITION)), 2, OmitEmpty, MAP | MERGE, "type", &items::KEYS_TYPE, "", &[]),
 ];
 
 pub(super) static COMPONENT_STATUS_LIST: Struct = s("io.k8s.api.core.v1.ComponentStatusList", &COMPONENT_STATUS_LIST_FIELDS, false);
 static COMPONENT_STATUS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_COMPONENT_STATUS)), 2, Always, REQUIRED),
 ];
 
 pub(super) static CONFIG_MAP: Struct = s("io.k8s.api.core.v1.ConfigMap", &CONFIG_MAP_FIELDS, false);
 static CONFIG_MAP_FIELDS: [Field; 6] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("immutable", Bool, 4, Pointer, 0),
     f("data", Map(H(&items::STRING)), 2, OmitEmpty, 0),
@@ -170,8 +170,8 @@ static CONFIG_MAP_KEY_SELECTOR_FIELDS: [Field; 3] = [
 
 pub(super) static CONFIG_MAP_LIST: Struct = s("io.k8s.api.core.v1.ConfigMapList", &CONFIG_MAP_LIST_FIELDS, false);
 static CONFIG_MAP_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_CONFIG_MAP)), 2, Always, REQUIRED),
 ];
@@ -381,16 +381,16 @@ static EMPTY_DIR_VOLUME_SOURCE_FIELDS: [Field; 3] = [
 
 pub(super) static ENDPOINTS: Struct = s("io.k8s.api.core.v1.Endpoints", &ENDPOINTS_FIELDS, false);
 static ENDPOINTS_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("subsets", List(H(&items::CORE_V1_ENDPOINT_SUBSET)), 2, OmitEmpty, 0),
 ];
 
 pub(super) static ENDPOINTS_LIST: Struct = s("io.k8s.api.core.v1.EndpointsList", &ENDPOINTS_LIST_FIELDS, false);
 static ENDPOINTS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_ENDPOINTS)), 2, Always, REQUIRED),
 ];
@@ -478,8 +478,8 @@ static EPHEMERAL_VOLUME_SOURCE_FIELDS: [Field; 1] = [
 
 pub(super) static EVENT: Struct = s("io.k8s.api.core.v1.Event", &EVENT_FIELDS, false);
 static EVENT_FIELDS: [Field; 17] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, REQUIRED, "", &[], "{}", &[]),
     fx("involvedObject", Object(H(&core_v1::OBJECT_REFERENCE)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     f("reason", String, 3, OmitEmpty, 0),
@@ -499,8 +499,8 @@ static EVENT_FIELDS: [Field; 17] = [
 
 pub(super) static EVENT_LIST: Struct = s("io.k8s.api.core.v1.EventList", &EVENT_LIST_FIELDS, false);
 static EVENT_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_EVENT)), 2, Always, REQUIRED),
 ];
@@ -658,7 +658,7 @@ static ISCSI_PERSISTENT_VOLUME_SOURCE_FIELDS: [Field; 11] = [
     fx("iscsiInterface", String, 4, OmitEmpty, 0, "", &[], r#""default""#, &[]),
     f("fsType", String, 5, OmitEmpty, 0),
     f("readOnly", Bool, 6, OmitEmpty, 0),
-    f("portals", List(H(&items::STRING)), 7, OmitEmpty, BOXED),
+    f("portals", List(H(&items::STRING)), 7, OmitEmpty, 0),
     f("chapAuthDiscovery", Bool, 8, OmitEmpty, 0),
     f("chapAuthSession", Bool, 11, OmitEmpty, 0),
     f("secretRef", Object(H(&core_v1::SECRET_REFERENCE)), 10, Pointer, 0),
@@ -673,7 +673,7 @@ static ISCSI_VOLUME_SOURCE_FIELDS: [Field; 11] = [
     fx("iscsiInterface", String, 4, OmitEmpty, 0, "", &[], r#""default""#, &[]),
     f("fsType", String, 5, OmitEmpty, 0),
     f("readOnly", Bool, 6, OmitEmpty, 0),
-    f("portals", List(H(&items::STRING)), 7, OmitEmpty, BOXED),
+    f("portals", List(H(&items::STRING)), 7, OmitEmpty, 0),
     f("chapAuthDiscovery", Bool, 8, OmitEmpty, 0),
     f("chapAuthSession", Bool, 11, OmitEmpty, 0),
     f("secretRef", Object(H(&core_v1::LOCAL_OBJECT_REFERENCE)), 10, Pointer, 0),
@@ -705,8 +705,8 @@ static LIFECYCLE_HANDLER_FIELDS: [Field; 4] = [
 
 pub(super) static LIMIT_RANGE: Struct = s("io.k8s.api.core.v1.LimitRange", &LIMIT_RANGE_FIELDS, false);
 static LIMIT_RANGE_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::LIMIT_RANGE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
@@ -723,8 +723,8 @@ static LIMIT_RANGE_ITEM_FIELDS: [Field; 6] = [
 
 pub(super) static LIMIT_RANGE_LIST: Struct = s("io.k8s.api.core.v1.LimitRangeList", &LIMIT_RANGE_LIST_FIELDS, false);
 static LIMIT_RANGE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_LIMIT_RANGE)), 2, Always, REQUIRED),
 ];
@@ -743,8 +743,8 @@ static LINUX_CONTAINER_USER_FIELDS: [Field; 3] = [
 
 pub(super) static LIST: Struct = s("io.k8s.api.core.v1.List", &LIST_FIELDS, false);
 static LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RAW_EXTENSION)), 2, Always, REQUIRED),
 ];
@@ -781,8 +781,8 @@ static MODIFY_VOLUME_STATUS_FIELDS: [Field; 2] = [
 
 pub(super) static NAMESPACE: Struct = s("io.k8s.api.core.v1.Namespace", &NAMESPACE_FIELDS, false);
 static NAMESPACE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::NAMESPACE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::NAMESPACE_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -799,8 +799,8 @@ static NAMESPACE_CONDITION_FIELDS: [Field; 5] = [
 
 pub(super) static NAMESPACE_LIST: Struct = s("io.k8s.api.core.v1.NamespaceList", &NAMESPACE_LIST_FIELDS, false);
 static NAMESPACE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_NAMESPACE)), 2, Always, REQUIRED),
 ];
@@ -825,8 +825,8 @@ static NFS_VOLUME_SOURCE_FIELDS: [Field; 3] = [
 
 pub(super) static NODE: Struct = s("io.k8s.api.core.v1.Node", &NODE_FIELDS, false);
 static NODE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::NODE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::NODE_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -900,8 +900,8 @@ static NODE_FEATURES_FIELDS: [Field; 1] = [
 
 pub(super) static NODE_LIST: Struct = s("io.k8s.api.core.v1.NodeList", &NODE_LIST_FIELDS, false);
 static NODE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_NODE)), 2, Always, REQUIRED),
 ];
@@ -913,8 +913,8 @@ static NODE_POD_PREEMPTION_POLICY_FIELDS: [Field; 1] = [
 
 pub(super) static NODE_PROXY_OPTIONS: Struct = s("io.k8s.api.core.v1.NodeProxyOptions", &NODE_PROXY_OPTIONS_FIELDS, false);
 static NODE_PROXY_OPTIONS_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("path", String, 1, OmitEmpty, 0),
 ];
 
@@ -951,10 +951,10 @@ static NODE_SELECTOR_TERM_FIELDS: [Field; 2] = [
 pub(super) static NODE_SPEC: Struct = s("io.k8s.api.core.v1.NodeSpec", &NODE_SPEC_FIELDS, false);
 static NODE_SPEC_FIELDS: [Field; 8] = [
     f("podCIDR", String, 1, OmitEmpty, 0),
-    f("podCIDRs", List(H(&items::STRING)), 7, OmitEmpty, BOXED | SET | MERGE),
+    f("podCIDRs", List(H(&items::STRING)), 7, OmitEmpty, SET | MERGE),
     f("providerID", String, 3, OmitEmpty, 0),
     f("unschedulable", Bool, 4, OmitEmpty, 0),
-    f("taints", List(H(&items::CORE_V1_TAINT)), 5, OmitEmpty, BOXED),
+    f("taints", List(H(&items::CORE_V1_TAINT)), 5, OmitEmpty, 0),
     f("configSource", Object(H(&core_v1::NODE_CONFIG_SOURCE)), 6, Pointer, 0),
     f("externalID", String, 2, OmitEmpty, 0),
     f("podPreemptionPolicy", Object(H(&core_v1::NODE_POD_PREEMPTION_POLICY)), 8, Pointer, 0),
@@ -1018,8 +1018,8 @@ static OBJECT_REFERENCE_FIELDS: [Field; 7] = [
 
 pub(super) static PERSISTENT_VOLUME: Struct = s("io.k8s.api.core.v1.PersistentVolume", &PERSISTENT_VOLUME_FIELDS, false);
 static PERSISTENT_VOLUME_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::PERSISTENT_VOLUME_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::PERSISTENT_VOLUME_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -1027,8 +1027,8 @@ static PERSISTENT_VOLUME_FIELDS: [Field; 5] = [
 
 pub(super) static PERSISTENT_VOLUME_CLAIM: Struct = s("io.k8s.api.core.v1.PersistentVolumeClaim", &PERSISTENT_VOLUME_CLAIM_FIELDS, false);
 static PERSISTENT_VOLUME_CLAIM_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::PERSISTENT_VOLUME_CLAIM_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::PERSISTENT_VOLUME_CLAIM_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -1046,8 +1046,8 @@ static PERSISTENT_VOLUME_CLAIM_CONDITION_FIELDS: [Field; 6] = [
 
 pub(super) static PERSISTENT_VOLUME_CLAIM_LIST: Struct = s("io.k8s.api.core.v1.PersistentVolumeClaimList", &PERSISTENT_VOLUME_CLAIM_LIST_FIELDS, false);
 static PERSISTENT_VOLUME_CLAIM_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_PERSISTENT_VOLUME_CLAIM)), 2, Always, REQUIRED),
 ];
@@ -1092,8 +1092,8 @@ static PERSISTENT_VOLUME_CLAIM_VOLUME_SOURCE_FIELDS: [Field; 2] = [
 
 pub(super) static PERSISTENT_VOLUME_LIST: Struct = s("io.k8s.api.core.v1.PersistentVolumeList", &PERSISTENT_VOLUME_LIST_FIELDS, false);
 static PERSISTENT_VOLUME_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_PERSISTENT_VOLUME)), 2, Always, REQUIRED),
 ];
@@ -1127,7 +1127,7 @@ static PERSISTENT_VOLUME_SPEC_FIELDS: [Field; 31] = [
     f("claimRef", Object(H(&core_v1::OBJECT_REFERENCE)), 4, Pointer, 0),
     f("persistentVolumeReclaimPolicy", String, 5, OmitEmpty, 0),
     f("storageClassName", String, 6, OmitEmpty, 0),
-    f("mountOptions", List(H(&items::STRING)), 7, OmitEmpty, BOXED),
+    f("mountOptions", List(H(&items::STRING)), 7, OmitEmpty, 0),
     f("volumeMode", String, 8, Pointer, 0),
     f("nodeAffinity", Object(H(&core_v1::VOLUME_NODE_AFFINITY)), 9, Pointer, 0),
     f("volumeAttributesClassName", String, 10, Pointer, 0),
@@ -1149,8 +1149,8 @@ static PHOTON_PERSISTENT_DISK_VOLUME_SOURCE_FIELDS: [Field; 2] = [
 
 pub(super) static POD: Struct = s("io.k8s.api.core.v1.Pod", &POD_FIELDS, false);
 static POD_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::POD_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::POD_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -1168,8 +1168,8 @@ static POD_AFFINITY_TERM_FIELDS: [Field; 6] = [
     f("namespaces", List(H(&items::STRING)), 2, OmitEmpty, 0),
     fx("topologyKey", String, 3, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("namespaceSelector", Object(H(&meta_v1::LABEL_SELECTOR)), 4, Pointer, 0),
-    f("matchLabelKeys", List(H(&items::STRING)), 5, OmitEmpty, BOXED),
-    f("mismatchLabelKeys", List(H(&items::STRING)), 6, OmitEmpty, BOXED),
+    f("matchLabelKeys", List(H(&items::STRING)), 5, OmitEmpty, 0),
+    f("mismatchLabelKeys", List(H(&items::STRING)), 6, OmitEmpty, 0),
 ];
 
 pub(super) static POD_ANTI_AFFINITY: Struct = s("io.k8s.api.core.v1.PodAntiAffinity", &POD_ANTI_AFFINITY_FIELDS, false);
@@ -1180,8 +1180,8 @@ static POD_ANTI_AFFINITY_FIELDS: [Field; 2] = [
 
 pub(super) static POD_ATTACH_OPTIONS: Struct = s("io.k8s.api.core.v1.PodAttachOptions", &POD_ATTACH_OPTIONS_FIELDS, false);
 static POD_ATTACH_OPTIONS_FIELDS: [Field; 7] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("stdin", Bool, 1, OmitEmpty, 0),
     f("stdout", Bool, 2, OmitEmpty, 0),
     f("stderr", Bool, 3, OmitEmpty, 0),
@@ -1227,8 +1227,8 @@ static POD_DNS_CONFIG_OPTION_FIELDS: [Field; 2] = [
 
 pub(super) static POD_EXEC_OPTIONS: Struct = s("io.k8s.api.core.v1.PodExecOptions", &POD_EXEC_OPTIONS_FIELDS, false);
 static POD_EXEC_OPTIONS_FIELDS: [Field; 8] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("stdin", Bool, 1, OmitEmpty, 0),
     f("stdout", Bool, 2, OmitEmpty, 0),
     f("stderr", Bool, 3, OmitEmpty, 0),
@@ -1250,16 +1250,16 @@ static POD_IP_FIELDS: [Field; 1] = [
 
 pub(super) static POD_LIST: Struct = s("io.k8s.api.core.v1.PodList", &POD_LIST_FIELDS, false);
 static POD_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_POD)), 2, Always, REQUIRED),
 ];
 
 pub(super) static POD_LOG_OPTIONS: Struct = s("io.k8s.api.core.v1.PodLogOptions", &POD_LOG_OPTIONS_FIELDS, false);
 static POD_LOG_OPTIONS_FIELDS: [Field; 12] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("container", String, 1, OmitEmpty, 0),
     f("follow", Bool, 2, OmitEmpty, 0),
     f("previous", Bool, 3, OmitEmpty, 0),
@@ -1279,15 +1279,15 @@ static POD_OS_FIELDS: [Field; 1] = [
 
 pub(super) static POD_PORT_FORWARD_OPTIONS: Struct = s("io.k8s.api.core.v1.PodPortForwardOptions", &POD_PORT_FORWARD_OPTIONS_FIELDS, false);
 static POD_PORT_FORWARD_OPTIONS_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("ports", List(H(&items::INT32)), 1, OmitEmpty, 0),
 ];
 
 pub(super) static POD_PROXY_OPTIONS: Struct = s("io.k8s.api.core.v1.PodProxyOptions", &POD_PROXY_OPTIONS_FIELDS, false);
 static POD_PROXY_OPTIONS_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("path", String, 1, OmitEmpty, 0),
 ];
 
@@ -1361,21 +1361,21 @@ static POD_SPEC_FIELDS: [Field; 43] = [
     f("subdomain", String, 17, OmitEmpty, 0),
     f("affinity", Object(H(&core_v1::AFFINITY)), 18, Pointer, 0),
     f("schedulerName", String, 19, OmitEmpty, 0),
-    f("tolerations", List(H(&items::CORE_V1_TOLERATION)), 22, OmitEmpty, BOXED),
+    f("tolerations", List(H(&items::CORE_V1_TOLERATION)), 22, OmitEmpty, 0),
     fx("hostAliases", List(H(&items::CORE_V1_HOST_ALIAS)), 23, OmitEmpty, MAP | MERGE, "ip", &items::KEYS_IP, "", &[]),
     f("priorityClassName", String, 24, OmitEmpty, 0),
     f("priority", Int32, 25, Pointer, 0),
     f("dnsConfig", Object(H(&core_v1::POD_DNS_CONFIG)), 26, Pointer, 0),
-    f("readinessGates", List(H(&items::CORE_V1_POD_READINESS_GATE)), 28, OmitEmpty, BOXED),
+    f("readinessGates", List(H(&items::CORE_V1_POD_READINESS_GATE)), 28, OmitEmpty, 0),
     f("runtimeClassName", String, 29, Pointer, 0),
     f("enableServiceLinks", Bool, 30, Pointer, 0),
     f("preemptionPolicy", String, 31, Pointer, 0),
     f("overhead", Map(H(&items::QUANTITY)), 32, OmitEmpty, 0),
-    fx("topologySpreadConstraints", List(H(&items::CORE_V1_TOPOLOGY_SPREAD_CONSTRAINT)), 33, OmitEmpty, BOXED | MAP | MERGE, "topologyKey", &items::KEYS_TOPOLOGY_KEY_WHEN_UNSATISFIABLE, "", &[]),
+    fx("topologySpreadConstraints", List(H(&items::CORE_V1_TOPOLOGY_SPREAD_CONSTRAINT)), 33, OmitEmpty, MAP | MERGE, "topologyKey", &items::KEYS_TOPOLOGY_KEY_WHEN_UNSATISFIABLE, "", &[]),
     f("setHostnameAsFQDN", Bool, 35, Pointer, 0),
     f("os", Object(H(&core_v1::POD_OS)), 36, Pointer, 0),
     f("hostUsers", Bool, 37, Pointer, 0),
-    fx("schedulingGates", List(H(&items::CORE_V1_POD_SCHEDULING_GATE)), 38, OmitEmpty, BOXED | MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
+    fx("schedulingGates", List(H(&items::CORE_V1_POD_SCHEDULING_GATE)), 38, OmitEmpty, MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
     fx("resourceClaims", List(H(&items::CORE_V1_POD_RESOURCE_CLAIM)), 39, OmitEmpty, MAP | MERGE | RETAIN_KEYS, "name", &items::KEYS_NAME, "", &[]),
     f("resources", Object(H(&core_v1::RESOURCE_REQUIREMENTS)), 40, Pointer, 0),
     f("hostnameOverride", String, 41, Pointer, 0),
@@ -1411,16 +1411,16 @@ static POD_STATUS_FIELDS: [Field; 22] = [
 
 pub(super) static POD_TEMPLATE: Struct = s("io.k8s.api.core.v1.PodTemplate", &POD_TEMPLATE_FIELDS, false);
 static POD_TEMPLATE_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("template", Object(H(&core_v1::POD_TEMPLATE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
 
 pub(super) static POD_TEMPLATE_LIST: Struct = s("io.k8s.api.core.v1.PodTemplateList", &POD_TEMPLATE_LIST_FIELDS, false);
 static POD_TEMPLATE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_POD_TEMPLATE)), 2, Always, REQUIRED),
 ];
@@ -1491,8 +1491,8 @@ static QUOBYTE_VOLUME_SOURCE_FIELDS: [Field; 6] = [
 
 pub(super) static RANGE_ALLOCATION: Struct = s("io.k8s.api.core.v1.RangeAllocation", &RANGE_ALLOCATION_FIELDS, false);
 static RANGE_ALLOCATION_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0),
     f("range", String, 2, Always, REQUIRED),
     f("data", Bytes, 3, Always, REQUIRED),
@@ -1524,8 +1524,8 @@ static RBD_VOLUME_SOURCE_FIELDS: [Field; 8] = [
 
 pub(super) static REPLICATION_CONTROLLER: Struct = s("io.k8s.api.core.v1.ReplicationController", &REPLICATION_CONTROLLER_FIELDS, false);
 static REPLICATION_CONTROLLER_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::REPLICATION_CONTROLLER_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::REPLICATION_CONTROLLER_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -1542,8 +1542,8 @@ static REPLICATION_CONTROLLER_CONDITION_FIELDS: [Field; 5] = [
 
 pub(super) static REPLICATION_CONTROLLER_LIST: Struct = s("io.k8s.api.core.v1.ReplicationControllerList", &REPLICATION_CONTROLLER_LIST_FIELDS, false);
 static REPLICATION_CONTROLLER_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_REPLICATION_CONTROLLER)), 2, Always, REQUIRED),
 ];
@@ -1588,8 +1588,8 @@ static RESOURCE_HEALTH_FIELDS: [Field; 3] = [
 
 pub(super) static RESOURCE_QUOTA: Struct = s("io.k8s.api.core.v1.ResourceQuota", &RESOURCE_QUOTA_FIELDS, false);
 static RESOURCE_QUOTA_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::RESOURCE_QUOTA_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::RESOURCE_QUOTA_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -1597,8 +1597,8 @@ static RESOURCE_QUOTA_FIELDS: [Field; 5] = [
 
 pub(super) static RESOURCE_QUOTA_LIST: Struct = s("io.k8s.api.core.v1.ResourceQuotaList", &RESOURCE_QUOTA_LIST_FIELDS, false);
 static RESOURCE_QUOTA_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_RESOURCE_QUOTA)), 2, Always, REQUIRED),
 ];
@@ -1620,7 +1620,7 @@ pub(super) static RESOURCE_REQUIREMENTS: Struct = s("io.k8s.api.core.v1.Resource
 static RESOURCE_REQUIREMENTS_FIELDS: [Field; 3] = [
     f("limits", Map(H(&items::QUANTITY)), 1, OmitEmpty, 0),
     f("requests", Map(H(&items::QUANTITY)), 2, OmitEmpty, 0),
-    fx("claims", List(H(&items::CORE_V1_RESOURCE_CLAIM)), 3, OmitEmpty, BOXED | MAP, "", &items::KEYS_NAME, "", &[]),
+    fx("claims", List(H(&items::CORE_V1_RESOURCE_CLAIM)), 3, OmitEmpty, MAP, "", &items::KEYS_NAME, "", &[]),
 ];
 
 pub(super) static RESOURCE_STATUS: Struct = s("io.k8s.api.core.v1.ResourceStatus", &RESOURCE_STATUS_FIELDS, false);
@@ -1677,8 +1677,8 @@ static SECCOMP_PROFILE_FIELDS: [Field; 2] = [
 
 pub(super) static SECRET: Struct = s("io.k8s.api.core.v1.Secret", &SECRET_FIELDS, false);
 static SECRET_FIELDS: [Field; 7] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("immutable", Bool, 5, Pointer, 0),
     f("data", Map(H(&items::BYTES)), 2, OmitEmpty, 0),
@@ -1701,8 +1701,8 @@ static SECRET_KEY_SELECTOR_FIELDS: [Field; 3] = [
 
 pub(super) static SECRET_LIST: Struct = s("io.k8s.api.core.v1.SecretList", &SECRET_LIST_FIELDS, false);
 static SECRET_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_SECRET)), 2, Always, REQUIRED),
 ];
@@ -1747,15 +1747,15 @@ static SECURITY_CONTEXT_FIELDS: [Field; 12] = [
 
 pub(super) static SERIALIZED_REFERENCE: Struct = s("io.k8s.api.core.v1.SerializedReference", &SERIALIZED_REFERENCE_FIELDS, false);
 static SERIALIZED_REFERENCE_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("reference", Object(H(&core_v1::OBJECT_REFERENCE)), 1, Always, 0),
 ];
 
 pub(super) static SERVICE: Struct = s("io.k8s.api.core.v1.Service", &SERVICE_FIELDS, false);
 static SERVICE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&core_v1::SERVICE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&core_v1::SERVICE_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -1763,8 +1763,8 @@ static SERVICE_FIELDS: [Field; 5] = [
 
 pub(super) static SERVICE_ACCOUNT: Struct = s("io.k8s.api.core.v1.ServiceAccount", &SERVICE_ACCOUNT_FIELDS, false);
 static SERVICE_ACCOUNT_FIELDS: [Field; 6] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("secrets", List(H(&items::CORE_V1_OBJECT_REFERENCE)), 2, OmitEmpty, MAP | MERGE, "name", &items::KEYS_NAME, "", &[]),
     f("imagePullSecrets", List(H(&items::CORE_V1_LOCAL_OBJECT_REFERENCE)), 3, OmitEmpty, 0),
@@ -1773,8 +1773,8 @@ static SERVICE_ACCOUNT_FIELDS: [Field; 6] = [
 
 pub(super) static SERVICE_ACCOUNT_LIST: Struct = s("io.k8s.api.core.v1.ServiceAccountList", &SERVICE_ACCOUNT_LIST_FIELDS, false);
 static SERVICE_ACCOUNT_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_SERVICE_ACCOUNT)), 2, Always, REQUIRED),
 ];
@@ -1789,8 +1789,8 @@ static SERVICE_ACCOUNT_TOKEN_PROJECTION_FIELDS: [Field; 4] = [
 
 pub(super) static SERVICE_LIST: Struct = s("io.k8s.api.core.v1.ServiceList", &SERVICE_LIST_FIELDS, false);
 static SERVICE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::CORE_V1_SERVICE)), 2, Always, REQUIRED),
 ];
@@ -1807,8 +1807,8 @@ static SERVICE_PORT_FIELDS: [Field; 6] = [
 
 pub(super) static SERVICE_PROXY_OPTIONS: Struct = s("io.k8s.api.core.v1.ServiceProxyOptions", &SERVICE_PROXY_OPTIONS_FIELDS, false);
 static SERVICE_PROXY_OPTIONS_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("path", String, 1, OmitEmpty, 0),
 ];
 
@@ -1817,18 +1817,18 @@ static SERVICE_SPEC_FIELDS: [Field; 20] = [
     fx("ports", List(H(&items::CORE_V1_SERVICE_PORT)), 1, OmitEmpty, MAP | MERGE, "port", &items::KEYS_PORT_PROTOCOL, "", &[]),
     f("selector", Map(H(&items::STRING)), 2, OmitEmpty, ATOMIC),
     f("clusterIP", String, 3, OmitEmpty, 0),
-    f("clusterIPs", List(H(&items::STRING)), 18, OmitEmpty, BOXED),
+    f("clusterIPs", List(H(&items::STRING)), 18, OmitEmpty, 0),
     f("type", String, 4, OmitEmpty, 0),
     f("externalIPs", List(H(&items::STRING)), 5, OmitEmpty, 0),
     f("sessionAffinity", String, 7, OmitEmpty, 0),
     f("loadBalancerIP", String, 8, OmitEmpty, 0),
-    f("loadBalancerSourceRanges", List(H(&items::STRING)), 9, OmitEmpty, BOXED),
+    f("loadBalancerSourceRanges", List(H(&items::STRING)), 9, OmitEmpty, 0),
     f("externalName", String, 10, OmitEmpty, 0),
     f("externalTrafficPolicy", String, 11, OmitEmpty, 0),
     f("healthCheckNodePort", Int32, 12, OmitEmpty, 0),
     f("publishNotReadyAddresses", Bool, 13, OmitEmpty, 0),
     f("sessionAffinityConfig", Object(H(&core_v1::SESSION_AFFINITY_CONFIG)), 14, Pointer, 0),
-    f("ipFamilies", List(H(&items::STRING)), 19, OmitEmpty, BOXED),
+    f("ipFamilies", List(H(&items::STRING)), 19, OmitEmpty, 0),
     f("ipFamilyPolicy", String, 17, Pointer, 0),
     f("allocateLoadBalancerNodePorts", Bool, 20, Pointer, 0),
     f("loadBalancerClass", String, 21, Pointer, 0),
@@ -1927,7 +1927,7 @@ static TOPOLOGY_SPREAD_CONSTRAINT_FIELDS: [Field; 8] = [
     f("minDomains", Int32, 5, Pointer, 0),
     f("nodeAffinityPolicy", String, 6, Pointer, 0),
     f("nodeTaintsPolicy", String, 7, Pointer, 0),
-    f("matchLabelKeys", List(H(&items::STRING)), 8, OmitEmpty, BOXED),
+    f("matchLabelKeys", List(H(&items::STRING)), 8, OmitEmpty, 0),
 ];
 
 pub(super) static TYPED_LOCAL_OBJECT_REFERENCE: Struct = s("io.k8s.api.core.v1.TypedLocalObjectReference", &TYPED_LOCAL_OBJECT_REFERENCE_FIELDS, true);

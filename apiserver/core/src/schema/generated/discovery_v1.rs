@@ -25,8 +25,8 @@ static ENDPOINT_CONDITIONS_FIELDS: [Field; 3] = [
 
 pub(super) static ENDPOINT_HINTS: Struct = s("io.k8s.api.discovery.v1.EndpointHints", &ENDPOINT_HINTS_FIELDS, false);
 static ENDPOINT_HINTS_FIELDS: [Field; 2] = [
-    f("forZones", List(H(&items::DISCOVERY_V1_FOR_ZONE)), 1, OmitEmpty, BOXED),
-    f("forNodes", List(H(&items::DISCOVERY_V1_FOR_NODE)), 2, OmitEmpty, BOXED),
+    f("forZones", List(H(&items::DISCOVERY_V1_FOR_ZONE)), 1, OmitEmpty, 0),
+    f("forNodes", List(H(&items::DISCOVERY_V1_FOR_NODE)), 2, OmitEmpty, 0),
 ];
 
 pub(super) static ENDPOINT_PORT: Struct = s("io.k8s.api.discovery.v1.EndpointPort", &ENDPOINT_PORT_FIELDS, true);
@@ -39,8 +39,8 @@ static ENDPOINT_PORT_FIELDS: [Field; 4] = [
 
 pub(super) static ENDPOINT_SLICE: Struct = s("io.k8s.api.discovery.v1.EndpointSlice", &ENDPOINT_SLICE_FIELDS, false);
 static ENDPOINT_SLICE_FIELDS: [Field; 6] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("addressType", String, 4, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("endpoints", List(H(&items::DISCOVERY_V1_ENDPOINT)), 2, Always, 0),
@@ -49,8 +49,8 @@ static ENDPOINT_SLICE_FIELDS: [Field; 6] = [
 
 pub(super) static ENDPOINT_SLICE_LIST: Struct = s("io.k8s.api.discovery.v1.EndpointSliceList", &ENDPOINT_SLICE_LIST_FIELDS, false);
 static ENDPOINT_SLICE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::DISCOVERY_V1_ENDPOINT_SLICE)), 2, Always, REQUIRED),
 ];

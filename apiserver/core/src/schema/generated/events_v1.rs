@@ -6,8 +6,8 @@ use super::*;
 
 pub(super) static EVENT: Struct = s("io.k8s.api.events.v1.Event", &EVENT_FIELDS, false);
 static EVENT_FIELDS: [Field; 17] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("eventTime", MicroTime, 2, Always, REQUIRED),
     f("series", Object(H(&events_v1::EVENT_SERIES)), 3, Pointer, 0),
@@ -27,8 +27,8 @@ static EVENT_FIELDS: [Field; 17] = [
 
 pub(super) static EVENT_LIST: Struct = s("io.k8s.api.events.v1.EventList", &EVENT_LIST_FIELDS, false);
 static EVENT_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::EVENTS_V1_EVENT)), 2, Always, REQUIRED),
 ];

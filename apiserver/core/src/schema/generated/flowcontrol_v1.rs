@@ -17,8 +17,8 @@ static FLOW_DISTINGUISHER_METHOD_FIELDS: [Field; 1] = [
 
 pub(super) static FLOW_SCHEMA: Struct = s("io.k8s.api.flowcontrol.v1.FlowSchema", &FLOW_SCHEMA_FIELDS, false);
 static FLOW_SCHEMA_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&flowcontrol_v1::FLOW_SCHEMA_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&flowcontrol_v1::FLOW_SCHEMA_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -35,8 +35,8 @@ static FLOW_SCHEMA_CONDITION_FIELDS: [Field; 5] = [
 
 pub(super) static FLOW_SCHEMA_LIST: Struct = s("io.k8s.api.flowcontrol.v1.FlowSchemaList", &FLOW_SCHEMA_LIST_FIELDS, false);
 static FLOW_SCHEMA_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::FLOWCONTROL_V1_FLOW_SCHEMA)), 2, Always, REQUIRED),
 ];
@@ -82,14 +82,14 @@ static NON_RESOURCE_POLICY_RULE_FIELDS: [Field; 2] = [
 pub(super) static POLICY_RULES_WITH_SUBJECTS: Struct = s("io.k8s.api.flowcontrol.v1.PolicyRulesWithSubjects", &POLICY_RULES_WITH_SUBJECTS_FIELDS, false);
 static POLICY_RULES_WITH_SUBJECTS_FIELDS: [Field; 3] = [
     f("subjects", List(H(&items::FLOWCONTROL_V1_SUBJECT)), 1, Always, REQUIRED),
-    f("resourceRules", List(H(&items::FLOWCONTROL_V1_RESOURCE_POLICY_RULE)), 2, OmitEmpty, BOXED),
-    f("nonResourceRules", List(H(&items::FLOWCONTROL_V1_NON_RESOURCE_POLICY_RULE)), 3, OmitEmpty, BOXED),
+    f("resourceRules", List(H(&items::FLOWCONTROL_V1_RESOURCE_POLICY_RULE)), 2, OmitEmpty, 0),
+    f("nonResourceRules", List(H(&items::FLOWCONTROL_V1_NON_RESOURCE_POLICY_RULE)), 3, OmitEmpty, 0),
 ];
 
 pub(super) static PRIORITY_LEVEL_CONFIGURATION: Struct = s("io.k8s.api.flowcontrol.v1.PriorityLevelConfiguration", &PRIORITY_LEVEL_CONFIGURATION_FIELDS, false);
 static PRIORITY_LEVEL_CONFIGURATION_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&flowcontrol_v1::PRIORITY_LEVEL_CONFIGURATION_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&flowcontrol_v1::PRIORITY_LEVEL_CONFIGURATION_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -106,8 +106,8 @@ static PRIORITY_LEVEL_CONFIGURATION_CONDITION_FIELDS: [Field; 5] = [
 
 pub(super) static PRIORITY_LEVEL_CONFIGURATION_LIST: Struct = s("io.k8s.api.flowcontrol.v1.PriorityLevelConfigurationList", &PRIORITY_LEVEL_CONFIGURATION_LIST_FIELDS, false);
 static PRIORITY_LEVEL_CONFIGURATION_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::FLOWCONTROL_V1_PRIORITY_LEVEL_CONFIGURATION)), 2, Always, REQUIRED),
 ];

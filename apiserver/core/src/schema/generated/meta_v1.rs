@@ -6,8 +6,8 @@ use super::*;
 
 pub(super) static API_GROUP: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup", &API_GROUP_FIELDS, false);
 static API_GROUP_FIELDS: [Field; 6] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("name", String, 1, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("versions", List(H(&items::META_V1_GROUP_VERSION_FOR_DISCOVERY)), 2, Always, REQUIRED),
     fx("preferredVersion", Object(H(&meta_v1::GROUP_VERSION_FOR_DISCOVERY)), 3, Always, 0, "", &[], "{}", &[]),
@@ -16,8 +16,8 @@ static API_GROUP_FIELDS: [Field; 6] = [
 
 pub(super) static API_GROUP_LIST: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList", &API_GROUP_LIST_FIELDS, false);
 static API_GROUP_LIST_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("groups", List(H(&items::META_V1_API_GROUP)), 1, Always, REQUIRED),
 ];
 
@@ -37,16 +37,16 @@ static API_RESOURCE_FIELDS: [Field; 10] = [
 
 pub(super) static API_RESOURCE_LIST: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList", &API_RESOURCE_LIST_FIELDS, false);
 static API_RESOURCE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("groupVersion", String, 1, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("resources", List(H(&items::META_V1_API_RESOURCE)), 2, Always, REQUIRED),
 ];
 
 pub(super) static API_VERSIONS: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions", &API_VERSIONS_FIELDS, false);
 static API_VERSIONS_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("versions", List(H(&items::STRING)), 1, Always, REQUIRED),
     f("serverAddressByClientCIDRs", List(H(&items::META_V1_SERVER_ADDRESS_BY_CLIENT_CIDR)), 2, Always, REQUIRED),
 ];
@@ -63,8 +63,8 @@ static CONDITION_FIELDS: [Field; 6] = [
 
 pub(super) static CREATE_OPTIONS: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.CreateOptions", &CREATE_OPTIONS_FIELDS, false);
 static CREATE_OPTIONS_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("dryRun", List(H(&items::STRING)), 1, OmitEmpty, 0),
     f("fieldManager", String, 3, OmitEmpty, 0),
     f("fieldValidation", String, 4, OmitEmpty, 0),
@@ -72,8 +72,8 @@ static CREATE_OPTIONS_FIELDS: [Field; 5] = [
 
 pub(super) static DELETE_OPTIONS: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions", &DELETE_OPTIONS_FIELDS, false);
 static DELETE_OPTIONS_FIELDS: [Field; 8] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("gracePeriodSeconds", Int64, 1, Pointer, 0),
     f("preconditions", Object(H(&meta_v1::PRECONDITIONS)), 2, Pointer, 0),
     f("orphanDependents", Bool, 3, Pointer, 0),
@@ -91,8 +91,8 @@ static FIELD_SELECTOR_REQUIREMENT_FIELDS: [Field; 3] = [
 
 pub(super) static GET_OPTIONS: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.GetOptions", &GET_OPTIONS_FIELDS, false);
 static GET_OPTIONS_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("resourceVersion", String, 1, OmitEmpty, 0),
 ];
 
@@ -146,8 +146,8 @@ static LIST_META_FIELDS: [Field; 5] = [
 
 pub(super) static LIST_OPTIONS: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.ListOptions", &LIST_OPTIONS_FIELDS, false);
 static LIST_OPTIONS_FIELDS: [Field; 13] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("labelSelector", String, 1, OmitEmpty, 0),
     f("fieldSelector", String, 2, OmitEmpty, 0),
     f("watch", Bool, 3, OmitEmpty, 0),
@@ -203,23 +203,23 @@ static OWNER_REFERENCE_FIELDS: [Field; 6] = [
 
 pub(super) static PARTIAL_OBJECT_METADATA: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata", &PARTIAL_OBJECT_METADATA_FIELDS, false);
 static PARTIAL_OBJECT_METADATA_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
 ];
 
 pub(super) static PARTIAL_OBJECT_METADATA_LIST: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadataList", &PARTIAL_OBJECT_METADATA_LIST_FIELDS, false);
 static PARTIAL_OBJECT_METADATA_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("items", List(H(&items::META_V1_PARTIAL_OBJECT_METADATA)), 2, Always, REQUIRED),
 ];
 
 pub(super) static PATCH_OPTIONS: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.PatchOptions", &PATCH_OPTIONS_FIELDS, false);
 static PATCH_OPTIONS_FIELDS: [Field; 6] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("dryRun", List(H(&items::STRING)), 1, OmitEmpty, 0),
     f("force", Bool, 2, Pointer, 0),
     f("fieldManager", String, 3, OmitEmpty, 0),
@@ -245,8 +245,8 @@ static SHARD_INFO_FIELDS: [Field; 1] = [
 
 pub(super) static STATUS: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.Status", &STATUS_FIELDS, false);
 static STATUS_FIELDS: [Field; 8] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("status", String, 2, OmitEmpty, 0),
     f("message", String, 3, OmitEmpty, 0),
@@ -274,8 +274,8 @@ static STATUS_DETAILS_FIELDS: [Field; 6] = [
 
 pub(super) static TABLE: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.Table", &TABLE_FIELDS, false);
 static TABLE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::LIST_META)), 0, Always, 0, "", &[], "{}", &[]),
     f("columnDefinitions", List(H(&items::META_V1_TABLE_COLUMN_DEFINITION)), 0, Always, REQUIRED),
     f("rows", List(H(&items::META_V1_TABLE_ROW)), 0, Always, REQUIRED),
@@ -292,8 +292,8 @@ static TABLE_COLUMN_DEFINITION_FIELDS: [Field; 5] = [
 
 pub(super) static TABLE_OPTIONS: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.TableOptions", &TABLE_OPTIONS_FIELDS, false);
 static TABLE_OPTIONS_FIELDS: [Field; 3] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("includeObject", String, 1, OmitEmpty, 0),
 ];
 
@@ -314,8 +314,8 @@ static TABLE_ROW_CONDITION_FIELDS: [Field; 4] = [
 
 pub(super) static UPDATE_OPTIONS: Struct = s("io.k8s.apimachinery.pkg.apis.meta.v1.UpdateOptions", &UPDATE_OPTIONS_FIELDS, false);
 static UPDATE_OPTIONS_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("dryRun", List(H(&items::STRING)), 1, OmitEmpty, 0),
     f("fieldManager", String, 2, OmitEmpty, 0),
     f("fieldValidation", String, 3, OmitEmpty, 0),

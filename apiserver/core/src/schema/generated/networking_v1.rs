@@ -18,8 +18,8 @@ static HTTP_INGRESS_RULE_VALUE_FIELDS: [Field; 1] = [
 
 pub(super) static INGRESS: Struct = s("io.k8s.api.networking.v1.Ingress", &INGRESS_FIELDS, false);
 static INGRESS_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&networking_v1::INGRESS_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&networking_v1::INGRESS_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -33,16 +33,16 @@ static INGRESS_BACKEND_FIELDS: [Field; 2] = [
 
 pub(super) static INGRESS_CLASS: Struct = s("io.k8s.api.networking.v1.IngressClass", &INGRESS_CLASS_FIELDS, false);
 static INGRESS_CLASS_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&networking_v1::INGRESS_CLASS_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
 
 pub(super) static INGRESS_CLASS_LIST: Struct = s("io.k8s.api.networking.v1.IngressClassList", &INGRESS_CLASS_LIST_FIELDS, false);
 static INGRESS_CLASS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::NETWORKING_V1_INGRESS_CLASS)), 2, Always, REQUIRED),
 ];
@@ -64,8 +64,8 @@ static INGRESS_CLASS_SPEC_FIELDS: [Field; 2] = [
 
 pub(super) static INGRESS_LIST: Struct = s("io.k8s.api.networking.v1.IngressList", &INGRESS_LIST_FIELDS, false);
 static INGRESS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::NETWORKING_V1_INGRESS)), 2, Always, REQUIRED),
 ];
@@ -122,16 +122,16 @@ static INGRESS_TLS_FIELDS: [Field; 2] = [
 
 pub(super) static IP_ADDRESS: Struct = s("io.k8s.api.networking.v1.IPAddress", &IP_ADDRESS_FIELDS, false);
 static IP_ADDRESS_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&networking_v1::IP_ADDRESS_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
 ];
 
 pub(super) static IP_ADDRESS_LIST: Struct = s("io.k8s.api.networking.v1.IPAddressList", &IP_ADDRESS_LIST_FIELDS, false);
 static IP_ADDRESS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::NETWORKING_V1_IP_ADDRESS)), 2, Always, REQUIRED),
 ];
@@ -149,8 +149,8 @@ static IP_BLOCK_FIELDS: [Field; 2] = [
 
 pub(super) static NETWORK_POLICY: Struct = s("io.k8s.api.networking.v1.NetworkPolicy", &NETWORK_POLICY_FIELDS, false);
 static NETWORK_POLICY_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&networking_v1::NETWORK_POLICY_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
@@ -169,8 +169,8 @@ static NETWORK_POLICY_INGRESS_RULE_FIELDS: [Field; 2] = [
 
 pub(super) static NETWORK_POLICY_LIST: Struct = s("io.k8s.api.networking.v1.NetworkPolicyList", &NETWORK_POLICY_LIST_FIELDS, false);
 static NETWORK_POLICY_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::NETWORKING_V1_NETWORK_POLICY)), 2, Always, REQUIRED),
 ];
@@ -213,8 +213,8 @@ static SERVICE_BACKEND_PORT_FIELDS: [Field; 2] = [
 
 pub(super) static SERVICE_CIDR: Struct = s("io.k8s.api.networking.v1.ServiceCIDR", &SERVICE_CIDR_FIELDS, false);
 static SERVICE_CIDR_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&networking_v1::SERVICE_CIDR_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&networking_v1::SERVICE_CIDR_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -222,15 +222,15 @@ static SERVICE_CIDR_FIELDS: [Field; 5] = [
 
 pub(super) static SERVICE_CIDR_LIST: Struct = s("io.k8s.api.networking.v1.ServiceCIDRList", &SERVICE_CIDR_LIST_FIELDS, false);
 static SERVICE_CIDR_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::NETWORKING_V1_SERVICE_CIDR)), 2, Always, REQUIRED),
 ];
 
 pub(super) static SERVICE_CIDR_SPEC: Struct = s("io.k8s.api.networking.v1.ServiceCIDRSpec", &SERVICE_CIDR_SPEC_FIELDS, false);
 static SERVICE_CIDR_SPEC_FIELDS: [Field; 1] = [
-    f("cidrs", List(H(&items::STRING)), 1, OmitEmpty, BOXED),
+    f("cidrs", List(H(&items::STRING)), 1, OmitEmpty, 0),
 ];
 
 pub(super) static SERVICE_CIDR_STATUS: Struct = s("io.k8s.api.networking.v1.ServiceCIDRStatus", &SERVICE_CIDR_STATUS_FIELDS, false);

@@ -11,8 +11,8 @@ static OVERHEAD_FIELDS: [Field; 1] = [
 
 pub(super) static RUNTIME_CLASS: Struct = s("io.k8s.api.node.v1.RuntimeClass", &RUNTIME_CLASS_FIELDS, false);
 static RUNTIME_CLASS_FIELDS: [Field; 6] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("handler", String, 2, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("overhead", Object(H(&node_v1::OVERHEAD)), 3, Pointer, 0),
@@ -21,8 +21,8 @@ static RUNTIME_CLASS_FIELDS: [Field; 6] = [
 
 pub(super) static RUNTIME_CLASS_LIST: Struct = s("io.k8s.api.node.v1.RuntimeClassList", &RUNTIME_CLASS_LIST_FIELDS, false);
 static RUNTIME_CLASS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::NODE_V1_RUNTIME_CLASS)), 2, Always, REQUIRED),
 ];

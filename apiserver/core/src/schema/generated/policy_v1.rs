@@ -6,16 +6,16 @@ use super::*;
 
 pub(super) static EVICTION: Struct = s("io.k8s.api.policy.v1.Eviction", &EVICTION_FIELDS, false);
 static EVICTION_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("deleteOptions", Object(H(&meta_v1::DELETE_OPTIONS)), 2, Pointer, 0),
 ];
 
 pub(super) static POD_DISRUPTION_BUDGET: Struct = s("io.k8s.api.policy.v1.PodDisruptionBudget", &POD_DISRUPTION_BUDGET_FIELDS, false);
 static POD_DISRUPTION_BUDGET_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&policy_v1::POD_DISRUPTION_BUDGET_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&policy_v1::POD_DISRUPTION_BUDGET_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -23,8 +23,8 @@ static POD_DISRUPTION_BUDGET_FIELDS: [Field; 5] = [
 
 pub(super) static POD_DISRUPTION_BUDGET_LIST: Struct = s("io.k8s.api.policy.v1.PodDisruptionBudgetList", &POD_DISRUPTION_BUDGET_LIST_FIELDS, false);
 static POD_DISRUPTION_BUDGET_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::POLICY_V1_POD_DISRUPTION_BUDGET)), 2, Always, REQUIRED),
 ];

@@ -11,8 +11,8 @@ static AGGREGATION_RULE_FIELDS: [Field; 1] = [
 
 pub(super) static CLUSTER_ROLE: Struct = s("io.k8s.api.rbac.v1.ClusterRole", &CLUSTER_ROLE_FIELDS, false);
 static CLUSTER_ROLE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("rules", List(H(&items::RBAC_V1_POLICY_RULE)), 2, Always, 0),
     f("aggregationRule", Object(H(&rbac_v1::AGGREGATION_RULE)), 3, Pointer, 0),
@@ -20,8 +20,8 @@ static CLUSTER_ROLE_FIELDS: [Field; 5] = [
 
 pub(super) static CLUSTER_ROLE_BINDING: Struct = s("io.k8s.api.rbac.v1.ClusterRoleBinding", &CLUSTER_ROLE_BINDING_FIELDS, false);
 static CLUSTER_ROLE_BINDING_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("subjects", List(H(&items::RBAC_V1_SUBJECT)), 2, OmitEmpty, 0),
     fx("roleRef", Object(H(&rbac_v1::ROLE_REF)), 3, Always, REQUIRED, "", &[], "{}", &[]),
@@ -29,16 +29,16 @@ static CLUSTER_ROLE_BINDING_FIELDS: [Field; 5] = [
 
 pub(super) static CLUSTER_ROLE_BINDING_LIST: Struct = s("io.k8s.api.rbac.v1.ClusterRoleBindingList", &CLUSTER_ROLE_BINDING_LIST_FIELDS, false);
 static CLUSTER_ROLE_BINDING_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RBAC_V1_CLUSTER_ROLE_BINDING)), 2, Always, REQUIRED),
 ];
 
 pub(super) static CLUSTER_ROLE_LIST: Struct = s("io.k8s.api.rbac.v1.ClusterRoleList", &CLUSTER_ROLE_LIST_FIELDS, false);
 static CLUSTER_ROLE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RBAC_V1_CLUSTER_ROLE)), 2, Always, REQUIRED),
 ];
@@ -54,16 +54,16 @@ static POLICY_RULE_FIELDS: [Field; 5] = [
 
 pub(super) static ROLE: Struct = s("io.k8s.api.rbac.v1.Role", &ROLE_FIELDS, false);
 static ROLE_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("rules", List(H(&items::RBAC_V1_POLICY_RULE)), 2, Always, 0),
 ];
 
 pub(super) static ROLE_BINDING: Struct = s("io.k8s.api.rbac.v1.RoleBinding", &ROLE_BINDING_FIELDS, false);
 static ROLE_BINDING_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("subjects", List(H(&items::RBAC_V1_SUBJECT)), 2, OmitEmpty, 0),
     fx("roleRef", Object(H(&rbac_v1::ROLE_REF)), 3, Always, REQUIRED, "", &[], "{}", &[]),
@@ -71,16 +71,16 @@ static ROLE_BINDING_FIELDS: [Field; 5] = [
 
 pub(super) static ROLE_BINDING_LIST: Struct = s("io.k8s.api.rbac.v1.RoleBindingList", &ROLE_BINDING_LIST_FIELDS, false);
 static ROLE_BINDING_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RBAC_V1_ROLE_BINDING)), 2, Always, REQUIRED),
 ];
 
 pub(super) static ROLE_LIST: Struct = s("io.k8s.api.rbac.v1.RoleList", &ROLE_LIST_FIELDS, false);
 static ROLE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RBAC_V1_ROLE)), 2, Always, REQUIRED),
 ];

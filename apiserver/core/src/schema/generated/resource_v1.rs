@@ -10,7 +10,7 @@ static ALLOCATED_DEVICE_STATUS_FIELDS: [Field; 7] = [
     fx("pool", String, 2, Always, REQUIRED, "", &[], r#""""#, &[]),
     fx("device", String, 3, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("shareID", String, 7, Pointer, 0),
-    fx("conditions", List(H(&items::META_V1_CONDITION)), 4, Always, BOXED | MAP, "", &items::KEYS_TYPE, "", &[]),
+    fx("conditions", List(H(&items::META_V1_CONDITION)), 4, Always, MAP, "", &items::KEYS_TYPE, "", &[]),
     f("data", RawExtension, 5, Pointer, 0),
     f("networkData", Object(H(&resource_v1::NETWORK_DEVICE_DATA)), 6, Pointer, 0),
 ];
@@ -25,7 +25,7 @@ static ALLOCATION_RESULT_FIELDS: [Field; 3] = [
 pub(super) static CAPACITY_REQUEST_POLICY: Struct = s("io.k8s.api.resource.v1.CapacityRequestPolicy", &CAPACITY_REQUEST_POLICY_FIELDS, false);
 static CAPACITY_REQUEST_POLICY_FIELDS: [Field; 3] = [
     f("default", Quantity, 1, Nullable, 0),
-    f("validValues", List(H(&items::QUANTITY)), 3, OmitEmpty, BOXED),
+    f("validValues", List(H(&items::QUANTITY)), 3, OmitEmpty, 0),
     f("validRange", Object(H(&resource_v1::CAPACITY_REQUEST_POLICY_RANGE)), 4, Pointer, 0),
 ];
 
@@ -77,14 +77,14 @@ static DEVICE_FIELDS: [Field; 13] = [
 pub(super) static DEVICE_ALLOCATION_CONFIGURATION: Struct = s("io.k8s.api.resource.v1.DeviceAllocationConfiguration", &DEVICE_ALLOCATION_CONFIGURATION_FIELDS, false);
 static DEVICE_ALLOCATION_CONFIGURATION_FIELDS: [Field; 3] = [
     fx("source", String, 1, Always, REQUIRED, "", &[], r#""""#, &[]),
-    f("requests", List(H(&items::STRING)), 2, OmitEmpty, BOXED),
+    f("requests", List(H(&items::STRING)), 2, OmitEmpty, 0),
     fx("opaque", Object(H(&resource_v1::OPAQUE_DEVICE_CONFIGURATION)), 1, Pointer, 0, "", &[], "", &[3]),
 ];
 
 pub(super) static DEVICE_ALLOCATION_RESULT: Struct = s("io.k8s.api.resource.v1.DeviceAllocationResult", &DEVICE_ALLOCATION_RESULT_FIELDS, false);
 static DEVICE_ALLOCATION_RESULT_FIELDS: [Field; 2] = [
-    f("results", List(H(&items::RESOURCE_V1_DEVICE_REQUEST_ALLOCATION_RESULT)), 1, OmitEmpty, BOXED),
-    f("config", List(H(&items::RESOURCE_V1_DEVICE_ALLOCATION_CONFIGURATION)), 2, OmitEmpty, BOXED),
+    f("results", List(H(&items::RESOURCE_V1_DEVICE_REQUEST_ALLOCATION_RESULT)), 1, OmitEmpty, 0),
+    f("config", List(H(&items::RESOURCE_V1_DEVICE_ALLOCATION_CONFIGURATION)), 2, OmitEmpty, 0),
 ];
 
 pub(super) static DEVICE_ATTRIBUTE: Struct = s("io.k8s.api.resource.v1.DeviceAttribute", &DEVICE_ATTRIBUTE_FIELDS, false);
@@ -93,10 +93,10 @@ static DEVICE_ATTRIBUTE_FIELDS: [Field; 8] = [
     f("bool", Bool, 3, Pointer, 0),
     f("string", String, 4, Pointer, 0),
     f("version", String, 5, Pointer, 0),
-    f("ints", List(H(&items::INT64)), 6, OmitEmpty, BOXED),
-    f("bools", List(H(&items::BOOL)), 7, OmitEmpty, BOXED),
-    f("strings", List(H(&items::STRING)), 8, OmitEmpty, BOXED),
-    f("versions", List(H(&items::STRING)), 9, OmitEmpty, BOXED),
+    f("ints", List(H(&items::INT64)), 6, OmitEmpty, 0),
+    f("bools", List(H(&items::BOOL)), 7, OmitEmpty, 0),
+    f("strings", List(H(&items::STRING)), 8, OmitEmpty, 0),
+    f("versions", List(H(&items::STRING)), 9, OmitEmpty, 0),
 ];
 
 pub(super) static DEVICE_CAPACITY: Struct = s("io.k8s.api.resource.v1.DeviceCapacity", &DEVICE_CAPACITY_FIELDS, false);
@@ -107,21 +107,21 @@ static DEVICE_CAPACITY_FIELDS: [Field; 2] = [
 
 pub(super) static DEVICE_CLAIM: Struct = s("io.k8s.api.resource.v1.DeviceClaim", &DEVICE_CLAIM_FIELDS, false);
 static DEVICE_CLAIM_FIELDS: [Field; 3] = [
-    f("requests", List(H(&items::RESOURCE_V1_DEVICE_REQUEST)), 1, Always, BOXED),
-    f("constraints", List(H(&items::RESOURCE_V1_DEVICE_CONSTRAINT)), 2, OmitEmpty, BOXED),
-    f("config", List(H(&items::RESOURCE_V1_DEVICE_CLAIM_CONFIGURATION)), 3, OmitEmpty, BOXED),
+    f("requests", List(H(&items::RESOURCE_V1_DEVICE_REQUEST)), 1, Always, 0),
+    f("constraints", List(H(&items::RESOURCE_V1_DEVICE_CONSTRAINT)), 2, OmitEmpty, 0),
+    f("config", List(H(&items::RESOURCE_V1_DEVICE_CLAIM_CONFIGURATION)), 3, OmitEmpty, 0),
 ];
 
 pub(super) static DEVICE_CLAIM_CONFIGURATION: Struct = s("io.k8s.api.resource.v1.DeviceClaimConfiguration", &DEVICE_CLAIM_CONFIGURATION_FIELDS, false);
 static DEVICE_CLAIM_CONFIGURATION_FIELDS: [Field; 2] = [
-    f("requests", List(H(&items::STRING)), 1, OmitEmpty, BOXED),
+    f("requests", List(H(&items::STRING)), 1, OmitEmpty, 0),
     fx("opaque", Object(H(&resource_v1::OPAQUE_DEVICE_CONFIGURATION)), 1, Pointer, 0, "", &[], "", &[2]),
 ];
 
 pub(super) static DEVICE_CLASS: Struct = s("io.k8s.api.resource.v1.DeviceClass", &DEVICE_CLASS_FIELDS, false);
 static DEVICE_CLASS_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&resource_v1::DEVICE_CLASS_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
@@ -133,22 +133,22 @@ static DEVICE_CLASS_CONFIGURATION_FIELDS: [Field; 1] = [
 
 pub(super) static DEVICE_CLASS_LIST: Struct = s("io.k8s.api.resource.v1.DeviceClassList", &DEVICE_CLASS_LIST_FIELDS, false);
 static DEVICE_CLASS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RESOURCE_V1_DEVICE_CLASS)), 2, Always, REQUIRED),
 ];
 
 pub(super) static DEVICE_CLASS_SPEC: Struct = s("io.k8s.api.resource.v1.DeviceClassSpec", &DEVICE_CLASS_SPEC_FIELDS, false);
 static DEVICE_CLASS_SPEC_FIELDS: [Field; 3] = [
-    f("selectors", List(H(&items::RESOURCE_V1_DEVICE_SELECTOR)), 1, OmitEmpty, BOXED),
-    f("config", List(H(&items::RESOURCE_V1_DEVICE_CLASS_CONFIGURATION)), 2, OmitEmpty, BOXED),
+    f("selectors", List(H(&items::RESOURCE_V1_DEVICE_SELECTOR)), 1, OmitEmpty, 0),
+    f("config", List(H(&items::RESOURCE_V1_DEVICE_CLASS_CONFIGURATION)), 2, OmitEmpty, 0),
     f("extendedResourceName", String, 4, Pointer, 0),
 ];
 
 pub(super) static DEVICE_CONSTRAINT: Struct = s("io.k8s.api.resource.v1.DeviceConstraint", &DEVICE_CONSTRAINT_FIELDS, false);
 static DEVICE_CONSTRAINT_FIELDS: [Field; 3] = [
-    f("requests", List(H(&items::STRING)), 1, OmitEmpty, BOXED),
+    f("requests", List(H(&items::STRING)), 1, OmitEmpty, 0),
     f("matchAttribute", String, 2, Pointer, 0),
     f("distinctAttribute", String, 3, Pointer, 0),
 ];
@@ -170,7 +170,7 @@ pub(super) static DEVICE_REQUEST: Struct = s("io.k8s.api.resource.v1.DeviceReque
 static DEVICE_REQUEST_FIELDS: [Field; 3] = [
     fx("name", String, 1, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("exactly", Object(H(&resource_v1::EXACT_DEVICE_REQUEST)), 2, Pointer, 0),
-    f("firstAvailable", List(H(&items::RESOURCE_V1_DEVICE_SUB_REQUEST)), 3, OmitEmpty, BOXED),
+    f("firstAvailable", List(H(&items::RESOURCE_V1_DEVICE_SUB_REQUEST)), 3, OmitEmpty, 0),
 ];
 
 pub(super) static DEVICE_REQUEST_ALLOCATION_RESULT: Struct = s("io.k8s.api.resource.v1.DeviceRequestAllocationResult", &DEVICE_REQUEST_ALLOCATION_RESULT_FIELDS, false);
@@ -180,7 +180,7 @@ static DEVICE_REQUEST_ALLOCATION_RESULT_FIELDS: [Field; 11] = [
     fx("pool", String, 3, Always, REQUIRED, "", &[], r#""""#, &[]),
     fx("device", String, 4, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("adminAccess", Bool, 5, Pointer, 0),
-    f("tolerations", List(H(&items::RESOURCE_V1_DEVICE_TOLERATION)), 6, OmitEmpty, BOXED),
+    f("tolerations", List(H(&items::RESOURCE_V1_DEVICE_TOLERATION)), 6, OmitEmpty, 0),
     f("bindingConditions", List(H(&items::STRING)), 7, OmitEmpty, 0),
     f("bindingFailureConditions", List(H(&items::STRING)), 8, OmitEmpty, 0),
     f("shareID", String, 9, Pointer, 0),
@@ -197,10 +197,10 @@ pub(super) static DEVICE_SUB_REQUEST: Struct = s("io.k8s.api.resource.v1.DeviceS
 static DEVICE_SUB_REQUEST_FIELDS: [Field; 8] = [
     fx("name", String, 1, Always, REQUIRED, "", &[], r#""""#, &[]),
     fx("deviceClassName", String, 2, Always, REQUIRED, "", &[], r#""""#, &[]),
-    f("selectors", List(H(&items::RESOURCE_V1_DEVICE_SELECTOR)), 3, OmitEmpty, BOXED),
+    f("selectors", List(H(&items::RESOURCE_V1_DEVICE_SELECTOR)), 3, OmitEmpty, 0),
     f("allocationMode", String, 4, OmitEmpty, 0),
     f("count", Int64, 5, OmitEmpty, 0),
-    f("tolerations", List(H(&items::RESOURCE_V1_DEVICE_TOLERATION)), 6, OmitEmpty, BOXED),
+    f("tolerations", List(H(&items::RESOURCE_V1_DEVICE_TOLERATION)), 6, OmitEmpty, 0),
     f("capacity", Object(H(&resource_v1::CAPACITY_REQUIREMENTS)), 7, Pointer, 0),
     f("derivedAttributes", List(H(&items::RESOURCE_V1_DEVICE_DERIVED_ATTRIBUTE)), 8, OmitEmpty, 0),
 ];
@@ -215,8 +215,8 @@ static DEVICE_TAINT_FIELDS: [Field; 4] = [
 
 pub(super) static DEVICE_TAINT_RULE: Struct = s("io.k8s.api.resource.v1.DeviceTaintRule", &DEVICE_TAINT_RULE_FIELDS, false);
 static DEVICE_TAINT_RULE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&resource_v1::DEVICE_TAINT_RULE_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&resource_v1::DEVICE_TAINT_RULE_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -224,8 +224,8 @@ static DEVICE_TAINT_RULE_FIELDS: [Field; 5] = [
 
 pub(super) static DEVICE_TAINT_RULE_LIST: Struct = s("io.k8s.api.resource.v1.DeviceTaintRuleList", &DEVICE_TAINT_RULE_LIST_FIELDS, false);
 static DEVICE_TAINT_RULE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RESOURCE_V1_DEVICE_TAINT_RULE)), 2, Always, REQUIRED),
 ];
@@ -260,11 +260,11 @@ static DEVICE_TOLERATION_FIELDS: [Field; 5] = [
 pub(super) static EXACT_DEVICE_REQUEST: Struct = s("io.k8s.api.resource.v1.ExactDeviceRequest", &EXACT_DEVICE_REQUEST_FIELDS, false);
 static EXACT_DEVICE_REQUEST_FIELDS: [Field; 8] = [
     fx("deviceClassName", String, 1, Always, REQUIRED, "", &[], r#""""#, &[]),
-    f("selectors", List(H(&items::RESOURCE_V1_DEVICE_SELECTOR)), 2, OmitEmpty, BOXED),
+    f("selectors", List(H(&items::RESOURCE_V1_DEVICE_SELECTOR)), 2, OmitEmpty, 0),
     f("allocationMode", String, 3, OmitEmpty, 0),
     f("count", Int64, 4, OmitEmpty, 0),
     f("adminAccess", Bool, 5, Pointer, 0),
-    f("tolerations", List(H(&items::RESOURCE_V1_DEVICE_TOLERATION)), 6, OmitEmpty, BOXED),
+    f("tolerations", List(H(&items::RESOURCE_V1_DEVICE_TOLERATION)), 6, OmitEmpty, 0),
     f("capacity", Object(H(&resource_v1::CAPACITY_REQUIREMENTS)), 7, Pointer, 0),
     f("derivedAttributes", List(H(&items::RESOURCE_V1_DEVICE_DERIVED_ATTRIBUTE)), 8, OmitEmpty, 0),
 ];
@@ -272,7 +272,7 @@ static EXACT_DEVICE_REQUEST_FIELDS: [Field; 8] = [
 pub(super) static NETWORK_DEVICE_DATA: Struct = s("io.k8s.api.resource.v1.NetworkDeviceData", &NETWORK_DEVICE_DATA_FIELDS, false);
 static NETWORK_DEVICE_DATA_FIELDS: [Field; 3] = [
     f("interfaceName", String, 1, OmitEmpty, 0),
-    f("ips", List(H(&items::STRING)), 2, OmitEmpty, BOXED),
+    f("ips", List(H(&items::STRING)), 2, OmitEmpty, 0),
     f("hardwareAddress", String, 3, OmitEmpty, 0),
 ];
 
@@ -303,8 +303,8 @@ static OPAQUE_DEVICE_CONFIGURATION_FIELDS: [Field; 2] = [
 
 pub(super) static RESOURCE_CLAIM: Struct = s("io.k8s.api.resource.v1.ResourceClaim", &RESOURCE_CLAIM_FIELDS, false);
 static RESOURCE_CLAIM_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&resource_v1::RESOURCE_CLAIM_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&resource_v1::RESOURCE_CLAIM_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -320,8 +320,8 @@ static RESOURCE_CLAIM_CONSUMER_REFERENCE_FIELDS: [Field; 4] = [
 
 pub(super) static RESOURCE_CLAIM_LIST: Struct = s("io.k8s.api.resource.v1.ResourceClaimList", &RESOURCE_CLAIM_LIST_FIELDS, false);
 static RESOURCE_CLAIM_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RESOURCE_V1_RESOURCE_CLAIM)), 2, Always, REQUIRED),
 ];
@@ -334,22 +334,22 @@ static RESOURCE_CLAIM_SPEC_FIELDS: [Field; 1] = [
 pub(super) static RESOURCE_CLAIM_STATUS: Struct = s("io.k8s.api.resource.v1.ResourceClaimStatus", &RESOURCE_CLAIM_STATUS_FIELDS, false);
 static RESOURCE_CLAIM_STATUS_FIELDS: [Field; 3] = [
     f("allocation", Object(H(&resource_v1::ALLOCATION_RESULT)), 1, Pointer, 0),
-    fx("reservedFor", List(H(&items::RESOURCE_V1_RESOURCE_CLAIM_CONSUMER_REFERENCE)), 2, OmitEmpty, BOXED | MAP | MERGE, "uid", &items::KEYS_UID, "", &[]),
-    fx("devices", List(H(&items::RESOURCE_V1_ALLOCATED_DEVICE_STATUS)), 4, OmitEmpty, BOXED | MAP, "", &items::KEYS_DRIVER_DEVICE_POOL_SHARE_ID, "", &[]),
+    fx("reservedFor", List(H(&items::RESOURCE_V1_RESOURCE_CLAIM_CONSUMER_REFERENCE)), 2, OmitEmpty, MAP | MERGE, "uid", &items::KEYS_UID, "", &[]),
+    fx("devices", List(H(&items::RESOURCE_V1_ALLOCATED_DEVICE_STATUS)), 4, OmitEmpty, MAP, "", &items::KEYS_DRIVER_DEVICE_POOL_SHARE_ID, "", &[]),
 ];
 
 pub(super) static RESOURCE_CLAIM_TEMPLATE: Struct = s("io.k8s.api.resource.v1.ResourceClaimTemplate", &RESOURCE_CLAIM_TEMPLATE_FIELDS, false);
 static RESOURCE_CLAIM_TEMPLATE_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&resource_v1::RESOURCE_CLAIM_TEMPLATE_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
 ];
 
 pub(super) static RESOURCE_CLAIM_TEMPLATE_LIST: Struct = s("io.k8s.api.resource.v1.ResourceClaimTemplateList", &RESOURCE_CLAIM_TEMPLATE_LIST_FIELDS, false);
 static RESOURCE_CLAIM_TEMPLATE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RESOURCE_V1_RESOURCE_CLAIM_TEMPLATE)), 2, Always, REQUIRED),
 ];
@@ -369,16 +369,16 @@ static RESOURCE_POOL_FIELDS: [Field; 3] = [
 
 pub(super) static RESOURCE_SLICE: Struct = s("io.k8s.api.resource.v1.ResourceSlice", &RESOURCE_SLICE_FIELDS, false);
 static RESOURCE_SLICE_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&resource_v1::RESOURCE_SLICE_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
 ];
 
 pub(super) static RESOURCE_SLICE_LIST: Struct = s("io.k8s.api.resource.v1.ResourceSliceList", &RESOURCE_SLICE_LIST_FIELDS, false);
 static RESOURCE_SLICE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::RESOURCE_V1_RESOURCE_SLICE)), 2, Always, REQUIRED),
 ];
@@ -390,9 +390,9 @@ static RESOURCE_SLICE_SPEC_FIELDS: [Field; 10] = [
     f("nodeName", String, 3, Pointer, 0),
     f("nodeSelector", Object(H(&core_v1::NODE_SELECTOR)), 4, Pointer, 0),
     f("allNodes", Bool, 5, Pointer, 0),
-    f("devices", List(H(&items::RESOURCE_V1_DEVICE)), 6, OmitEmpty, BOXED),
+    f("devices", List(H(&items::RESOURCE_V1_DEVICE)), 6, OmitEmpty, 0),
     f("perDeviceNodeSelection", Bool, 7, Pointer, 0),
-    f("sharedCounters", List(H(&items::RESOURCE_V1_COUNTER_SET)), 8, OmitEmpty, BOXED),
+    f("sharedCounters", List(H(&items::RESOURCE_V1_COUNTER_SET)), 8, OmitEmpty, 0),
     f("partitionTypeAttribute", String, 9, Pointer, 0),
     f("skipNodeOperations", List(H(&items::STRING)), 10, OmitEmpty, SET),
 ];

@@ -6,8 +6,8 @@ use super::*;
 
 pub(super) static PRIORITY_CLASS: Struct = s("io.k8s.api.scheduling.v1.PriorityClass", &PRIORITY_CLASS_FIELDS, false);
 static PRIORITY_CLASS_FIELDS: [Field; 7] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("value", Int32, 2, Always, 0, "", &[], "0", &[]),
     f("globalDefault", Bool, 3, OmitEmpty, 0),
@@ -17,8 +17,8 @@ static PRIORITY_CLASS_FIELDS: [Field; 7] = [
 
 pub(super) static PRIORITY_CLASS_LIST: Struct = s("io.k8s.api.scheduling.v1.PriorityClassList", &PRIORITY_CLASS_LIST_FIELDS, false);
 static PRIORITY_CLASS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::SCHEDULING_V1_PRIORITY_CLASS)), 2, Always, REQUIRED),
 ];

@@ -6,16 +6,16 @@ use super::*;
 
 pub(super) static CSI_DRIVER: Struct = s("io.k8s.api.storage.v1.CSIDriver", &CSI_DRIVER_FIELDS, false);
 static CSI_DRIVER_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&storage_v1::CSI_DRIVER_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
 ];
 
 pub(super) static CSI_DRIVER_LIST: Struct = s("io.k8s.api.storage.v1.CSIDriverList", &CSI_DRIVER_LIST_FIELDS, false);
 static CSI_DRIVER_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::STORAGE_V1_CSI_DRIVER)), 2, Always, REQUIRED),
 ];
@@ -24,10 +24,10 @@ pub(super) static CSI_DRIVER_SPEC: Struct = s("io.k8s.api.storage.v1.CSIDriverSp
 static CSI_DRIVER_SPEC_FIELDS: [Field; 11] = [
     f("attachRequired", Bool, 1, Pointer, 0),
     f("podInfoOnMount", Bool, 2, Pointer, 0),
-    f("volumeLifecycleModes", List(H(&items::STRING)), 3, OmitEmpty, BOXED | SET),
+    f("volumeLifecycleModes", List(H(&items::STRING)), 3, OmitEmpty, SET),
     f("storageCapacity", Bool, 4, Pointer, 0),
     f("fsGroupPolicy", String, 5, Pointer, 0),
-    f("tokenRequests", List(H(&items::STORAGE_V1_TOKEN_REQUEST)), 6, OmitEmpty, BOXED),
+    f("tokenRequests", List(H(&items::STORAGE_V1_TOKEN_REQUEST)), 6, OmitEmpty, 0),
     f("requiresRepublish", Bool, 7, Pointer, 0),
     f("seLinuxMount", Bool, 8, Pointer, 0),
     f("nodeAllocatableUpdatePeriodSeconds", Int64, 9, Pointer, 0),
@@ -37,8 +37,8 @@ static CSI_DRIVER_SPEC_FIELDS: [Field; 11] = [
 
 pub(super) static CSI_NODE: Struct = s("io.k8s.api.storage.v1.CSINode", &CSI_NODE_FIELDS, false);
 static CSI_NODE_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&storage_v1::CSI_NODE_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&storage_v1::CSI_NODE_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -54,8 +54,8 @@ static CSI_NODE_DRIVER_FIELDS: [Field; 4] = [
 
 pub(super) static CSI_NODE_LIST: Struct = s("io.k8s.api.storage.v1.CSINodeList", &CSI_NODE_LIST_FIELDS, false);
 static CSI_NODE_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::STORAGE_V1_CSI_NODE)), 2, Always, REQUIRED),
 ];
@@ -72,8 +72,8 @@ static CSI_NODE_STATUS_FIELDS: [Field; 1] = [
 
 pub(super) static CSI_STORAGE_CAPACITY: Struct = s("io.k8s.api.storage.v1.CSIStorageCapacity", &CSI_STORAGE_CAPACITY_FIELDS, false);
 static CSI_STORAGE_CAPACITY_FIELDS: [Field; 7] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     f("nodeTopology", Object(H(&meta_v1::LABEL_SELECTOR)), 2, Pointer, 0),
     fx("storageClassName", String, 3, Always, REQUIRED, "", &[], r#""""#, &[]),
@@ -83,21 +83,21 @@ static CSI_STORAGE_CAPACITY_FIELDS: [Field; 7] = [
 
 pub(super) static CSI_STORAGE_CAPACITY_LIST: Struct = s("io.k8s.api.storage.v1.CSIStorageCapacityList", &CSI_STORAGE_CAPACITY_LIST_FIELDS, false);
 static CSI_STORAGE_CAPACITY_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::STORAGE_V1_CSI_STORAGE_CAPACITY)), 2, Always, REQUIRED),
 ];
 
 pub(super) static STORAGE_CLASS: Struct = s("io.k8s.api.storage.v1.StorageClass", &STORAGE_CLASS_FIELDS, false);
 static STORAGE_CLASS_FIELDS: [Field; 10] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("provisioner", String, 2, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("parameters", Map(H(&items::STRING)), 3, OmitEmpty, 0),
     f("reclaimPolicy", String, 4, Pointer, 0),
-    f("mountOptions", List(H(&items::STRING)), 5, OmitEmpty, BOXED),
+    f("mountOptions", List(H(&items::STRING)), 5, OmitEmpty, 0),
     f("allowVolumeExpansion", Bool, 6, Pointer, 0),
     f("volumeBindingMode", String, 7, Pointer, 0),
     f("allowedTopologies", List(H(&items::CORE_V1_TOPOLOGY_SELECTOR_TERM)), 8, OmitEmpty, 0),
@@ -105,8 +105,8 @@ static STORAGE_CLASS_FIELDS: [Field; 10] = [
 
 pub(super) static STORAGE_CLASS_LIST: Struct = s("io.k8s.api.storage.v1.StorageClassList", &STORAGE_CLASS_LIST_FIELDS, false);
 static STORAGE_CLASS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::STORAGE_V1_STORAGE_CLASS)), 2, Always, REQUIRED),
 ];
@@ -135,8 +135,8 @@ static TOKEN_REQUEST_FIELDS: [Field; 2] = [
 
 pub(super) static VOLUME_ATTACHMENT: Struct = s("io.k8s.api.storage.v1.VolumeAttachment", &VOLUME_ATTACHMENT_FIELDS, false);
 static VOLUME_ATTACHMENT_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&storage_v1::VOLUME_ATTACHMENT_SPEC)), 2, Always, REQUIRED, "", &[], "{}", &[]),
     fx("status", Object(H(&storage_v1::VOLUME_ATTACHMENT_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -144,8 +144,8 @@ static VOLUME_ATTACHMENT_FIELDS: [Field; 5] = [
 
 pub(super) static VOLUME_ATTACHMENT_LIST: Struct = s("io.k8s.api.storage.v1.VolumeAttachmentList", &VOLUME_ATTACHMENT_LIST_FIELDS, false);
 static VOLUME_ATTACHMENT_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::STORAGE_V1_VOLUME_ATTACHMENT)), 2, Always, REQUIRED),
 ];
@@ -173,8 +173,8 @@ static VOLUME_ATTACHMENT_STATUS_FIELDS: [Field; 4] = [
 
 pub(super) static VOLUME_ATTRIBUTES_CLASS: Struct = s("io.k8s.api.storage.v1.VolumeAttributesClass", &VOLUME_ATTRIBUTES_CLASS_FIELDS, false);
 static VOLUME_ATTRIBUTES_CLASS_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("driverName", String, 2, Always, REQUIRED, "", &[], r#""""#, &[]),
     f("parameters", Map(H(&items::STRING)), 3, OmitEmpty, 0),
@@ -182,8 +182,8 @@ static VOLUME_ATTRIBUTES_CLASS_FIELDS: [Field; 5] = [
 
 pub(super) static VOLUME_ATTRIBUTES_CLASS_LIST: Struct = s("io.k8s.api.storage.v1.VolumeAttributesClassList", &VOLUME_ATTRIBUTES_CLASS_LIST_FIELDS, false);
 static VOLUME_ATTRIBUTES_CLASS_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::STORAGE_V1_VOLUME_ATTRIBUTES_CLASS)), 2, Always, REQUIRED),
 ];

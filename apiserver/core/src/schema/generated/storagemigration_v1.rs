@@ -6,8 +6,8 @@ use super::*;
 
 pub(super) static STORAGE_VERSION_MIGRATION: Struct = s("io.k8s.api.storagemigration.v1.StorageVersionMigration", &STORAGE_VERSION_MIGRATION_FIELDS, false);
 static STORAGE_VERSION_MIGRATION_FIELDS: [Field; 5] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     fx("metadata", Object(H(&meta_v1::OBJECT_META)), 1, Always, 0, "", &[], "{}", &[]),
     fx("spec", Object(H(&storagemigration_v1::STORAGE_VERSION_MIGRATION_SPEC)), 2, Always, 0, "", &[], "{}", &[]),
     fx("status", Object(H(&storagemigration_v1::STORAGE_VERSION_MIGRATION_STATUS)), 3, Always, 0, "", &[], "{}", &[]),
@@ -15,8 +15,8 @@ static STORAGE_VERSION_MIGRATION_FIELDS: [Field; 5] = [
 
 pub(super) static STORAGE_VERSION_MIGRATION_LIST: Struct = s("io.k8s.api.storagemigration.v1.StorageVersionMigrationList", &STORAGE_VERSION_MIGRATION_LIST_FIELDS, false);
 static STORAGE_VERSION_MIGRATION_LIST_FIELDS: [Field; 4] = [
-    f("kind", String, 1, OmitEmpty, 0),
-    f("apiVersion", String, 2, OmitEmpty, 0),
+    f("kind", String, 0, OmitEmpty, 0),
+    f("apiVersion", String, 0, OmitEmpty, 0),
     f("metadata", Object(H(&meta_v1::LIST_META)), 1, Always, 0),
     f("items", List(H(&items::STORAGEMIGRATION_V1_STORAGE_VERSION_MIGRATION)), 2, Always, REQUIRED),
 ];
