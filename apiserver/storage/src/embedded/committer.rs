@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Shared;
-use super::disk::Disk;
+use super::disk::{Disk, Forget};
 use super::sequencer::Pending;
 use crate::store::{Change, Error, Result, Revision, Sink};
 
@@ -69,7 +69,7 @@ struct Work {
     compact: Option<Revision>,
 }
 
-pub(super) fn run(shared: &Shared, disk: Disk, lock: File) {
+pub(super) fn run(shared: &Shared, disk: Disk, lock: &File) {
     let end = catch_unwind(AssertUnwindSafe(|| turns(shared, &disk)));
     let why = match end {
         Ok(Ok(())) => None,
@@ -103,7 +103,10 @@ pub(super) fn run(shared: &Shared, disk: Disk, lock: File) {
     if catch_unwind(AssertUnwindSafe(|| drop(disk))).is_err() {
         tracing::error!("the database panicked while closing");
     }
-    drop(lock);
+    // Not left to the drop: a child that this process is just starting may hold the same open file for a moment.
+    if let Err(error) = lock.unlock() {
+        tracing::warn!(%error, "cannot give the data directory's lock back");
+    }
 }
 
 /// Works until the store closes (`Ok`) or a write fails.
@@ -115,10 +118,11 @@ fn turns(shared: &Shared, disk: &Disk) -> Result<(), redb::Error> {
             let live = shared.live.read();
             let step = if changes.is_empty() { FORGET_ALONE } else { FORGET_BESIDE };
             let asked = compact.filter(|target| *target > live.compacted()).map(|t| live.step_towards(t, step));
-            asked.max(live.due(shared.bounds, now, slack_ms(shared), step))
+            let through = asked.max(live.due(shared.bounds, now, slack_ms(shared), step));
+            through.map(|through| Forget { changes: live.changes_through(through), through })
         };
         if !changes.is_empty() || forget.is_some() {
-            let written = catch_unwind(AssertUnwindSafe(|| disk.write(&changes, now, forget)));
+            let written = catch_unwind(AssertUnwindSafe(|| disk.write(&changes, now, forget.as_ref())));
             let error = match written {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(error),
@@ -134,7 +138,7 @@ fn turns(shared: &Shared, disk: &Disk) -> Result<(), redb::Error> {
                 return Err(error);
             }
         }
-        publish(shared, batch, &changes, now, forget);
+        publish(shared, batch, &changes, now, forget.map(|f| f.through));
     }
     Ok(())
 }

@@ -1,13 +1,15 @@
 //! The tables on disk.
 //!
-//! - `current`: key -> revision of its last write (8 bytes, little endian), value.
-//! - `history`: revision -> what that revision replaced ([`Undo`]). The new value is not repeated there: it is what the
-//!   next change of the key replaced, or its current value. So every value is written once, and once more when it is
-//!   replaced while the window covers it; and the oldest change of the window still knows what was before it.
-//! - `meta`: `format`, and `compacted`: history is complete after this revision. The store's revision is the larger of
-//!   that and the last of the history, so a revision is never given twice.
+//! - `history`: revision -> what was written ([`Redo`]). A commit only appends here: one place in the file, whatever
+//!   the keys.
+//! - `current`: key -> revision of its last write (8 bytes, little endian), value; **as of the revision `compacted`**.
+//!   Forgetting a stretch of history moves it here, each key once, however often it was written in that stretch.
+//! - `meta`: `format`, and `compacted`. The store's revision is the larger of that and the last of the history, so a
+//!   revision is never given twice.
+//!
+//! So the present is `current` with the history played on top, which also tells what each change replaced.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -83,90 +85,79 @@ impl Disk {
         let corrupt = |what: String| OpenError::Corrupt { path: path.to_owned(), what };
         let txn = self.db.begin_read().map_err(|e| failed(e.into()))?;
 
-        let mut entries: Vec<Entry> = Vec::new();
+        let mut state: BTreeMap<Arc<str>, Entry> = BTreeMap::new();
         let current = txn.open_table(CURRENT).map_err(|e| failed(e.into()))?;
         for row in current.iter().map_err(|e| failed(e.into()))? {
             let (key, value) = row.map_err(|e| failed(e.into()))?;
             let entry = decode_entry(key.value(), value.value())
                 .ok_or_else(|| corrupt(format!("the record of {} is too short", key.value())))?;
-            entries.push(entry);
+            state.insert(Arc::clone(&entry.key), entry);
         }
-
         let meta = txn.open_table(META).map_err(|e| failed(e.into()))?;
         let compacted = meta.get("compacted").map_err(|e| failed(e.into()))?.map_or(0, |v| v.value());
+        if let Some(entry) = state.values().find(|e| e.revision > compacted) {
+            return Err(corrupt(format!("{} is newer than the history before it", entry.key)));
+        }
 
-        // Backwards: `then` is what each key holds after the change at hand.
-        let mut then: HashMap<Arc<str>, Option<(Bytes, Revision)>> = HashMap::new();
         let mut history: Vec<Kept> = Vec::new();
+        let mut last = compacted;
         let table = txn.open_table(HISTORY).map_err(|e| failed(e.into()))?;
-        for row in table.iter().map_err(|e| failed(e.into()))?.rev() {
+        for row in table.iter().map_err(|e| failed(e.into()))? {
             let (revision, record) = row.map_err(|e| failed(e.into()))?;
             let revision = revision.value();
-            let undo = Undo::decode(record.value())
+            if revision != last + 1 {
+                return Err(corrupt(format!("the history goes from revision {last} to {revision}")));
+            }
+            last = revision;
+            let redo = Redo::decode(record.value())
                 .ok_or_else(|| corrupt(format!("the history record of revision {revision} is damaged")))?;
-            let known = entries.binary_search_by(|e| (*e.key).cmp(undo.key)).ok().map(|at| &entries[at]);
-            let key = match (known, then.get_key_value(undo.key)) {
-                (Some(entry), _) => Arc::clone(&entry.key),
-                (None, Some((key, _))) => Arc::clone(key),
-                (None, None) => undo.key.into(),
-            };
-            let after = match then.get(&key) {
-                Some(state) => state.clone(),
-                None => known.map(|e| (e.value.clone(), e.revision)),
-            };
-            let previous = undo.previous.map(|bytes| (Bytes::copy_from_slice(bytes), undo.previous_revision));
-            let (kind, value) = match (&after, &previous) {
-                (Some((value, at)), previous) if *at == revision => {
-                    let kind = if previous.is_some() { ChangeKind::Updated } else { ChangeKind::Created };
-                    (kind, value.clone())
+            let before = state.remove(redo.key);
+            let key = before.as_ref().map_or_else(|| redo.key.into(), |e| Arc::clone(&e.key));
+            let (previous, previous_revision) = before.map_or((None, 0), |e| (Some(e.value), e.revision));
+            let (kind, value) = match (redo.value, &previous) {
+                (Some(value), Some(_)) => (ChangeKind::Updated, Bytes::copy_from_slice(value)),
+                (Some(value), None) => (ChangeKind::Created, Bytes::copy_from_slice(value)),
+                (None, Some(previous)) => (ChangeKind::Deleted, previous.clone()),
+                (None, None) => {
+                    return Err(corrupt(format!("revision {revision} deletes {key}, which is not there")));
                 }
-                (None, Some((value, _))) => (ChangeKind::Deleted, value.clone()),
-                _ => return Err(corrupt(format!("the history of {key} does not lead to its present value"))),
             };
-            then.insert(Arc::clone(&key), previous.clone());
-            let (previous, previous_revision) = previous.map_or((None, 0), |(bytes, at)| (Some(bytes), at));
+            if kind != ChangeKind::Deleted {
+                let entry = Entry { key: Arc::clone(&key), value: value.clone(), revision };
+                state.insert(Arc::clone(&key), entry);
+            }
             let change = Arc::new(Change { kind, key, value, previous, previous_revision, revision });
-            history.push(Kept { change, at: undo.at });
+            history.push(Kept { change, at: redo.at });
         }
-        history.reverse();
-
-        let revision = history.last().map_or(0, |k| k.change.revision).max(compacted);
-        if let Some(entry) = entries.iter().find(|e| e.revision > revision) {
-            return Err(corrupt(format!("{} is newer than the history", entry.key)));
-        }
-        Ok(Live::load(entries, history, compacted, revision))
+        Ok(Live::load(state, history, compacted, last))
     }
 
-    /// Makes `changes` durable, and forgets history up to `forget`, in one transaction and one sync.
-    pub(super) fn write(&self, changes: &[Arc<Change>], at: u64, forget: Option<Revision>) -> Result<(), redb::Error> {
+    /// Makes `changes` durable and forgets a stretch of history, in one transaction and one sync.
+    pub(super) fn write(&self, changes: &[Arc<Change>], at: u64, forget: Option<&Forget>) -> Result<(), redb::Error> {
         let txn = self.db.begin_write()?;
         {
             let mut history = txn.open_table(HISTORY)?;
-            let mut last: HashMap<&str, &Change> = HashMap::with_capacity(changes.len());
             let mut record = Vec::new();
             for change in changes {
-                Undo::of(change, at).encode(&mut record);
+                Redo::of(change, at).encode(&mut record);
                 history.insert(change.revision, record.as_slice())?;
-                last.insert(&change.key, change);
             }
-            // Only the last state of a key that changed several times in this batch goes to `current`. In key order,
-            // because neighbours share pages.
-            let mut last: Vec<&Change> = last.into_values().collect();
-            last.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-            let mut current = txn.open_table(CURRENT)?;
-            for change in last {
-                if change.kind == ChangeKind::Deleted {
-                    current.remove(&*change.key)?;
-                } else {
-                    record.clear();
-                    record.extend_from_slice(&change.revision.to_le_bytes());
-                    record.extend_from_slice(&change.value);
-                    current.insert(&*change.key, record.as_slice())?;
+            if let Some(Forget { changes, through }) = forget {
+                history.retain_in(..=*through, |_, _| false)?;
+                txn.open_table(META)?.insert("compacted", through)?;
+                // The last state of each key, in key order because neighbours share pages.
+                let last: BTreeMap<&str, &Change> = changes.iter().map(|c| (&*c.key, &**c)).collect();
+                let mut current = txn.open_table(CURRENT)?;
+                for (key, change) in last {
+                    if change.kind == ChangeKind::Deleted {
+                        current.remove(key)?;
+                    } else {
+                        record.clear();
+                        record.extend_from_slice(&change.revision.to_le_bytes());
+                        record.extend_from_slice(&change.value);
+                        current.insert(key, record.as_slice())?;
+                    }
                 }
-            }
-            if let Some(forget) = forget {
-                history.retain_in(..=forget, |_, _| false)?;
-                txn.open_table(META)?.insert("compacted", forget)?;
             }
         }
         txn.commit()?;
@@ -174,56 +165,54 @@ impl Disk {
     }
 }
 
+/// A stretch of history to forget: all kept changes up to and including `through`.
+#[derive(Debug)]
+pub(super) struct Forget {
+    pub(super) changes: Vec<Arc<Change>>,
+    pub(super) through: Revision,
+}
+
 fn decode_entry(key: &str, record: &[u8]) -> Option<Entry> {
     let (revision, value) = record.split_first_chunk::<8>()?;
     Some(Entry { key: key.into(), value: Bytes::copy_from_slice(value), revision: u64::from_le_bytes(*revision) })
 }
 
-/// A record of the history: what a change replaced.
+/// A record of the history: what was written.
 ///
-/// Time in milliseconds, revision of the previous write, length of the key (4 bytes), key, whether there was a value
-/// (1 byte), the value.
+/// Time in milliseconds (8 bytes), length of the key (4 bytes), key, 1 and the value, or 0 for a deletion.
 #[derive(Debug, PartialEq, Eq)]
-struct Undo<'a> {
+struct Redo<'a> {
     at: u64,
-    previous_revision: Revision,
     key: &'a str,
-    previous: Option<&'a [u8]>,
+    value: Option<&'a [u8]>,
 }
 
-impl<'a> Undo<'a> {
+impl<'a> Redo<'a> {
     fn of(change: &'a Change, at: u64) -> Self {
-        Self { at, previous_revision: change.previous_revision, key: &change.key, previous: change.previous.as_deref() }
+        let value = (change.kind != ChangeKind::Deleted).then_some(&*change.value);
+        Self { at, key: &change.key, value }
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
         out.clear();
         out.extend_from_slice(&self.at.to_le_bytes());
-        out.extend_from_slice(&self.previous_revision.to_le_bytes());
         // Keys are paths of names; a length beyond 32 bits cannot get this far.
         out.extend_from_slice(&u32::try_from(self.key.len()).unwrap_or(u32::MAX).to_le_bytes());
         out.extend_from_slice(self.key.as_bytes());
-        out.push(u8::from(self.previous.is_some()));
-        out.extend_from_slice(self.previous.unwrap_or_default());
+        out.push(u8::from(self.value.is_some()));
+        out.extend_from_slice(self.value.unwrap_or_default());
     }
 
     fn decode(record: &'a [u8]) -> Option<Self> {
         let (at, rest) = record.split_first_chunk::<8>()?;
-        let (previous_revision, rest) = rest.split_first_chunk::<8>()?;
         let (len, rest) = rest.split_first_chunk::<4>()?;
         let (key, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
-        let (has, value) = rest.split_first()?;
-        let previous = match (has, value) {
+        let value = match rest.split_first()? {
             (0, []) => None,
             (1, value) => Some(value),
             _ => return None,
         };
-        Some(Self {
-            at: u64::from_le_bytes(*at),
-            previous_revision: u64::from_le_bytes(*previous_revision),
-            key: std::str::from_utf8(key).ok()?,
-            previous,
-        })
+        Some(Self { at: u64::from_le_bytes(*at), key: std::str::from_utf8(key).ok()?, value })
     }
 }
 
@@ -232,20 +221,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn undo_records_round_trip_and_no_cut_record_is_accepted() {
+    fn history_records_round_trip_and_no_cut_record_is_accepted() {
         let cases = [
-            Undo { at: 1, previous_revision: 0, key: "/a/b", previous: None },
-            Undo { at: u64::MAX, previous_revision: 7, key: "/a/b", previous: Some(b"") },
-            Undo { at: 3, previous_revision: 7, key: "/k", previous: Some(b"value") },
+            Redo { at: 1, key: "/a/b", value: None },
+            Redo { at: u64::MAX, key: "/a/b", value: Some(b"") },
+            Redo { at: 3, key: "/k", value: Some(b"value") },
         ];
         for case in cases {
             let mut bytes = Vec::new();
             case.encode(&mut bytes);
-            assert_eq!(Undo::decode(&bytes).as_ref(), Some(&case));
+            assert_eq!(Redo::decode(&bytes).as_ref(), Some(&case));
             // The value is last and runs to the end, so only cuts before it can be noticed here.
-            let fixed = 8 + 8 + 4 + case.key.len() + 1;
+            let fixed = 8 + 4 + case.key.len() + 1;
             for cut in 0..fixed {
-                assert_eq!(Undo::decode(&bytes[..cut]), None, "cut at {cut}");
+                assert_eq!(Redo::decode(&bytes[..cut]), None, "cut at {cut}");
             }
         }
     }

@@ -37,10 +37,14 @@ fn weight(change: &Change) -> usize {
 }
 
 impl Live {
-    /// From what a disk held. `entries` are in key order, `history` in revision order and complete after `compacted`.
-    pub(super) fn load(entries: Vec<Entry>, history: Vec<Kept>, compacted: Revision, revision: Revision) -> Self {
+    /// From what a disk held. `history` is in revision order and complete after `compacted`.
+    pub(super) fn load(
+        entries: BTreeMap<Arc<str>, Entry>,
+        history: Vec<Kept>,
+        compacted: Revision,
+        revision: Revision,
+    ) -> Self {
         let history_bytes = history.iter().map(|k| weight(&k.change)).sum();
-        let entries = entries.into_iter().map(|e| (Arc::clone(&e.key), e)).collect();
         Self { entries, history: history.into(), history_bytes, compacted, revision }
     }
 
@@ -84,15 +88,21 @@ impl Live {
         }
     }
 
-    /// The revision up to which history should be forgotten now, looking at no more than `step` changes. Age counts only
-    /// once the oldest change is `slack_ms` over, so that a quiet store forgets in groups and not with a write each.
+    /// The revision up to which history should be forgotten now, looking at no more than `step` changes. Forgetting
+    /// starts when a bound is exceeded by a thirty-second part (age: by `slack_ms`) and then goes down to the bound: so
+    /// it comes in groups, which share pages on disk, and not with every write.
     pub(super) fn due(&self, bounds: Bounds, now: u64, slack_ms: u64, step: usize) -> Option<Revision> {
-        let over_age = self.history.front().is_some_and(|k| now.saturating_sub(k.at) > bounds.age_ms + slack_ms);
         let (mut count, mut bytes) = (self.history.len(), self.history_bytes);
+        let old = self.history.front().is_some_and(|k| now.saturating_sub(k.at) > bounds.age_ms + slack_ms);
+        let many = count > bounds.changes + bounds.changes / 32 || bytes > bounds.bytes + bounds.bytes / 32;
+        if !old && !many {
+            return None;
+        }
         let mut due = None;
         for kept in self.history.iter().take(step) {
-            let old = over_age && now.saturating_sub(kept.at) > bounds.age_ms;
-            if !old && count <= bounds.changes && bytes <= bounds.bytes {
+            let over = (old && now.saturating_sub(kept.at) > bounds.age_ms)
+                || (many && (count > bounds.changes || bytes > bounds.bytes));
+            if !over {
                 break;
             }
             count -= 1;
@@ -108,6 +118,12 @@ impl Live {
             Some(next) if next.change.revision <= target => next.change.revision - 1,
             _ => target,
         }
+    }
+
+    /// Kept changes up to and including `revision`, oldest first.
+    pub(super) fn changes_through(&self, revision: Revision) -> Vec<Arc<Change>> {
+        let kept = self.history.iter().take_while(|k| k.change.revision <= revision);
+        kept.map(|k| Arc::clone(&k.change)).collect()
     }
 
     /// When the oldest kept change was made.

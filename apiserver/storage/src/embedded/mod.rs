@@ -173,7 +173,7 @@ impl Embedded {
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self, OpenError> {
         let dir = dir.as_ref();
         let lock = claim(dir)?;
-        let (disk, live) = Disk::open(&dir.join("skiff.redb"), options.disk_cache)?;
+        let (disk, live) = patiently(|| Disk::open(&dir.join("skiff.redb"), options.disk_cache))?;
         Self::start(dir, options, disk, live, lock)
     }
 
@@ -216,7 +216,7 @@ impl Embedded {
         std::thread::Builder::new()
             .name("skiff-committer".to_owned())
             .spawn(move || {
-                committer::run(&committer, disk, lock);
+                committer::run(&committer, disk, &lock);
                 tell.send(()).ok();
             })
             .map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
@@ -270,11 +270,24 @@ fn claim(dir: &Path) -> Result<File, OpenError> {
     std::fs::create_dir_all(dir).map_err(io(dir))?;
     let path = dir.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
+    patiently(|| match file.try_lock() {
+        Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: dir.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
+        Err(TryLockError::Error(source)) => Err(OpenError::Io { path: path.clone(), source }),
+    })?;
+    Ok(file)
+}
+
+/// Tries again for a moment while the directory is in use. A process that was killed while it started a child leaves its
+/// locks to that child until the child runs its own program.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    for wait in [5, 10, 20, 40, 80, 160].map(Duration::from_millis) {
+        match attempt() {
+            Err(OpenError::InUse { .. }) => std::thread::sleep(wait),
+            other => return other,
+        }
     }
+    attempt()
 }
 
 impl Shared {
