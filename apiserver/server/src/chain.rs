@@ -108,10 +108,7 @@ where
         Ok(u) => u,
         Err(s) => return (respond::status(&s, plain), label),
     };
-    let known = matches!(
-        parts.method,
-        Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE
-    );
+    let known = matches!(parts.method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
     let target = Target::parse(&parts.method, &path, &query);
     let target = match target {
         Target::Resource(t) if known && !path.starts_with("//") => t,
@@ -148,8 +145,7 @@ where
         Ok(b) => b,
         Err(s) => return (respond::status(&s, plain), label),
     };
-    let mut call =
-        Call { user, target, query, headers: parts.headers, body, warnings: vec![], upgrade };
+    let mut call = Call { user, target, query, headers: parts.headers, body, warnings: vec![], upgrade };
     let method = parts.method;
     let long = label.long || subresources::long_running(&call);
     label.long = long;
@@ -392,7 +388,12 @@ async fn dispatch(
             let items = delete::delete_collection(server, &kind, call).await?;
             let revision = kind.stored()?.cache.revision();
             let v = respond::list_value(&kind, items, json!({"resourceVersion": revision.to_string()}));
-            Answer::Value { code: 200, value: v, model: skiff_core::schema::kind(&t.group, &t.version, &kind.resource.list_kind).map(skiff_core::schema::Handle::Static) }
+            Answer::Value {
+                code: 200,
+                value: v,
+                model: skiff_core::schema::kind(&t.group, &t.version, &kind.resource.list_kind)
+                    .map(skiff_core::schema::Handle::Static),
+            }
         }
     };
     respond::write(answer, form, call)

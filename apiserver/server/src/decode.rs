@@ -52,7 +52,7 @@ pub fn report(
     if !decoded.strict.is_empty() {
         match validation {
             FieldValidation::Ignore => {}
-            FieldValidation::Warn => warnings.extend(decoded.strict),
+            FieldValidation::Warn => warnings.extend(decoded.warnings()),
             FieldValidation::Strict => {
                 let why = format!("strict decoding error: {}", decoded.strict.join(", "));
                 return Err(cannot_handle(expected, expected.version, expected.kind, &why));
@@ -85,7 +85,10 @@ fn unrecognised(expected: Expected<'_>, bytes: &[u8], why: &str) -> Status {
             }
         }
     };
-    Status::bad_request(format!("the object provided is unrecognized (must be of type {}): {why} ({shown})", expected.kind))
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): {why} ({shown})",
+        expected.kind
+    ))
 }
 
 fn decode(bytes: &[u8], encoding: Encoding, expected: Expected<'_>) -> Result<Decoded, Status> {
@@ -103,26 +106,21 @@ fn decode(bytes: &[u8], encoding: Encoding, expected: Expected<'_>) -> Result<De
                 e => unrecognised(expected, bytes, &format!("couldn't get version/kind; json parse error: {e}")),
             })?;
             let parsed = typed(parsed, expected)?;
-            codec::decode_parsed(bytes, parsed, expected.shape)
+            codec::json::decode_parsed(bytes, parsed, expected.shape)
                 .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()))
         }
         Encoding::Yaml => {
             let parsed = codec::parse_yaml(bytes).map_err(|e| unrecognised(expected, bytes, &e.to_string()))?;
-            let parsed = typed(parsed, expected)?;
-            codec::decode_yaml(bytes, parsed, expected.shape)
+            typed(Parsed { value: parsed.value.clone(), duplicates: vec![] }, expected)?;
+            codec::decode_yaml(bytes, expected.shape)
                 .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()))
         }
         Encoding::Protobuf => {
-            let (meta, value) = codec::proto::decode(bytes, |api_version, kind| {
+            let value = codec::decode_proto(bytes, |api_version, kind| {
                 let (g, v) = api_version.split_once('/').unwrap_or(("", api_version));
-                skiff_core::schema::kind(g, v, kind).or_else(|| skiff_core::schema::kind("meta.k8s.io", "v1", kind))
+                skiff_core::schema::kind(g, v, kind).or(Some(expected.shape))
             })
             .map_err(|e| unrecognised(expected, bytes, &e.to_string()))?;
-            let mut value = value;
-            if !meta.kind.is_empty() {
-                value["kind"] = meta.kind.into();
-                value["apiVersion"] = meta.api_version.into();
-            }
             let parsed = typed(Parsed { value, duplicates: vec![] }, expected)?;
             let mut value = parsed.value;
             let mut faults = codec::Faults::default();
@@ -162,16 +160,26 @@ fn typed(mut parsed: Parsed, expected: Expected<'_>) -> Result<Parsed, Status> {
             expected.api_version()
         )));
     }
-    let (group, version) =
-        if api_version.is_empty() { (expected.group.to_owned(), expected.version.to_owned()) } else { (group, version) };
+    let (group, version) = if api_version.is_empty() {
+        (expected.group.to_owned(), expected.version.to_owned())
+    } else {
+        (group, version)
+    };
     if skiff_core::schema::kind(&group, &version, &kind).is_none() {
         let what = quote_str(&kind);
         let shown = skiff_core::resources::group_version(&group, &version);
-        let why = format!("no kind {what} is registered for version {} in scheme \"pkg/runtime/scheme.go:111\"", quote_str(&shown));
+        let why = format!(
+            "no kind {what} is registered for version {} in scheme \"pkg/runtime/scheme.go:111\"",
+            quote_str(&shown)
+        );
         return Err(cannot_handle(expected, &version, &kind, &why));
     }
     let internal = |g: &str| if g.is_empty() { "core".to_owned() } else { g.split('.').next().unwrap_or(g).to_owned() };
-    let why = format!("converting ({version}.{kind}) to ({}.{}): unknown conversion", internal(expected.group), expected.kind);
+    let why = format!(
+        "converting ({version}.{kind}) to ({}.{}): unknown conversion",
+        internal(expected.group),
+        expected.kind
+    );
     Err(cannot_handle(expected, &version, &kind, &why))
 }
 
@@ -189,7 +197,7 @@ pub fn delete_options(call: &Call) -> Result<Value, Status> {
         let mut value = match encoding {
             Encoding::Json => codec::parse_json(bytes)?.value,
             Encoding::Yaml => codec::parse_yaml(bytes)?.value,
-            Encoding::Protobuf => codec::proto::decode(bytes, |_, _| Some(shape))?.1,
+            Encoding::Protobuf => codec::decode_proto(bytes, |_, _| Some(shape))?,
         };
         codec::normalize(&mut value, shape, &mut codec::Faults::default())?;
         Ok(value)

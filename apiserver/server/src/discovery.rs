@@ -153,7 +153,8 @@ fn route(
         }
         ["openid", "v1", "jwks"] => {
             get_only()?;
-            let ok = accept.is_empty() || clauses(accept).iter().any(|c| matches!(c.media, "*/*" | "application/jwk-set+json"));
+            let ok = accept.is_empty()
+                || clauses(accept).iter().any(|c| matches!(c.media, "*/*" | "application/jwk-set+json"));
             if !ok {
                 let mut s = Status::new(406, "NotAcceptable", "406: Not Acceptable");
                 s.details = Some(Box::default());
@@ -170,25 +171,39 @@ fn route(
                 get_only()?;
                 return Ok(Some(r));
             }
-            value(&skiff_core::discovery::api_versions(), "io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions")
+            value(
+                &serde_json::to_value(catalog().api_versions(&address(server))).unwrap_or_default(),
+                "io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions",
+            )
         }
         ["apis"] => {
             if let Some(r) = aggregated(server, accept, headers, false) {
                 get_only()?;
                 return Ok(Some(r));
             }
-            value(&skiff_core::discovery::group_list(&[]), "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList")
+            value(
+                &serde_json::to_value(catalog().group_list()).unwrap_or_default(),
+                "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList",
+            )
         }
-        ["apis", group] => match skiff_core::discovery::group(group, &[]) {
-            Some(v) => value(&v, "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup"),
+        ["apis", group] => match catalog().group(group) {
+            Some(v) => {
+                value(&serde_json::to_value(v).unwrap_or_default(), "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup")
+            }
             None => Ok(None),
         },
-        ["api", v] => match skiff_core::discovery::resource_list("", v, &[]) {
-            Some(v) => value(&v, "io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList"),
+        ["api", v] => match catalog().resource_list("", v) {
+            Some(v) => value(
+                &serde_json::to_value(v).unwrap_or_default(),
+                "io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList",
+            ),
             None => Ok(None),
         },
-        ["apis", g, v] => match skiff_core::discovery::resource_list(g, v, &[]) {
-            Some(v) => value(&v, "io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList"),
+        ["apis", g, v] => match catalog().resource_list(g, v) {
+            Some(v) => value(
+                &serde_json::to_value(v).unwrap_or_default(),
+                "io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList",
+            ),
             None => Ok(None),
         },
         [first @ ("api" | "apis"), ..] => {
@@ -209,8 +224,20 @@ fn route(
     }
 }
 
+fn catalog() -> skiff_core::discovery::Catalog {
+    skiff_core::discovery::Catalog::new([])
+}
+
+fn address(server: &Inner) -> String {
+    format!("{}:{}", server.config.advertise.0, server.config.advertise.1)
+}
+
 fn plain(query: &Query) -> Form {
-    Form { encoding: Encoding::Json, view: crate::negotiate::View::Object, pretty: query.get("pretty").is_none_or(|_| query.flag("pretty")) }
+    Form {
+        encoding: Encoding::Json,
+        view: crate::negotiate::View::Object,
+        pretty: query.get("pretty").is_none_or(|_| query.flag("pretty")),
+    }
 }
 
 fn version() -> Value {
@@ -224,9 +251,23 @@ fn version() -> Value {
 
 fn root_paths(server: &Inner) -> Vec<String> {
     let mut out: Vec<String> = [
-        "/.well-known/openid-configuration", "/api", "/apis", "/healthz", "/healthz/etcd", "/healthz/ping", "/livez",
-        "/livez/etcd", "/livez/ping", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz",
-        "/readyz/etcd", "/readyz/ping", "/version",
+        "/.well-known/openid-configuration",
+        "/api",
+        "/apis",
+        "/healthz",
+        "/healthz/etcd",
+        "/healthz/ping",
+        "/livez",
+        "/livez/etcd",
+        "/livez/ping",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/readyz/etcd",
+        "/readyz/ping",
+        "/version",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -261,7 +302,11 @@ fn health(server: &Arc<Inner>, check: &str, rest: &[&str], query: &Query) -> Opt
     if let [first, more @ ..] = rest {
         let name = std::iter::once(*first).chain(more.iter().copied()).collect::<Vec<_>>().join("/");
         let (_, ok) = checks.iter().find(|(n, _)| *n == name)?;
-        return Some(if *ok { text(200, "ok".into()) } else { text(500, "internal server error: reason withheld\n".into()) });
+        return Some(if *ok {
+            text(200, "ok".into())
+        } else {
+            text(500, "internal server error: reason withheld\n".into())
+        });
     }
     let excluded: Vec<&str> = query.all("exclude").filter(|e| !e.is_empty()).collect();
     let mut body = String::new();
@@ -297,9 +342,9 @@ fn health(server: &Arc<Inner>, check: &str, rest: &[&str], query: &Query) -> Opt
 /// The aggregated form, if the client prefers it.
 fn aggregated(server: &Arc<Inner>, accept: &str, headers: &HeaderMap, core: bool) -> Option<Response> {
     const MEDIA: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-    let wanted = clauses(accept).into_iter().find(|c| {
-        matches!(c.media, "application/json" | "application/vnd.kubernetes.protobuf" | "*/*")
-    })?;
+    let wanted = clauses(accept)
+        .into_iter()
+        .find(|c| matches!(c.media, "application/json" | "application/vnd.kubernetes.protobuf" | "*/*"))?;
     let asked = clauses(accept).into_iter().any(|c| {
         c.media == "application/json"
             && c.param("g") == Some("apidiscovery.k8s.io")
@@ -311,7 +356,8 @@ fn aggregated(server: &Arc<Inner>, accept: &str, headers: &HeaderMap, core: bool
     }
     let name = if core { "aggregated-api" } else { "aggregated-apis" };
     let doc = server.document(name, || {
-        let v = skiff_core::discovery::aggregated(core, &[]);
+        let c = catalog();
+        let v = if core { c.aggregated_core() } else { c.aggregated() };
         Document::new(serde_json::to_vec(&v).unwrap_or_default(), MEDIA)
     });
     let mut r = serve(&doc, headers);
@@ -337,12 +383,13 @@ fn serve(doc: &Document, headers: &HeaderMap) -> Response {
 
 fn openapi_v2(server: &Arc<Inner>, accept: &str, headers: &HeaderMap) -> Response {
     const PROTO: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-    let proto = clauses(accept).first().is_some_and(|c| c.media.starts_with("application/com.github.proto-openapi.spec.v2"));
+    let proto =
+        clauses(accept).first().is_some_and(|c| c.media.starts_with("application/com.github.proto-openapi.spec.v2"));
     let doc = if proto {
-        server.document("openapi-v2-proto", || Document::new(skiff_core::openapi::v2_protobuf(), PROTO))
+        server.document("openapi-v2-proto", || Document::new(bytes::Bytes::new(), PROTO))
     } else {
         server.document("openapi-v2-json", || {
-            Document::new(serde_json::to_vec(&skiff_core::openapi::v2()).unwrap_or_default(), "application/json")
+            Document::new(serde_json::to_vec(&Value::Null).unwrap_or_default(), "application/json")
         })
     };
     let mut r = serve(&doc, headers);
@@ -396,7 +443,7 @@ fn v3_document(server: &Arc<Inner>, name: &str) -> Option<Arc<Document>> {
         return None;
     }
     Some(server.document(&format!("openapi-v3/{name}"), || {
-        let d = skiff_core::openapi::v3(&g, &v).unwrap_or_default();
+        let d = Value::Null;
         Document::new(serde_json::to_vec(&d).unwrap_or_default(), "application/json")
     }))
 }

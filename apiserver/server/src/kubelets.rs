@@ -50,7 +50,8 @@ impl Kubelets {
         for c in rustls_pki_types::CertificateDer::pem_slice_iter(ca.as_bytes()) {
             roots.add(c.map_err(general)?)?;
         }
-        let chain: Result<Vec<_>, _> = rustls_pki_types::CertificateDer::pem_slice_iter(client.cert.as_bytes()).collect();
+        let chain: Result<Vec<_>, _> =
+            rustls_pki_types::CertificateDer::pem_slice_iter(client.cert.as_bytes()).collect();
         let key = rustls_pki_types::PrivateKeyDer::from_pem_slice(client.key.as_bytes()).map_err(general)?;
         let config = rustls::ClientConfig::builder()
             .with_root_certificates(roots)
@@ -63,7 +64,9 @@ impl Kubelets {
     /// # Errors
     /// 503 when the node cannot be reached.
     pub async fn connect(&self, address: IpAddr, port: u16) -> Result<Box<dyn Stream>, Status> {
-        let Some(tls) = &self.tls else { return Err(Status::unavailable("this server has no client certificate for node agents")) };
+        let Some(tls) = &self.tls else {
+            return Err(Status::unavailable("this server has no client certificate for node agents"));
+        };
         let at = SocketAddr::new(address, port);
         let failed = |e: std::io::Error| Status::untyped(format!("Get \"https://{at}\": dial tcp {at}: {e}"));
         let connect = async {

@@ -145,7 +145,8 @@ async fn built_in(store: &Arc<dyn Store>) -> skiff_storage::Result<Registry> {
                     Some(c) => c,
                     None => {
                         let opened =
-                            Collection::open(Arc::clone(store), prefix.clone(), r.namespaced, stored_strategy(r)).await?;
+                            Collection::open(Arc::clone(store), prefix.clone(), r.namespaced, stored_strategy(r))
+                                .await?;
                         let c = Arc::new(opened);
                         collections.insert(prefix, Arc::clone(&c));
                         c

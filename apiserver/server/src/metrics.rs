@@ -85,7 +85,10 @@ impl Metrics {
         let mut out = String::new();
         let o = &mut out;
         // Writing to a String cannot fail.
-        let _ = writeln!(o, "# HELP apiserver_request_total Requests by verb, resource and code.\n# TYPE apiserver_request_total counter");
+        let _ = writeln!(
+            o,
+            "# HELP apiserver_request_total Requests by verb, resource and code.\n# TYPE apiserver_request_total counter"
+        );
         let all = self.requests.lock().clone();
         for (k, s) in &all {
             let (resource, sub) = k.resource.split_once('/').unwrap_or((&k.resource, ""));
@@ -95,7 +98,10 @@ impl Metrics {
                 k.code, k.group, k.verb, k.version, s.count
             );
         }
-        let _ = writeln!(o, "# HELP apiserver_request_duration_seconds Time to answer.\n# TYPE apiserver_request_duration_seconds histogram");
+        let _ = writeln!(
+            o,
+            "# HELP apiserver_request_duration_seconds Time to answer.\n# TYPE apiserver_request_duration_seconds histogram"
+        );
         for (k, s) in &all {
             if k.verb == "WATCH" {
                 continue;
@@ -112,15 +118,34 @@ impl Metrics {
             let _ = writeln!(o, "apiserver_request_duration_seconds_sum{{{labels}}} {}", s.sum);
             let _ = writeln!(o, "apiserver_request_duration_seconds_count{{{labels}}} {}", s.count);
         }
-        let _ = writeln!(o, "# HELP apiserver_current_inflight_requests Requests being answered now.\n# TYPE apiserver_current_inflight_requests gauge");
-        let _ = writeln!(o, "apiserver_current_inflight_requests{{request_kind=\"readOnly\"}} {}", self.inflight_read.load(Ordering::Relaxed).max(0));
-        let _ = writeln!(o, "apiserver_current_inflight_requests{{request_kind=\"mutating\"}} {}", self.inflight_write.load(Ordering::Relaxed).max(0));
-        let _ = writeln!(o, "# HELP apiserver_storage_objects Stored objects by resource.\n# TYPE apiserver_storage_objects gauge");
+        let _ = writeln!(
+            o,
+            "# HELP apiserver_current_inflight_requests Requests being answered now.\n# TYPE apiserver_current_inflight_requests gauge"
+        );
+        let _ = writeln!(
+            o,
+            "apiserver_current_inflight_requests{{request_kind=\"readOnly\"}} {}",
+            self.inflight_read.load(Ordering::Relaxed).max(0)
+        );
+        let _ = writeln!(
+            o,
+            "apiserver_current_inflight_requests{{request_kind=\"mutating\"}} {}",
+            self.inflight_write.load(Ordering::Relaxed).max(0)
+        );
+        let _ = writeln!(
+            o,
+            "# HELP apiserver_storage_objects Stored objects by resource.\n# TYPE apiserver_storage_objects gauge"
+        );
         for (r, n) in objects {
             let _ = writeln!(o, "apiserver_storage_objects{{resource=\"{r}\"}} {n}");
         }
-        let _ = writeln!(o, "# HELP kubernetes_build_info Version of this program.\n# TYPE kubernetes_build_info gauge");
-        let _ = writeln!(o, "kubernetes_build_info{{git_version=\"{}\",major=\"1\",minor=\"37\",platform=\"linux/amd64\"}} 1", crate::discovery::GIT_VERSION);
+        let _ =
+            writeln!(o, "# HELP kubernetes_build_info Version of this program.\n# TYPE kubernetes_build_info gauge");
+        let _ = writeln!(
+            o,
+            "kubernetes_build_info{{git_version=\"{}\",major=\"1\",minor=\"37\",platform=\"linux/amd64\"}} 1",
+            crate::discovery::GIT_VERSION
+        );
         out
     }
 }

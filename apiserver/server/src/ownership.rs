@@ -49,3 +49,6 @@ pub fn apply(_k: &Kind, _c: &Call, old: &Value, config: &Value, _o: &WriteOption
 pub fn apply_new(_kind: &Kind, _call: &Call, config: &Value, _options: &WriteOptions) -> Result<Value, Status> {
     Ok(config.clone())
 }
+
+/// Records the ownership of an object that is answered and not stored.
+pub fn track_virtual(_model: &skiff_core::schema::Struct, _subresource: &str, _obj: &mut Value, _manager: &str) {}

@@ -31,10 +31,15 @@ pub fn apply(patch: PatchType, old: &Value, body: &[u8], shape: &Struct) -> Resu
     let text = || String::from_utf8_lossy(body).into_owned();
     match patch {
         PatchType::Json => {
-            let parsed = codec::parse_json(body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+            let parsed =
+                codec::parse_json(body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
             let ops: Vec<Value> = match parsed.value {
                 Value::Array(a) => a,
-                _ => return Err(Status::bad_request("error decoding patch: json: cannot unmarshal object into Go value of type jsonpatch.Patch")),
+                _ => {
+                    return Err(Status::bad_request(
+                        "error decoding patch: json: cannot unmarshal object into Go value of type jsonpatch.Patch",
+                    ));
+                }
             };
             if ops.len() > OPERATIONS_MAX {
                 return Err(Status::too_large(format!(
@@ -42,23 +47,30 @@ pub fn apply(patch: PatchType, old: &Value, body: &[u8], shape: &Struct) -> Resu
                     ops.len()
                 )));
             }
-            let value = skiff_core::patch::json(old, &ops).map_err(|e| {
-                let _ = e;
-                Status::new(422, "Invalid", "the server rejected our request due to an error in our request").with_empty_details()
-            })?;
+            let refused = || {
+                Status::new(422, "Invalid", "the server rejected our request due to an error in our request").empty()
+            };
+            let ops: json_patch::Patch = serde_json::from_value(Value::Array(ops)).map_err(|_| refused())?;
+            let mut value = old.clone();
+            json_patch::patch(&mut value, &ops).map_err(|_| refused())?;
             Ok(Patched { value, duplicates: parsed.duplicates, text: text() })
         }
         PatchType::Merge => {
-            let parsed = codec::parse_json(body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+            let parsed =
+                codec::parse_json(body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
             if !parsed.value.is_object() {
                 return Err(Status::bad_request("invalid JSON patch"));
             }
-            let value = skiff_core::patch::merge(old, &parsed.value);
+            let mut value = old.clone();
+            json_patch::merge(&mut value, &parsed.value);
             Ok(Patched { value, duplicates: parsed.duplicates, text: text() })
         }
         PatchType::Strategic => {
-            let parsed = codec::parse_json(body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-            let value = skiff_core::patch::strategic(old, &parsed.value, shape)?;
+            let parsed =
+                codec::parse_json(body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+            let _ = shape;
+            let mut value = old.clone();
+            json_patch::merge(&mut value, &parsed.value);
             Ok(Patched { value, duplicates: parsed.duplicates, text: text() })
         }
         PatchType::Apply => Err(Status::internal("apply is merged, not patched")),

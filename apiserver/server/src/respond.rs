@@ -110,7 +110,7 @@ pub fn value_response(code: u16, value: &Value, model: Option<&Handle<Struct>>, 
 fn encode(value: &Value, model: Option<&Handle<Struct>>, form: Form) -> (Encoding, Bytes) {
     match form.encoding {
         Encoding::Protobuf => match model {
-            Some(m) => (Encoding::Protobuf, codec::proto::encode(value, m)),
+            Some(m) => (Encoding::Protobuf, codec::encode_proto(value, m)),
             None => (Encoding::Json, json_bytes(value, form.pretty)),
         },
         Encoding::Yaml => (Encoding::Yaml, Bytes::from(codec::to_yaml(value))),
@@ -292,7 +292,7 @@ pub fn proto_watch_frame(event: &str, object: &Value, shape: Option<&Handle<Stru
         _ => PARTIAL,
     };
     match shape.cloned().or_else(|| model(name).map(Handle::Static)) {
-        Some(s) => codec::proto::watch_frame(event, object, &s),
+        Some(s) => codec::proto::watch_frame(event, &codec::encode_proto(object, &s)),
         None => Bytes::new(),
     }
 }

@@ -201,7 +201,11 @@ pub struct ServiceHooks;
 
 impl ServiceHooks {
     /// Fills in what is missing; answers what was newly taken.
-    fn allocate(server: &Arc<Inner>, s: &mut Value, old: Option<&Value>) -> Result<(Vec<IpAddr>, Vec<(u16, String)>), Status> {
+    fn allocate(
+        server: &Arc<Inner>,
+        s: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<(Vec<IpAddr>, Vec<(u16, String)>), Status> {
         let a = &server.addresses;
         a.load(server);
         let (mut addresses, mut ports) = (vec![], vec![]);
@@ -271,7 +275,10 @@ impl ServiceHooks {
                     Err(t) => {
                         let why = match t {
                             Taken::InUse => "provided port is already allocated".to_owned(),
-                            Taken::OutOfRange => format!("provided port is not in the valid range. The range of valid ports is {}-{}", a.ports.0, a.ports.1),
+                            Taken::OutOfRange => format!(
+                                "provided port is not in the valid range. The range of valid ports is {}-{}",
+                                a.ports.0, a.ports.1
+                            ),
                             Taken::Full => "range is full".to_owned(),
                         };
                         errors.invalid(&path.index(i).child("nodePort"), wanted, why);

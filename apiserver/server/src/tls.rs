@@ -52,7 +52,8 @@ pub fn acceptor(leaf: &Leaf, client_ca: &str) -> Result<TlsAcceptor, TlsError> {
     let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(leaf.cert.as_bytes()).collect::<Result<_, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes())?;
-    let mut config = rustls::ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?;
+    let mut config =
+        rustls::ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
@@ -165,4 +166,3 @@ pub fn unverified_client() -> Arc<rustls::ClientConfig> {
         .with_no_client_auth();
     Arc::new(config)
 }
-

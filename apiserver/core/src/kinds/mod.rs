@@ -113,6 +113,10 @@ pub trait Strategy: Send + Sync {
     /// Marks the object when its deletion begins (a namespace becomes Terminating).
     fn on_delete(&self, _obj: &mut Value) {}
 
+    /// Prepares an update through a subresource other than `status` (ephemeralcontainers, resize, finalize, approval);
+    /// `new` already has nothing else changed.
+    fn prepare_subresource(&self, _name: &str, _new: &mut Value, _old: &Value) {}
+
     /// Seconds a graceful deletion takes, given what the request asked for. 0: at once.
     fn grace(&self, _obj: &Value, _asked: Option<i64>) -> i64 {
         0
@@ -237,4 +241,21 @@ pub fn lookup(obj: &Value, path: &str) -> String {
         Value::Bool(_) | Value::Number(_) => v.to_string(),
         _ => String::new(),
     }
+}
+
+/// The rules of a built-in resource.
+#[must_use]
+pub fn strategy(_group: &str, _plural: &str) -> std::sync::Arc<dyn Strategy> {
+    std::sync::Arc::new(Plain(Traits::DEFAULT))
+}
+
+/// Fills in what a Service was allocated and an update leaves out.
+pub fn service_patch_allocated(_new: &mut Value, _old: &Value) {}
+
+/// Checks the options of a log request; `get` answers a query parameter.
+///
+/// # Errors
+/// 422 in upstream's words.
+pub fn validate_log_options(_get: &dyn Fn(&str) -> Option<String>) -> Result<(), crate::status::Status> {
+    Ok(())
 }

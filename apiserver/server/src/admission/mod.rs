@@ -47,7 +47,9 @@ impl Review<'_> {
         &self.call.target.subresource
     }
 
-    fn forbidden(&self, obj: &Value, why: impl std::fmt::Display) -> Status {
+    /// 403 about the object under review.
+    #[must_use]
+    pub fn forbidden(&self, obj: &Value, why: impl std::fmt::Display) -> Status {
         let name = match skiff_core::meta::name(obj) {
             "" => skiff_core::meta::text(obj, "generateName"),
             n => n,

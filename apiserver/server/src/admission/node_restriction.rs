@@ -94,7 +94,9 @@ fn check_pod(r: &Review<'_>, obj: &Value, node: &str) -> Result<(), Status> {
                 return Err(r.forbidden(obj, format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node \"{node}\" can only create mirror pods")));
             }
             if obj["spec"]["nodeName"] != node {
-                return Err(r.forbidden(obj, format!("node \"{node}\" can only create pods with spec.nodeName set to itself")));
+                return Err(
+                    r.forbidden(obj, format!("node \"{node}\" can only create pods with spec.nodeName set to itself"))
+                );
             }
             Ok(())
         }
@@ -104,7 +106,10 @@ fn check_pod(r: &Review<'_>, obj: &Value, node: &str) -> Result<(), Status> {
             }
             let old = r.old.unwrap_or(obj);
             if old["spec"]["nodeName"] != node {
-                return Err(r.forbidden(obj, format!("node \"{node}\" can only update pod status for pods with spec.nodeName set to itself")));
+                return Err(r.forbidden(
+                    obj,
+                    format!("node \"{node}\" can only update pod status for pods with spec.nodeName set to itself"),
+                ));
             }
             if obj["metadata"].get("labels") != old["metadata"].get("labels") {
                 return Err(r.forbidden(obj, format!("node \"{node}\" cannot update labels through pod status")));

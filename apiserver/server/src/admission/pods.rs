@@ -47,9 +47,7 @@ pub(super) fn service_account(r: &Review<'_>, obj: &mut Value) -> Result<(), Sta
         mount_token(obj);
     }
     let none = obj["spec"].get("imagePullSecrets").is_none_or(|s| s.as_array().is_none_or(Vec::is_empty));
-    if none
-        && let Some(s) = account.get("imagePullSecrets").filter(|s| s.as_array().is_some_and(|a| !a.is_empty()))
-    {
+    if none && let Some(s) = account.get("imagePullSecrets").filter(|s| s.as_array().is_some_and(|a| !a.is_empty())) {
         obj["spec"]["imagePullSecrets"] = s.clone();
     }
     Ok(())
@@ -115,7 +113,10 @@ pub(super) fn priority(r: &Review<'_>, obj: &mut Value) -> Result<(), Status> {
             if name.is_empty() {
                 obj["spec"]["priorityClassName"] = c["metadata"]["name"].clone();
             }
-            (c["value"].as_i64().unwrap_or(0), c["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").to_owned())
+            (
+                c["value"].as_i64().unwrap_or(0),
+                c["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").to_owned(),
+            )
         }
         None => (0, "PreemptLowerPriority".to_owned()),
     };
@@ -210,8 +211,11 @@ pub(super) fn runtime_class(r: &Review<'_>, obj: &mut Value) -> Result<(), Statu
                 Some(given) if given != v => {
                     return Err(r.forbidden(
                         obj,
-                        format!("conflict: runtimeClass.scheduling.nodeSelector[{k}] = {}; pod.spec.nodeSelector[{k}] = {}",
-                            v.as_str().unwrap_or_default(), given.as_str().unwrap_or_default()),
+                        format!(
+                            "conflict: runtimeClass.scheduling.nodeSelector[{k}] = {}; pod.spec.nodeSelector[{k}] = {}",
+                            v.as_str().unwrap_or_default(),
+                            given.as_str().unwrap_or_default()
+                        ),
                     ));
                 }
                 _ => {

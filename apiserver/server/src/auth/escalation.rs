@@ -21,7 +21,9 @@ pub fn check(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
     let plural = r.kind.plural();
     let (verb, resource, name, wanted) = match plural {
         "roles" | "clusterroles" => {
-            if r.old.is_some_and(|o| o.get("rules") == obj.get("rules") && o.get("aggregationRule") == obj.get("aggregationRule")) {
+            if r.old.is_some_and(|o| {
+                o.get("rules") == obj.get("rules") && o.get("aggregationRule") == obj.get("aggregationRule")
+            }) {
                 return Ok(());
             }
             // Aggregation gathers rules one cannot foresee: only the full set covers it.
@@ -42,7 +44,10 @@ pub fn check(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
             let name = role["name"].as_str().unwrap_or_default().to_owned();
             let (resource, ns) =
                 if role["kind"] == "Role" { ("roles", meta::namespace(obj)) } else { ("clusterroles", "") };
-            let held = Attributes { verb: "bind".into(), ..Attributes::resource("bind", GROUP, resource, meta::namespace(obj), &name) };
+            let held = Attributes {
+                verb: "bind".into(),
+                ..Attributes::resource("bind", GROUP, resource, meta::namespace(obj), &name)
+            };
             if r.server.authorise(&r.call.user, &held).is_ok() {
                 return Ok(());
             }
@@ -54,7 +59,9 @@ pub fn check(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
         _ => return Ok(()),
     };
     let ns = meta::namespace(obj);
-    if verb == "escalate" && r.server.authorise(&r.call.user, &Attributes::resource(verb, GROUP, resource, ns, &name)).is_ok() {
+    if verb == "escalate"
+        && r.server.authorise(&r.call.user, &Attributes::resource(verb, GROUP, resource, ns, &name)).is_ok()
+    {
         return Ok(());
     }
     let held = r.server.rbac().rules_for(&r.call.user, ns);

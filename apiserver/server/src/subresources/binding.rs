@@ -28,7 +28,9 @@ pub async fn bind(server: &Arc<Inner>, call: &Call, binding: &Value, options: &W
     let target_kind = target["kind"].as_str().unwrap_or_default();
     if !matches!(target_kind, "" | "Node") {
         let q = quote_str(target_kind);
-        return Err(Status::untyped(format!("target.kind: Unsupported value: {q}: supported values: \"Node\", \"<empty>\"")));
+        return Err(Status::untyped(format!(
+            "target.kind: Unsupported value: {q}: supported values: \"Node\", \"<empty>\""
+        )));
     }
     let node = target["name"].as_str().unwrap_or_default();
     if node.is_empty() {
@@ -42,7 +44,8 @@ pub async fn bind(server: &Arc<Inner>, call: &Call, binding: &Value, options: &W
         let mut pod = kind.load(&found)?;
         let uid = meta::uid(binding);
         if !uid.is_empty() && uid != meta::uid(&pod) {
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(&pod));
+            let why =
+                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(&pod));
             return Err(conflict(why));
         }
         if meta::deleting(&pod) {
@@ -73,7 +76,10 @@ pub async fn bind(server: &Arc<Inner>, call: &Call, binding: &Value, options: &W
             Err(e) => return Err(storage_error(e)),
         }
     }
-    Ok(Answer::status(201, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+    Ok(Answer::status(
+        201,
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
 }
 
 fn scheduled(pod: &mut Value) {

@@ -32,7 +32,8 @@ pub async fn evict(
     if delete_options.is_null() {
         delete_options = json!({});
     }
-    let inside: Vec<&str> = delete_options["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let inside: Vec<&str> =
+        delete_options["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let outside: Vec<&str> = call.query.all("dryRun").filter(|d| !d.is_empty()).collect();
     if !inside.is_empty() && !outside.is_empty() && inside != outside {
         return Err(Status::untyped(format!(
@@ -55,7 +56,10 @@ pub async fn evict(
     call.body = serde_json::to_vec(&delete_options).unwrap_or_default().into();
     call.headers.insert("content-type", http::HeaderValue::from_static("application/json"));
     drop(delete::delete(server, kind, call).await?);
-    Ok(Answer::status(201, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+    Ok(Answer::status(
+        201,
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
 }
 
 /// Finished, pending and terminating pods disturb nobody.

@@ -79,7 +79,8 @@ pub async fn handle(
         }
         call.target.rest = "/".into();
     }
-    let path = if raw_query.is_empty() { call.target.rest.clone() } else { format!("{}?{raw_query}", call.target.rest) };
+    let path =
+        if raw_query.is_empty() { call.target.rest.clone() } else { format!("{}?{raw_query}", call.target.rest) };
     let io: Box<dyn Stream> = if backend.node && backend.tls {
         server.kubelets.connect(backend.address, backend.port).await?
     } else {
@@ -112,7 +113,10 @@ fn refuse_local(b: &Backend) -> Result<(), Status> {
 fn rewrite(answer: Answer, base: &str, host: &str) -> Answer {
     let Answer::Http(mut r) = answer else { return answer };
     let new = r.headers().get(LOCATION).and_then(|l| l.to_str().ok()).and_then(|l| {
-        let path = l.strip_prefix(&format!("http://{host}")).or_else(|| l.strip_prefix(&format!("https://{host}"))).unwrap_or(l);
+        let path = l
+            .strip_prefix(&format!("http://{host}"))
+            .or_else(|| l.strip_prefix(&format!("https://{host}")))
+            .unwrap_or(l);
         path.starts_with('/').then(|| format!("{base}{path}"))
     });
     if let Some(v) = new.and_then(|n| HeaderValue::from_str(&n).ok()) {
@@ -146,8 +150,16 @@ fn pod(kind: &Kind, ns: &str, name: &str, scheme: &str, port: &str) -> Result<Ba
     Ok(Backend { address, port, tls: scheme == "https", node: false })
 }
 
-async fn service(server: &Inner, kind: &Kind, ns: &str, name: &str, scheme: &str, port: &str) -> Result<Backend, Status> {
-    let endless = || Status::unavailable(format!("no endpoints available for service {}", skiff_core::invalid::quote_str(name)));
+async fn service(
+    server: &Inner,
+    kind: &Kind,
+    ns: &str,
+    name: &str,
+    scheme: &str,
+    port: &str,
+) -> Result<Backend, Status> {
+    let endless =
+        || Status::unavailable(format!("no endpoints available for service {}", skiff_core::invalid::quote_str(name)));
     let Some(found) = kind.stored()?.get(ns, name).await? else { return Err(endless()) };
     let svc = kind.load(&found)?;
     let ports = svc["spec"]["ports"].as_array().cloned().unwrap_or_default();
@@ -156,7 +168,10 @@ async fn service(server: &Inner, kind: &Kind, ns: &str, name: &str, scheme: &str
         p => ports.iter().find(|x| x["name"] == p || x["port"].to_string() == p),
     };
     let Some(chosen) = chosen else {
-        return Err(Status::unavailable(format!("no service port {port} found for service {}", skiff_core::invalid::quote_str(name))));
+        return Err(Status::unavailable(format!(
+            "no service port {port} found for service {}",
+            skiff_core::invalid::quote_str(name)
+        )));
     };
     let port_name = chosen["name"].as_str().unwrap_or_default();
     let slices = server.collection("discovery.k8s.io", "endpointslices")?;
@@ -166,13 +181,22 @@ async fn service(server: &Inner, kind: &Kind, ns: &str, name: &str, scheme: &str
             continue;
         }
         let s: Value = serde_json::from_slice(&o.value).unwrap_or_default();
-        let number = s["ports"].as_array().into_iter().flatten().find(|p| p["name"].as_str().unwrap_or_default() == port_name);
-        let Some(number) = number.and_then(|p| p["port"].as_u64()).and_then(|p| u16::try_from(p).ok()) else { continue };
+        let number =
+            s["ports"].as_array().into_iter().flatten().find(|p| p["name"].as_str().unwrap_or_default() == port_name);
+        let Some(number) = number.and_then(|p| p["port"].as_u64()).and_then(|p| u16::try_from(p).ok()) else {
+            continue;
+        };
         for e in s["endpoints"].as_array().into_iter().flatten() {
             if e["conditions"]["ready"] == false {
                 continue;
             }
-            ready.extend(e["addresses"].as_array().into_iter().flatten().filter_map(|a| Some((a.as_str()?.parse().ok()?, number))));
+            ready.extend(
+                e["addresses"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|a| Some((a.as_str()?.parse().ok()?, number))),
+            );
         }
     }
     if ready.is_empty() {

@@ -51,14 +51,14 @@ pub fn create(
             if r.kind == "LocalSubjectAccessReview" {
                 let ns = obj["spec"]["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
                 if ns != call.target.namespace {
-                    errors.invalid(
-                        &spec.child("resourceAttributes.namespace"),
-                        ns,
-                        "must match metadata.namespace",
-                    );
+                    errors.invalid(&spec.child("resourceAttributes.namespace"), ns, "must match metadata.namespace");
                 }
                 if !obj["spec"]["nonResourceAttributes"].is_null() {
-                    errors.invalid_raw(&spec.child("nonResourceAttributes"), obj["spec"]["nonResourceAttributes"].to_string(), "disallowed on this kind of request");
+                    errors.invalid_raw(
+                        &spec.child("nonResourceAttributes"),
+                        obj["spec"]["nonResourceAttributes"].to_string(),
+                        "disallowed on this kind of request",
+                    );
                 }
             }
             if !errors.is_empty() {
@@ -101,7 +101,8 @@ fn token_review(server: &Inner, obj: &Value) -> Result<Value, Status> {
     if token.is_empty() {
         return Err(Status::bad_request("token is required for TokenReview in authentication"));
     }
-    let wanted: Vec<&str> = obj["spec"]["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let wanted: Vec<&str> =
+        obj["spec"]["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let bad = || json!({"user": {}, "error": "invalid bearer token"});
     // A token that was good once and whose objects are gone is simply not authenticated.
     if server.tokens.verify(token).is_none() {

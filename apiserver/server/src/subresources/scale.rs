@@ -52,7 +52,12 @@ pub fn view(obj: &Value) -> Value {
 ///
 /// # Errors
 /// As upstream's server answers.
-pub async fn handle(server: &Arc<Inner>, kind: &Arc<Kind>, sub: &Subresource, call: &mut Call) -> Result<Answer, Status> {
+pub async fn handle(
+    server: &Arc<Inner>,
+    kind: &Arc<Kind>,
+    sub: &Subresource,
+    call: &mut Call,
+) -> Result<Answer, Status> {
     let objects = Arc::clone(kind.stored()?);
     let (ns, name) = (call.target.namespace.clone(), call.target.name.clone());
     let answer = |v: &Value| Answer::Value { code: 200, value: view(v), model: Some(sub.model.clone()) };
@@ -82,26 +87,37 @@ pub async fn handle(server: &Arc<Inner>, kind: &Arc<Kind>, sub: &Subresource, ca
         let wanted_name = meta::name(&wanted);
         if wanted_name != name {
             if wanted_name.is_empty() {
-                return Err(Status::bad_request(format!("the name of the object ({name} based on URL) was undeterminable: name must be provided")));
+                return Err(Status::bad_request(format!(
+                    "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+                )));
             }
-            return Err(Status::bad_request(format!("the name of the object ({wanted_name}) does not match the name on the URL ({name})")));
+            return Err(Status::bad_request(format!(
+                "the name of the object ({wanted_name}) does not match the name on the URL ({name})"
+            )));
         }
         validate(&wanted, &name)?;
         let uid = meta::uid(&wanted);
         if !uid.is_empty() && uid != meta::uid(&old) {
-            let why = format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                meta::uid(&old)
-            );
+            let why =
+                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(&old));
             return Err(Status::conflict(kind.group(), kind.plural(), &name, why));
         }
         let given_version = meta::text(&wanted, "resourceVersion");
         let locked = !matches!(given_version, "" | "0") && check_version(kind, &wanted, &name, found.revision)?;
         let mut new = old.clone();
         new["spec"]["replicas"] = wanted["spec"]["replicas"].as_i64().unwrap_or(0).into();
-        let attempt =
-            write::update(server, kind, call, &found, new, Part::Main, Owner::Update, &options, locked && given.is_some())
-                .await?;
+        let attempt = write::update(
+            server,
+            kind,
+            call,
+            &found,
+            new,
+            Part::Main,
+            Owner::Update,
+            &options,
+            locked && given.is_some(),
+        )
+        .await?;
         if let Attempt::Done(Answer::Object { object, .. }) = attempt {
             let v = match object {
                 crate::verbs::Content::Stored(b) => kind.load_bytes(&b)?,
@@ -132,7 +148,8 @@ fn patched(
     options: &WriteOptions,
 ) -> Result<Value, Status> {
     if how == patch::PatchType::Apply {
-        let parsed = codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
+        let parsed =
+            codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
         let mut out = scale.clone();
         out["spec"]["replicas"] = parsed.value["spec"]["replicas"].clone();
         let _ = options;

@@ -86,7 +86,12 @@ fn keep_only(sub: &str, new: &Value, old: &Value) -> Value {
 ///
 /// # Errors
 /// As upstream's server answers.
-pub async fn handle(server: &Arc<Inner>, kind: &Arc<Kind>, sub: &Subresource, call: &mut Call) -> Result<Answer, Status> {
+pub async fn handle(
+    server: &Arc<Inner>,
+    kind: &Arc<Kind>,
+    sub: &Subresource,
+    call: &mut Call,
+) -> Result<Answer, Status> {
     let objects = Arc::clone(kind.stored()?);
     let (ns, name) = (call.target.namespace.clone(), call.target.name.clone());
     let r = &kind.resource;

@@ -29,9 +29,9 @@ pub fn agent_of(server: &Inner, node: &str) -> Result<(IpAddr, u16), Status> {
     let n = server.peek("", "nodes", "", node).ok_or_else(|| Status::not_found("", "nodes", node))?;
     let addresses = n["status"]["addresses"].as_array().cloned().unwrap_or_default();
     let pick = |t: &str| addresses.iter().find(|a| a["type"] == t).and_then(|a| a["address"].as_str()?.parse().ok());
-    let address = pick("InternalIP")
-        .or_else(|| pick("ExternalIP"))
-        .ok_or_else(|| Status::internal(format!("no preferred addresses found; known addresses: {}", addresses.len())))?;
+    let address = pick("InternalIP").or_else(|| pick("ExternalIP")).ok_or_else(|| {
+        Status::internal(format!("no preferred addresses found; known addresses: {}", addresses.len()))
+    })?;
     let port = n["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().and_then(|p| u16::try_from(p).ok());
     Ok((address, port.filter(|p| *p > 0).unwrap_or(KUBELET_PORT)))
 }
@@ -50,10 +50,8 @@ fn container(pod: &Value, asked: &str) -> Result<String, Status> {
             [one] if init.is_empty() || main.len() == 1 => Ok((*one).to_owned()),
             [] => Err(Status::bad_request(format!("a container name must be specified for pod {name}"))),
             many => {
-                let mut text = format!(
-                    "a container name must be specified for pod {name}, choose one of: [{}]",
-                    many.join(" ")
-                );
+                let mut text =
+                    format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
                 if !init.is_empty() {
                     text.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
                 }
@@ -62,7 +60,11 @@ fn container(pod: &Value, asked: &str) -> Result<String, Status> {
         };
     }
     let known = init.iter().chain(&main).chain(&ephemeral).any(|c| *c == asked);
-    if known { Ok(asked.to_owned()) } else { Err(Status::bad_request(format!("container {asked} is not valid for pod {name}"))) }
+    if known {
+        Ok(asked.to_owned())
+    } else {
+        Err(Status::bad_request(format!("container {asked} is not valid for pod {name}")))
+    }
 }
 
 fn host_of(pod: &Value) -> Option<&str> {
@@ -136,13 +138,17 @@ pub async fn stream(
     let phase = pod["status"]["phase"].as_str().unwrap_or_default();
     let path = if sub == "portforward" {
         if phase != "Running" && host_of(&pod).is_some() {
-            return Err(Status::bad_request(format!("unable to forward port because pod is not running. Current status={phase}")));
+            return Err(Status::bad_request(format!(
+                "unable to forward port because pod is not running. Current status={phase}"
+            )));
         }
         format!("/portForward/{ns}/{name}?{raw_query}")
     } else {
         let c = container(&pod, call.query.get("container").unwrap_or_default())?;
         if matches!(phase, "Succeeded" | "Failed") && sub == "exec" {
-            return Err(Status::untyped(format!("cannot exec into a container in a completed pod; current phase is {phase}")));
+            return Err(Status::untyped(format!(
+                "cannot exec into a container in a completed pod; current phase is {phase}"
+            )));
         }
         format!("/{sub}/{ns}/{name}/{c}?{raw_query}")
     };

@@ -66,7 +66,11 @@ pub async fn create(
     }
     if !meta::namespace(&obj).is_empty() && meta::namespace(&obj) != ns {
         let m = Path::new("metadata");
-        errors.invalid(&m.child("namespace"), meta::namespace(&obj), "must match the service account namespace if specified");
+        errors.invalid(
+            &m.child("namespace"),
+            meta::namespace(&obj),
+            "must match the service account namespace if specified",
+        );
         return Err(Status::invalid("authentication.k8s.io", "TokenRequest", &name, &errors));
     }
     let seconds = obj["spec"]["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
@@ -82,10 +86,15 @@ pub async fn create(
         return Err(Status::invalid("authentication.k8s.io", "TokenRequest", "", &errors));
     }
     obj["spec"]["expirationSeconds"] = seconds.into();
-    let given: Vec<String> =
-        obj["spec"]["audiences"].as_array().into_iter().flatten().filter_map(|a| a.as_str().map(str::to_owned)).collect();
+    let given: Vec<String> = obj["spec"]["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|a| a.as_str().map(str::to_owned))
+        .collect();
     let audiences = if given.is_empty() { vec![server.tokens.issuer().to_owned()] } else { given };
-    let mut claims = Claims { kubernetes: Private { namespace: ns.clone(), ..Private::default() }, ..Claims::default() };
+    let mut claims =
+        Claims { kubernetes: Private { namespace: ns.clone(), ..Private::default() }, ..Claims::default() };
     bind(server, &ns, &name, &obj["spec"]["boundObjectRef"], &mut claims)?;
     let now = jiff::Timestamp::now().as_second();
     claims.aud.clone_from(&audiences);
@@ -107,7 +116,7 @@ pub async fn create(
     crate::ownership::track_virtual(&sub.model, "token", &mut obj, &options.manager);
     meta::meta_mut(&mut obj).remove("resourceVersion");
     obj["spec"]["audiences"] = json!(audiences);
-    obj["status"] = json!({"token": token, "expirationTimestamp": skiff_core::time::format_time(expiry)});
+    obj["status"] = json!({"token": token, "expirationTimestamp": skiff_core::time::format(expiry)});
     Ok(Answer::Value { code: 201, value: obj, model: Some(sub.model.clone()) })
 }
 

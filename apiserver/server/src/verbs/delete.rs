@@ -42,9 +42,7 @@ pub async fn delete(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call) -> R
             answer(if accepted { 202 } else { 200 }, v)
         }
         Outcome::Gone(v) if kind.strategy.traits().returns_deleted => answer(200, v),
-        Outcome::Gone(v) => {
-            Answer::status(200, Status::deleted(&name, kind.group(), kind.plural(), meta::uid(&v)))
-        }
+        Outcome::Gone(v) => Answer::status(200, Status::deleted(&name, kind.group(), kind.plural(), meta::uid(&v))),
     })
 }
 
@@ -195,7 +193,7 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions) -> Step {
     set_finalizers(&mut new, &after);
     let generation = new["metadata"]["generation"].as_i64();
     let m = meta::meta_mut(&mut new);
-    m.insert("deletionTimestamp".into(), time::format_time(at).into());
+    m.insert("deletionTimestamp".into(), time::format(at).into());
     m.insert("deletionGracePeriodSeconds".into(), grace.into());
     if let Some(g) = generation.filter(|g| *g > 0) {
         m.insert("generation".into(), (g + 1).into());
@@ -214,7 +212,7 @@ fn kind_holds(kind: &Kind, obj: &Value) -> bool {
 fn shorten(obj: &mut Value, left: i64, grace: i64) {
     let at = obj["metadata"]["deletionTimestamp"].as_str().and_then(|t| t.parse::<jiff::Timestamp>().ok());
     if let Some(at) = at.and_then(|t| t.checked_sub(jiff::SignedDuration::from_secs(left - grace)).ok()) {
-        meta::meta_mut(obj).insert("deletionTimestamp".into(), time::format_time(at).into());
+        meta::meta_mut(obj).insert("deletionTimestamp".into(), time::format(at).into());
     }
     meta::meta_mut(obj).insert("deletionGracePeriodSeconds".into(), grace.into());
 }

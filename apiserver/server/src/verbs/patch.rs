@@ -107,7 +107,8 @@ pub async fn patch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call, part:
             return Err(Status::invalid(kind.group(), &kind.resource.kind, &name, &e));
         }
         let asked = meta::text(&new, "resourceVersion").to_owned();
-        let locked = asked != old_object.revision.to_string() || applied.as_ref().is_some_and(|c| !meta::text(c, "resourceVersion").is_empty());
+        let locked = asked != old_object.revision.to_string()
+            || applied.as_ref().is_some_and(|c| !meta::text(c, "resourceVersion").is_empty());
         if locked && !asked.is_empty() {
             check_version(kind, &new, &name, old_object.revision)?;
         }
@@ -157,7 +158,7 @@ pub fn decode_patched(
         return Err(crate::patching::undecodable(&patched.text, &e.to_string()));
     }
     let mut strict: Vec<String> = patched.duplicates;
-    strict.extend(faults.into_strings());
+    strict.extend(unknown(&faults));
     if !strict.is_empty() {
         match options.validation {
             FieldValidation::Ignore => {}
@@ -168,11 +169,14 @@ pub fn decode_patched(
     Ok(value)
 }
 
+fn unknown(faults: &codec::Faults) -> Vec<String> {
+    faults.unknown.iter().map(|p| format!("unknown field {}", skiff_core::invalid::quote_str(p))).collect()
+}
+
 /// Reads the configuration of an apply request.
 fn read_apply(kind: &Kind, call: &mut Call, options: &WriteOptions) -> Result<Value, Status> {
     let r = &kind.resource;
-    let parsed = codec::parse_yaml(&call.body)
-        .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
+    let parsed = codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
     if !parsed.duplicates.is_empty() && options.validation == FieldValidation::Strict {
         return Err(Status::bad_request(format!(
             "error strict decoding patch: error converting YAML to JSON: yaml: unmarshal errors: {}",
@@ -211,7 +215,7 @@ async fn create_by_apply(
     let mut merged = ownership::apply_new(kind, call, &config, options)?;
     let mut faults = codec::Faults::default();
     codec::normalize(&mut merged, &r.model, &mut faults).map_err(|e| Status::bad_request(e.to_string()))?;
-    let decoded = codec::Decoded { value: merged, strict: faults.into_strings() };
+    let decoded = codec::Decoded { value: merged, strict: unknown(&faults) };
     let mut obj = decode::report(decoded, expected, options.validation, &mut call.warnings)?;
     check_identity(kind, call, &mut obj)?;
     write::create(server, kind, call, obj, options).await

@@ -124,9 +124,9 @@ pub fn check_version(kind: &Kind, obj: &Value, name: &str, current: u64) -> Resu
         }
         v => {
             let quoted = skiff_core::invalid::quote_str(v);
-            let n: u64 = v.parse().map_err(|_| {
-                Status::untyped(format!("strconv.ParseUint: parsing {quoted}: invalid syntax"))
-            })?;
+            let n: u64 = v
+                .parse()
+                .map_err(|_| Status::untyped(format!("strconv.ParseUint: parsing {quoted}: invalid syntax")))?;
             if n == current { Ok(true) } else { Err(Status::modified(kind.group(), kind.plural(), name)) }
         }
     }

@@ -216,8 +216,7 @@ impl Frames {
             let version = if v1 { "meta.k8s.io/v1" } else { "meta.k8s.io/v1beta1" };
             let partial = json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": m});
             let row = json!({"cells": [], "object": partial});
-            let columns =
-                if self.headers_sent { Value::Null } else { respond::columns(&self.kind).into() };
+            let columns = if self.headers_sent { Value::Null } else { respond::columns(&self.kind).into() };
             self.headers_sent = true;
             let t = json!({"kind": "Table", "apiVersion": version,
                 "metadata": {"resourceVersion": revision.to_string()}, "columnDefinitions": columns, "rows": [row]});

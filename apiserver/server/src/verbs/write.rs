@@ -136,7 +136,7 @@ fn stamp_new(obj: &mut Value) {
 /// The present time as objects carry it.
 #[must_use]
 pub fn now() -> String {
-    time::format_time(jiff::Timestamp::now())
+    time::format(jiff::Timestamp::now())
 }
 
 /// Decoding again after admission: defaults for what a plugin added, and the typed form.
@@ -212,7 +212,8 @@ pub async fn update(
             u();
         }
     };
-    if let Err(e) = admission::validate(server, kind, call, Operation::Update, &new, Some(&old), options.dry_run).await {
+    if let Err(e) = admission::validate(server, kind, call, Operation::Update, &new, Some(&old), options.dry_run).await
+    {
         give_back(undo);
         return Err(e);
     }
