@@ -2,6 +2,7 @@
 
 pub mod codec;
 pub mod discovery;
+pub mod openapi;
 pub mod quantity;
 pub mod resources;
 pub mod schema;
