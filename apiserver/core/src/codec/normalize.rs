@@ -78,6 +78,21 @@ pub fn normalize_shape(value: &mut Value, shape: &Shape, faults: &mut Faults) ->
     any(value, shape, Path::Root, &mut Some(faults))
 }
 
+/// Makes numbers what upstream prints for objects it has no types for (custom resources): a float without a fraction
+/// becomes an integer.
+pub fn untyped_numbers(value: &mut Value) {
+    match value {
+        Value::Number(n) if n.is_f64() => {
+            if let Some(float) = n.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e18) {
+                *value = Value::from(float as i64);
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(untyped_numbers),
+        Value::Object(map) => map.values_mut().for_each(untyped_numbers),
+        _ => {}
+    }
+}
+
 /// `None` where unknown fields are removed without a report.
 type Report<'a> = Option<&'a mut Faults>;
 

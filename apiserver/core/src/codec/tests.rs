@@ -130,3 +130,10 @@ fn schemas_of_definitions() {
     );
     assert!(decoded.strict.is_empty());
 }
+
+#[test]
+fn numbers_without_types() {
+    let mut value = json!({"a": 1.0, "b": [1e3, 1.5, -0.0], "c": u64::MAX, "d": 1e300, "e": i64::MIN});
+    untyped_numbers(&mut value);
+    assert_eq!(value, json!({"a": 1, "b": [1000, 1.5, 0], "c": u64::MAX, "d": 1e300, "e": i64::MIN}));
+}

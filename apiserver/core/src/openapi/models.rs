@@ -159,8 +159,9 @@ impl<'a> Models<'a> {
                 let keys: Vec<&str> = field.list_keys.iter().map(|k| &**k).collect();
                 extra.insert("x-kubernetes-list-map-keys".into(), keys.into());
             }
-        } else if field.atomic {
-            extra.insert("x-kubernetes-map-type".into(), "atomic".into());
+        } else if field.atomic || field.granular {
+            let owned = if field.atomic { "atomic" } else { "granular" };
+            extra.insert("x-kubernetes-map-type".into(), owned.into());
         }
         self.with_siblings(&mut out, extra);
         out
