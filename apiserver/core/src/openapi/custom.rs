@@ -36,6 +36,11 @@ pub(super) fn object(custom: Custom<'_>, models: &mut Models<'_>) -> Value {
         }
     }
     schema["x-kubernetes-group-version-kind"] = kinds(custom, &custom.resource.kind);
+    if !custom.selectable.is_empty() {
+        let fields: Vec<Value> =
+            custom.selectable.iter().map(|path| json!({"fieldPath": path.trim_start_matches('.')})).collect();
+        schema["x-kubernetes-selectable-fields"] = fields.into();
+    }
     schema
 }
 

@@ -30,6 +30,8 @@ pub struct Custom<'a> {
     pub resource: &'a Resource,
     /// `openAPIV3Schema`.
     pub schema: Option<&'a Value>,
+    /// Paths of the fields that selectors may name (`.spec.color`).
+    pub selectable: &'a [String],
 }
 
 /// The path of a group-version: `api/v1`, `apis/apps/v1`.
@@ -53,6 +55,7 @@ pub fn hash_v3(group: &str, version: &str, custom: &[Custom<'_>]) -> String {
             hash.update(format!("{}/{}/{:?}\n", sub.name, sub.kind, sub.verbs));
         }
         hash.update(c.schema.map(Value::to_string).unwrap_or_default());
+        hash.update(format!("{:?}\n", c.selectable));
     }
     hash.finalize().iter().map(|byte| format!("{byte:02X}")).collect()
 }

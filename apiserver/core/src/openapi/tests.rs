@@ -118,7 +118,8 @@ fn custom_resources() {
     };
     let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
         "a": {"type": "string", "nullable": true, "default": "x"}, "b": {"x-kubernetes-int-or-string": true, "anyOf": []}}}}});
-    let custom = [Custom { resource: &resource, schema: Some(&schema) }];
+    let selectable = [".spec.a".to_owned()];
+    let custom = [Custom { resource: &resource, schema: Some(&schema), selectable: &selectable }];
     let v3 = value_v3("example.com", "v1", &custom).unwrap();
     check_references(&v3, "/components/schemas", "#/components/schemas/");
     let thing = &v3["components"]["schemas"]["com.example.v1.Thing"];
@@ -128,6 +129,7 @@ fn custom_resources() {
         thing["x-kubernetes-group-version-kind"],
         json!([{"group": "example.com", "version": "v1", "kind": "Thing"}])
     );
+    assert_eq!(thing["x-kubernetes-selectable-fields"], json!([{"fieldPath": "spec.a"}]));
     let patch = &v3["paths"]["/apis/example.com/v1/namespaces/{namespace}/things/{name}/status"]["patch"];
     assert!(patch["requestBody"]["content"].get("application/strategic-merge-patch+json").is_none());
     let v2 = value_v2(&custom);
@@ -138,7 +140,7 @@ fn custom_resources() {
     let index = index_v3(&custom);
     let url = index["paths"]["apis/example.com/v1"]["serverRelativeURL"].as_str().unwrap();
     assert!(url.starts_with("/openapi/v3/apis/example.com/v1?hash="));
-    let other = [Custom { resource: &resource, schema: None }];
+    let other = [Custom { resource: &resource, schema: None, selectable: &[] }];
     assert_ne!(hash_v3("example.com", "v1", &custom), hash_v3("example.com", "v1", &other));
     assert_eq!(hash_v3("apps", "v1", &custom), hash_v3("apps", "v1", &[]));
 }
