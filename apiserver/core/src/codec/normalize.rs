@@ -68,7 +68,8 @@ impl std::fmt::Display for Path<'_> {
     }
 }
 
-/// Makes `value` what upstream would print after reading it as `shape`.
+/// Makes `value` what upstream would print after reading it as `shape`. For built-in kinds: custom resources keep `null`
+/// and are pruned and validated along their own schema, in which there is no Go type to read into.
 pub fn normalize(value: &mut Value, shape: &Struct, faults: &mut Faults) -> Result<(), TypeError> {
     structure(value, shape, Path::Root, &mut Some(faults))
 }
