@@ -1,6 +1,7 @@
 //! Types and rules of the API, without I/O and without HTTP.
 //!
 //! - [`schema`]: the shape of every kind, one table; [`resources`]: which resources there are.
+//! - [`codec`]: bodies on the wire; [`discovery`], [`openapi`]: how the API describes itself.
 //! - [`kinds`]: the rules of each built-in kind.
 //! - [`meta`], [`names`], [`selector`]: what all kinds share.
 //! - [`status`], [`invalid`], [`path`]: errors in upstream's words.
@@ -11,6 +12,7 @@ pub mod invalid;
 pub mod kinds;
 pub mod meta;
 pub mod names;
+pub mod openapi;
 pub mod path;
 pub mod quantity;
 pub mod resources;
