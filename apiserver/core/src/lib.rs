@@ -13,6 +13,7 @@ pub mod kinds;
 pub mod meta;
 pub mod names;
 pub mod openapi;
+pub mod patch;
 pub mod path;
 pub mod quantity;
 pub mod resources;
