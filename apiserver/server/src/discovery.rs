@@ -386,11 +386,9 @@ fn openapi_v2(server: &Arc<Inner>, accept: &str, headers: &HeaderMap) -> Respons
     let proto =
         clauses(accept).first().is_some_and(|c| c.media.starts_with("application/com.github.proto-openapi.spec.v2"));
     let doc = if proto {
-        server.document("openapi-v2-proto", || Document::new(bytes::Bytes::new(), PROTO))
+        server.document("openapi-v2-proto", || Document::new(skiff_core::openapi::document_v2_protobuf(&[]), PROTO))
     } else {
-        server.document("openapi-v2-json", || {
-            Document::new(serde_json::to_vec(&Value::Null).unwrap_or_default(), "application/json")
-        })
+        server.document("openapi-v2-json", || Document::new(skiff_core::openapi::document_v2(&[]), "application/json"))
     };
     let mut r = serve(&doc, headers);
     r.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
@@ -400,50 +398,35 @@ fn openapi_v2(server: &Arc<Inner>, accept: &str, headers: &HeaderMap) -> Respons
 fn openapi_v3(server: &Arc<Inner>, rest: &[&str], query: &Query, headers: &HeaderMap) -> Option<Response> {
     if rest.is_empty() {
         let doc = server.document("openapi-v3", || {
-            let mut paths = serde_json::Map::new();
-            for (g, v) in skiff_core::resources::group_versions() {
-                let name = if g.is_empty() { format!("api/{v}") } else { format!("apis/{g}/{v}") };
-                if let Some(d) = v3_document(server, &name) {
-                    let hash = d.etag.trim_matches('"');
-                    paths.insert(name.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{name}?hash={hash}")}));
-                }
-            }
-            Document::new(json!({"paths": paths}).to_string(), "application/json")
+            Document::new(skiff_core::openapi::index_v3(&[]).to_string(), "application/json")
         });
         return Some(serve(&doc, headers));
     }
     let name = rest.join("/");
-    let doc = v3_document(server, &name)?;
-    let hash = doc.etag.trim_matches('"');
-    match query.get("hash") {
-        Some(h) if h == hash => {
-            let mut r = serve(&doc, headers);
-            r.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
-            Some(r)
-        }
-        Some(_) => {
-            let mut r = http::Response::new(Body::empty());
-            *r.status_mut() = http::StatusCode::MOVED_PERMANENTLY;
-            if let Ok(v) = HeaderValue::from_str(&format!("/openapi/v3/{name}?hash={hash}")) {
-                r.headers_mut().insert("location", v);
-            }
-            Some(r)
-        }
-        None => Some(serve(&doc, headers)),
-    }
-}
-
-fn v3_document(server: &Arc<Inner>, name: &str) -> Option<Arc<Document>> {
-    let (g, v) = match name.split('/').collect::<Vec<_>>().as_slice() {
-        ["api", v] => (String::new(), (*v).to_owned()),
-        ["apis", g, v] => ((*g).to_owned(), (*v).to_owned()),
+    let (group, version) = match rest {
+        ["api", v] => ("", *v),
+        ["apis", g, v] => (*g, *v),
         _ => return None,
     };
-    if !server.registry.load().has_version(&g, &v) {
+    if !server.registry.load().has_version(group, version) {
         return None;
     }
-    Some(server.document(&format!("openapi-v3/{name}"), || {
-        let d = Value::Null;
-        Document::new(serde_json::to_vec(&d).unwrap_or_default(), "application/json")
-    }))
+    let hash = skiff_core::openapi::hash_v3(group, version, &[]);
+    if let Some(given) = query.get("hash").filter(|h| *h != hash) {
+        tracing::debug!(given, name, "redirecting to the present hash");
+        let mut r = http::Response::new(Body::empty());
+        *r.status_mut() = http::StatusCode::MOVED_PERMANENTLY;
+        if let Ok(v) = HeaderValue::from_str(&format!("/openapi/v3/{name}?hash={hash}")) {
+            r.headers_mut().insert("location", v);
+        }
+        return Some(r);
+    }
+    // Built on demand and not kept: clients keep it (it is immutable under its hash), and together they are megabytes.
+    let bytes = skiff_core::openapi::document_v3(group, version, &[])?;
+    let doc = Document { bytes: bytes.into(), etag: format!("\"{hash}\""), media: "application/json" };
+    let mut r = serve(&doc, headers);
+    if query.get("hash").is_some() {
+        r.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+    }
+    Some(r)
 }

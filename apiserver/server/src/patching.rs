@@ -1,8 +1,8 @@
 //! Applying patch bodies, with upstream's answers for what cannot be applied.
 
 use serde_json::Value;
-use skiff_core::codec;
 use skiff_core::invalid::{Errors, quote_str};
+use skiff_core::patch::{JsonPatch, merge, strategic, strategic_merge};
 use skiff_core::path::Path;
 use skiff_core::schema::Struct;
 use skiff_core::status::Status;
@@ -20,61 +20,36 @@ pub struct Patched {
     pub text: String,
 }
 
-/// Most operations one JSON patch may have.
-const OPERATIONS_MAX: usize = 10_000;
-
 /// Applies a patch body to `old`.
 ///
 /// # Errors
-/// 400 for a body that is no patch, 422 for one that does not apply, 413 for too many operations.
+/// As the patches' own errors become statuses.
 pub fn apply(patch: PatchType, old: &Value, body: &[u8], shape: &Struct) -> Result<Patched, Status> {
     let text = || String::from_utf8_lossy(body).into_owned();
     match patch {
         PatchType::Json => {
-            let parsed =
-                codec::parse_json(body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-            let ops: Vec<Value> = match parsed.value {
-                Value::Array(a) => a,
-                _ => {
-                    return Err(Status::bad_request(
-                        "error decoding patch: json: cannot unmarshal object into Go value of type jsonpatch.Patch",
-                    ));
-                }
-            };
-            if ops.len() > OPERATIONS_MAX {
-                return Err(Status::too_large(format!(
-                    "The allowed maximum operations in a JSON patch is {OPERATIONS_MAX}, got {}",
-                    ops.len()
-                )));
-            }
-            let refused = || {
-                Status::new(422, "Invalid", "the server rejected our request due to an error in our request").empty()
-            };
-            let ops: json_patch::Patch = serde_json::from_value(Value::Array(ops)).map_err(|_| refused())?;
-            let mut value = old.clone();
-            json_patch::patch(&mut value, &ops).map_err(|_| refused())?;
-            Ok(Patched { value, duplicates: parsed.duplicates, text: text() })
+            let parsed = JsonPatch::parse(body)?;
+            Ok(Patched { value: parsed.apply(old)?, duplicates: parsed.strict.clone(), text: text() })
         }
         PatchType::Merge => {
-            let parsed =
-                codec::parse_json(body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-            if !parsed.value.is_object() {
-                return Err(Status::bad_request("invalid JSON patch"));
-            }
+            let parsed = merge::parse(body)?;
             let mut value = old.clone();
-            json_patch::merge(&mut value, &parsed.value);
-            Ok(Patched { value, duplicates: parsed.duplicates, text: text() })
+            merge::merge_patch(&mut value, &parsed.value);
+            Ok(Patched { value, duplicates: duplicate_fields(&parsed.duplicates), text: text() })
         }
         PatchType::Strategic => {
-            let parsed =
-                codec::parse_json(body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-            let _ = shape;
+            let parsed = strategic::parse(body)?;
             let mut value = old.clone();
-            json_patch::merge(&mut value, &parsed.value);
-            Ok(Patched { value, duplicates: parsed.duplicates, text: text() })
+            strategic_merge(&mut value, &parsed.value, shape)?;
+            let text = skiff_core::patch::go::print(&parsed.value);
+            Ok(Patched { value, duplicates: duplicate_fields(&parsed.duplicates), text })
         }
         PatchType::Apply => Err(Status::internal("apply is merged, not patched")),
     }
+}
+
+fn duplicate_fields(paths: &[String]) -> Vec<String> {
+    paths.iter().map(|p| format!("duplicate field {}", quote_str(p))).collect()
 }
 
 /// The patched object is of another kind.

@@ -3,7 +3,20 @@
 //! A kind contributes a [`Strategy`]; verbs never ask which kind they handle. Everything here works on `Value`s that have
 //! been through the typed round trip (`codec::json`), does no I/O, and is found under the resource's name.
 
+mod config;
+mod defaults;
+mod namespace;
+mod node;
+mod pod;
+mod registry;
+mod service;
+mod workloads;
+
 use serde_json::Value;
+
+pub use pod::validate_log_options;
+pub use registry::strategy;
+pub use service::patch_allocated as service_patch_allocated;
 
 use crate::invalid::Errors;
 use crate::meta::{self, NameRule};
@@ -241,21 +254,4 @@ pub fn lookup(obj: &Value, path: &str) -> String {
         Value::Bool(_) | Value::Number(_) => v.to_string(),
         _ => String::new(),
     }
-}
-
-/// The rules of a built-in resource.
-#[must_use]
-pub fn strategy(_group: &str, _plural: &str) -> std::sync::Arc<dyn Strategy> {
-    std::sync::Arc::new(Plain(Traits::DEFAULT))
-}
-
-/// Fills in what a Service was allocated and an update leaves out.
-pub fn service_patch_allocated(_new: &mut Value, _old: &Value) {}
-
-/// Checks the options of a log request; `get` answers a query parameter.
-///
-/// # Errors
-/// 422 in upstream's words.
-pub fn validate_log_options(_get: &dyn Fn(&str) -> Option<String>) -> Result<(), crate::status::Status> {
-    Ok(())
 }
