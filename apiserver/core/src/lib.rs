@@ -10,6 +10,7 @@ pub mod codec;
 pub mod discovery;
 pub mod invalid;
 pub mod kinds;
+pub mod managed;
 pub mod meta;
 pub mod names;
 pub mod openapi;

@@ -29,13 +29,9 @@ pub fn merge_patch(document: &mut Value, patch: &Value) {
         match (value, members.get_mut(key)) {
             (Value::Null, _) => drop(members.remove(key)),
             (Value::Object(_), Some(present)) if present.is_object() => merge_patch(present, value),
-            (_, present) => {
-                // Where an object was, what is no object goes in as it is; everything else loses its nulls.
-                let as_it_is = present.is_some_and(|p| p.is_object());
+            _ => {
                 let mut fresh = value.clone();
-                if !as_it_is {
-                    prune(&mut fresh);
-                }
+                prune(&mut fresh);
                 members.insert(key.clone(), fresh);
             }
         }

@@ -8,8 +8,11 @@
 pub mod go;
 pub mod json;
 pub mod merge;
+pub mod restore;
 pub mod strategic;
 
+#[cfg(test)]
+mod recorded;
 #[cfg(test)]
 mod tests;
 

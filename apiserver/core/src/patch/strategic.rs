@@ -133,9 +133,12 @@ fn merge_map(object: &mut Object, mut patch: Object, known: Known<'_>) -> Result
             (Some(Value::Array(present)), Value::Array(value)) => {
                 merge_list(present, value, &known.list(&name))?;
             }
-            (_, mut value) => {
-                drop_nulls(&mut value);
-                object.insert(name, value);
+            (present, value) => {
+                if let Some(value) = fresh(value) {
+                    object.insert(name, value);
+                } else if present.is_some() {
+                    object.remove(&name);
+                }
             }
         }
     }
@@ -152,11 +155,17 @@ fn bad_directive<T>(directive: &Value, patch: &Object) -> Result<T> {
     wrong(format!("unknown patch type: {value} in map: {}", go::print(&Value::Object(patch.clone()))))
 }
 
-/// Nulls in what is new mean nothing. They are dropped from objects, not from lists.
-fn drop_nulls(value: &mut Value) {
-    if let Value::Object(members) = value {
-        members.retain(|_, v| !v.is_null());
-        members.values_mut().for_each(drop_nulls);
+/// What is new, without nulls (they mean nothing here) and without the parts that carry a `$patch` of their own, whatever
+/// it says: there is nothing to patch. Other directives stay and are reported as unknown fields.
+fn fresh(value: Value) -> Option<Value> {
+    match value {
+        Value::Object(members) if members.contains_key(PATCH) => None,
+        Value::Object(members) => {
+            let kept = members.into_iter().filter(|(_, v)| !v.is_null());
+            Some(Value::Object(kept.filter_map(|(name, v)| Some((name, fresh(v)?))).collect()))
+        }
+        Value::Array(items) => Some(Value::Array(items.into_iter().filter_map(fresh).collect())),
+        other => Some(other),
     }
 }
 
@@ -192,7 +201,7 @@ fn ordered_lists(object: &mut Object, patch: &mut Object, known: Known<'_>) -> R
         let mut merged = match (&before, change) {
             (None, None) => continue,
             (Some(before), None) => before.clone(),
-            (None, Some(change)) => change,
+            (None, Some(change)) => change.into_iter().filter_map(fresh).collect(),
             (Some(before), Some(change)) => {
                 let mut merged = before.clone();
                 merge_list(&mut merged, change, &rule)?;
@@ -312,7 +321,7 @@ fn merge_objects(list: &[Value], patch: &[Value], rule: &Rule<'_>) -> Result<Vec
         let Some(value) = item.get(key) else { return no_key(&Value::Object(item), key) };
         match list.iter_mut().find(|present| present.get(key) == Some(value)) {
             Some(Value::Object(present)) => merge_map(present, item, rule.item)?,
-            _ => list.push(Value::Object(item)),
+            _ => list.extend(fresh(Value::Object(item))),
         }
     }
     Ok(list)

@@ -127,6 +127,21 @@ fn strategic_errors_say_what_upstream_says() {
     assert!(error.starts_with("The order in patch list:\n[map[name:b]]\n doesn't match"), "{error}");
 }
 
+#[test]
+fn strategic_takes_what_is_new_without_nulls_and_patches() {
+    let cases = [
+        (json!({"metadata": {"annotations": {"$patch": "merge", "x": "y"}}}), json!({"metadata": {}})),
+        (json!({"metadata": {"annotations": {"x": null, "y": "z"}}}), json!({"metadata": {"annotations": {"y": "z"}}})),
+        (
+            json!({"spec": {"containers": [{"name": "a", "env": [{"name": "E", "$patch": "delete"}, {"name": "F"}]}]}}),
+            json!({"metadata": {}, "spec": {"containers": [{"name": "a", "env": [{"name": "F"}]}]}}),
+        ),
+    ];
+    for (patch, want) in cases {
+        assert_eq!(strategic(&json!({"metadata": {}}), &patch).unwrap(), want);
+    }
+}
+
 /// The lists as `name` or `name=image`, for short.
 #[test]
 fn strategic_order() {
@@ -182,6 +197,7 @@ fn document(nulls: bool) -> impl Strategy<Value = Value> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn merging_twice_is_merging_once(object in document(false), patch in document(true)) {
         let once = merged(object, &patch);
