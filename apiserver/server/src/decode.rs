@@ -106,8 +106,13 @@ fn decode(bytes: &[u8], encoding: Encoding, expected: Expected<'_>) -> Result<De
                 e => unrecognised(expected, bytes, &format!("couldn't get version/kind; json parse error: {e}")),
             })?;
             let parsed = typed(parsed, expected)?;
-            codec::json::decode_parsed(bytes, parsed, expected.shape)
-                .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()))
+            let forget = forgets_owners(&parsed.value);
+            let mut decoded = codec::json::decode_parsed(bytes, parsed, expected.shape)
+                .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()))?;
+            if forget {
+                decoded.value["metadata"]["managedFields"] = Value::Array(vec![]);
+            }
+            Ok(decoded)
         }
         Encoding::Yaml => {
             let parsed = codec::parse_yaml(bytes).map_err(|e| unrecognised(expected, bytes, &e.to_string()))?;
@@ -130,6 +135,12 @@ fn decode(bytes: &[u8], encoding: Encoding, expected: Expected<'_>) -> Result<De
             Ok(Decoded { value, strict: vec![] })
         }
     }
+}
+
+/// Whether an object asks to drop all owners: the empty list, which the typed form cannot tell from none.
+#[must_use]
+pub fn forgets_owners(value: &Value) -> bool {
+    value.get("metadata").and_then(|m| m.get("managedFields")).and_then(Value::as_array).is_some_and(Vec::is_empty)
 }
 
 /// Checks `kind` and `apiVersion` of a body against what is expected.

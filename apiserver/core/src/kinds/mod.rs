@@ -117,6 +117,15 @@ pub trait Strategy: Send + Sync {
         carry_meta(new, old, &["ownerReferences", "generation"]);
     }
 
+    /// Fields that a write takes back and therefore never owns: of the main endpoint, or of `status`.
+    fn reset_fields(&self, of_status: bool) -> &'static [&'static [&'static str]] {
+        match (of_status, self.traits().status) {
+            (true, _) => &[&["spec"]],
+            (false, true) => &[&["status"]],
+            (false, false) => &[],
+        }
+    }
+
     /// Checks a status update (metadata excluded).
     fn validate_status(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 

@@ -8,6 +8,7 @@ use skiff_core::status::Status;
 use super::options::write_options;
 use super::{Answer, Call, write};
 use crate::decode::{self, Expected};
+use crate::ownership::Owner;
 use crate::registry::Kind;
 use crate::server::Inner;
 
@@ -24,7 +25,7 @@ pub async fn create(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call) -> R
     if let Some(answer) = crate::subresources::virtual_create(server, kind, call, &obj, &options).await? {
         return Ok(answer);
     }
-    write::create(server, kind, call, obj, &options).await
+    write::create(server, kind, call, obj, Owner::Update, &options).await
 }
 
 /// Fills in the namespace of the path, or complains when the body names another.

@@ -91,14 +91,13 @@ pub async fn patch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call, part:
             return create_by_apply(server, kind, call, applied, &options).await;
         };
         let old = kind.load(&old_object)?;
-        let (new, owner) = match &applied {
+        let (mut new, owner) = match &applied {
             Some(config) => {
-                let (merged, fields) = ownership::apply(kind, call, &old, config, &options)?;
-                (merged, Owner::Apply(fields))
+                let merged = ownership::apply(kind, call, Some(&old), config, &options)?;
+                (decode_applied(kind, call, merged, &options)?, Owner::Apply)
             }
             None => (apply_patch(kind, call, patch, &old, &options)?, Owner::Update),
         };
-        let mut new = new;
         check_identity(kind, call, &mut new)?;
         if !meta::uid(&new).is_empty() && meta::uid(&new) != meta::uid(&old) {
             // Reported by metadata validation, as an immutable field.
@@ -154,8 +153,12 @@ pub fn decode_patched(
         return Err(crate::patching::wrong_kind(kind, got.0, got.1));
     }
     let mut faults = codec::Faults::default();
+    let forget = decode::forgets_owners(&value);
     if let Err(e) = codec::normalize(&mut value, &r.model, &mut faults) {
         return Err(crate::patching::undecodable(&patched.text, &e.to_string()));
+    }
+    if forget {
+        value["metadata"]["managedFields"] = Value::Array(vec![]);
     }
     let mut strict: Vec<String> = patched.duplicates;
     strict.extend(unknown(&faults));
@@ -210,13 +213,18 @@ async fn create_by_apply(
         let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
         return Err(Status::conflict(kind.group(), kind.plural(), &name, why));
     }
+    let merged = ownership::apply(kind, call, None, &config, options)?;
+    let mut obj = decode_applied(kind, call, merged, options)?;
+    check_identity(kind, call, &mut obj)?;
+    write::create(server, kind, call, obj, Owner::Apply, options).await
+}
+
+/// Decodes the merged object of an apply.
+fn decode_applied(kind: &Kind, call: &mut Call, mut merged: Value, options: &WriteOptions) -> Result<Value, Status> {
     let r = &kind.resource;
     let expected = Expected { group: &r.group, version: &r.version, kind: &r.kind, shape: &r.model };
-    let mut merged = ownership::apply_new(kind, call, &config, options)?;
     let mut faults = codec::Faults::default();
     codec::normalize(&mut merged, &r.model, &mut faults).map_err(|e| Status::bad_request(e.to_string()))?;
     let decoded = codec::Decoded { value: merged, strict: unknown(&faults) };
-    let mut obj = decode::report(decoded, expected, options.validation, &mut call.warnings)?;
-    check_identity(kind, call, &mut obj)?;
-    write::create(server, kind, call, obj, options).await
+    decode::report(decoded, expected, options.validation, &mut call.warnings)
 }

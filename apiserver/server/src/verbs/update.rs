@@ -82,7 +82,7 @@ pub async fn replace(
                 }
                 meta::meta_mut(&mut obj).remove("resourceVersion");
                 crate::chain::authorise_create(server, call)?;
-                return write::create(server, kind, call, obj, options).await;
+                return write::create(server, kind, call, obj, Owner::Update, options).await;
             }
             return Err(kind.not_found(&name));
         };

@@ -19,7 +19,7 @@ use skiff_storage::{Compare, Error, Op};
 use super::options::WriteOptions;
 use super::{Answer, Call, Content};
 use crate::admission::{self, Operation};
-use crate::ownership;
+use crate::ownership::{self, Owner};
 use crate::registry::{Kind, object, storage_error};
 use crate::server::Inner;
 
@@ -35,6 +35,7 @@ pub async fn create(
     kind: &Arc<Kind>,
     call: &mut Call,
     mut obj: Value,
+    owner: Owner,
     options: &WriteOptions,
 ) -> Result<Answer, Status> {
     let objects = Arc::clone(kind.stored()?);
@@ -47,8 +48,11 @@ pub async fn create(
         let name = generate_name(&base);
         meta::meta_mut(&mut obj).insert("name".into(), name.into());
     }
-    stamp_new(&mut obj);
     kind.strategy.default(&mut obj);
+    if owner == Owner::Update {
+        ownership::track(kind, call, &mut obj, None, &options.manager);
+    }
+    stamp_new(&mut obj);
     admission::mutate(server, kind, call, Operation::Create, &mut obj, None, options.dry_run).await?;
     renormalise(kind, &mut obj)?;
     kind.strategy.prepare_create(&mut obj);
@@ -71,7 +75,6 @@ pub async fn create(
     if let Err(e) = admission::validate(server, kind, call, Operation::Create, &obj, None, options.dry_run).await {
         return Err(undo_on_error(e, undo));
     }
-    ownership::track(kind, call, &mut obj, None, &options.manager);
     if options.dry_run {
         if let Some(u) = undo {
             u();
@@ -180,13 +183,16 @@ pub async fn update(
     old_object: &Arc<Object>,
     mut new: Value,
     part: Part,
-    owner: ownership::Owner<'_>,
+    owner: Owner,
     options: &WriteOptions,
     locked: bool,
 ) -> Result<Attempt, Status> {
     let objects = Arc::clone(kind.stored()?);
     let old = kind.load(old_object)?;
     carry_identity(&mut new, &old);
+    if owner == Owner::Update {
+        ownership::track(kind, call, &mut new, Some(&old), &options.manager);
+    }
     kind.hooks.patch_allocated(&mut new, &old);
     admission::mutate(server, kind, call, Operation::Update, &mut new, Some(&old), options.dry_run).await?;
     renormalise(kind, &mut new)?;
@@ -214,10 +220,6 @@ pub async fn update(
     };
     if let Err(e) = admission::validate(server, kind, call, Operation::Update, &new, Some(&old), options.dry_run).await
     {
-        give_back(undo);
-        return Err(e);
-    }
-    if let Err(e) = owner.finish(kind, call, &mut new, &old, &options.manager) {
         give_back(undo);
         return Err(e);
     }
