@@ -36,6 +36,7 @@ type field struct {
 	listType string
 	listKeys []string
 	atomic   bool
+	granular bool
 	boxed    bool
 	def      string
 }
@@ -172,7 +173,7 @@ func (g *generator) fields(t reflect.Type, model string, d definition, published
 		}
 		f.mergeKey = sf.Tag.Get("patchMergeKey")
 		f.listType, f.listKeys = p.ListType, p.ListKeys
-		f.atomic = p.MapType == "atomic"
+		f.atomic, f.granular = p.MapType == "atomic", p.MapType == "granular"
 		f.boxed = strings.HasPrefix(shape, "List(") && hasMarshal(sf.Type)
 		f.def = g.defaults[model][name]
 		if number == 0 && !outer && sf.Tag.Get("protobuf") != "" {
@@ -421,6 +422,7 @@ func (g *generator) writeStructure(b *bytes.Buffer, s *structure) {
 		}
 		add(f.required, "REQUIRED")
 		add(f.atomic, "ATOMIC")
+		add(f.granular, "GRANULAR")
 		add(f.boxed, "BOXED")
 		add(f.listType == "set", "SET")
 		add(f.listType == "map", "MAP")

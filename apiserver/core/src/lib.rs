@@ -1,6 +1,7 @@
 //! Types and rules of the API, without I/O and without HTTP.
 //!
 //! - [`schema`]: the shape of every kind, one table; [`resources`]: which resources there are.
+//! - [`codec`]: bodies on the wire; [`discovery`], [`openapi`]: how the API describes itself.
 //! - [`kinds`]: the rules of each built-in kind.
 //! - [`meta`], [`names`], [`selector`]: what all kinds share.
 //! - [`status`], [`invalid`], [`path`]: errors in upstream's words.
@@ -12,6 +13,7 @@ pub mod kinds;
 pub mod managed;
 pub mod meta;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod path;
 pub mod quantity;

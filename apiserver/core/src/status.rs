@@ -67,6 +67,13 @@ impl Status {
         self
     }
 
+    /// Adds empty details, which upstream's router and patch errors carry.
+    #[must_use]
+    pub fn empty(mut self) -> Self {
+        self.details.get_or_insert_default();
+        self
+    }
+
     /// Sets one key of `details`.
     #[must_use]
     pub fn detail(mut self, key: &str, value: impl Into<Value>) -> Self {

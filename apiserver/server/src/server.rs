@@ -246,8 +246,11 @@ pub fn denied(user: &User, a: &Attributes) -> Status {
         s.details = Some(Box::default());
         return s;
     }
-    let scope =
-        if a.namespace.is_empty() { " at the cluster scope".to_owned() } else { format!(" in the namespace {}", q(&a.namespace)) };
+    let scope = if a.namespace.is_empty() {
+        " at the cluster scope".to_owned()
+    } else {
+        format!(" in the namespace {}", q(&a.namespace))
+    };
     let why = format!("User {who} cannot {} resource {} in API group {}{scope}", a.verb, q(&a.resource), q(&a.group));
     let resource = a.resource.split('/').next().unwrap_or_default();
     Status::forbidden(&a.group, resource, &a.name, why)

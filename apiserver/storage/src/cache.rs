@@ -308,6 +308,12 @@ impl Cache {
         self.inner.revision()
     }
 
+    /// Revision of the last change of this resource itself.
+    #[must_use]
+    pub fn last_change(&self) -> Revision {
+        self.inner.state.read().last
+    }
+
     /// Waits until the cache has seen `revision`.
     ///
     /// # Errors

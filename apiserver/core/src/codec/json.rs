@@ -106,8 +106,8 @@ struct Duplicates {
     paths: RefCell<Vec<String>>,
 }
 
-/// A document may repeat fields as often as it likes; a report of more than this many helps nobody.
-const MAX_REPORTED: usize = 1000;
+/// A document may repeat fields as often as it likes; upstream reports this many.
+const MAX_REPORTED: usize = 100;
 
 #[derive(Clone, Copy)]
 struct AnySeed<'a> {

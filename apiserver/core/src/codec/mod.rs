@@ -14,7 +14,7 @@ pub(crate) mod arbitrary;
 #[cfg(test)]
 mod tests;
 
-pub use json::{DecodeError, Decoded, Parsed, decode_json, parse_json};
-pub use normalize::{Faults, TypeError, normalize};
-pub use proto::{decode_proto, encode_proto};
-pub use yaml::{decode_yaml, parse_yaml, to_yaml};
+pub use json::{DecodeError, Decoded, Parsed, decode_json, decode_parsed, parse_json};
+pub use normalize::{Faults, TypeError, normalize, normalize_shape, untyped_numbers};
+pub use proto::{decode_proto, encode_proto, envelope, watch_frame};
+pub use yaml::{ParsedYaml, decode_parsed_yaml, decode_yaml, parse_yaml, to_yaml};

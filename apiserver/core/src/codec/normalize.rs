@@ -68,7 +68,8 @@ impl std::fmt::Display for Path<'_> {
     }
 }
 
-/// Makes `value` what upstream would print after reading it as `shape`.
+/// Makes `value` what upstream would print after reading it as `shape`. For built-in kinds: custom resources keep `null`
+/// and are pruned and validated along their own schema, in which there is no Go type to read into.
 pub fn normalize(value: &mut Value, shape: &Struct, faults: &mut Faults) -> Result<(), TypeError> {
     structure(value, shape, Path::Root, &mut Some(faults))
 }
@@ -76,6 +77,21 @@ pub fn normalize(value: &mut Value, shape: &Struct, faults: &mut Faults) -> Resu
 /// [`normalize`] for a value of any shape, for example one field.
 pub fn normalize_shape(value: &mut Value, shape: &Shape, faults: &mut Faults) -> Result<(), TypeError> {
     any(value, shape, Path::Root, &mut Some(faults))
+}
+
+/// Makes numbers what upstream prints for objects it has no types for (custom resources): a float without a fraction
+/// becomes an integer.
+pub fn untyped_numbers(value: &mut Value) {
+    match value {
+        Value::Number(n) if n.is_f64() => {
+            if let Some(float) = n.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e18) {
+                *value = Value::from(float as i64);
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(untyped_numbers),
+        Value::Object(map) => map.values_mut().for_each(untyped_numbers),
+        _ => {}
+    }
 }
 
 /// `None` where unknown fields are removed without a report.

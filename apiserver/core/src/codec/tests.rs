@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used)]
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
+
+use super::arbitrary::{Random, arbitrary};
 
 use super::*;
 use crate::schema;
@@ -129,4 +132,58 @@ fn schemas_of_definitions() {
                "dependencies": {"a": ["b"]}, "default": {"any": [null]}})
     );
     assert!(decoded.strict.is_empty());
+}
+
+#[test]
+fn numbers_without_types() {
+    let mut value = json!({"a": 1.0, "b": [1e3, 1.5, -0.0], "c": u64::MAX, "d": 1e300, "e": i64::MIN});
+    untyped_numbers(&mut value);
+    assert_eq!(value, json!({"a": 1, "b": [1000, 1.5, 0], "c": u64::MAX, "d": 1e300, "e": i64::MIN}));
+}
+
+/// Adds fields that no structure has, beside those it has.
+fn litter(value: &mut Value, random: &mut Random) {
+    match value {
+        Value::Object(map) => {
+            map.values_mut().for_each(|v| litter(v, random));
+            if random.below(3) == 0 {
+                map.insert("noSuchField".into(), json!({"a": {"noSuchField": 1}}));
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(|v| litter(v, random)),
+        _ => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// For every kind: a second pass changes nothing, and the two ways of finding unknown fields agree.
+    #[test]
+    fn laws_of_the_round_trip(seed in any::<u64>()) {
+        for (_, _, _, shape) in schema::kinds() {
+            let mut random = Random::new(seed);
+            let mut value = arbitrary(shape, &mut random);
+            litter(&mut value, &mut random);
+            let text = value.to_string();
+            let mut faults = Faults::default();
+            // A map takes any name, and so may turn litter into a wrong type.
+            if normalize(&mut value, shape, &mut faults).is_err() {
+                continue;
+            }
+            let mut again = value.clone();
+            let mut none = Faults::default();
+            normalize(&mut again, shape, &mut none).unwrap();
+            prop_assert_eq!(&again, &value);
+            prop_assert_eq!(none, Faults::default());
+            let mut unknown: Vec<_> = faults.unknown.iter().map(|p| format!("unknown field \"{p}\"")).collect();
+            let mut strict = json::strict_faults(text.as_bytes(), shape);
+            prop_assert!(strict.len() <= 100);
+            if unknown.len() <= 100 {
+                unknown.sort();
+                strict.sort();
+                prop_assert_eq!(unknown, strict);
+            }
+        }
+    }
 }

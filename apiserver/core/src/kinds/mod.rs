@@ -3,10 +3,24 @@
 //! A kind contributes a [`Strategy`]; verbs never ask which kind they handle. Everything here works on `Value`s that have
 //! been through the typed round trip (`codec::json`), does no I/O, and is found under the resource's name.
 
+mod config;
+mod defaults;
+mod namespace;
+mod node;
+mod pod;
+mod registry;
+mod service;
+mod workloads;
+
 use serde_json::Value;
+
+pub use pod::validate_log_options;
+pub use registry::strategy;
+pub use service::patch_allocated as service_patch_allocated;
 
 use crate::invalid::Errors;
 use crate::meta::{self, NameRule};
+use crate::resources::Resource;
 
 /// What verbs have to know about a kind.
 #[derive(Clone, Copy, Debug)]
@@ -103,15 +117,71 @@ pub trait Strategy: Send + Sync {
         carry_meta(new, old, &["ownerReferences", "generation"]);
     }
 
+    /// Fields that a write takes back and therefore never owns: of the main endpoint, or of `status`.
+    fn reset_fields(&self, of_status: bool) -> &'static [&'static [&'static str]] {
+        match (of_status, self.traits().status) {
+            (true, _) => &[&["spec"]],
+            (false, true) => &[&["status"]],
+            (false, false) => &[],
+        }
+    }
+
     /// Checks a status update (metadata excluded).
     fn validate_status(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 
     /// `Warning` headers for an accepted write.
     fn warnings(&self, _new: &Value, _old: Option<&Value>, _out: &mut Vec<String>) {}
 
+    /// Marks the object when its deletion begins (a namespace becomes Terminating).
+    fn on_delete(&self, _obj: &mut Value) {}
+
+    /// Prepares an update through a subresource other than `status` (ephemeralcontainers, resize, finalize, approval);
+    /// `new` already has nothing else changed.
+    fn prepare_subresource(&self, _name: &str, _new: &mut Value, _old: &Value) {}
+
+    /// Seconds a graceful deletion takes, given what the request asked for. 0: at once.
+    fn grace(&self, _obj: &Value, _asked: Option<i64>) -> i64 {
+        0
+    }
+
+    /// Columns of the kind's table.
+    fn columns(&self) -> &'static [Column] {
+        PLAIN_COLUMNS
+    }
+
+    /// One row: as many cells as there are columns.
+    fn cells(&self, obj: &Value, _now: jiff::Timestamp) -> Vec<Value> {
+        let created = meta::text(obj, "creationTimestamp");
+        vec![meta::name(obj).into(), created.into()]
+    }
+
+    /// `conditions` of a table row (finished pods have one).
+    fn row_conditions(&self, _obj: &Value) -> Vec<Value> {
+        vec![]
+    }
+
     /// Field selectors the kind supports besides `metadata.name` and `metadata.namespace`.
     fn fields(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// Why a field selector on `field` is refused; `None` when it is supported. Kinds with selectable fields of their own
+    /// and kinds without answer in different words, as upstream does.
+    fn unsupported_field(&self, field: &str, resource: &Resource) -> Option<String> {
+        let own = self.fields();
+        let known = match field {
+            "metadata.name" => true,
+            "metadata.namespace" => own.is_empty() || resource.namespaced,
+            _ => own.contains(&field),
+        };
+        if known {
+            None
+        } else if own.is_empty() {
+            let q = crate::invalid::quote_str(field);
+            Some(format!("{q} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""))
+        } else {
+            Some(format!("field label not supported: {field}"))
+        }
     }
 
     /// The value of a field named in [`Strategy::fields`].
@@ -119,6 +189,26 @@ pub trait Strategy: Send + Sync {
         lookup(obj, name)
     }
 }
+
+/// One column of a table.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    /// Title.
+    pub name: &'static str,
+    /// `string`, `integer`, `number`, `boolean` or `date`.
+    pub kind: &'static str,
+    /// `name` for the name column, else empty.
+    pub format: &'static str,
+    /// What it shows.
+    pub description: &'static str,
+    /// 0 is always shown, higher only with `-o wide`.
+    pub priority: i32,
+}
+
+const PLAIN_COLUMNS: &[Column] = &[
+    Column { name: "Name", kind: "string", format: "name", description: "Name of the object", priority: 0 },
+    Column { name: "Created At", kind: "date", format: "", description: "Time of creation", priority: 0 },
+];
 
 /// A kind without rules of its own.
 pub struct Plain(pub Traits);

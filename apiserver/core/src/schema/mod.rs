@@ -157,8 +157,34 @@ pub struct Field {
     pub list_keys: Cow<'static, [Cow<'static, str>]>,
     /// Server-side apply: a map or structure that is owned as a whole (`x-kubernetes-map-type: atomic`).
     pub atomic: bool,
+    /// Server-side apply: the fields of the structure are owned one by one, even if [`Struct::atomic`] says otherwise
+    /// (`x-kubernetes-map-type: granular`).
+    pub granular: bool,
     /// Default as JSON text, where the published schema states one.
     pub default: Option<Cow<'static, str>>,
+}
+
+impl Field {
+    /// An optional field (a pointer) without merge rules, as the schemas of custom resources have them.
+    #[must_use]
+    pub fn new(name: impl Into<Cow<'static, str>>, shape: Shape) -> Self {
+        Self {
+            name: name.into(),
+            shape,
+            number: 0,
+            within: &[],
+            boxed: false,
+            presence: Presence::Pointer,
+            required: false,
+            patch: PatchStrategy::Default,
+            merge_key: None,
+            list: ListType::Atomic,
+            list_keys: Cow::Borrowed(&[]),
+            atomic: false,
+            granular: false,
+            default: None,
+        }
+    }
 }
 
 /// A structure.

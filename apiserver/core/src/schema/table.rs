@@ -18,6 +18,8 @@ pub(super) type Key = Cow<'static, str>;
 pub(super) const REQUIRED: u16 = 1;
 /// `x-kubernetes-map-type: atomic`.
 pub(super) const ATOMIC: u16 = 2;
+/// `x-kubernetes-map-type: granular`.
+pub(super) const GRANULAR: u16 = 256;
 /// The list is a message of its own in protobuf.
 pub(super) const BOXED: u16 = 4;
 /// `x-kubernetes-list-type: set`.
@@ -78,6 +80,7 @@ pub(super) const fn fx(
         list,
         list_keys: Cow::Borrowed(list_keys),
         atomic: flags & ATOMIC != 0,
+        granular: flags & GRANULAR != 0,
         default: if default.is_empty() { None } else { Some(Cow::Borrowed(default)) },
     }
 }

@@ -23,6 +23,8 @@ fn facts() {
     assert_eq!((containers.patch, containers.merge_key.as_deref()), (PatchStrategy::Merge, Some("name")));
     assert_eq!((containers.list, &*containers.list_keys), (ListType::Map, &[Cow::Borrowed("name")][..]));
     assert!(spec.field("nodeSelector").unwrap().atomic);
+    let claim = model("io.k8s.api.core.v1.PersistentVolumeSpec").unwrap().field("claimRef").unwrap();
+    assert!(claim.granular && matches!(&claim.shape, Shape::Struct(s) if s.atomic));
     let port = model("io.k8s.api.core.v1.ServicePort").unwrap().field("protocol").unwrap();
     assert_eq!(port.default.as_deref(), Some("\"TCP\""));
     let volume = model("io.k8s.api.core.v1.Volume").unwrap().field("configMap").unwrap();

@@ -1,5 +1,6 @@
 //! Who is asking, and may they.
 
+pub mod escalation;
 pub mod identity;
 pub mod node;
 pub mod rbac;

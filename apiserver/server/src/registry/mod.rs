@@ -96,7 +96,8 @@ impl Kind {
     /// # Errors
     /// As [`Kind::load`].
     pub fn load_bytes(&self, bytes: &[u8]) -> Result<Value, Status> {
-        let mut v: Value = serde_json::from_slice(bytes).map_err(|e| Status::internal(format!("stored object: {e}")))?;
+        let mut v: Value =
+            serde_json::from_slice(bytes).map_err(|e| Status::internal(format!("stored object: {e}")))?;
         if !self.is_storage_version() {
             convert::convert(&mut v, &self.api_version());
         }

@@ -38,7 +38,7 @@ impl Selection {
         let labels = LabelSelector::parse(get("labelSelector")).map_err(|e| Status::bad_request(e.0))?;
         let fields = FieldSelector::parse(get("fieldSelector")).map_err(|e| Status::bad_request(e.0))?;
         for t in &fields.terms {
-            if let Some(text) = kind.strategy.unsupported_field(&t.field, kind.resource.namespaced, &kind.resource) {
+            if let Some(text) = kind.strategy.unsupported_field(&t.field, &kind.resource) {
                 return Err(Status::bad_request(text));
             }
         }
@@ -161,7 +161,8 @@ pub fn validate_options(call: &Call, watch: bool) -> Result<(), Status> {
         let initial = call.query.get("sendInitialEvents").filter(|v| !v.is_empty());
         return match (initial, matching) {
             (None, "") | (Some(_), "NotOlderThan") => {
-                if initial.is_some() && call.query.flag("sendInitialEvents") && !call.query.flag("allowWatchBookmarks") {
+                if initial.is_some() && call.query.flag("sendInitialEvents") && !call.query.flag("allowWatchBookmarks")
+                {
                     // Upstream accepts this; the client merely never learns that the initial events are over.
                     return Ok(());
                 }
@@ -178,12 +179,17 @@ pub fn validate_options(call: &Call, watch: bool) -> Result<(), Status> {
             }
             (None, _) => Err(list_options_error(
                 field,
-                ErrorKind::Forbidden("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"),
+                ErrorKind::Forbidden(
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                ),
             )),
         };
     }
     if call.query.get("sendInitialEvents").is_some_and(|v| !v.is_empty()) {
-        return Err(list_options_error("sendInitialEvents", ErrorKind::Forbidden("sendInitialEvents is forbidden for list")));
+        return Err(list_options_error(
+            "sendInitialEvents",
+            ErrorKind::Forbidden("sendInitialEvents is forbidden for list"),
+        ));
     }
     if matching.is_empty() {
         return Ok(());

@@ -8,7 +8,7 @@
 //! before its bytes are there.
 
 mod read;
-mod wire;
+pub(crate) mod wire;
 mod write;
 
 #[cfg(test)]

@@ -243,7 +243,8 @@ impl Reader {
                     Wire::Varint(n) => Ok(n as i64),
                     _ => Err(fault("wrong wire type")),
                 })?;
-                format!("{:?}", std::time::Duration::from_nanos(nanos.unsigned_abs())).into()
+                let sign = if nanos < 0 { "-" } else { "" };
+                format!("{sign}{:?}", std::time::Duration::from_nanos(nanos.unsigned_abs())).into()
             }
             (Shape::Quantity, _) => match single(message(wire)?, 1)? {
                 Some(wire) => utf8(message(wire)?)?.into(),

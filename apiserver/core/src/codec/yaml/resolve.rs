@@ -28,7 +28,7 @@ pub(super) fn resolve(text: &str) -> Scalar {
         _ => {}
     }
     match text.as_bytes()[0] {
-        b'.' => float(text),
+        b'.' => float(&text.replace('_', "")),
         b'0'..=b'9' | b'+' | b'-' => {
             if is_timestamp(text) {
                 return Scalar::Timestamp;
@@ -72,8 +72,8 @@ fn float(text: &str) -> Scalar {
     }
     match text.parse::<f64>() {
         Ok(float) if float.is_finite() => Scalar::Value(number(float)),
-        Ok(_) => Scalar::NotFinite,
-        Err(_) => Scalar::String,
+        // Out of range: upstream's library takes it for a string.
+        _ => Scalar::String,
     }
 }
 

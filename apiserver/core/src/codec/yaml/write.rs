@@ -9,7 +9,7 @@ use super::resolve::{Scalar, resolve};
 
 const WIDTH: usize = 80;
 const STEP: usize = 2;
-/// Longer keys are written with `?`.
+/// Longer keys, and those of several lines, are written with `?`.
 const MAX_SIMPLE_KEY: usize = 128;
 
 /// Prints a value as one YAML document, with a line break at its end.
@@ -57,13 +57,13 @@ impl Writer {
             if i > 0 || !here {
                 self.line(indent);
             }
-            let simple = name.len() <= MAX_SIMPLE_KEY;
+            let simple = name.len() <= MAX_SIMPLE_KEY && !name.contains(is_break);
             if simple {
                 self.string(name, indent + STEP, true);
                 self.push(':');
             } else {
                 self.text("? ");
-                self.string(name, indent + STEP, true);
+                self.string(name, indent + STEP, false);
                 self.line(indent);
                 self.push(':');
             }
@@ -74,7 +74,11 @@ impl Writer {
                     }
                     self.mapping(map, indent + STEP, !simple);
                 }
-                Value::Array(list) if !list.is_empty() => self.sequence(list, indent, false),
+                Value::Array(list) if !list.is_empty() && simple => self.sequence(list, indent, false),
+                Value::Array(list) if !list.is_empty() => {
+                    self.push(' ');
+                    self.sequence(list, indent + STEP, true);
+                }
                 scalar => {
                     self.push(' ');
                     self.scalar(scalar, indent + STEP);
