@@ -175,9 +175,7 @@ impl Errors {
 
     /// `path: Unsupported value: "v": supported values: "a", "b"`.
     pub fn not_supported(&mut self, path: &impl fmt::Display, value: impl Into<Value>, supported: &[&str]) {
-        let mut sorted = supported.to_vec();
-        sorted.sort_unstable();
-        let list = sorted.iter().map(|s| quote_str(s)).collect::<Vec<_>>().join(", ");
+        let list = supported.iter().map(|s| quote_str(s)).collect::<Vec<_>>().join(", ");
         let detail = if supported.is_empty() { String::new() } else { format!("supported values: {list}") };
         self.push(ErrorType::NotSupported, path, Some(quote(&value.into())), &detail);
     }

@@ -153,11 +153,11 @@ fn validate_owners(m: &Map<String, Value>, path: &Path<'_>, errors: &mut Errors)
         if parts.len() > 2 {
             errors.invalid(&at.child("apiVersion"), version, format!("unexpected GroupVersion string: {version}"));
         } else if version.is_empty() || parts.last().is_some_and(|v| v.is_empty()) {
-            errors.invalid(&at.child("apiVersion"), version, "version must not be empty");
+            errors.required(&at.child("apiVersion"), "must not be empty");
         }
-        for (key, why) in [("kind", "must not be empty"), ("name", "must not be empty"), ("uid", "must not be empty")] {
+        for key in ["kind", "name", "uid"] {
             if get(key).is_empty() {
-                errors.invalid(&at.child(key), "", why);
+                errors.required(&at.child(key), "must not be empty");
             }
         }
         if version == "v1" && get("kind") == "Event" {

@@ -26,7 +26,7 @@ const ENV_MSG: &str =
     "a valid environment variable name must consist only of printable ASCII characters other than '='";
 
 fn max_len(max: usize) -> String {
-    format!("must be no more than {max} bytes")
+    format!("must be no more than {max} characters")
 }
 
 fn lower(b: u8) -> bool {
@@ -118,14 +118,14 @@ pub fn is_qualified_name(s: &str) -> Vec<String> {
         }
         _ => {
             return vec![format!(
-                "a qualified name {QUALIFIED_MSG} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+                "a valid label key {QUALIFIED_MSG} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
             )];
         }
     };
     if name.is_empty() {
         e.push("name part must be non-empty".into());
     } else if name.len() > 63 {
-        e.push(format!("name part {}", max_len(63)));
+        e.push("name part must be no more than 63 bytes".into());
     }
     if !is_mixed_shape(name) {
         e.push(format!("name part {QUALIFIED_MSG}"));
@@ -138,7 +138,7 @@ pub fn is_qualified_name(s: &str) -> Vec<String> {
 pub fn is_label_value(s: &str) -> Vec<String> {
     let mut e = vec![];
     if s.len() > LABEL_VALUE_MAX {
-        e.push(max_len(LABEL_VALUE_MAX));
+        e.push(format!("must be no more than {LABEL_VALUE_MAX} bytes"));
     }
     if !s.is_empty() && !is_mixed_shape(s) {
         e.push(LABEL_VALUE_MSG.into());

@@ -340,6 +340,12 @@ async fn dispatch(
         return Err(Status::no_such_path());
     };
     check_scope(&kind, &t)?;
+    if t.name.contains('/') {
+        return Err(Status::no_such_path());
+    }
+    if t.group.is_empty() && t.resource == "endpoints" {
+        call.warnings.push("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into());
+    }
     let accept = call.header("accept").to_owned();
     if !subresources::takes_stream(&t) && !(t.subresource == "log") {
         routable(&accept)?;
@@ -430,7 +436,7 @@ async fn subresource(
         return Err(Status::no_such_path());
     }
     let verb = if call.target.verb == Verb::DeleteCollection { Verb::Delete } else { call.target.verb };
-    let stream = matches!(&*sub.name, "proxy" | "exec" | "attach" | "portforward" | "log");
+    let stream = matches!(&*sub.name, "proxy" | "exec" | "attach" | "portforward");
     if !stream && !sub.verbs.contains(verb.as_str()) {
         return Err(Status::method_not_allowed());
     }

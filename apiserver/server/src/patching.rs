@@ -7,7 +7,6 @@ use skiff_core::path::Path;
 use skiff_core::schema::Struct;
 use skiff_core::status::Status;
 
-use crate::registry::Kind;
 use crate::verbs::patch::PatchType;
 
 /// The result of applying a patch, before it is decoded.
@@ -35,7 +34,8 @@ pub fn apply(patch: PatchType, old: &Value, body: &[u8], shape: &Struct) -> Resu
             let parsed = merge::parse(body)?;
             let mut value = old.clone();
             merge::merge_patch(&mut value, &parsed.value);
-            Ok(Patched { value, duplicates: duplicate_fields(&parsed.duplicates), text: text() })
+            let text = skiff_core::patch::go::print(&parsed.value);
+            Ok(Patched { value, duplicates: duplicate_fields(&parsed.duplicates), text })
         }
         PatchType::Strategic => {
             let parsed = strategic::parse(body)?;
@@ -52,19 +52,6 @@ fn duplicate_fields(paths: &[String]) -> Vec<String> {
     paths.iter().map(|p| format!("duplicate field {}", quote_str(p))).collect()
 }
 
-/// The patched object is of another kind.
-#[must_use]
-pub fn wrong_kind(kind: &Kind, got_kind: &str, got_version: &str) -> Status {
-    let r = &kind.resource;
-    Status::bad_request(format!(
-        "{got_kind} in version {} cannot be handled as a {}: no kind {} is registered for version {} in scheme \"pkg/runtime/scheme.go:111\"",
-        quote_str(got_version.rsplit('/').next().unwrap_or_default()),
-        r.kind,
-        quote_str(got_kind),
-        quote_str(got_version)
-    ))
-}
-
 /// The patched object cannot be decoded.
 #[must_use]
 pub fn undecodable(patch: &str, why: &str) -> Status {
@@ -75,8 +62,8 @@ pub fn undecodable(patch: &str, why: &str) -> Status {
 
 /// The patched object has unknown or duplicate fields under strict validation.
 #[must_use]
-pub fn strict(faults: &[String]) -> Status {
+pub fn strict(patch: &str, faults: &[String]) -> Status {
     let mut e = Errors::new();
-    e.invalid(&Path::new("patch"), "", format!("strict decoding error: {}", faults.join(", ")));
+    e.invalid(&Path::new("patch"), patch, format!("strict decoding error: {}", faults.join(", ")));
     Status::invalid("", "", "", &e)
 }

@@ -161,7 +161,7 @@ impl Inner {
             }
         }
         if let Some(binding) = self.rbac().allows(user, a) {
-            return Ok(format!("RBAC: allowed by {binding} to {}", subject_text(user, &binding)));
+            return Ok(format!("RBAC: allowed by {binding}"));
         }
         Err(denied(user, a))
     }
@@ -225,13 +225,6 @@ impl Inner {
         }
         let made = Arc::new(build());
         Arc::clone(self.documents.lock().entry(name.to_owned()).or_insert(made))
-    }
-}
-
-fn subject_text(user: &User, _binding: &str) -> String {
-    match user.name.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':')) {
-        Some((ns, name)) => format!("ServiceAccount \"{name}/{ns}\""),
-        None => format!("User \"{}\"", user.name),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod config;
 mod defaults;
+mod event;
 mod namespace;
 mod node;
 mod pod;
@@ -95,9 +96,11 @@ pub trait Strategy: Send + Sync {
         }
     }
 
-    /// Whether the desired state differs (raises the generation). Default: `spec` differs.
+    /// Whether the desired state differs (raises the generation). Default: anything but metadata and status.
     fn desired_changed(&self, new: &Value, old: &Value) -> bool {
-        new.get("spec") != old.get("spec")
+        let (Value::Object(n), Value::Object(o)) = (new, old) else { return false };
+        let other = |k: &&String| !matches!(k.as_str(), "metadata" | "status" | "kind" | "apiVersion");
+        n.keys().chain(o.keys()).filter(other).any(|k| n.get(k) != o.get(k))
     }
 
     /// Checks an update (metadata excluded).
@@ -182,6 +185,11 @@ pub trait Strategy: Send + Sync {
         } else {
             Some(format!("field label not supported: {field}"))
         }
+    }
+
+    /// The name under which a selectable field of this version is indexed, where versions name it differently.
+    fn stored_field<'a>(&self, field: &'a str) -> &'a str {
+        field
     }
 
     /// The value of a field named in [`Strategy::fields`].

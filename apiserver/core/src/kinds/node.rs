@@ -18,6 +18,12 @@ impl Strategy for NodeStrategy {
     }
 
     fn default(&self, obj: &mut Value) {
+        if let Some(status) = obj.get_mut("status").and_then(Value::as_object_mut)
+            && status.get("allocatable").is_none_or(|a| a.as_object().is_none_or(serde_json::Map::is_empty))
+            && let Some(c) = status.get("capacity").filter(|c| c.as_object().is_some_and(|c| !c.is_empty())).cloned()
+        {
+            status.insert("allocatable".into(), c);
+        }
         // The older single field and the list mirror each other.
         let Some(spec) = obj.get_mut("spec").and_then(Value::as_object_mut) else { return };
         let one = spec.get("podCIDR").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -43,7 +49,9 @@ impl Strategy for NodeStrategy {
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         let spec = Path::new("spec");
-        let taints = spec.child("taints");
+        // Upstream reports taints below metadata; clients have seen no other path.
+        let meta_path = Path::new("metadata");
+        let taints = meta_path.child("taints");
         let mut seen: Vec<(String, String)> = vec![];
         for (i, t) in obj["spec"]["taints"].as_array().into_iter().flatten().enumerate() {
             let at = taints.index(i);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Plain, Strategy, Traits, config, defaults, namespace, node, pod, service, workloads};
+use super::{Plain, Strategy, Traits, config, defaults, event, namespace, node, pod, service, workloads};
 use crate::meta::NameRule;
 
 const D: Traits = Traits::DEFAULT;
@@ -45,6 +45,24 @@ impl Strategy for Defaulted {
 
 fn none(_: &mut Value) {}
 
+/// PersistentVolumes remember when their phase changed last.
+struct Volume;
+
+impl Strategy for Volume {
+    fn traits(&self) -> &Traits {
+        &RS
+    }
+
+    fn default(&self, obj: &mut Value) {
+        defaults::volume(obj);
+    }
+
+    fn prepare_create(&self, obj: &mut Value) {
+        let now = crate::time::format(jiff::Timestamp::now());
+        obj["status"] = serde_json::json!({"phase": "Pending", "lastPhaseTransitionTime": now});
+    }
+}
+
 fn plain(t: Traits) -> Arc<dyn Strategy> {
     Arc::new(Plain(t))
 }
@@ -56,20 +74,6 @@ fn with(t: Traits, f: fn(&mut Value)) -> Arc<dyn Strategy> {
 fn selectable(t: Traits, f: fn(&mut Value), fields: &'static [&'static str]) -> Arc<dyn Strategy> {
     Arc::new(Defaulted(t, f, fields))
 }
-
-const EVENT_FIELDS: &[&str] = &[
-    "involvedObject.kind",
-    "involvedObject.namespace",
-    "involvedObject.name",
-    "involvedObject.uid",
-    "involvedObject.apiVersion",
-    "involvedObject.resourceVersion",
-    "involvedObject.fieldPath",
-    "reason",
-    "reportingComponent",
-    "source",
-    "type",
-];
 
 /// The rules of a built-in resource.
 #[must_use]
@@ -83,10 +87,11 @@ pub fn strategy(group: &str, plural: &str) -> Arc<dyn Strategy> {
         ("", "secrets") => Arc::new(config::SecretStrategy),
         ("", "serviceaccounts") => Arc::new(config::ServiceAccountStrategy),
         ("", "endpoints") => with(creating(D), defaults::endpoints),
-        ("" | "events.k8s.io", "events") => selectable(creating(D), none, EVENT_FIELDS),
+        ("", "events") => Arc::new(event::Event { group: false }),
+        ("events.k8s.io", "events") => Arc::new(event::Event { group: true }),
         ("", "limitranges") => with(creating(D), defaults::limit_range),
         ("", "persistentvolumeclaims") => with(RS, defaults::claim),
-        ("", "persistentvolumes") => with(RS, defaults::volume),
+        ("", "persistentvolumes") => Arc::new(Volume),
         ("", "podtemplates") => {
             with(Traits { returns_deleted: true, generation: true, ..D }, defaults::pod_template_object)
         }

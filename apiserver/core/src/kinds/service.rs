@@ -13,7 +13,7 @@ pub(super) struct ServiceStrategy;
 impl Strategy for ServiceStrategy {
     fn traits(&self) -> &Traits {
         const T: Traits = Traits {
-            name: NameRule::Label1035,
+            name: NameRule::Label,
             create_on_update: true,
             returns_deleted: true,
             status: true,

@@ -120,6 +120,15 @@ impl Strategy for Deployment {
         new.get("spec") != old.get("spec") || new["metadata"].get("annotations") != old["metadata"].get("annotations")
     }
 
+    fn prepare_status(&self, new: &mut Value, old: &Value) {
+        super::carry(new, old, "spec");
+        super::carry_meta(new, old, &["labels", "ownerReferences", "generation"]);
+    }
+
+    fn reset_fields(&self, of_status: bool) -> &'static [&'static [&'static str]] {
+        if of_status { &[&["spec"], &["metadata", "labels"]] } else { &[&["status"]] }
+    }
+
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         let spec = Path::new("spec");
         not_negative(obj, &["replicas"], errors);
@@ -252,6 +261,7 @@ impl Strategy for StatefulSet {
                 let r = u.entry("rollingUpdate").or_insert_with(|| json!({}));
                 if let Some(r) = r.as_object_mut() {
                     set(r, "partition", 0);
+                    set(r, "maxUnavailable", 1);
                 }
             }
         }
@@ -306,9 +316,33 @@ impl Strategy for StatefulSet {
 /// Rules of DaemonSets.
 pub(super) struct DaemonSet;
 
+/// The counter of template changes lives on in an annotation.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+fn template_generation(obj: &mut Value, n: i64) {
+    let a = crate::meta::meta_mut(obj).entry("annotations").or_insert_with(|| json!({}));
+    a[TEMPLATE_GENERATION] = n.to_string().into();
+}
+
 impl Strategy for DaemonSet {
     fn traits(&self) -> &Traits {
         &T
+    }
+
+    fn prepare_create(&self, obj: &mut Value) {
+        super::reset_status(obj);
+        crate::meta::meta_mut(obj).insert("generation".into(), 1.into());
+        template_generation(obj, 1);
+    }
+
+    fn prepare_update(&self, new: &mut Value, old: &Value) {
+        super::carry(new, old, "status");
+        let before = old["metadata"]["generation"].as_i64().unwrap_or(0);
+        let changed = self.desired_changed(new, old);
+        crate::meta::meta_mut(new).insert("generation".into(), (before + i64::from(changed)).into());
+        let count = old["metadata"]["annotations"][TEMPLATE_GENERATION].as_str().and_then(|n| n.parse::<i64>().ok());
+        let templates = new["spec"].get("template") != old["spec"].get("template");
+        template_generation(new, count.unwrap_or(1) + i64::from(templates));
     }
 
     fn default(&self, obj: &mut Value) {

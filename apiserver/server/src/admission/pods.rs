@@ -94,6 +94,19 @@ pub(super) fn priority(r: &Review<'_>, obj: &mut Value) -> Result<(), Status> {
     if r.is("scheduling.k8s.io", "priorityclasses") && r.operation != Operation::Delete {
         return one_default_class(r, obj);
     }
+    if r.operation == Operation::Update && r.is("", "pods") {
+        // The priority was computed once; an update that leaves it out means it.
+        if let Some(old) = r.old {
+            for key in ["priority", "preemptionPolicy"] {
+                if obj["spec"].get(key).is_none_or(Value::is_null)
+                    && let Some(v) = old["spec"].get(key)
+                {
+                    obj["spec"][key] = v.clone();
+                }
+            }
+        }
+        return Ok(());
+    }
     if !creating_pod(r) {
         return Ok(());
     }
@@ -165,7 +178,7 @@ pub(super) fn tolerations(r: &Review<'_>, obj: &mut Value) {
     let applies = r.is("", "pods")
         && (r.operation == Operation::Create || r.operation == Operation::Update)
         && r.subresource().is_empty();
-    if !applies || is_mirror(obj) {
+    if !applies {
         return;
     }
     if r.operation == Operation::Update && r.old.is_some_and(skiff_core::meta::deleting) {

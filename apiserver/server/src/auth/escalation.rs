@@ -52,7 +52,7 @@ pub fn check(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
                 return Ok(());
             }
             let Some(found) = r.server.peek(GROUP, resource, ns, &name) else {
-                return Err(Status::not_found(GROUP, resource, &name));
+                return Err(Status::not_found(GROUP, plural, &name));
             };
             ("bind", resource, name, rules_of(&found))
         }

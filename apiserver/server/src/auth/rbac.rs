@@ -215,10 +215,15 @@ impl Index {
             let scope = if role["kind"] == "ClusterRole" { "" } else { ns };
             let Some(rules) = roles.get(&(scope, role["name"].as_str().unwrap_or_default())) else { continue };
             let kind = if ns.is_empty() { "ClusterRoleBinding" } else { "RoleBinding" };
-            let binding: Arc<str> = Arc::from(describe(kind, b));
+            let binding = describe(kind, b);
             for subject in b["subjects"].as_array().into_iter().flatten() {
-                let grant = Grant { namespace: ns.to_owned(), rules: Arc::clone(rules), binding: Arc::clone(&binding) };
                 let name = subject["name"].as_str().unwrap_or_default();
+                let subject_kind = subject["kind"].as_str().unwrap_or_default();
+                let shown = match (subject_kind, subject["namespace"].as_str()) {
+                    ("ServiceAccount", Some(in_ns)) => format!("{binding} to ServiceAccount \"{name}/{in_ns}\""),
+                    _ => format!("{binding} to {subject_kind} \"{name}\""),
+                };
+                let grant = Grant { namespace: ns.to_owned(), rules: Arc::clone(rules), binding: Arc::from(shown) };
                 match subject["kind"].as_str() {
                     Some("User") => index.users.entry(name.to_owned()).or_default().push(grant),
                     Some("Group") => index.groups.entry(name.to_owned()).or_default().push(grant),

@@ -83,11 +83,7 @@ pub async fn bind(server: &Arc<Inner>, call: &Call, binding: &Value, options: &W
 }
 
 fn scheduled(pod: &mut Value) {
-    let generation = pod["metadata"]["generation"].as_i64();
-    let mut c = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": crate::verbs::write::now()});
-    if let Some(g) = generation {
-        c["observedGeneration"] = g.into();
-    }
+    let c = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": crate::verbs::write::now()});
     let Some(status) = pod.as_object_mut().map(|o| o.entry("status").or_insert_with(|| json!({}))) else { return };
     match status.get_mut("conditions").and_then(Value::as_array_mut) {
         Some(l) => {

@@ -98,8 +98,7 @@ pub async fn handle(
         validate(&wanted, &name)?;
         let uid = meta::uid(&wanted);
         if !uid.is_empty() && uid != meta::uid(&old) {
-            let why =
-                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(&old));
+            let why = crate::verbs::update::uid_mismatch(&found.key, uid, meta::uid(&old));
             return Err(Status::conflict(kind.group(), kind.plural(), &name, why));
         }
         let given_version = meta::text(&wanted, "resourceVersion");

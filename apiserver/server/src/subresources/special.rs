@@ -47,7 +47,11 @@ fn keep_only(sub: &str, new: &Value, old: &Value) -> Value {
             }
         },
         "finalize" => match new["spec"].get("finalizers") {
-            Some(v) => out["spec"]["finalizers"] = v.clone(),
+            Some(v) => {
+                out = new.clone();
+                out["status"] = old["status"].clone();
+                out["spec"]["finalizers"] = v.clone();
+            }
             None => {
                 if let Some(s) = out["spec"].as_object_mut() {
                     s.remove("finalizers");
@@ -117,7 +121,7 @@ pub async fn handle(
             (Some(v), _) => v.clone(),
             (None, Some(how)) => {
                 let p = crate::patching::apply(how, &old, &call.body, &r.model)?;
-                patch::decode_patched(kind, call, p, &options)?
+                patch::decode_patched(kind, call, how, p, &options)?
             }
             (None, None) => return Err(Status::method_not_allowed()),
         };

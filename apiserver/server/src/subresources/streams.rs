@@ -82,7 +82,7 @@ pub async fn log(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call, raw_que
     let Some(node) = host_of(&pod) else {
         // Not scheduled yet: there is nothing to read, which is no error.
         let mut r = http::Response::new(crate::body::Body::empty());
-        r.headers_mut().insert("content-type", http::HeaderValue::from_static("text/plain"));
+        *r.status_mut() = http::StatusCode::NO_CONTENT;
         return Ok(Answer::Http(r));
     };
     let (address, port) = agent_of(server, node)?;

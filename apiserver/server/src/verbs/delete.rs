@@ -90,7 +90,7 @@ async fn delete_one(
         let (op, outcome) = match step {
             Step::Nothing => return Ok(Outcome::Pending(old)),
             Step::Mark(new) => (Op::Put(object::encode(&kind.to_storage((*new).clone()))), Outcome::Pending(*new)),
-            Step::Remove => (Op::Delete, Outcome::Gone(old.clone())),
+            Step::Remove => (Op::Delete, Outcome::Gone(removed(kind, &old))),
         };
         if options.dry_run {
             return Ok(outcome);
@@ -137,6 +137,21 @@ fn preconditions(kind: &Kind, old: &Value, name: &str, found: &Object, options: 
         return Err(Status::conflict(kind.group(), kind_name, name, why));
     }
     Ok(())
+}
+
+/// The last state of an object that goes at once; of a graceful kind it says that its period was zero.
+fn removed(kind: &Kind, old: &Value) -> Value {
+    let mut v = old.clone();
+    if kind.strategy.traits().graceful && !meta::deleting(old) {
+        let generation = v["metadata"]["generation"].as_i64();
+        let m = meta::meta_mut(&mut v);
+        m.insert("deletionTimestamp".into(), super::write::now().into());
+        m.insert("deletionGracePeriodSeconds".into(), 0.into());
+        if let Some(g) = generation {
+            m.insert("generation".into(), (g + 1).into());
+        }
+    }
+    v
 }
 
 enum Step {
@@ -194,7 +209,10 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions) -> Step {
     let generation = new["metadata"]["generation"].as_i64();
     let m = meta::meta_mut(&mut new);
     m.insert("deletionTimestamp".into(), time::format(at).into());
-    m.insert("deletionGracePeriodSeconds".into(), grace.into());
+    // Namespaces have a life cycle of their own and no period.
+    if !kind_holds(kind, old) {
+        m.insert("deletionGracePeriodSeconds".into(), grace.into());
+    }
     if let Some(g) = generation.filter(|g| *g > 0) {
         m.insert("generation".into(), (g + 1).into());
     }
@@ -234,9 +252,13 @@ fn finalizers_after(before: &[String], orphan_by_default: bool, options: &Delete
     };
     let mut out: Vec<String> = before.iter().filter(|f| *f != ORPHAN && *f != FOREGROUND).cloned().collect();
     match wanted {
-        Propagation::Orphan => out.push(ORPHAN.into()),
-        Propagation::Foreground => out.push(FOREGROUND.into()),
+        Propagation::Orphan => out.insert(0, ORPHAN.into()),
+        Propagation::Foreground => out.insert(0, FOREGROUND.into()),
         Propagation::Background => {}
+    }
+    // What was there keeps its place.
+    if before.len() == out.len() && before.iter().all(|b| out.contains(b)) {
+        out = before.to_vec();
     }
     out
 }

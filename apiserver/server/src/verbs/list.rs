@@ -37,10 +37,13 @@ impl Selection {
         let get = |k: &str| call.query.get(k).unwrap_or_default();
         let labels = LabelSelector::parse(get("labelSelector")).map_err(|e| Status::bad_request(e.0))?;
         let fields = FieldSelector::parse(get("fieldSelector")).map_err(|e| Status::bad_request(e.0))?;
-        for t in &fields.terms {
+        let mut fields = fields;
+        for t in &mut fields.terms {
             if let Some(text) = kind.strategy.unsupported_field(&t.field, &kind.resource) {
                 return Err(Status::bad_request(text));
             }
+            let stored = kind.strategy.stored_field(&t.field).to_owned();
+            t.field = stored;
         }
         Ok(Self { labels, fields })
     }

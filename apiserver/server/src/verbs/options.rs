@@ -37,7 +37,7 @@ pub struct WriteOptions {
 /// 422 with upstream's fields.
 pub fn write_options(call: &Call, kind: &str) -> Result<WriteOptions, Status> {
     let mut errors = Errors::new();
-    let dry: Vec<&str> = call.query.all("dryRun").filter(|v| !v.is_empty()).collect();
+    let dry: Vec<&str> = call.query.all("dryRun").collect();
     validate_dry_run(&dry, &mut errors);
     let manager = call.query.get("fieldManager").unwrap_or_default();
     validate_manager(manager, &mut errors);
@@ -46,7 +46,7 @@ pub fn write_options(call: &Call, kind: &str) -> Result<WriteOptions, Status> {
         "Ignore" => FieldValidation::Ignore,
         "Strict" => FieldValidation::Strict,
         other => {
-            errors.not_supported(&Path::new("fieldValidation"), other, &["Ignore", "Strict", "Warn", ""]);
+            errors.not_supported(&Path::new("fieldValidation"), other, &["", "Ignore", "Strict", "Warn"]);
             FieldValidation::Warn
         }
     };

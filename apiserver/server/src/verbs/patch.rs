@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use skiff_core::codec;
-use skiff_core::invalid::Errors;
+use skiff_core::invalid::{Errors, quote_str};
 use skiff_core::meta;
 use skiff_core::path::Path;
 use skiff_core::status::Status;
@@ -37,12 +37,21 @@ pub enum PatchType {
 /// 415.
 pub fn patch_type(call: &Call, strategic: bool) -> Result<PatchType, Status> {
     let media = call.header("content-type").split(';').next().unwrap_or_default().trim();
+    let first = media.split(',').next().unwrap_or_default().trim();
     match media {
         "application/json-patch+json" => Ok(PatchType::Json),
         "application/merge-patch+json" => Ok(PatchType::Merge),
         "application/strategic-merge-patch+json" if strategic => Ok(PatchType::Strategic),
         "application/apply-patch+yaml" => Ok(PatchType::Apply),
-        "application/strategic-merge-patch+json" | "application/apply-patch+cbor" => {
+        _ if matches!(
+            first,
+            "application/json-patch+json"
+                | "application/merge-patch+json"
+                | "application/strategic-merge-patch+json"
+                | "application/apply-patch+yaml"
+                | "application/apply-patch+cbor"
+        ) =>
+        {
             let mut known = vec!["application/json-patch+json", "application/merge-patch+json"];
             if strategic {
                 known.push("application/strategic-merge-patch+json");
@@ -130,7 +139,7 @@ fn apply_patch(
 ) -> Result<Value, Status> {
     let r = &kind.resource;
     let patched = crate::patching::apply(patch, old, &call.body, &r.model)?;
-    decode_patched(kind, call, patched, options)
+    decode_patched(kind, call, patch, patched, options)
 }
 
 /// Decodes the result of a patch: field validation applies to it as to a body.
@@ -140,6 +149,7 @@ fn apply_patch(
 pub fn decode_patched(
     kind: &Kind,
     call: &mut Call,
+    how: PatchType,
     patched: crate::patching::Patched,
     options: &WriteOptions,
 ) -> Result<Value, Status> {
@@ -147,10 +157,20 @@ pub fn decode_patched(
     let mut value = patched.value;
     let want = (r.kind.as_ref(), r.group_version());
     let got = (value["kind"].as_str().unwrap_or_default(), value["apiVersion"].as_str().unwrap_or_default());
-    if got.0 != want.0 || got.1 != want.1 {
-        let text = format!("{} in version {}", got.0, skiff_core::invalid::quote_str(got.1));
-        let _ = text;
-        return Err(crate::patching::wrong_kind(kind, got.0, got.1));
+    let got = (got.0.to_owned(), got.1.to_owned());
+    let (got, want) = ((got.0.as_str(), got.1.as_str()), (want.0, want.1.as_str()));
+    if got != want {
+        if how == PatchType::Strategic {
+            // Upstream merges into the typed object, where a kind cannot change: such a patch changes nothing else.
+            value["kind"] = want.0.into();
+            value["apiVersion"] = want.1.into();
+        } else if !(got.0.is_empty() && got.1.is_empty()) {
+            let why = format!("no kind {} is registered for version {}", quote_str(got.0), quote_str(got.1));
+            return Err(crate::patching::undecodable(&patched.text, &why));
+        } else {
+            value["kind"] = want.0.into();
+            value["apiVersion"] = want.1.into();
+        }
     }
     let mut faults = codec::Faults::default();
     let forget = decode::forgets_owners(&value);
@@ -166,7 +186,7 @@ pub fn decode_patched(
         match options.validation {
             FieldValidation::Ignore => {}
             FieldValidation::Warn => call.warnings.extend(strict),
-            FieldValidation::Strict => return Err(crate::patching::strict(&strict)),
+            FieldValidation::Strict => return Err(crate::patching::strict(&patched.text, &strict)),
         }
     }
     Ok(value)

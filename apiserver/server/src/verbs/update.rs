@@ -71,7 +71,7 @@ pub async fn replace(
     for _ in 0..RACE_TRIES {
         let Some(old) = objects.get(&ns, &name).await? else {
             let uid = meta::uid(&obj);
-            if !uid.is_empty() {
+            if !uid.is_empty() && kind.strategy.traits().create_on_update {
                 let why = uid_mismatch(&objects.key(&ns, &name), uid, "");
                 return Err(Status::conflict(kind.group(), kind.plural(), &name, why));
             }
@@ -101,7 +101,9 @@ pub async fn replace(
     Err(Status::modified(kind.group(), kind.plural(), &name))
 }
 
-fn uid_mismatch(key: &str, wanted: &str, found: &str) -> String {
+/// Upstream's text for a uid that is not the stored one's.
+#[must_use]
+pub fn uid_mismatch(key: &str, wanted: &str, found: &str) -> String {
     format!(
         "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
     )

@@ -39,7 +39,7 @@ pub async fn create(
     options: &WriteOptions,
 ) -> Result<Answer, Status> {
     let objects = Arc::clone(kind.stored()?);
-    if !meta::text(&obj, "resourceVersion").is_empty() {
+    if !matches!(meta::text(&obj, "resourceVersion"), "" | "0") {
         return Err(Status::untyped("resourceVersion should not be set on objects to be created"));
     }
     let generated = meta::name(&obj).is_empty() && !meta::text(&obj, "generateName").is_empty();
@@ -56,6 +56,7 @@ pub async fn create(
     admission::mutate(server, kind, call, Operation::Create, &mut obj, None, options.dry_run).await?;
     renormalise(kind, &mut obj)?;
     kind.strategy.prepare_create(&mut obj);
+    retype(kind, &mut obj)?;
     let mut errors = Errors::new();
     meta::validate(&obj, kind.resource.namespaced, kind.strategy.traits().name, &mut errors);
     kind.strategy.validate(&obj, &mut errors);
@@ -129,7 +130,7 @@ pub fn generate_name(base: &str) -> String {
 /// Sets what the server alone decides on a new object.
 fn stamp_new(obj: &mut Value) {
     let m = meta::meta_mut(obj);
-    for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+    for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         m.remove(key);
     }
     m.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
@@ -144,10 +145,25 @@ pub fn now() -> String {
 
 /// Decoding again after admission: defaults for what a plugin added, and the typed form.
 fn renormalise(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
-    let mut faults = codec::Faults::default();
-    codec::normalize(obj, &kind.resource.model, &mut faults).map_err(|e| Status::internal(e.to_string()))?;
+    retype(kind, obj)?;
     kind.strategy.default(obj);
     Ok(())
+}
+
+/// The typed form: what a field prints when it holds nothing.
+fn retype(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
+    let mut faults = codec::Faults::default();
+    codec::normalize(obj, &kind.resource.model, &mut faults).map_err(|e| Status::internal(e.to_string()))?;
+    drop_creation_zero(obj);
+    Ok(())
+}
+
+/// A creation time that was never set is not printed.
+fn drop_creation_zero(obj: &mut Value) {
+    let m = meta::meta_mut(obj);
+    if m.get("creationTimestamp").is_some_and(Value::is_null) {
+        m.remove("creationTimestamp");
+    }
 }
 
 /// Which part of the object a write is about.
@@ -285,7 +301,10 @@ fn gone(obj: &Value, kind: &Kind) -> bool {
 fn carry_identity(new: &mut Value, old: &Value) {
     let o = meta::meta(old).cloned().unwrap_or_default();
     let n = meta::meta_mut(new);
-    for key in ["name", "namespace", "uid", "creationTimestamp"] {
+    if let Some(t) = o.get("creationTimestamp") {
+        n.insert("creationTimestamp".into(), t.clone());
+    }
+    for key in ["name", "namespace", "uid"] {
         let absent = n.get(key).is_none_or(|v| v.is_null() || v == "");
         if absent && let Some(v) = o.get(key) {
             n.insert(key.into(), v.clone());
@@ -295,7 +314,16 @@ fn carry_identity(new: &mut Value, old: &Value) {
 
 /// What only the server changes, whatever the client sent.
 fn server_owned(new: &mut Value, old: &Value) {
-    kinds::carry_meta(new, old, &["deletionTimestamp", "deletionGracePeriodSeconds"]);
+    for key in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+        // Left out means unchanged; another value is refused by validation.
+        if new["metadata"].get(key).is_none_or(Value::is_null) {
+            kinds::carry_meta(new, old, &[key]);
+        }
+    }
+    let tracked = old["metadata"].get("generation").is_some();
+    if !tracked {
+        meta::meta_mut(new).remove("generation");
+    }
     let generation = new["metadata"].get("generation").cloned();
     let n = meta::meta_mut(new);
     n.remove("selfLink");

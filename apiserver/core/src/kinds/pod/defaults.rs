@@ -6,6 +6,7 @@ use crate::kinds::defaults::{each, object, set, set_text};
 
 /// Defaults of a Pod object.
 pub(super) fn default_pod(obj: &mut Value) {
+    mirror_addresses(obj);
     let Some(spec) = obj.get_mut("spec") else { return };
     default_spec(spec);
     // What is limited and not requested is requested to the limit. Only pods, not templates.
@@ -20,6 +21,33 @@ pub(super) fn default_pod(obj: &mut Value) {
         if s.get("hostNetwork") == Some(&Value::Bool(true)) {
             for list in ["initContainers", "containers"] {
                 host_ports(s.get_mut(list));
+            }
+        }
+    }
+}
+
+/// The first of the lists of addresses and the single fields are the same value.
+fn mirror_addresses(obj: &mut Value) {
+    let Some(s) = obj.get_mut("status").and_then(Value::as_object_mut) else { return };
+    for (one, list) in [("podIP", "podIPs"), ("hostIP", "hostIPs")] {
+        let single = s.get(one).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let first = s.get(list).and_then(|l| l.get(0)).and_then(|a| a["ip"].as_str()).unwrap_or_default().to_owned();
+        if single.is_empty() && !first.is_empty() {
+            s.insert(one.into(), first.into());
+        } else if !single.is_empty() && first.is_empty() && one == "podIP" {
+            s.insert(list.into(), json!([{"ip": single}]));
+        }
+    }
+}
+
+/// Amounts finer than a thousandth are rounded up, as upstream does where resources are defaulted.
+fn round_up(r: &mut Map<String, Value>) {
+    for kind in ["limits", "requests"] {
+        for v in r.get_mut(kind).and_then(Value::as_object_mut).into_iter().flatten().map(|(_, v)| v) {
+            let Some(q) = v.as_str().and_then(|q| crate::quantity::Quantity::parse(q).ok()) else { continue };
+            let rounded = crate::quantity::Quantity::from_millis(q.millis(), q.format());
+            if rounded != q && q.millis() < i64::MAX / 2 {
+                *v = rounded.to_string().into();
             }
         }
     }
@@ -133,6 +161,9 @@ fn default_spec(spec: &mut Value) {
 }
 
 fn default_container(c: &mut Map<String, Value>) {
+    if let Some(r) = c.get_mut("resources").and_then(Value::as_object_mut) {
+        round_up(r);
+    }
     for p in c.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
         if let Some(p) = p.as_object_mut() {
             set_text(p, "protocol", "TCP");
@@ -174,10 +205,15 @@ fn default_container(c: &mut Map<String, Value>) {
 
 /// Whether an image name means "the latest": no tag and no digest, or the tag `latest`.
 fn is_latest(image: &str) -> bool {
-    if image.contains('@') {
+    let (image, digest) = image.split_once('@').map_or((image, ""), |(i, d)| (i, d));
+    let last = image.rsplit('/').next().unwrap_or_default();
+    // A reference that cannot be parsed has no tag, and is pulled like one that means a fixed version.
+    if image.chars().any(|c| c.is_ascii_uppercase() && image.contains('/') && !last.contains(c)) {
         return false;
     }
-    let last = image.rsplit('/').next().unwrap_or_default();
+    if !digest.is_empty() {
+        return last.split_once(':').is_some_and(|(_, t)| t == "latest");
+    }
     match last.split_once(':') {
         Some((_, tag)) => tag == "latest",
         None => true,

@@ -34,7 +34,7 @@ impl Strategy for PodStrategy {
         let mut status = json!({"phase": "Pending", "qosClass": qos::class(&obj["spec"])});
         if obj["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
             status["conditions"] = json!([{
-                "type": "PodScheduled", "status": "False", "lastProbeTime": null, "lastTransitionTime": null,
+                "type": "PodScheduled", "status": "False", "lastProbeTime": null, "lastTransitionTime": crate::time::format(jiff::Timestamp::now()),
                 "reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates",
             }]);
         }
