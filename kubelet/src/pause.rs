@@ -178,30 +178,42 @@ mod tests {
         assert_eq!(bytes[bytes.len() - 8..], SIGNALS.to_le_bytes());
     }
 
-    /// Runs the bytes for real: they wait, and a SIGTERM ends them with status 0.
+    /// Kills the program when the test fails: it would outlive the test otherwise.
+    struct Running(std::process::Child);
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// Runs the bytes for real: they wait, SIGCHLD does not end them, and SIGTERM ends them with status 0.
     #[test]
     fn waits_and_leaves_on_sigterm() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pause");
         std::fs::write(&path, program()).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let mut child = Command::new(&path).spawn().unwrap();
-        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-        // SIGCHLD must not end it; it shows as blocked once the mask is set.
-        let blocked = || {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-            let line = status.lines().find(|l| l.starts_with("SigBlk:")).unwrap();
-            u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap() & SIGNALS == SIGNALS
+        let mut child = Running(Command::new(&path).spawn().unwrap());
+        let pid = nix::unistd::Pid::from_raw(child.0.id() as i32);
+        let waits = || {
+            let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+            call.starts_with(&format!("{SYS_RT_SIGTIMEDWAIT} "))
         };
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while !blocked() {
-            assert!(std::time::Instant::now() < deadline, "the program never blocked its signals");
-            std::thread::yield_now();
-        }
+        let until = |holds: &dyn Fn() -> bool, what: &str| {
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+            while !holds() {
+                assert!(std::time::Instant::now() < deadline, "the program never {what}");
+                std::thread::yield_now();
+            }
+        };
+        until(&waits, "waited for a signal");
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCHLD).unwrap();
-        assert!(child.try_wait().unwrap().is_none());
+        until(&waits, "went back to waiting");
+        assert!(child.0.try_wait().unwrap().is_none());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert_eq!(child.0.wait().unwrap().code(), Some(0));
     }
 
     #[test]

@@ -171,6 +171,21 @@ impl PodNetwork {
 
     /// Connects a sandbox. Idempotent: what is there already is kept.
     pub async fn attach(&self, pod_uid: &str, pid: i32, address: Ipv4Addr) -> Result<()> {
+        match self.try_attach(pod_uid, pid, address).await {
+            // An earlier call was cut short between making the pair and moving it, or the pair belongs to a sandbox
+            // that is just going: make it anew.
+            Err(Error::NoLink(_)) => {
+                let handle = connect()?;
+                if let Some(index) = index_of(&handle, &link_name(pod_uid)).await? {
+                    handle.link().del(index).execute().await?;
+                }
+                self.try_attach(pod_uid, pid, address).await
+            }
+            other => other,
+        }
+    }
+
+    async fn try_attach(&self, pod_uid: &str, pid: i32, address: Ipv4Addr) -> Result<()> {
         let host_end = link_name(pod_uid);
         let peer = format!("p{}", &host_end[1..]);
         let handle = connect()?;

@@ -39,6 +39,8 @@ const PULL_STALL: Duration = Duration::from_secs(120);
 pub struct Docker {
     client: bollard::Docker,
     node: String,
+    /// Smallest out-of-memory score that may be asked for.
+    least_oom_score: i64,
 }
 
 impl Docker {
@@ -51,11 +53,15 @@ impl Docker {
                 .negotiate_version()
                 .await
                 .map_err(error)?;
-        let docker = Self { client, node: config.node_name.clone() };
+        let docker = Self { client, node: config.node_name.clone(), least_oom_score: least_oom_score() };
         if let Err(Error::NotFound(_)) = docker.image(pause::IMAGE).await {
             docker.import(pause::IMAGE, pause::layer()).await?;
         }
         Ok(docker)
+    }
+
+    fn oom_score(&self, wanted: i64) -> i64 {
+        wanted.max(self.least_oom_score)
     }
 
     fn filters(&self, pod_uid: Option<&str>) -> HashMap<String, Vec<String>> {
@@ -112,7 +118,7 @@ impl Runtime for Docker {
                 pid_mode: host(config.host_pid),
                 ipc_mode: Some(if config.host_ipc { "host" } else { "shareable" }.into()),
                 sysctls: (!config.sysctls.is_empty()).then(|| config.sysctls.clone().into_iter().collect()),
-                oom_score_adj: Some(-998),
+                oom_score_adj: Some(self.oom_score(-998)),
                 readonly_rootfs: Some(true),
                 cpu_shares: Some(2),
                 ..Default::default()
@@ -157,7 +163,7 @@ impl Runtime for Docker {
             memory: (config.memory > 0).then_some(config.memory),
             // Swap would let a container outlive its limit.
             memory_swap: (config.memory > 0).then_some(config.memory),
-            oom_score_adj: Some(config.oom_score_adj),
+            oom_score_adj: Some(self.oom_score(config.oom_score_adj)),
             ..Default::default()
         };
         let body = ContainerCreateBody {
@@ -387,6 +393,20 @@ impl Runtime for Docker {
             Some(Event { pod_uid: attributes.get(label::POD_UID)?.clone(), action: event.action? })
         })))
     }
+}
+
+/// A process without CAP_SYS_RESOURCE cannot lower the score, and neither can an engine beside it: a container that
+/// asks for less would not start at all.
+fn least_oom_score() -> i64 {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|h| u64::from_str_radix(h.trim(), 16).ok()).unwrap_or(u64::MAX);
+    if effective & CAP_SYS_RESOURCE != 0 {
+        return -1000;
+    }
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    own.trim().parse().unwrap_or(0)
 }
 
 /// The reference with a tag: without one the engine would pull every tag of the repository.

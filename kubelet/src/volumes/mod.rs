@@ -434,7 +434,12 @@ fn pick(
     };
     for item in items {
         match all.get(&item.key) {
-            Some(data) => add(files, &item.path, data.clone(), item.mode.unwrap_or(mode)),
+            Some(data) => {
+                add(files, &item.path, data.clone(), item.mode.unwrap_or(mode));
+                if let Some(file) = files.get_mut(&item.path) {
+                    file.uid = item.user.and_then(|u| u32::try_from(u).ok());
+                }
+            }
             None => {
                 if let Some(error) = missing(&item.key) {
                     return Err(error);
@@ -620,7 +625,7 @@ mod tests {
     #[test]
     fn items_and_optional_keys() {
         let map: ConfigMap = serde_json::from_value(serde_json::json!({"data": {"a": "1", "b": "2"}})).unwrap();
-        let item = |key: &str, mode| KeyToPath { key: key.into(), path: format!("d/{key}"), mode };
+        let item = |key: &str, mode| KeyToPath { key: key.into(), path: format!("d/{key}"), mode, user: None };
         let mut files = Payload::new();
         config_map_files(&mut files, Some(&map), "m", Some(&[item("a", Some(0o400))]), 0o644, false).unwrap();
         assert_eq!(files.keys().collect::<Vec<_>>(), ["d/a"]);
