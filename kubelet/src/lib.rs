@@ -1,1 +1,164 @@
-//! The node agent.
+//! The node agent: it makes the pods bound to one node real, and tells the API what became of them.
+//!
+//! What it is for: one task per pod with an explicit state machine ([`pod`]), a container runtime behind one small
+//! trait ([`runtime`]), the pod network of one node ([`net`]), volumes ([`volumes`]), probes ([`probes`]), the node's
+//! own object and lease ([`node`]), and the node's HTTPS endpoint ([`server`]).
+//!
+//! Limits: Linux on x86-64 (the pause program is machine code), IPv4 pod addresses, no CSI, no device plugins.
+//!
+//! Why this shape: the runtime's labels are the node's only memory. A restarted agent lists what runs, adopts it and
+//! restarts nothing, so there is no state file that could disagree with the engine.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::Taint;
+use tokio_util::sync::CancellationToken;
+
+pub mod events;
+pub mod net;
+pub mod node;
+pub mod pause;
+pub mod pod;
+pub mod probes;
+pub mod runtime;
+pub mod server;
+pub mod source;
+pub mod volumes;
+
+/// Everything the agent must be told; nothing is read from the environment.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the Node object.
+    pub node_name: String,
+    /// Address under which other nodes reach this one.
+    pub node_ip: IpAddr,
+    /// Directory for volumes, termination messages and generated files. Made when missing.
+    pub data_dir: PathBuf,
+    /// Where the HTTPS endpoint listens.
+    pub listen: SocketAddr,
+    /// Serving certificate chain, PEM.
+    pub cert_pem: String,
+    /// Serving key, PEM.
+    pub key_pem: String,
+    /// CA that signs the certificates of callers, PEM.
+    pub client_ca_pem: String,
+    /// Range of pod addresses on this node, used when the Node object carries none.
+    pub pod_cidr: Ipv4Net,
+    /// Range of all pods; traffic to it is never masqueraded. The node's own range when unset.
+    pub cluster_cidr: Option<Ipv4Net>,
+    /// Address of the cluster's DNS service.
+    pub cluster_dns: IpAddr,
+    /// DNS domain of the cluster.
+    pub cluster_domain: String,
+    /// Most pods the node takes.
+    pub max_pods: u32,
+    /// Path of the container engine's socket.
+    pub docker_socket: PathBuf,
+    /// Name of the bridge pods hang on.
+    pub bridge: String,
+    /// Extra labels of the Node.
+    pub labels: BTreeMap<String, String>,
+    /// Taints the Node is registered with.
+    pub taints: Vec<Taint>,
+    /// CPU kept from pods, in millicores.
+    pub reserved_millicpu: u64,
+    /// Memory kept from pods, in bytes.
+    pub reserved_memory: u64,
+}
+
+impl Config {
+    /// A configuration with the defaults of a single node; certificates must be filled in by the caller.
+    pub fn new(node_name: impl Into<String>, node_ip: IpAddr, data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            node_ip,
+            data_dir: data_dir.into(),
+            listen: SocketAddr::from(([0, 0, 0, 0], 10250)),
+            cert_pem: String::new(),
+            key_pem: String::new(),
+            client_ca_pem: String::new(),
+            pod_cidr: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 24),
+            cluster_cidr: Some(Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16)),
+            cluster_dns: IpAddr::from([10, 96, 0, 10]),
+            cluster_domain: "cluster.local".into(),
+            max_pods: 110,
+            docker_socket: "/var/run/docker.sock".into(),
+            bridge: "skiff0".into(),
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            reserved_millicpu: 0,
+            reserved_memory: 0,
+        }
+    }
+}
+
+/// Runs the node agent until `shutdown` is cancelled. Pods keep running after it returns; a later call adopts them.
+///
+/// Returns an error only for what no retry can heal: an unusable configuration or certificate, or an address that
+/// cannot be bound. A missing engine or API server is waited for.
+pub async fn run(client: kube::Client, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    tokio::fs::create_dir_all(config.data_dir.join("pods")).await?;
+    let config = Arc::new(config);
+    let listener = server::Listener::bind(&config).await?;
+
+    // The engine may still be starting: report NotReady and retry rather than give up.
+    let runtime = loop {
+        match runtime::docker::Docker::connect(&config).await {
+            Ok(docker) => break Arc::new(docker) as Arc<dyn runtime::Runtime>,
+            Err(error) => {
+                tracing::warn!(%error, "container engine is not reachable; retrying");
+                node::report_runtime_down(&client, &config, &error.to_string()).await;
+                tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(Duration::from_secs(3)) => {}
+                }
+            }
+        }
+    };
+    let node = node::NodeAgent::start(client.clone(), config.clone(), runtime.clone());
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        () = node.registered() => {}
+    }
+    let network = loop {
+        match net::PodNetwork::setup(&config, node.pod_cidr()).await {
+            Ok(network) => break Arc::new(network),
+            Err(error) => {
+                tracing::warn!(%error, "pod network cannot be set up; retrying");
+                tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(Duration::from_secs(3)) => {}
+                }
+            }
+        }
+    };
+    node.network_ready();
+    let manager = pod::Manager::new(client.clone(), config.clone(), runtime.clone(), network.clone(), node.clone());
+    let pods = tokio::spawn(manager.clone().run(shutdown.child_token()));
+    let nodes = tokio::spawn(node.clone().run(shutdown.child_token()));
+    let serve = tokio::spawn(server::serve(listener, manager, node, shutdown.child_token()));
+    let keep = tokio::spawn(network.keep(shutdown.child_token()));
+    for task in [pods, nodes, serve, keep] {
+        task.await?;
+    }
+    Ok(())
+}
+
+/// Removes everything the agent made on this machine for the node of `config`: containers with its labels, links,
+/// packet filter rules, mounts and its data directory. Idempotent; used by `skiff down`.
+pub async fn cleanup(config: &Config) -> anyhow::Result<()> {
+    if let Ok(docker) = runtime::docker::Docker::connect(config).await {
+        runtime::remove_all(&docker).await?;
+    }
+    net::teardown(config).await?;
+    volumes::unmount_below(&config.data_dir.join("pods")).await?;
+    match tokio::fs::remove_dir_all(config.data_dir.join("pods")).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}

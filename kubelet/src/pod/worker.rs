@@ -1,0 +1,837 @@
+//! One pod, from its first sight to its last trace.
+//!
+//! A worker is a task with an explicit stage and one step function. A step looks at the runtime, decides and acts; it
+//! may be dropped at any await, because what it did is in the runtime's labels and the next step looks again. So a
+//! deletion interrupts a pull or a hook at once. The worker wakes on changes of the object, on runtime events, on
+//! probe results, and on timers.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container as Spec, Pod, PodStatus};
+use tokio::sync::{Notify, watch};
+
+use super::backoff::Backoff;
+use super::config::{self, Context};
+use super::images::{Fetch, Pulls};
+use super::plan::{self, Kill, Observed, Start};
+use super::spec::{self, Role};
+use super::status::{self, Health, Verdict, View, Waiting};
+use super::{Shared, hooks};
+use crate::events::Kind as EventKind;
+use crate::net::HostPort;
+use crate::pod::fields::Facts;
+use crate::probes::{Probes, Target};
+use crate::runtime::{Container, ContainerConfig, Error as RuntimeError, LogOptions, State, label};
+
+/// A worker looks at its pod at least this often, should a wake-up be lost.
+const RESYNC: Duration = Duration::from_secs(60);
+/// Wait after a failure that has no delay of its own.
+const RETRY: Duration = Duration::from_secs(2);
+/// Longest wait after repeated failures of one kind.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// A container that cannot be configured is tried again this often; a change of what it refers to wakes it earlier.
+const CONFIG_RETRY: Duration = Duration::from_secs(5);
+/// Grace given to stop hooks when the grace period is used up.
+const MINIMUM_GRACE: Duration = Duration::from_secs(2);
+/// Bytes of a termination message that are kept, and of log kept in its place.
+const MAX_MESSAGE: usize = 4096;
+const MAX_LOG_MESSAGE: usize = 2048;
+const MAX_LOG_LINES: u64 = 80;
+
+/// What the API wants of a pod.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    /// The latest object.
+    pub pod: Arc<Pod>,
+    /// The object is no more.
+    pub gone: bool,
+}
+
+impl Desired {
+    fn deleted(&self) -> bool {
+        self.gone || self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    /// What interrupts a step when it changes: the wish to stop, and how soon.
+    fn urgency(&self) -> (bool, bool, Option<i64>) {
+        let meta = &self.pod.metadata;
+        (self.gone, meta.deletion_timestamp.is_some(), meta.deletion_grace_period_seconds)
+    }
+}
+
+/// Where a pod is in its life on this node.
+#[derive(Clone, Debug, PartialEq)]
+enum Stage {
+    /// Just seen: to be adopted, admitted or refused.
+    New,
+    /// To be kept as its spec says.
+    Live,
+    /// No container may go on; since when.
+    Stopping(Instant),
+    /// Nothing runs; network and volumes are being taken away.
+    Cleaning,
+    /// Ended, and kept until the object is deleted.
+    Over,
+    /// Every trace is to be removed.
+    Removing,
+    /// Nothing is left.
+    Gone,
+}
+
+/// When to step again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Next {
+    Now,
+    After(Duration),
+}
+
+struct Snapshot {
+    sandboxes: Vec<Container>,
+    containers: Vec<Container>,
+}
+
+impl Snapshot {
+    fn sandbox(&self) -> Option<&Container> {
+        self.sandboxes.iter().filter(|c| c.state == State::Running).max_by_key(|c| c.attempt())
+    }
+}
+
+/// Drives one pod.
+pub struct Worker {
+    shared: Arc<Shared>,
+    uid: String,
+    desired: watch::Receiver<Desired>,
+    wake: Arc<Notify>,
+    stage: Stage,
+    /// The object as last seen, with the status last written.
+    pod: Arc<Pod>,
+    address: Option<IpAddr>,
+    /// The sandbox whose network is known to be in place.
+    attached: Option<String>,
+    volumes_ready: bool,
+    verdict: Option<Verdict>,
+    waiting: HashMap<String, Waiting>,
+    crashes: HashMap<String, Backoff>,
+    pulls: Pulls,
+    messages: HashMap<String, String>,
+    probes: Probes,
+    signalled: HashSet<String>,
+    resources: HashMap<String, String>,
+    failures: u32,
+    stale_status: bool,
+}
+
+impl Worker {
+    /// A worker for a pod, not yet running.
+    pub fn new(shared: Arc<Shared>, desired: watch::Receiver<Desired>, wake: Arc<Notify>) -> Self {
+        let pod = desired.borrow().pod.clone();
+        let probes = Probes::new(shared.runtime.clone(), shared.recorder.clone(), wake.clone());
+        Self {
+            uid: spec::uid(&pod).into(),
+            shared,
+            desired,
+            wake,
+            stage: Stage::New,
+            pod,
+            address: None,
+            attached: None,
+            volumes_ready: false,
+            verdict: None,
+            waiting: HashMap::new(),
+            crashes: HashMap::new(),
+            pulls: Pulls::default(),
+            messages: HashMap::new(),
+            probes,
+            signalled: HashSet::new(),
+            resources: HashMap::new(),
+            failures: 0,
+            stale_status: false,
+        }
+    }
+
+    /// Runs until nothing of the pod is left.
+    pub async fn run(mut self) {
+        while self.stage != Stage::Gone {
+            let mut changes = self.desired.clone();
+            let urgency = changes.borrow_and_update().urgency();
+            let interrupted = async {
+                // The sender lives as long as the manager knows the pod; without it nothing interrupts any more.
+                if changes.wait_for(|d| d.urgency() != urgency).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let next = tokio::select! {
+                biased;
+                () = interrupted => Next::Now,
+                next = self.step() => next,
+            };
+            if let Next::After(delay) = next
+                && self.stage != Stage::Gone
+            {
+                let mut changes = self.desired.clone();
+                changes.mark_unchanged();
+                tokio::select! {
+                    () = self.wake.notified() => {}
+                    changed = self.desired.changed() => if changed.is_err() {
+                        tokio::time::sleep(delay).await;
+                    },
+                    () = tokio::time::sleep(delay) => {}
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Next {
+        self.take_latest();
+        let result = match self.stage.clone() {
+            Stage::New => self.begin().await,
+            Stage::Live => self.keep().await,
+            Stage::Stopping(since) => self.stop(since).await,
+            Stage::Cleaning => self.clean().await,
+            Stage::Over => self.rest().await,
+            Stage::Removing => self.remove().await,
+            Stage::Gone => Ok(Next::Now),
+        };
+        match result {
+            Ok(next) => {
+                self.failures = 0;
+                next
+            }
+            Err(error) => {
+                self.failures = self.failures.saturating_add(1);
+                tracing::warn!(pod = %spec::full_name(&self.pod), stage = ?self.stage, %error, "pod step failed");
+                Next::After((RETRY * 2u32.saturating_pow(self.failures.min(6) - 1)).min(RETRY_MAX))
+            }
+        }
+    }
+
+    /// Takes the newest object, unless our own last write is newer.
+    fn take_latest(&mut self) {
+        let latest = self.desired.borrow().pod.clone();
+        let version = |pod: &Pod| pod.metadata.resource_version.as_deref().and_then(|v| v.parse::<u64>().ok());
+        if version(&latest) >= version(&self.pod) {
+            self.pod = latest;
+        }
+    }
+
+    async fn observe(&mut self) -> Result<Snapshot, RuntimeError> {
+        let all = self.shared.runtime.list(Some(&self.uid)).await?;
+        let (sandboxes, containers): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|c| c.label(label::KIND) == "sandbox");
+        for container in containers.iter().filter(|c| c.state == State::Exited) {
+            if !self.messages.contains_key(&container.id) {
+                let message = self.termination_message(container).await;
+                self.messages.insert(container.id.clone(), message);
+            }
+        }
+        self.messages.retain(|id, _| containers.iter().any(|c| c.id == *id));
+        Ok(Snapshot { sandboxes, containers })
+    }
+
+    /// First sight: adopt what runs, else ask whether the node takes the pod.
+    async fn begin(&mut self) -> Result<Next, anyhow::Error> {
+        let snapshot = self.observe().await?;
+        if let Some(sandbox) = snapshot.sandbox() {
+            self.address = sandbox.label(label::IP).parse().ok();
+            let ended = matches!(self.phase(), Some("Succeeded" | "Failed"));
+            tracing::debug!(pod = %spec::full_name(&self.pod), ended, "adopting pod");
+        }
+        let ended = matches!(self.phase(), Some("Succeeded" | "Failed"));
+        if self.desired.borrow().deleted() || ended {
+            self.stage = Stage::Stopping(Instant::now());
+        } else if snapshot.sandboxes.is_empty() && snapshot.containers.is_empty() {
+            match self.shared.admit(&self.pod) {
+                Ok(()) => self.stage = Stage::Live,
+                Err(verdict) => {
+                    self.shared.recorder.pod(&self.pod, None, EventKind::Warning, &verdict.reason, verdict.message.clone());
+                    self.verdict = Some(verdict);
+                    self.publish(&snapshot, true).await;
+                    self.stage = Stage::Over;
+                }
+            }
+        } else {
+            self.shared.note_admitted(&self.pod);
+            self.stage = Stage::Live;
+        }
+        Ok(Next::Now)
+    }
+
+    fn phase(&self) -> Option<&str> {
+        self.pod.status.as_ref().and_then(|s| s.phase.as_deref())
+    }
+
+    fn host_network(&self) -> bool {
+        spec::spec(&self.pod).host_network.unwrap_or(false)
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            host_ip: self.shared.config.node_ip,
+            pod_ip: self.address,
+            allocatable_millicpu: self.shared.capacity.millicpu.into(),
+            allocatable_millimemory: i128::from(self.shared.capacity.memory) * 1000,
+        }
+    }
+
+    /// Keeps the pod as its spec says.
+    async fn keep(&mut self) -> Result<Next, anyhow::Error> {
+        if self.desired.borrow().deleted() {
+            self.stage = Stage::Stopping(Instant::now());
+            return Ok(Next::Now);
+        }
+        let mut snapshot = self.observe().await?;
+        let deadline = self.active_deadline();
+        if deadline == Some(Duration::ZERO) {
+            let message = "Pod was active on the node longer than the specified deadline".to_string();
+            self.shared.recorder.pod(&self.pod, None, EventKind::Normal, "DeadlineExceeded", message.clone());
+            self.verdict = Some(Verdict { phase: "Failed", reason: "DeadlineExceeded".into(), message });
+            self.stage = Stage::Stopping(Instant::now());
+            return Ok(Next::Now);
+        }
+        // Volumes before anything runs, and again whenever the worker wakes: this is also their refresh.
+        let facts = self.facts();
+        if let Err(error) = self.shared.volumes.mount(&self.pod, &facts).await {
+            self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "FailedMount", error.to_string());
+            if !self.volumes_ready {
+                self.sync_probes(&snapshot);
+                self.publish(&snapshot, false).await;
+                return Err(error.into());
+            }
+        } else {
+            self.volumes_ready = true;
+        }
+        if let Some(sandbox) = snapshot.sandbox().cloned() {
+            self.connect(&sandbox).await?;
+        }
+        self.sync_probes(&snapshot);
+        let mut plan = self.plan(&snapshot);
+        if !plan.kill.is_empty() {
+            self.publish(&snapshot, false).await;
+            futures::future::join_all(plan.kill.iter().map(|k| self.kill(k))).await;
+            snapshot = self.observe().await?;
+            self.sync_probes(&snapshot);
+            plan = self.plan(&snapshot);
+        }
+        if plan.done {
+            self.stage = Stage::Stopping(Instant::now());
+            return Ok(Next::Now);
+        }
+        if plan.sandbox {
+            self.publish(&snapshot, false).await;
+            self.make_sandbox(&snapshot).await?;
+            return Ok(Next::Now);
+        }
+        let mut retry = RESYNC;
+        if plan.start.is_empty() {
+            self.resize(&snapshot).await;
+        } else {
+            self.publish(&snapshot, false).await;
+            let sandbox = snapshot.sandbox().map(|s| s.id.clone()).unwrap_or_default();
+            let mut started = false;
+            for start in &plan.start {
+                match self.start(&snapshot, &sandbox, start).await? {
+                    None => started = true,
+                    Some(delay) => retry = retry.min(delay),
+                }
+            }
+            if started {
+                return Ok(Next::Now);
+            }
+        }
+        self.publish(&snapshot, false).await;
+        if self.stale_status {
+            retry = retry.min(RETRY);
+        }
+        if let Some(left) = deadline {
+            retry = retry.min(left);
+        }
+        if let Some(refresh) = self.shared.volumes.next_refresh(&self.uid) {
+            let left = refresh.as_second() - Timestamp::now().as_second();
+            retry = retry.min(Duration::from_secs(left.max(1) as u64));
+        }
+        Ok(Next::After(retry))
+    }
+
+    fn plan(&self, snapshot: &Snapshot) -> plan::Plan {
+        let health = self.probes.health();
+        plan::plan(&Observed {
+            pod: &self.pod,
+            containers: &snapshot.containers,
+            sandbox: snapshot.sandbox().map(|s| s.id.as_str()),
+            started: &|id| health.get(id).is_some_and(|h| h.started),
+            failed: &|id| self.probes.failed(id),
+        })
+    }
+
+    /// Time left of `activeDeadlineSeconds`; zero when it is over.
+    fn active_deadline(&self) -> Option<Duration> {
+        let limit = spec::spec(&self.pod).active_deadline_seconds?;
+        let started = self.pod.status.as_ref()?.start_time.as_ref()?.0.as_second();
+        Some(Duration::from_secs((started + limit - Timestamp::now().as_second()).max(0) as u64))
+    }
+
+    fn sync_probes(&self, snapshot: &Snapshot) {
+        let all = spec::containers(&self.pod);
+        let old = self.pod.status.clone().unwrap_or_default();
+        let known: Vec<_> = old
+            .container_statuses
+            .iter()
+            .flatten()
+            .chain(old.init_container_statuses.iter().flatten())
+            .collect();
+        let running = all.iter().filter_map(|(role, container)| {
+            let attempts = status::attempts(&snapshot.containers, &container.name);
+            let latest = attempts.first().filter(|c| c.state == State::Running)?;
+            let id = status::container_id(latest);
+            let before = known.iter().find(|s| s.container_id.as_deref() == Some(&id));
+            let before = before.map(|s| Health { started: s.started.unwrap_or(false), ready: s.ready });
+            Some(Target { id: latest.id.clone(), role: *role, container, started: latest.started, before })
+        });
+        let ip = self.pod_ip().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        self.probes.sync(&self.pod, ip, &running.collect::<Vec<_>>());
+    }
+
+    fn pod_ip(&self) -> Option<IpAddr> {
+        if self.host_network() { Some(self.shared.config.node_ip) } else { self.address }
+    }
+
+    async fn make_sandbox(&mut self, snapshot: &Snapshot) -> Result<(), anyhow::Error> {
+        let attempt = snapshot.sandboxes.iter().map(|s| s.attempt() + 1).max().unwrap_or(0);
+        for old in &snapshot.sandboxes {
+            self.shared.runtime.remove(&old.id).await?;
+        }
+        if !self.host_network() {
+            self.address = Some(IpAddr::V4(self.shared.network.allocate(&self.uid)?));
+        }
+        self.attached = None;
+        let directory = self.shared.volumes.pod_dir(&self.uid);
+        config::name_files(&self.shared.config, &self.pod, &directory, self.pod_ip())?;
+        let label_ip = self.address.filter(|_| !self.host_network());
+        let wanted = config::sandbox(&self.pod, label_ip, attempt as usize, &self.shared.config.cluster_domain);
+        let shared = self.shared.clone();
+        let _turn = shared.starts.acquire().await?;
+        let made = match self.shared.runtime.create_sandbox(&wanted).await {
+            Ok(id) => self.shared.runtime.inspect(&id).await,
+            // A step that was cut short made it already; the next look finds it.
+            Err(RuntimeError::Conflict(_)) => return Ok(()),
+            Err(error) => Err(error),
+        };
+        let connected = match made {
+            Ok(sandbox) => self.connect(&sandbox).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = &connected {
+            let message = format!("Failed to create pod sandbox: {error}");
+            self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "FailedCreatePodSandBox", message);
+        }
+        connected
+    }
+
+    /// Makes sure that a sandbox has its network. Cheap when it is known to have it.
+    async fn connect(&mut self, sandbox: &Container) -> Result<(), anyhow::Error> {
+        if self.attached.as_ref() == Some(&sandbox.id) {
+            return Ok(());
+        }
+        if !self.host_network() {
+            let address: Ipv4Addr = sandbox.label(label::IP).parse()?;
+            self.shared.network.adopt(&self.uid, address);
+            self.address = Some(IpAddr::V4(address));
+            let pid = sandbox.pid.ok_or_else(|| anyhow::anyhow!("the sandbox has no process"))?;
+            self.shared.network.attach(&self.uid, pid, address).await?;
+            self.shared.network.publish(&self.uid, host_ports(&self.pod, address)).await?;
+        }
+        self.attached = Some(sandbox.id.clone());
+        Ok(())
+    }
+
+    /// Starts one container. `Some` delay: not now.
+    async fn start(&mut self, snapshot: &Snapshot, sandbox: &str, start: &Start) -> Result<Option<Duration>, anyhow::Error> {
+        let Start { role, container, attempt, previous, leftover } = start;
+        let name = &container.name;
+        let field = spec::field_path(*role, name);
+        let now = Instant::now();
+        if let Some(previous) = previous {
+            let ended = previous.finished.unwrap_or_else(Timestamp::now);
+            let ago = Timestamp::now().duration_since(ended).unsigned_abs();
+            let failed = now.checked_sub(ago).unwrap_or(now);
+            let backoff = self.crashes.entry(name.clone()).or_default();
+            if let Some(left) = backoff.remaining(failed, now) {
+                let about = spec::full_name(&self.pod);
+                let message = format!("Back-off restarting failed container {name} in pod {about}");
+                self.shared.recorder.pod(&self.pod, Some(field), EventKind::Warning, "BackOff", message);
+                let delay = backoff.delay().as_secs();
+                let mut text = format!("{}m{}s", delay / 60, delay % 60);
+                if delay < 60 {
+                    text = format!("{delay}s");
+                }
+                let message = format!("back-off {text} restarting failed container={name} pod={about}");
+                self.waiting.insert(name.clone(), Waiting { reason: "CrashLoopBackOff".into(), message });
+                return Ok(Some(left));
+            }
+        }
+        if let Some(leftover) = leftover {
+            self.shared.runtime.remove(leftover).await?;
+        }
+        let shared = self.shared.clone();
+        let fetch = Fetch { runtime: &*shared.runtime, recorder: &shared.recorder, sources: &shared.sources };
+        let image = match fetch.ensure(&mut self.pulls, &self.pod, &field, container).await {
+            Ok(image) => image,
+            Err(waiting) => {
+                let retry = self.pulls.next_try(Instant::now()).unwrap_or(CONFIG_RETRY);
+                self.fail(&field, name, waiting);
+                return Ok(Some(retry));
+            }
+        };
+        let facts = Facts { pod_ip: self.pod_ip(), ..self.facts() };
+        let context = Context {
+            config: &shared.config,
+            pod: &self.pod,
+            facts: &facts,
+            sources: &shared.sources,
+            volumes: &shared.volumes,
+            sandbox,
+        };
+        let made = match config::container(&context, container, &image, *attempt).await {
+            Ok(made) => made,
+            Err(error) => {
+                self.fail(&field, name, Waiting { reason: error.reason.into(), message: error.message });
+                return Ok(Some(CONFIG_RETRY));
+            }
+        };
+        let failed = self.create_and_start(snapshot, &field, *role, container, &made).await?;
+        // Dead attempts older than the last one serve nobody: `logs --previous` reads one back.
+        for old in status::attempts(&snapshot.containers, name).into_iter().filter(|c| c.state != State::Running).skip(1) {
+            shared.runtime.remove(&old.id).await?;
+        }
+        if previous.is_some() {
+            let backoff = self.crashes.entry(name.clone()).or_default();
+            backoff.tried(now, now);
+        }
+        match failed {
+            Some(waiting) => {
+                self.fail(&field, name, waiting);
+                Ok(Some(CONFIG_RETRY))
+            }
+            None => {
+                self.waiting.remove(name);
+                Ok(None)
+            }
+        }
+    }
+
+    async fn create_and_start(
+        &mut self,
+        snapshot: &Snapshot,
+        field: &str,
+        role: Role,
+        container: &Spec,
+        made: &ContainerConfig,
+    ) -> Result<Option<Waiting>, anyhow::Error> {
+        let shared = self.shared.clone();
+        let event = |kind, reason: &str, message: &str| shared.recorder.pod(&self.pod, Some(field.to_string()), kind, reason, message);
+        let turn = shared.starts.acquire().await?;
+        let id = match shared.runtime.create_container(made).await {
+            Ok(id) => id,
+            Err(error @ (RuntimeError::Unavailable(_) | RuntimeError::Timeout(_))) => return Err(error.into()),
+            // An earlier step that was cut short made it; the next look finds it as a leftover.
+            Err(RuntimeError::Conflict(message)) if message.contains("is already in use") => return Ok(None),
+            Err(error) => {
+                return Ok(Some(Waiting { reason: "CreateContainerError".into(), message: error.to_string() }));
+            }
+        };
+        event(EventKind::Normal, "Created", "Container created");
+        if let Err(error) = shared.runtime.start(&id).await {
+            if matches!(error, RuntimeError::Unavailable(_) | RuntimeError::Timeout(_)) {
+                return Err(error.into());
+            }
+            return Ok(Some(Waiting { reason: "RunContainerError".into(), message: error.to_string() }));
+        }
+        drop(turn);
+        event(EventKind::Normal, "Started", "Container started");
+        self.resources.insert(id.clone(), made.labels.get(label::RESOURCES).cloned().unwrap_or_default());
+        let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.clone()) else { return Ok(None) };
+        if let Err(error) = hooks::run(&*shared.runtime, &id, container, &hook, self.pod_ip()).await {
+            let message = format!("PostStartHook failed: {error}");
+            event(EventKind::Warning, "FailedPostStartHook", &message);
+            let kill = Kill {
+                container: (role, container.clone()),
+                id,
+                message: "FailedPostStartHook".into(),
+                grace: None,
+            };
+            self.kill(&kill).await;
+            let _ = snapshot;
+            return Ok(Some(Waiting { reason: "PostStartHookError".into(), message }));
+        }
+        Ok(None)
+    }
+
+    /// Notes why a container cannot be started.
+    fn fail(&mut self, field: &str, name: &str, waiting: Waiting) {
+        let message = match waiting.reason.as_str() {
+            "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError" => {
+                format!("Error: {}", waiting.reason)
+            }
+            _ => format!("Error: {}", waiting.message),
+        };
+        self.shared.recorder.pod(&self.pod, Some(field.into()), EventKind::Warning, "Failed", message);
+        self.waiting.insert(name.into(), waiting);
+    }
+
+    /// Brings running containers' limits to what the spec says now.
+    async fn resize(&mut self, snapshot: &Snapshot) {
+        for (_, container) in spec::containers(&self.pod) {
+            let attempts = status::attempts(&snapshot.containers, &container.name);
+            let Some(running) = attempts.first().filter(|c| c.state == State::Running) else { continue };
+            let (shares, quota, memory) = config::resources(&container);
+            let wanted = format!("{shares}/{quota}/{memory}");
+            let applied = self.resources.get(&running.id).cloned().unwrap_or_else(|| running.label(label::RESOURCES).into());
+            if applied == wanted || applied.is_empty() {
+                continue;
+            }
+            match self.shared.runtime.update_resources(&running.id, shares, quota, memory).await {
+                Ok(()) => drop(self.resources.insert(running.id.clone(), wanted)),
+                Err(error) => tracing::warn!(%error, container = container.name, "resize failed"),
+            }
+        }
+    }
+
+    /// Ends one container: event, stop hook, signal, grace, kill.
+    async fn kill(&self, kill: &Kill) {
+        let (role, container) = &kill.container;
+        let field = spec::field_path(*role, &container.name);
+        self.shared.recorder.pod(&self.pod, Some(field), EventKind::Normal, "Killing", kill.message.clone());
+        let grace = kill.grace.unwrap_or_else(|| spec::grace(&self.pod)).max(0) as u64;
+        self.end(&kill.id, container, Instant::now() + Duration::from_secs(grace), true).await;
+    }
+
+    /// Stop hook, signal, wait, kill. Errors are for the next look.
+    async fn end(&self, id: &str, container: &Spec, deadline: Instant, hook: bool) {
+        let runtime = &*self.shared.runtime;
+        let hook = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()).filter(|_| hook);
+        let mut deadline = deadline;
+        if let Some(handler) = hook
+            && deadline > Instant::now()
+        {
+            let run = hooks::run(runtime, id, container, handler, self.pod_ip());
+            let failure = match tokio::time::timeout_at(deadline.into(), run).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(format!("PreStopHook failed: {error}")),
+                Err(_) => Some("PreStopHook did not complete in the grace period".into()),
+            };
+            if let Some(message) = failure {
+                self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "FailedPreStopHook", message);
+            }
+            deadline = deadline.max(Instant::now() + MINIMUM_GRACE);
+        }
+        if deadline > Instant::now() {
+            if let Err(error) = runtime.terminate(id).await {
+                tracing::warn!(%error, id, "stop signal failed");
+            }
+            match tokio::time::timeout_at(deadline.into(), runtime.wait(id)).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => tracing::debug!(%error, id, "waiting for a container failed"),
+                Err(_) => {}
+            }
+        }
+        if let Err(error) = runtime.kill(id).await {
+            tracing::warn!(%error, id, "kill failed");
+            return;
+        }
+        if tokio::time::timeout(MINIMUM_GRACE * 5, runtime.wait(id)).await.is_err() {
+            tracing::warn!(id, "container survives its kill");
+        }
+    }
+
+    /// Ends everything: containers at once, then sidecars from the last to the first.
+    async fn stop(&mut self, since: Instant) -> Result<Next, anyhow::Error> {
+        let snapshot = self.observe().await?;
+        let all = spec::containers(&self.pod);
+        let running: Vec<(&Role, &Spec, &Container)> = all
+            .iter()
+            .flat_map(|(role, spec)| {
+                status::attempts(&snapshot.containers, &spec.name).into_iter().map(move |c| (role, spec, c))
+            })
+            .filter(|(_, _, c)| c.state == State::Running)
+            .collect();
+        // Containers the spec does not know (of an orphan) are ended like regular ones.
+        let unknown: Vec<&Container> = snapshot
+            .containers
+            .iter()
+            .filter(|c| c.state == State::Running && !running.iter().any(|(_, _, r)| r.id == c.id))
+            .collect();
+        if running.is_empty() && unknown.is_empty() {
+            self.probes.stop();
+            self.stage = Stage::Cleaning;
+            return Ok(Next::Now);
+        }
+        if self.desired.borrow().deleted() || self.verdict.is_some() {
+            self.publish(&snapshot, false).await;
+        }
+        let deadline = since + Duration::from_secs(spec::grace(&self.pod).max(0) as u64);
+        for (role, container, running) in &running {
+            if self.signalled.insert(running.id.clone()) {
+                let field = spec::field_path(**role, &container.name);
+                let message = format!("Stopping container {}", container.name);
+                self.shared.recorder.pod(&self.pod, Some(field), EventKind::Normal, "Killing", message);
+            }
+            self.probes.hold(&running.id);
+        }
+        let blank = Spec::default();
+        let regular = running.iter().filter(|(role, ..)| **role != Role::Sidecar);
+        let ends = regular
+            .map(|(_, spec, c)| self.end(&c.id, spec, deadline, true))
+            .chain(unknown.iter().map(|c| self.end(&c.id, &blank, deadline, false)));
+        futures::future::join_all(ends).await;
+        for (_, spec, sidecar) in running.iter().rev().filter(|(role, ..)| **role == Role::Sidecar) {
+            self.end(&sidecar.id, spec, deadline, true).await;
+        }
+        Ok(Next::Now)
+    }
+
+    /// Takes network and volumes away and writes the final status.
+    async fn clean(&mut self) -> Result<Next, anyhow::Error> {
+        let snapshot = self.observe().await?;
+        if snapshot.containers.iter().any(|c| c.state == State::Running) {
+            // One was started by a request that was under way when the stop began.
+            self.stage = Stage::Stopping(Instant::now());
+            return Ok(Next::Now);
+        }
+        for sandbox in &snapshot.sandboxes {
+            self.shared.runtime.remove(&sandbox.id).await?;
+        }
+        self.shared.network.release(&self.uid).await?;
+        self.shared.volumes.unmount(&self.uid).await?;
+        self.shared.release(&self.uid);
+        let snapshot = Snapshot { sandboxes: Vec::new(), containers: snapshot.containers };
+        if !self.desired.borrow().gone {
+            self.publish(&snapshot, true).await;
+            if self.stale_status {
+                return Ok(Next::After(RETRY));
+            }
+        }
+        self.stage = Stage::Over;
+        Ok(Next::Now)
+    }
+
+    /// Ended: waits for the object's deletion.
+    async fn rest(&mut self) -> Result<Next, anyhow::Error> {
+        if self.desired.borrow().deleted() {
+            self.stage = Stage::Removing;
+            return Ok(Next::Now);
+        }
+        if self.stale_status {
+            let snapshot = self.observe().await?;
+            self.publish(&snapshot, true).await;
+        }
+        Ok(Next::After(if self.stale_status { RETRY } else { RESYNC }))
+    }
+
+    /// Removes the last traces, the object among them.
+    async fn remove(&mut self) -> Result<Next, anyhow::Error> {
+        for container in self.shared.runtime.list(Some(&self.uid)).await? {
+            self.shared.runtime.remove(&container.id).await?;
+        }
+        self.shared.network.release(&self.uid).await?;
+        self.shared.volumes.unmount(&self.uid).await?;
+        self.shared.volumes.forget(&self.uid).await?;
+        self.shared.release(&self.uid);
+        if !self.desired.borrow().gone {
+            self.shared.delete_object(&self.pod).await?;
+        }
+        self.stage = Stage::Gone;
+        Ok(Next::Now)
+    }
+
+    /// Writes the status if it differs from what the API has. Failure is remembered, not raised: the pod's containers
+    /// must not wait for the API.
+    async fn publish(&mut self, snapshot: &Snapshot, stopping: bool) {
+        if self.desired.borrow().gone {
+            return;
+        }
+        let ready = snapshot.sandbox().is_some_and(|s| self.attached.as_ref() == Some(&s.id));
+        let health = self.probes.health();
+        let view = View {
+            pod: &self.pod,
+            containers: &snapshot.containers,
+            sandbox_ready: ready,
+            pod_ip: if ready { self.pod_ip() } else { None },
+            host_ip: self.shared.config.node_ip,
+            waiting: &self.waiting,
+            health: &health,
+            messages: &self.messages,
+            verdict: self.verdict.as_ref(),
+            stopping,
+            now: Timestamp::now(),
+        };
+        let new = status::compute(&view);
+        let old = self.pod.status.clone().unwrap_or_default();
+        self.write_status(&old, &new).await;
+    }
+
+    async fn write_status(&mut self, old: &PodStatus, new: &PodStatus) {
+        let Some(patch) = status::patch(&self.pod, old, new) else {
+            self.stale_status = false;
+            return;
+        };
+        match self.shared.patch_status(&self.pod, &patch).await {
+            Ok(Some(pod)) => {
+                self.pod = Arc::new(pod);
+                self.stale_status = false;
+            }
+            // The object is gone or another one has its name: the watch will say so.
+            Ok(None) => self.stale_status = false,
+            Err(error) => {
+                tracing::debug!(pod = %spec::full_name(&self.pod), %error, "status was not taken");
+                self.stale_status = true;
+            }
+        }
+    }
+
+    /// What a container left as its last words.
+    async fn termination_message(&self, container: &Container) -> String {
+        let name = container.label(label::CONTAINER_NAME);
+        let all = spec::containers(&self.pod);
+        let spec = all.iter().map(|(_, c)| c).find(|c| c.name == name);
+        let file = config::termination_file(&self.shared.volumes, &self.uid, name, container.attempt());
+        let text = tokio::fs::read(&file).await.unwrap_or_default();
+        if !text.is_empty() {
+            return String::from_utf8_lossy(&text[..text.len().min(MAX_MESSAGE)]).into_owned();
+        }
+        let fallback = spec.and_then(|c| c.termination_message_policy.as_deref()) == Some("FallbackToLogsOnError");
+        if !fallback || container.exit_code == 0 {
+            return container.error.clone();
+        }
+        let options = LogOptions { tail: Some(MAX_LOG_LINES), stdout: true, stderr: true, ..Default::default() };
+        let Ok(mut lines) = self.shared.runtime.logs(&container.id, &options).await else { return String::new() };
+        let mut log = Vec::new();
+        while let Some(Ok((_, line))) = futures::StreamExt::next(&mut lines).await {
+            // Each line begins with its time.
+            let start = line.iter().position(|b| *b == b' ').map_or(0, |at| at + 1);
+            log.extend_from_slice(&line[start..]);
+        }
+        let start = log.len().saturating_sub(MAX_LOG_MESSAGE);
+        String::from_utf8_lossy(&log[start..]).into_owned()
+    }
+}
+
+/// The host ports a pod asks for.
+pub fn host_ports(pod: &Pod, address: Ipv4Addr) -> Vec<HostPort> {
+    let all = spec::containers(pod);
+    let ports = all.iter().flat_map(|(_, c)| c.ports.iter().flatten());
+    ports
+        .filter_map(|port| {
+            Some(HostPort {
+                protocol: port.protocol.as_deref().unwrap_or("TCP").to_lowercase(),
+                host_ip: port.host_ip.as_ref().and_then(|ip| ip.parse().ok()),
+                host_port: port.host_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0)?,
+                pod_ip: address,
+                pod_port: u16::try_from(port.container_port).ok()?,
+            })
+        })
+        .collect()
+}

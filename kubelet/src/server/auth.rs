@@ -1,0 +1,142 @@
+//! Who calls, and whether they may.
+
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::Api;
+use kube::api::PostParams;
+use x509_parser::prelude::FromDer;
+
+use super::{Body, Server, text};
+
+/// The API server's answer may take this long.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) user: String,
+    pub(crate) groups: Vec<String>,
+}
+
+impl Identity {
+    /// Those who may everything without asking the API server.
+    fn is_trusted(&self) -> bool {
+        self.user == "kube-apiserver-kubelet-client" || self.groups.iter().any(|g| g == "system:masters")
+    }
+}
+
+/// The identity in a verified certificate: user is the common name, groups are the organisations.
+pub(crate) fn of_certificate(der: &[u8]) -> Option<Identity> {
+    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(der).ok()?;
+    let subject = certificate.subject();
+    let user = subject.iter_common_name().next()?.as_str().ok()?.to_string();
+    let groups = subject.iter_organization().filter_map(|o| o.as_str().ok().map(String::from)).collect();
+    Some(Identity { user, groups })
+}
+
+/// Lets the request pass or answers why not.
+pub(crate) async fn check(
+    server: &Server,
+    identity: Option<Identity>,
+    request: &Request<Incoming>,
+    first: &str,
+) -> Result<(), Response<Body>> {
+    let identity = match identity {
+        Some(identity) => Some(identity),
+        None => match bearer(request) {
+            Some(token) => review_token(server, token).await,
+            None => None,
+        },
+    };
+    let Some(identity) = identity else { return Err(text(StatusCode::UNAUTHORIZED, "Unauthorized")) };
+    if identity.is_trusted() {
+        return Ok(());
+    }
+    let verb = if request.method() == Method::GET { "get" } else { "create" };
+    let subresource = subresource(first);
+    for candidate in [subresource, "proxy"] {
+        if may(server, &identity, verb, candidate).await {
+            return Ok(());
+        }
+    }
+    let message = format!(
+        "Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{subresource}])",
+        identity.user
+    );
+    Err(text(StatusCode::FORBIDDEN, message))
+}
+
+/// The node's subresource that guards a path.
+fn subresource(first: &str) -> &'static str {
+    match first {
+        "stats" => "stats",
+        "metrics" => "metrics",
+        "logs" => "log",
+        "healthz" => "healthz",
+        "pods" | "runningpods" => "pods",
+        _ => "proxy",
+    }
+}
+
+fn bearer(request: &Request<Incoming>) -> Option<&str> {
+    request.headers().get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ").map(str::trim)
+}
+
+async fn review_token(server: &Server, token: &str) -> Option<Identity> {
+    let review = TokenReview {
+        spec: TokenReviewSpec { token: token.into(), ..Default::default() },
+        ..Default::default()
+    };
+    let api: Api<TokenReview> = Api::all(server.manager.shared.client.clone());
+    let params = PostParams::default();
+    let answer = tokio::time::timeout(REVIEW_TIMEOUT, api.create(&params, &review)).await.ok()?.ok()?;
+    let status = answer.status?;
+    let user = status.user.filter(|_| status.authenticated == Some(true))?;
+    Some(Identity { user: user.username?, groups: user.groups.unwrap_or_default() })
+}
+
+async fn may(server: &Server, identity: &Identity, verb: &str, subresource: &str) -> bool {
+    let review = SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(identity.user.clone()),
+            groups: Some(identity.groups.clone()),
+            resource_attributes: Some(ResourceAttributes {
+                verb: Some(verb.into()),
+                version: Some("v1".into()),
+                resource: Some("nodes".into()),
+                subresource: Some(subresource.into()),
+                name: Some(server.manager.shared.config.node_name.clone()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let api: Api<SubjectAccessReview> = Api::all(server.manager.shared.client.clone());
+    let params = PostParams::default();
+    let answer = tokio::time::timeout(REVIEW_TIMEOUT, api.create(&params, &review)).await;
+    answer.is_ok_and(|a| a.is_ok_and(|r| r.status.is_some_and(|s| s.allowed)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_name_their_owner() {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "admin");
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:masters");
+        let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        let identity = of_certificate(certificate.der()).unwrap();
+        assert_eq!(identity, Identity { user: "admin".into(), groups: vec!["system:masters".into()] });
+        assert!(identity.is_trusted());
+        assert!(!Identity { user: "system:node:a".into(), groups: vec![] }.is_trusted());
+        assert!(of_certificate(b"junk").is_none());
+    }
+}

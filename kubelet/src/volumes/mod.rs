@@ -1,0 +1,661 @@
+//! Volumes of pods: made on the node, filled, kept fresh, taken away.
+//!
+//! [`Volumes::mount`] is idempotent and doubles as the refresh: called again it brings every volume's files up to
+//! date. Secrets and tokens live on tmpfs and never reach a disk. What is mounted is read from the kernel's mount
+//! table, not remembered.
+//!
+//! Limits: emptyDir, hostPath, configMap, secret, downwardAPI, projected, and claims bound to hostPath or local
+//! volumes. Anything else is refused with an event.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, HostPathVolumeSource, KeyToPath, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
+    ServiceAccountTokenProjection, Volume,
+};
+use kube::Api;
+use kube::api::PostParams;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::Config;
+use crate::pod::fields::{self, Facts};
+use crate::pod::spec;
+use crate::source::{Key, Sources};
+use atomic::{File, Payload};
+
+pub mod atomic;
+pub mod subpath;
+
+/// A token request that takes longer failed.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Life of a token whose projection names none.
+const TOKEN_SECONDS: i64 = 3600;
+
+/// Why a volume cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The volume cannot be set up.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
+    SetUp {
+        /// Its name in the pod.
+        volume: String,
+        /// A sentence for people.
+        cause: String,
+    },
+    /// The volume cannot be taken away.
+    #[error("cannot remove volumes: {0}")]
+    TearDown(#[from] io::Error),
+}
+
+#[derive(Clone)]
+struct Token {
+    text: String,
+    refresh: Timestamp,
+    expires: Timestamp,
+}
+
+/// The volumes of this node's pods.
+pub struct Volumes {
+    client: kube::Client,
+    root: PathBuf,
+    sources: Arc<Sources>,
+    tokens: Mutex<HashMap<(String, String, String), Token>>,
+    claims: Mutex<HashMap<(String, String), HostPathVolumeSource>>,
+}
+
+impl Volumes {
+    /// Volumes below the agent's data directory.
+    pub fn new(client: kube::Client, config: &Config, sources: Arc<Sources>) -> Self {
+        Self {
+            client,
+            root: config.data_dir.join("pods"),
+            sources,
+            tokens: Mutex::default(),
+            claims: Mutex::default(),
+        }
+    }
+
+    /// Directory of everything kept for a pod.
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.root.join(uid)
+    }
+
+    /// Where a volume is on the host.
+    pub fn path(&self, pod: &Pod, volume: &Volume) -> PathBuf {
+        if let Some(host) = &volume.host_path {
+            return PathBuf::from(&host.path);
+        }
+        if let Some(claim) = &volume.persistent_volume_claim {
+            let key = (spec::uid(pod).to_string(), claim.claim_name.clone());
+            if let Some(host) = self.claims.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+                return PathBuf::from(&host.path);
+            }
+        }
+        self.pod_dir(spec::uid(pod)).join("volumes").join(plugin(volume)).join(&volume.name)
+    }
+
+    /// Makes and fills every volume of a pod, or brings it up to date.
+    pub async fn mount(&self, pod: &Pod, facts: &Facts) -> Result<(), Error> {
+        for volume in spec::spec(pod).volumes.iter().flatten() {
+            self.mount_one(pod, volume, facts)
+                .await
+                .map_err(|cause| Error::SetUp { volume: volume.name.clone(), cause })?;
+        }
+        Ok(())
+    }
+
+    /// Unmounts and removes everything of a pod. What a hostPath points at stays.
+    pub async fn unmount(&self, uid: &str) -> Result<(), Error> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).retain(|(owner, ..), _| owner != uid);
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner).retain(|(owner, _), _| owner != uid);
+        let dir = self.pod_dir(uid);
+        unmount_below(&dir).await?;
+        remove_tree(&dir.join("volumes")).await?;
+        remove_tree(&dir.join("volume-subpaths")).await?;
+        Ok(())
+    }
+
+    /// Removes what is left of a pod's directory. Call after [`Volumes::unmount`].
+    pub async fn forget(&self, uid: &str) -> Result<(), Error> {
+        Ok(remove_tree(&self.pod_dir(uid)).await?)
+    }
+
+    /// UIDs of pods that have a directory.
+    pub fn known_pods(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.root).into_iter().flatten().flatten();
+        entries.filter_map(|e| e.file_name().into_string().ok()).collect()
+    }
+
+    /// When the first of a pod's tokens wants renewal.
+    pub fn next_refresh(&self, uid: &str) -> Option<Timestamp> {
+        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.iter().filter(|((owner, ..), _)| owner == uid).map(|(_, t)| t.refresh).min()
+    }
+
+    async fn mount_one(&self, pod: &Pod, volume: &Volume, facts: &Facts) -> Result<(), String> {
+        let dir = self.path(pod, volume);
+        let fs_group = spec::spec(pod).security_context.as_ref().and_then(|s| s.fs_group).map(|g| g as u32);
+        if let Some(host) = &volume.host_path {
+            let host = host.clone();
+            return blocking(move || host_path(&host)).await;
+        }
+        if let Some(claim) = &volume.persistent_volume_claim {
+            let host = self.resolve_claim(spec::namespace(pod), &claim.claim_name).await?;
+            let key = (spec::uid(pod).to_string(), claim.claim_name.clone());
+            self.claims.lock().unwrap_or_else(PoisonError::into_inner).insert(key, host.clone());
+            return blocking(move || host_path(&host)).await;
+        }
+        if let Some(empty) = &volume.empty_dir {
+            let medium = empty.medium.clone().unwrap_or_default();
+            let limit = empty.size_limit.as_ref().and_then(spec::whole);
+            if !matches!(medium.as_str(), "" | "Memory") {
+                return Err(format!("unsupported emptyDir medium {medium:?}"));
+            }
+            return blocking(move || {
+                let fresh = !dir.exists();
+                make_dir(&dir, 0o777)?;
+                if medium == "Memory" && !is_mounted(&dir).map_err(|e| e.to_string())? {
+                    tmpfs(&dir, limit, 0o777)?;
+                    own(&dir, fs_group)?;
+                } else if fresh {
+                    own(&dir, fs_group)?;
+                }
+                Ok(())
+            })
+            .await;
+        }
+        let secret_like = volume.secret.is_some() || volume.projected.is_some();
+        let payload = self.payload(pod, volume, facts, fs_group).await?;
+        blocking(move || {
+            make_dir(&dir, 0o755)?;
+            if secret_like && !is_mounted(&dir).map_err(|e| e.to_string())? {
+                tmpfs(&dir, None, 0o755)?;
+            }
+            let gid = fs_group;
+            if gid.is_some() {
+                std::os::unix::fs::chown(&dir, None, gid).map_err(|e| e.to_string())?;
+            }
+            atomic::write(&dir, &payload).map(drop).map_err(|e| e.to_string())
+        })
+        .await
+    }
+
+    /// The files of a volume made from API objects.
+    async fn payload(&self, pod: &Pod, volume: &Volume, facts: &Facts, fs_group: Option<u32>) -> Result<Payload, String> {
+        let mut files = Payload::new();
+        let namespace = spec::namespace(pod);
+        if let Some(source) = &volume.config_map {
+            let optional = source.optional.unwrap_or(false);
+            let mode = source.default_mode.unwrap_or(0o644);
+            let found = self.config_map(namespace, &source.name, optional).await?;
+            config_map_files(&mut files, found.as_deref(), &source.name, source.items.as_deref(), mode, optional)?;
+        } else if let Some(source) = &volume.secret {
+            let optional = source.optional.unwrap_or(false);
+            let mode = source.default_mode.unwrap_or(0o644);
+            let name = source.secret_name.clone().unwrap_or_default();
+            let found = self.secret(namespace, &name, optional).await?;
+            secret_files(&mut files, found.as_deref(), &name, source.items.as_deref(), mode, optional)?;
+        } else if let Some(source) = &volume.downward_api {
+            let mode = source.default_mode.unwrap_or(0o644);
+            for item in source.items.iter().flatten() {
+                let data = match (&item.field_ref, &item.resource_field_ref) {
+                    (Some(selector), _) => fields::field(pod, selector, facts)?,
+                    (_, Some(selector)) => fields::resource(pod, selector, None, facts)?,
+                    _ => return Err("a downward API item names neither a field nor a resource".into()),
+                };
+                add(&mut files, &item.path, data.into_bytes(), item.mode.unwrap_or(mode));
+            }
+        } else if let Some(source) = &volume.projected {
+            let mode = source.default_mode.unwrap_or(0o644);
+            for source in source.sources.iter().flatten() {
+                if let Some(source) = &source.config_map {
+                    let optional = source.optional.unwrap_or(false);
+                    let found = self.config_map(namespace, &source.name, optional).await?;
+                    config_map_files(&mut files, found.as_deref(), &source.name, source.items.as_deref(), mode, optional)?;
+                }
+                if let Some(source) = &source.secret {
+                    let optional = source.optional.unwrap_or(false);
+                    let found = self.secret(namespace, &source.name, optional).await?;
+                    secret_files(&mut files, found.as_deref(), &source.name, source.items.as_deref(), mode, optional)?;
+                }
+                for item in source.downward_api.iter().flat_map(|d| d.items.iter().flatten()) {
+                    let data = match (&item.field_ref, &item.resource_field_ref) {
+                        (Some(selector), _) => fields::field(pod, selector, facts)?,
+                        (_, Some(selector)) => fields::resource(pod, selector, None, facts)?,
+                        _ => return Err("a downward API item names neither a field nor a resource".into()),
+                    };
+                    add(&mut files, &item.path, data.into_bytes(), item.mode.unwrap_or(mode));
+                }
+                if let Some(projection) = &source.service_account_token {
+                    let token = self.token(pod, &volume.name, projection).await?;
+                    add(&mut files, &projection.path, token.into_bytes(), mode);
+                    if let Some(file) = files.get_mut(&projection.path) {
+                        restrict_token(pod, file, fs_group);
+                    }
+                }
+                if source.cluster_trust_bundle.is_some() || source.pod_certificate.is_some() {
+                    return Err("clusterTrustBundle and podCertificate projections are not supported on this node".into());
+                }
+            }
+        } else {
+            return Err(format!("volume type {} is not supported on this node", plugin(volume)));
+        }
+        if let Some(gid) = fs_group {
+            for file in files.values_mut() {
+                file.gid = Some(gid);
+                file.mode |= 0o440;
+            }
+        }
+        Ok(files)
+    }
+
+    async fn config_map(&self, namespace: &str, name: &str, optional: bool) -> Result<Option<Arc<ConfigMap>>, String> {
+        match self.sources.config_map(namespace, name).await {
+            Ok(None) if !optional => Err(format!("configmap {name:?} not found")),
+            Ok(found) => Ok(found),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn secret(&self, namespace: &str, name: &str, optional: bool) -> Result<Option<Arc<Secret>>, String> {
+        match self.sources.secret(namespace, name).await {
+            Ok(None) if !optional => Err(format!("secret {name:?} not found")),
+            Ok(found) => Ok(found),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// A token for the pod's service account; a new one when the old has lived 80 % of its life.
+    async fn token(&self, pod: &Pod, volume: &str, projection: &ServiceAccountTokenProjection) -> Result<String, String> {
+        let key = (spec::uid(pod).to_string(), volume.to_string(), projection.path.clone());
+        let now = Timestamp::now();
+        let held = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        if let Some(token) = held.as_ref().filter(|t| now < t.refresh) {
+            return Ok(token.text.clone());
+        }
+        let seconds = projection.expiration_seconds.unwrap_or(TOKEN_SECONDS);
+        let request = TokenRequest {
+            spec: Some(TokenRequestSpec {
+                audiences: projection.audience.clone().filter(|a| !a.is_empty()).map(|a| vec![a]),
+                expiration_seconds: Some(seconds),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".into()),
+                    kind: Some("Pod".into()),
+                    name: pod.metadata.name.clone(),
+                    uid: pod.metadata.uid.clone(),
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let account = spec::spec(pod).service_account_name.clone().unwrap_or_else(|| "default".into());
+        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), spec::namespace(pod));
+        let params = PostParams::default();
+        let asked = api.create_token_request(&account, &params, &request);
+        let answer = match tokio::time::timeout(REQUEST_TIMEOUT, asked).await {
+            Ok(Ok(answer)) => answer.status,
+            Ok(Err(error)) => return keep_or(held, format!("failed to fetch token: {error}")),
+            Err(_) => return keep_or(held, "failed to fetch token: timed out".into()),
+        };
+        let status = answer.unwrap_or_default();
+        let (Some(text), Some(expires)) = (status.token, status.expiration_timestamp.map(|t| t.0)) else {
+            return Err("failed to fetch token: empty answer".into());
+        };
+        let life = (expires.as_second() - now.as_second()).max(1);
+        let refresh = Timestamp::from_second(now.as_second() + life * 4 / 5).unwrap_or(expires);
+        let token = Token { text, refresh, expires };
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(key, token.clone());
+        Ok(token.text)
+    }
+
+    /// The directory behind a bound claim.
+    async fn resolve_claim(&self, namespace: &str, name: &str) -> Result<HostPathVolumeSource, String> {
+        let lookup = async {
+            let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
+            let claim = claims.get(name).await.map_err(|e| e.to_string())?;
+            let phase = claim.status.and_then(|s| s.phase).unwrap_or_default();
+            let bound = claim.spec.and_then(|s| s.volume_name).filter(|_| phase == "Bound");
+            let bound = bound.ok_or_else(|| format!("persistentvolumeclaim {name:?} is not bound"))?;
+            let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+            let volume = volumes.get(&bound).await.map_err(|e| e.to_string())?.spec.unwrap_or_default();
+            if let Some(host) = volume.host_path {
+                return Ok(host);
+            }
+            let local = volume.local.ok_or_else(|| format!("persistent volume {bound:?} is of a type this node lacks"))?;
+            Ok(HostPathVolumeSource { path: local.path, type_: Some("Directory".into()) })
+        };
+        tokio::time::timeout(REQUEST_TIMEOUT, lookup).await.unwrap_or_else(|_| Err("timed out".into()))
+    }
+}
+
+/// A token that still lives is better than none.
+fn keep_or(held: Option<Token>, error: String) -> Result<String, String> {
+    match held {
+        Some(token) if Timestamp::now() < token.expires => Ok(token.text),
+        _ => Err(error),
+    }
+}
+
+/// ConfigMaps and Secrets that a pod's volumes and variables refer to.
+pub fn references(pod: &Pod) -> Vec<Key> {
+    let mut keys = Vec::new();
+    let mut add = |kind, name: &str| {
+        keys.push(Key { kind, namespace: spec::namespace(pod).into(), name: name.into() });
+    };
+    for volume in spec::spec(pod).volumes.iter().flatten() {
+        if let Some(source) = &volume.config_map {
+            add("ConfigMap", &source.name);
+        }
+        if let Some(name) = volume.secret.as_ref().and_then(|s| s.secret_name.as_deref()) {
+            add("Secret", name);
+        }
+        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
+            if let Some(source) = &source.config_map {
+                add("ConfigMap", &source.name);
+            }
+            if let Some(source) = &source.secret {
+                add("Secret", &source.name);
+            }
+        }
+    }
+    for (_, container) in spec::containers(pod) {
+        for source in container.env_from.iter().flatten() {
+            if let Some(source) = &source.config_map_ref {
+                add("ConfigMap", &source.name);
+            }
+            if let Some(source) = &source.secret_ref {
+                add("Secret", &source.name);
+            }
+        }
+        for source in container.env.iter().flatten().filter_map(|e| e.value_from.as_ref()) {
+            if let Some(source) = &source.config_map_key_ref {
+                add("ConfigMap", &source.name);
+            }
+            if let Some(source) = &source.secret_key_ref {
+                add("Secret", &source.name);
+            }
+        }
+    }
+    keys
+}
+
+fn plugin(volume: &Volume) -> &'static str {
+    match volume {
+        v if v.empty_dir.is_some() => "kubernetes.io~empty-dir",
+        v if v.config_map.is_some() => "kubernetes.io~configmap",
+        v if v.secret.is_some() => "kubernetes.io~secret",
+        v if v.downward_api.is_some() => "kubernetes.io~downward-api",
+        v if v.projected.is_some() => "kubernetes.io~projected",
+        v if v.host_path.is_some() => "kubernetes.io~host-path",
+        v if v.nfs.is_some() => "kubernetes.io~nfs",
+        v if v.csi.is_some() => "kubernetes.io~csi",
+        v if v.image.is_some() => "kubernetes.io~image",
+        v if v.iscsi.is_some() => "kubernetes.io~iscsi",
+        _ => "kubernetes.io~other",
+    }
+}
+
+fn add(files: &mut Payload, path: &str, data: Vec<u8>, mode: i32) {
+    files.insert(path.into(), File { data, mode: mode as u32 & 0o777, uid: None, gid: None });
+}
+
+/// A token is readable for the pod's user alone: by group when there is a volume group, by owner when all containers
+/// run as one user, else by all.
+fn restrict_token(pod: &Pod, file: &mut File, fs_group: Option<u32>) {
+    let pod_user = spec::spec(pod).security_context.as_ref().and_then(|s| s.run_as_user);
+    let mut users = spec::containers(pod).into_iter().map(|(_, c)| c.security_context.and_then(|s| s.run_as_user).or(pod_user));
+    let first = users.next().flatten();
+    let one_user = first.filter(|user| users.all(|u| u == Some(*user)));
+    if fs_group.is_some() {
+        file.mode = 0o600;
+    } else if let Some(user) = one_user {
+        file.mode = 0o600;
+        file.uid = Some(user as u32);
+    }
+}
+
+fn pick(
+    files: &mut Payload,
+    all: BTreeMap<String, Vec<u8>>,
+    items: Option<&[KeyToPath]>,
+    mode: i32,
+    missing: impl Fn(&str) -> Option<String>,
+) -> Result<(), String> {
+    let Some(items) = items.filter(|i| !i.is_empty()) else {
+        all.into_iter().for_each(|(path, data)| add(files, &path, data, mode));
+        return Ok(());
+    };
+    for item in items {
+        match all.get(&item.key) {
+            Some(data) => {
+                add(files, &item.path, data.clone(), item.mode.unwrap_or(mode));
+                if let Some(file) = files.get_mut(&item.path) {
+                    file.uid = item.user.and_then(|u| u32::try_from(u).ok());
+                }
+            }
+            None => {
+                if let Some(error) = missing(&item.key) {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn config_map_files(
+    files: &mut Payload,
+    found: Option<&ConfigMap>,
+    name: &str,
+    items: Option<&[KeyToPath]>,
+    mode: i32,
+    optional: bool,
+) -> Result<(), String> {
+    let text = found.and_then(|c| c.data.as_ref()).into_iter().flatten();
+    let binary = found.and_then(|c| c.binary_data.as_ref()).into_iter().flatten();
+    let all = text
+        .map(|(k, v)| (k.clone(), v.clone().into_bytes()))
+        .chain(binary.map(|(k, v)| (k.clone(), v.0.clone())))
+        .collect();
+    pick(files, all, items, mode, |key| {
+        (!optional).then(|| format!("configmap {name:?} references non-existent config key: {key}"))
+    })
+}
+
+fn secret_files(
+    files: &mut Payload,
+    found: Option<&Secret>,
+    name: &str,
+    items: Option<&[KeyToPath]>,
+    mode: i32,
+    optional: bool,
+) -> Result<(), String> {
+    let data = found.and_then(|s| s.data.as_ref()).into_iter().flatten();
+    let all = data.map(|(k, v)| (k.clone(), v.0.clone())).collect();
+    pick(files, all, items, mode, |key| {
+        (!optional).then(|| format!("secret {name:?} references non-existent secret key: {key}"))
+    })
+}
+
+/// Checks a hostPath against its declared type, making what may be made.
+fn host_path(host: &HostPathVolumeSource) -> Result<(), String> {
+    let path = Path::new(&host.path);
+    let failed = |what: &str| Err(format!("hostPath type check failed: {} is not {what}", host.path));
+    let meta = std::fs::metadata(path);
+    match host.type_.as_deref().unwrap_or_default() {
+        // Untyped paths are made by the engine upstream; an explicit directory has the same effect.
+        "" | "DirectoryOrCreate" => match meta {
+            Err(_) => make_dir(path, 0o755),
+            Ok(meta) if host.type_.as_deref().unwrap_or_default().is_empty() || meta.is_dir() => Ok(()),
+            Ok(_) => failed("a directory"),
+        },
+        "FileOrCreate" => match meta {
+            Err(_) => std::fs::File::create(path)
+                .and_then(|f| f.set_permissions(std::fs::Permissions::from_mode(0o644)))
+                .map_err(|e| e.to_string()),
+            Ok(meta) if meta.is_file() => Ok(()),
+            Ok(_) => failed("a file"),
+        },
+        kind => {
+            let right = |test: fn(&std::fs::Metadata) -> bool| meta.as_ref().is_ok_and(test);
+            match kind {
+                "Directory" if right(|m| m.is_dir()) => Ok(()),
+                "Directory" => failed("a directory"),
+                "File" if right(|m| m.is_file()) => Ok(()),
+                "File" => failed("a file"),
+                "Socket" if right(|m| m.file_type().is_socket()) => Ok(()),
+                "Socket" => failed("a socket file"),
+                "CharDevice" if right(|m| m.file_type().is_char_device()) => Ok(()),
+                "CharDevice" => failed("a character device"),
+                "BlockDevice" if right(|m| m.file_type().is_block_device()) => Ok(()),
+                "BlockDevice" => failed("a block device"),
+                other => Err(format!("hostPath type {other:?} is unknown")),
+            }
+        }
+    }
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), String> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(path)
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
+        .map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn tmpfs(path: &Path, size: Option<i64>, mode: u32) -> Result<(), String> {
+    let mut options = format!("mode={mode:o}");
+    if let Some(size) = size {
+        options.push_str(&format!(",size={size}"));
+    }
+    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).map_err(|e| e.to_string())
+}
+
+/// Gives a new volume to the pod's group.
+fn own(path: &Path, group: Option<u32>) -> Result<(), String> {
+    let Some(group) = group else { return Ok(()) };
+    std::os::unix::fs::chown(path, None, Some(group))
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o2777)))
+        .map_err(|e| e.to_string())
+}
+
+/// Whether something is mounted exactly at `path`.
+pub fn is_mounted(path: &Path) -> io::Result<bool> {
+    let path = path.canonicalize().unwrap_or_else(|_| path.into());
+    Ok(mounts_below(&path)?.contains(&path))
+}
+
+/// Unmounts everything at and below a directory.
+pub async fn unmount_below(root: &Path) -> io::Result<()> {
+    let root = root.to_path_buf();
+    tokio::task::spawn_blocking(move || {
+        let Ok(root) = root.canonicalize() else { return Ok(()) };
+        let mut mounts = mounts_below(&root)?;
+        // The deepest first.
+        mounts.sort_by_key(|m| std::cmp::Reverse(m.as_os_str().len()));
+        for mounted in mounts {
+            match umount2(&mounted, MntFlags::MNT_DETACH) {
+                Ok(()) | Err(nix::errno::Errno::EINVAL) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    })
+    .await
+    .map_err(io::Error::other)?
+}
+
+/// Removes a tree that must have no mounts in it: a mount left behind would lose its content otherwise.
+async fn remove_tree(path: &Path) -> io::Result<()> {
+    let path = path.to_path_buf();
+    tokio::task::spawn_blocking(move || {
+        let Ok(real) = path.canonicalize() else { return Ok(()) };
+        if !mounts_below(&real)?.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "something is still mounted"));
+        }
+        std::fs::remove_dir_all(real)
+    })
+    .await
+    .map_err(io::Error::other)?
+}
+
+fn mounts_below(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    Ok(points.filter(|p| p.starts_with(root)).collect())
+}
+
+/// Undoes the kernel's octal escapes in mount points.
+fn unescape(text: &str) -> PathBuf {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        match rest.get(at + 1..at + 4).and_then(|o| u8::from_str_radix(o, 8).ok()) {
+            Some(byte) => {
+                out.push(byte as char);
+                rest = &rest[at + 4..];
+            }
+            None => {
+                out.push('\\');
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    out.push_str(rest);
+    out.into()
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_and_optional_keys() {
+        let map: ConfigMap = serde_json::from_value(serde_json::json!({"data": {"a": "1", "b": "2"}})).unwrap();
+        let item = |key: &str, mode| KeyToPath { key: key.into(), path: format!("d/{key}"), mode, user: None };
+        let mut files = Payload::new();
+        config_map_files(&mut files, Some(&map), "m", Some(&[item("a", Some(0o400))]), 0o644, false).unwrap();
+        assert_eq!(files.keys().collect::<Vec<_>>(), ["d/a"]);
+        assert_eq!(files["d/a"].mode, 0o400);
+        let missing = config_map_files(&mut files, Some(&map), "m", Some(&[item("z", None)]), 0o644, false);
+        assert_eq!(missing.unwrap_err(), "configmap \"m\" references non-existent config key: z");
+        config_map_files(&mut files, None, "m", Some(&[item("z", None)]), 0o644, true).unwrap();
+    }
+
+    #[test]
+    fn host_path_types() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |name: &str, kind: &str| {
+            host_path(&HostPathVolumeSource {
+                path: dir.path().join(name).to_string_lossy().into(),
+                type_: Some(kind.into()),
+            })
+        };
+        assert!(check("d", "Directory").is_err());
+        assert!(check("d", "DirectoryOrCreate").is_ok());
+        assert!(check("d", "Directory").is_ok());
+        assert!(check("d", "File").is_err());
+        assert!(check("f", "FileOrCreate").is_ok());
+        assert!(check("f", "File").is_ok());
+        assert!(check("f", "Socket").is_err());
+        assert!(check("f", "Nonsense").is_err());
+    }
+
+    #[test]
+    fn mount_points_are_unescaped() {
+        assert_eq!(unescape("/a\\040b\\134c"), PathBuf::from("/a b\\c"));
+    }
+}
