@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use skiff_apiserver::Server;
-use skiff_apiserver::auth::User;
 use skiff_apiserver::pki::{Leaf, Pki};
 use skiff_storage::embedded::{Embedded, Options};
 use tokio::net::TcpListener;
@@ -26,7 +25,7 @@ pub(crate) enum Parts {
 }
 
 /// Time for components to end in order.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
 /// Runs until a signal, or until a component cannot go on.
 pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
@@ -94,7 +93,7 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn signal() -> &'static str {
+pub(crate) async fn signal() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
     let wait = |kind| async move {
         match signal(kind) {
@@ -126,7 +125,7 @@ fn make_private(dir: &Path) -> anyhow::Result<()> {
 }
 
 /// The address of the interface that the default route goes over; no packet is sent.
-fn advertise(listen: IpAddr) -> IpAddr {
+pub(crate) fn advertise(listen: IpAddr) -> IpAddr {
     if !listen.is_unspecified() {
         return listen;
     }
@@ -177,11 +176,6 @@ fn write_kubeconfigs(args: &UpArgs, pki: &Pki, url: &str, node: &str) -> anyhow:
         kubeconfig::write(&dir.join(format!("{file}.yaml")), &text)?;
     }
     Ok(())
-}
-
-/// The identity of an in-process component: what its client certificate would say.
-pub(crate) fn identity(user: &str, groups: &[&str]) -> User {
-    User::new(user, groups)
 }
 
 /// Stops what `up` left: containers, links, rules, mounts; with `--purge` the data too.

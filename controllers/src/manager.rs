@@ -64,11 +64,7 @@ pub fn node_term(node: &str) -> String {
 ///
 /// # Errors
 /// When the first lists cannot be read in time, or leadership is lost.
-pub async fn run(
-    client: impl Fn(&str) -> Client,
-    config: Config,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
+pub async fn run(client: impl Fn(&str) -> Client, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     if !config.leader_elect {
         return work(&client, &config, &stop).await;
     }

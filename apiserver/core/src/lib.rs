@@ -21,4 +21,5 @@ pub mod resources;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod tables;
 pub mod time;

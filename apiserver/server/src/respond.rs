@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use skiff_core::codec;
 use skiff_core::schema::{Handle, Struct, model};
 use skiff_core::status::Status;
+use skiff_core::tables;
 use skiff_storage::cache::Object;
 
 use crate::body::Body;
@@ -252,9 +253,10 @@ pub fn partial(v: &Value) -> Value {
 /// Column definitions of a kind.
 #[must_use]
 pub fn columns(kind: &Kind) -> Vec<Value> {
-    kind.strategy.columns().iter().map(|c| {
-        json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority})
-    }).collect()
+    let t = tables::of(kind.group(), kind.plural());
+    let described = |c: &tables::Column| format!("{} of the {}.", c.name, kind.resource.kind);
+    let row = |c: &tables::Column| json!({"name": c.name, "type": c.kind, "format": c.format, "description": described(c), "priority": c.priority});
+    t.columns.iter().map(row).collect()
 }
 
 /// A `Table` of objects.
@@ -262,11 +264,12 @@ pub fn columns(kind: &Kind) -> Vec<Value> {
 pub fn table(kind: &Kind, items: &[Value], metadata: &Value, v1: bool, include: Include) -> Value {
     let version = if v1 { "meta.k8s.io/v1" } else { "meta.k8s.io/v1beta1" };
     let now = jiff::Timestamp::now();
+    let shape = tables::of(kind.group(), kind.plural());
     let mut rows = Vec::with_capacity(items.len());
     for item in items {
         let mut row = Map::new();
-        row.insert("cells".into(), Value::Array(kind.strategy.cells(item, now)));
-        let conditions = kind.strategy.row_conditions(item);
+        row.insert("cells".into(), Value::Array((shape.cells)(item, now)));
+        let conditions = tables::row_conditions(kind.group(), kind.plural(), item);
         if !conditions.is_empty() {
             row.insert("conditions".into(), Value::Array(conditions));
         }

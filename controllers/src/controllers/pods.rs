@@ -50,8 +50,7 @@ pub fn ready_since(pod: &Pod) -> Option<&Time> {
 /// Whether it has answered for `min_ready` seconds.
 #[must_use]
 pub fn available(pod: &Pod, min_ready: i32) -> bool {
-    ready(pod)
-        && (min_ready == 0 || ready_since(pod).is_some_and(|t| seconds_since(t) >= f64::from(min_ready)))
+    ready(pod) && (min_ready == 0 || ready_since(pod).is_some_and(|t| seconds_since(t) >= f64::from(min_ready)))
 }
 
 /// The node it is bound to; empty before that.

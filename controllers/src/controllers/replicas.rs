@@ -530,7 +530,8 @@ mod tests {
         };
         let pending = pod(json!({"metadata": {"name": "a", "uid": "a"}, "spec": {"containers": [], "nodeName": "n"}}));
         let unbound = pod(json!({"metadata": {"name": "z", "uid": "z"}, "spec": {"containers": []}}));
-        let cheap = running("cheap", true, json!({"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-1"}}));
+        let cheap =
+            running("cheap", true, json!({"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-1"}}));
         let good = running("good", true, json!({}));
         let deaf = running("deaf", false, json!({}));
         let all = vec![good, full, cheap, deaf, pending, unbound];

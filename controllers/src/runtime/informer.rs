@@ -131,7 +131,8 @@ impl<K: Watched> Informer<K> {
     #[must_use]
     pub fn new(index: Index<K>) -> Self {
         let state = State { objects: HashMap::new(), indexed: HashMap::new() };
-        let inner = Inner { state: RwLock::new(state), handlers: RwLock::default(), index, synced: watch::channel(false).0 };
+        let inner =
+            Inner { state: RwLock::new(state), handlers: RwLock::default(), index, synced: watch::channel(false).0 };
         Self { inner: Arc::new(inner) }
     }
 

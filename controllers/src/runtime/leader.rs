@@ -153,10 +153,8 @@ mod tests {
 
     #[test]
     fn claims() {
-        let spec = |holder: Option<&str>| LeaseSpec {
-            holder_identity: holder.map(str::to_owned),
-            ..LeaseSpec::default()
-        };
+        let spec =
+            |holder: Option<&str>| LeaseSpec { holder_identity: holder.map(str::to_owned), ..LeaseSpec::default() };
         for (holder, silent, want) in [
             (Some("me"), 100, Claim::Renew),
             (Some("you"), 15, Claim::Wait),

@@ -247,7 +247,13 @@ impl Worker {
             match self.shared.admit(&self.pod) {
                 Ok(()) => self.stage = Stage::Live,
                 Err(verdict) => {
-                    self.shared.recorder.pod(&self.pod, None, EventKind::Warning, &verdict.reason, verdict.message.clone());
+                    self.shared.recorder.pod(
+                        &self.pod,
+                        None,
+                        EventKind::Warning,
+                        &verdict.reason,
+                        verdict.message.clone(),
+                    );
                     self.verdict = Some(verdict);
                     self.publish(&snapshot, true).await;
                     self.stage = Stage::Over;
@@ -377,12 +383,8 @@ impl Worker {
     fn sync_probes(&self, snapshot: &Snapshot) {
         let all = spec::containers(&self.pod);
         let old = self.pod.status.clone().unwrap_or_default();
-        let known: Vec<_> = old
-            .container_statuses
-            .iter()
-            .flatten()
-            .chain(old.init_container_statuses.iter().flatten())
-            .collect();
+        let known: Vec<_> =
+            old.container_statuses.iter().flatten().chain(old.init_container_statuses.iter().flatten()).collect();
         let running = all.iter().filter_map(|(role, container)| {
             let attempts = status::attempts(&snapshot.containers, &container.name);
             let latest = attempts.first().filter(|c| c.state == State::Running)?;
@@ -449,7 +451,12 @@ impl Worker {
     }
 
     /// Starts one container. `Some` delay: not now.
-    async fn start(&mut self, snapshot: &Snapshot, sandbox: &str, start: &Start) -> Result<Option<Duration>, anyhow::Error> {
+    async fn start(
+        &mut self,
+        snapshot: &Snapshot,
+        sandbox: &str,
+        start: &Start,
+    ) -> Result<Option<Duration>, anyhow::Error> {
         let Start { role, container, attempt, previous, leftover } = start;
         let name = &container.name;
         let field = spec::field_path(*role, name);
@@ -504,7 +511,9 @@ impl Worker {
         };
         let failed = self.create_and_start(snapshot, &field, *role, container, &made).await?;
         // Dead attempts older than the last one serve nobody: `logs --previous` reads one back.
-        for old in status::attempts(&snapshot.containers, name).into_iter().filter(|c| c.state != State::Running).skip(1) {
+        for old in
+            status::attempts(&snapshot.containers, name).into_iter().filter(|c| c.state != State::Running).skip(1)
+        {
             shared.runtime.remove(&old.id).await?;
         }
         if previous.is_some() {
@@ -532,7 +541,9 @@ impl Worker {
         made: &ContainerConfig,
     ) -> Result<Option<Waiting>, anyhow::Error> {
         let shared = self.shared.clone();
-        let event = |kind, reason: &str, message: &str| shared.recorder.pod(&self.pod, Some(field.to_string()), kind, reason, message);
+        let event = |kind, reason: &str, message: &str| {
+            shared.recorder.pod(&self.pod, Some(field.to_string()), kind, reason, message)
+        };
         let turn = shared.starts.acquire().await?;
         let id = match shared.runtime.create_container(made).await {
             Ok(id) => id,
@@ -557,12 +568,8 @@ impl Worker {
         if let Err(error) = hooks::run(&*shared.runtime, &id, container, &hook, self.pod_ip()).await {
             let message = format!("PostStartHook failed: {error}");
             event(EventKind::Warning, "FailedPostStartHook", &message);
-            let kill = Kill {
-                container: (role, container.clone()),
-                id,
-                message: "FailedPostStartHook".into(),
-                grace: None,
-            };
+            let kill =
+                Kill { container: (role, container.clone()), id, message: "FailedPostStartHook".into(), grace: None };
             self.kill(&kill).await;
             let _ = snapshot;
             return Ok(Some(Waiting { reason: "PostStartHookError".into(), message }));
@@ -589,7 +596,8 @@ impl Worker {
             let Some(running) = attempts.first().filter(|c| c.state == State::Running) else { continue };
             let (shares, quota, memory) = config::resources(&container);
             let wanted = format!("{shares}/{quota}/{memory}");
-            let applied = self.resources.get(&running.id).cloned().unwrap_or_else(|| running.label(label::RESOURCES).into());
+            let applied =
+                self.resources.get(&running.id).cloned().unwrap_or_else(|| running.label(label::RESOURCES).into());
             if applied == wanted || applied.is_empty() {
                 continue;
             }

@@ -40,7 +40,12 @@ impl Upgrade {
         let wire = match wanted.first().map(|w| w.to_lowercase()).as_deref() {
             Some("websocket") => Wire::WebSocket,
             Some("spdy/3.1") => Wire::Spdy,
-            _ => return Err(text(StatusCode::BAD_REQUEST, "you must specify at least one of SPDY/3.1 or websocket in the Upgrade header\n")),
+            _ => {
+                return Err(text(
+                    StatusCode::BAD_REQUEST,
+                    "you must specify at least one of SPDY/3.1 or websocket in the Upgrade header\n",
+                ));
+            }
         };
         let offers = match wire {
             Wire::WebSocket => list(headers, "sec-websocket-protocol"),

@@ -73,13 +73,7 @@ pub struct Volumes {
 impl Volumes {
     /// Volumes below the agent's data directory.
     pub fn new(client: kube::Client, config: &Config, sources: Arc<Sources>) -> Self {
-        Self {
-            client,
-            root: config.data_dir.join("pods"),
-            sources,
-            tokens: Mutex::default(),
-            claims: Mutex::default(),
-        }
+        Self { client, root: config.data_dir.join("pods"), sources, tokens: Mutex::default(), claims: Mutex::default() }
     }
 
     /// Directory of everything kept for a pod.
@@ -188,7 +182,13 @@ impl Volumes {
     }
 
     /// The files of a volume made from API objects.
-    async fn payload(&self, pod: &Pod, volume: &Volume, facts: &Facts, fs_group: Option<u32>) -> Result<Payload, String> {
+    async fn payload(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        facts: &Facts,
+        fs_group: Option<u32>,
+    ) -> Result<Payload, String> {
         let mut files = Payload::new();
         let namespace = spec::namespace(pod);
         if let Some(source) = &volume.config_map {
@@ -218,7 +218,14 @@ impl Volumes {
                 if let Some(source) = &source.config_map {
                     let optional = source.optional.unwrap_or(false);
                     let found = self.config_map(namespace, &source.name, optional).await?;
-                    config_map_files(&mut files, found.as_deref(), &source.name, source.items.as_deref(), mode, optional)?;
+                    config_map_files(
+                        &mut files,
+                        found.as_deref(),
+                        &source.name,
+                        source.items.as_deref(),
+                        mode,
+                        optional,
+                    )?;
                 }
                 if let Some(source) = &source.secret {
                     let optional = source.optional.unwrap_or(false);
@@ -241,7 +248,9 @@ impl Volumes {
                     }
                 }
                 if source.cluster_trust_bundle.is_some() || source.pod_certificate.is_some() {
-                    return Err("clusterTrustBundle and podCertificate projections are not supported on this node".into());
+                    return Err(
+                        "clusterTrustBundle and podCertificate projections are not supported on this node".into()
+                    );
                 }
             }
         } else {
@@ -273,7 +282,12 @@ impl Volumes {
     }
 
     /// A token for the pod's service account; a new one when the old has lived 80 % of its life.
-    async fn token(&self, pod: &Pod, volume: &str, projection: &ServiceAccountTokenProjection) -> Result<String, String> {
+    async fn token(
+        &self,
+        pod: &Pod,
+        volume: &str,
+        projection: &ServiceAccountTokenProjection,
+    ) -> Result<String, String> {
         let key = (spec::uid(pod).to_string(), volume.to_string(), projection.path.clone());
         let now = Timestamp::now();
         let held = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
@@ -328,7 +342,8 @@ impl Volumes {
             if let Some(host) = volume.host_path {
                 return Ok(host);
             }
-            let local = volume.local.ok_or_else(|| format!("persistent volume {bound:?} is of a type this node lacks"))?;
+            let local =
+                volume.local.ok_or_else(|| format!("persistent volume {bound:?} is of a type this node lacks"))?;
             Ok(HostPathVolumeSource { path: local.path, type_: Some("Directory".into()) })
         };
         tokio::time::timeout(REQUEST_TIMEOUT, lookup).await.unwrap_or_else(|_| Err("timed out".into()))
@@ -410,7 +425,8 @@ fn add(files: &mut Payload, path: &str, data: Vec<u8>, mode: i32) {
 /// run as one user, else by all.
 fn restrict_token(pod: &Pod, file: &mut File, fs_group: Option<u32>) {
     let pod_user = spec::spec(pod).security_context.as_ref().and_then(|s| s.run_as_user);
-    let mut users = spec::containers(pod).into_iter().map(|(_, c)| c.security_context.and_then(|s| s.run_as_user).or(pod_user));
+    let mut users =
+        spec::containers(pod).into_iter().map(|(_, c)| c.security_context.and_then(|s| s.run_as_user).or(pod_user));
     let first = users.next().flatten();
     let one_user = first.filter(|user| users.all(|u| u == Some(*user)));
     if fs_group.is_some() {

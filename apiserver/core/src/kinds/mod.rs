@@ -147,22 +147,6 @@ pub trait Strategy: Send + Sync {
         0
     }
 
-    /// Columns of the kind's table.
-    fn columns(&self) -> &'static [Column] {
-        PLAIN_COLUMNS
-    }
-
-    /// One row: as many cells as there are columns.
-    fn cells(&self, obj: &Value, _now: jiff::Timestamp) -> Vec<Value> {
-        let created = meta::text(obj, "creationTimestamp");
-        vec![meta::name(obj).into(), created.into()]
-    }
-
-    /// `conditions` of a table row (finished pods have one).
-    fn row_conditions(&self, _obj: &Value) -> Vec<Value> {
-        vec![]
-    }
-
     /// Field selectors the kind supports besides `metadata.name` and `metadata.namespace`.
     fn fields(&self) -> &'static [&'static str] {
         &[]
@@ -197,26 +181,6 @@ pub trait Strategy: Send + Sync {
         lookup(obj, name)
     }
 }
-
-/// One column of a table.
-#[derive(Clone, Copy, Debug)]
-pub struct Column {
-    /// Title.
-    pub name: &'static str,
-    /// `string`, `integer`, `number`, `boolean` or `date`.
-    pub kind: &'static str,
-    /// `name` for the name column, else empty.
-    pub format: &'static str,
-    /// What it shows.
-    pub description: &'static str,
-    /// 0 is always shown, higher only with `-o wide`.
-    pub priority: i32,
-}
-
-const PLAIN_COLUMNS: &[Column] = &[
-    Column { name: "Name", kind: "string", format: "name", description: "Name of the object", priority: 0 },
-    Column { name: "Created At", kind: "date", format: "", description: "Time of creation", priority: 0 },
-];
 
 /// A kind without rules of its own.
 pub struct Plain(pub Traits);

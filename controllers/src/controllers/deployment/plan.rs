@@ -111,7 +111,12 @@ pub fn new_set_size(d: &Deployment, all: &[Arc<ReplicaSet>], new: &ReplicaSet) -
 /// Sizes of old sets next, those that change only: unhealthy pods go first, then the oldest sets shrink, as far as
 /// availability allows.
 #[must_use]
-pub fn shrink_old(d: &Deployment, all: &[Arc<ReplicaSet>], old: &[Arc<ReplicaSet>], new: &ReplicaSet) -> Vec<(Arc<ReplicaSet>, i32)> {
+pub fn shrink_old(
+    d: &Deployment,
+    all: &[Arc<ReplicaSet>],
+    old: &[Arc<ReplicaSet>],
+    new: &ReplicaSet,
+) -> Vec<(Arc<ReplicaSet>, i32)> {
     if sum(old, set_replicas) == 0 {
         return vec![];
     }
@@ -225,7 +230,8 @@ pub fn saturated(d: &Deployment, rs: &ReplicaSet) -> bool {
 #[must_use]
 pub fn forgotten(d: &Deployment, old: &[Arc<ReplicaSet>]) -> Vec<Arc<ReplicaSet>> {
     let limit = d.spec.revision_history_limit.unwrap_or(10);
-    let mut kept: Vec<Arc<ReplicaSet>> = old.iter().filter(|r| r.metadata.deletion_timestamp.is_none()).cloned().collect();
+    let mut kept: Vec<Arc<ReplicaSet>> =
+        old.iter().filter(|r| r.metadata.deletion_timestamp.is_none()).cloned().collect();
     let excess = i32::try_from(kept.len()).unwrap_or(0) - limit;
     if limit == i32::MAX || excess <= 0 {
         return vec![];

@@ -80,7 +80,8 @@ fn scaling_in_the_middle_is_proportional() {
 fn hash_is_stable_and_blind_to_itself() {
     let t: PodTemplateSpec = serde_json::from_value(json!({"metadata": {"labels": {"a": "b"}}})).unwrap();
     let u: PodTemplateSpec =
-        serde_json::from_value(json!({"metadata": {"labels": {"a": "b", HASH_LABEL: "x"}, "annotations": {}}})).unwrap();
+        serde_json::from_value(json!({"metadata": {"labels": {"a": "b", HASH_LABEL: "x"}, "annotations": {}}}))
+            .unwrap();
     assert_eq!(hash(&t, None), hash(&u, None));
     assert_ne!(hash(&t, None), hash(&t, Some(1)));
     assert!(same_template(&t, &u));
