@@ -81,7 +81,10 @@ pub fn write(answer: Answer, form: Form, call: &Call) -> Result<http::Response<B
             };
             Ok(match form.view {
                 View::Table(v1) => {
-                    let m = json!({"resourceVersion": skiff_core::meta::text(&value, "resourceVersion")});
+                    let m = match skiff_core::meta::text(&value, "resourceVersion") {
+                        "" => json!({}),
+                        v => json!({"resourceVersion": v}),
+                    };
                     let t = table(&kind, std::slice::from_ref(&value), &m, v1, include_object(call)?);
                     value_response(code, &t, None, form)
                 }
@@ -274,7 +277,7 @@ pub fn table(kind: &Kind, items: &[Value], metadata: &Value, v1: bool, include: 
             row.insert("conditions".into(), Value::Array(conditions));
         }
         match include {
-            Include::None => {}
+            Include::None => drop(row.insert("object".into(), Value::Null)),
             Include::Object => drop(row.insert("object".into(), item.clone())),
             Include::Metadata => {
                 let mut p = partial(item);

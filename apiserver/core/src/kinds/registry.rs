@@ -45,6 +45,23 @@ impl Strategy for Defaulted {
 
 fn none(_: &mut Value) {}
 
+/// Claims wait until they are bound.
+struct Claim;
+
+impl Strategy for Claim {
+    fn traits(&self) -> &Traits {
+        &RS
+    }
+
+    fn default(&self, obj: &mut Value) {
+        defaults::claim(obj);
+    }
+
+    fn prepare_create(&self, obj: &mut Value) {
+        obj["status"] = serde_json::json!({"phase": "Pending"});
+    }
+}
+
 /// PersistentVolumes remember when their phase changed last.
 struct Volume;
 
@@ -90,7 +107,7 @@ pub fn strategy(group: &str, plural: &str) -> Arc<dyn Strategy> {
         ("", "events") => Arc::new(event::Event { group: false }),
         ("events.k8s.io", "events") => Arc::new(event::Event { group: true }),
         ("", "limitranges") => with(creating(D), defaults::limit_range),
-        ("", "persistentvolumeclaims") => with(RS, defaults::claim),
+        ("", "persistentvolumeclaims") => Arc::new(Claim),
         ("", "persistentvolumes") => Arc::new(Volume),
         ("", "podtemplates") => {
             with(Traits { returns_deleted: true, generation: true, ..D }, defaults::pod_template_object)

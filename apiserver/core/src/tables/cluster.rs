@@ -22,7 +22,7 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
     const PHASE: &[Column] = &[NAME, s("Status"), AGE];
     const DATA: &[Column] = &[NAME, s("Data"), AGE];
     const SECRET: &[Column] = &[NAME, s("Type"), s("Data"), AGE];
-    const ACCOUNT: &[Column] = &[NAME, s("Secrets"), AGE];
+    const ACCOUNT: &[Column] = &[NAME, AGE];
     const CREATED: &[Column] = &[NAME, column("Created At", "date", "", 0)];
     const VOLUME: &[Column] = &[
         NAME,
@@ -84,7 +84,7 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
             (DATA, |o, now| vec![name(o), (size(&o["data"]) + size(&o["binaryData"])).into(), created(o, now)])
         }
         ("", "secrets") => (SECRET, |o, now| vec![name(o), text(&o["type"]), size(&o["data"]).into(), created(o, now)]),
-        ("", "serviceaccounts") => (ACCOUNT, |o, now| vec![name(o), count(&o["secrets"]), created(o, now)]),
+        ("", "serviceaccounts") => (ACCOUNT, |o, now| vec![name(o), created(o, now)]),
         ("", "limitranges") => (CREATED, |o, _| vec![name(o), text(&o["metadata"]["creationTimestamp"])]),
         ("", "persistentvolumes") => (VOLUME, volume),
         ("", "persistentvolumeclaims") => (CLAIM, claim),
@@ -123,8 +123,13 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
         ("storage.k8s.io", "csidrivers") => (DRIVER, |o, now| {
             let s = &o["spec"];
             let flag = |k: &str| Value::from(s[k] == true);
-            let tokens: String =
-                list(s, "tokenRequests").filter_map(|t| t["audience"].as_str()).map(|a| format!("{a},")).collect();
+            let tokens: String = list(s, "tokenRequests")
+                .filter_map(|t| t["audience"].as_str())
+                .map(|a| format!("{a},"))
+                .collect::<String>()
+                .trim_end_matches(',')
+                .to_owned()
+                + ",";
             let modes: Vec<&str> = list(s, "volumeLifecycleModes").filter_map(Value::as_str).collect();
             let attach = s["attachRequired"] != false;
             vec![
@@ -132,7 +137,7 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
                 attach.into(),
                 flag("podInfoOnMount"),
                 flag("storageCapacity"),
-                if tokens.is_empty() { "<unset>".into() } else { tokens.into() },
+                if tokens == "," { "<unset>".into() } else { tokens.into() },
                 flag("requiresRepublish"),
                 if modes.is_empty() { "<none>".into() } else { modes.join(",").into() },
                 created(o, now),

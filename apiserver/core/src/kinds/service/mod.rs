@@ -1,5 +1,7 @@
 //! Service.
 
+mod validate;
+
 use serde_json::{Map, Value, json};
 
 use super::defaults::{set, set_text};
@@ -28,8 +30,8 @@ impl Strategy for ServiceStrategy {
 
     fn prepare_create(&self, obj: &mut Value) {
         obj["status"] = json!({"loadBalancer": {}});
-        families(obj);
         mirror_addresses(obj);
+        families(obj);
     }
 
     fn prepare_update(&self, new: &mut Value, old: &Value) {
@@ -40,7 +42,15 @@ impl Strategy for ServiceStrategy {
     }
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
-        let _ = (obj, errors);
+        validate::validate(obj, errors);
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        validate::validate_update(new, old, errors);
+    }
+
+    fn warnings(&self, new: &Value, _old: Option<&Value>, out: &mut Vec<String>) {
+        validate::warnings(new, out);
     }
 
     fn fields(&self) -> &'static [&'static str] {
@@ -96,11 +106,6 @@ fn spec_mut(obj: &mut Value) -> Option<&mut Map<String, Value>> {
 fn families(obj: &mut Value) {
     let Some(spec) = spec_mut(obj) else { return };
     if spec.get("type") == Some(&json!("ExternalName")) {
-        for k in ["ipFamilies", "ipFamilyPolicy", "clusterIP", "clusterIPs"] {
-            if k != "clusterIP" || spec.get(k) == Some(&json!("")) {
-                spec.remove(k);
-            }
-        }
         return;
     }
     let selectorless_headless = spec.get("clusterIP") == Some(&json!("None"))
@@ -119,10 +124,8 @@ fn mirror_addresses(obj: &mut Value) {
     let list = spec.get("clusterIPs").and_then(Value::as_array).cloned().unwrap_or_default();
     if !one.is_empty() && list.is_empty() {
         spec.insert("clusterIPs".into(), json!([one]));
-    } else if one.is_empty()
-        && let Some(first) = list.first()
-    {
-        spec.insert("clusterIP".into(), first.clone());
+    } else if one.is_empty() && list.len() == 1 && list[0] == "None" {
+        spec.insert("clusterIP".into(), "None".into());
     }
 }
 
