@@ -52,8 +52,7 @@ impl Informers {
 }
 
 /// Index term of the pods of a node; of unbound ones when empty.
-#[must_use]
-pub fn node_term(node: &str) -> String {
+pub(crate) fn node_term(node: &str) -> String {
     format!("node/{node}")
 }
 
