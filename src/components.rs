@@ -49,7 +49,7 @@ pub(crate) fn spawn_all(
     let clients = move |user: &str| s.client(identity(user));
     spawn(tasks, "controllers", stop, skiff_controllers::run(clients, config, stop.clone()));
     let client = server.client(User::new("system:kube-scheduler", &[]));
-    let _ = client;
+    spawn(tasks, "scheduler", stop, skiff_controllers::scheduler::run(client, stop.clone()));
     let leaf = serving(pki, node, address)?;
     let client = server.client(User::new(format!("system:node:{node}"), &["system:nodes"]));
     let config = Node {
@@ -171,11 +171,7 @@ pub(crate) async fn controller_manager(args: ComponentArgs) -> anyhow::Result<()
 pub(crate) async fn scheduler(args: ComponentArgs) -> anyhow::Result<()> {
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
-    alone("scheduler", stop.clone(), async move {
-        let _ = client;
-        Ok(())
-    })
-    .await
+    alone("scheduler", stop.clone(), skiff_controllers::scheduler::run(client, stop)).await
 }
 
 fn node_of(args: &NodeArgs, name: &str) -> anyhow::Result<(IpAddr, String)> {

@@ -94,10 +94,12 @@ fn narrow(selector: &mut LabelSelector, keys: &[String], operator: &str, pod: &P
 fn required(pod: &Pod, anti: bool) -> &[PodAffinityTerm] {
     let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref());
     let terms = if anti {
-        affinity.and_then(|a| a.pod_anti_affinity.as_ref())
+        affinity
+            .and_then(|a| a.pod_anti_affinity.as_ref())
             .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())
     } else {
-        affinity.and_then(|a| a.pod_affinity.as_ref())
+        affinity
+            .and_then(|a| a.pod_affinity.as_ref())
             .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())
     };
     terms.unwrap_or_default()
@@ -106,10 +108,16 @@ fn required(pod: &Pod, anti: bool) -> &[PodAffinityTerm] {
 /// Preferred terms with signed weights.
 fn preferred(pod: &Pod) -> Vec<(i64, PodAffinityTerm)> {
     let Some(affinity) = pod.spec.as_ref().and_then(|s| s.affinity.as_ref()) else { return vec![] };
-    let likes = affinity.pod_affinity.as_ref()
-        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref()).unwrap_or_default();
-    let avoids = affinity.pod_anti_affinity.as_ref()
-        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref()).unwrap_or_default();
+    let likes = affinity
+        .pod_affinity
+        .as_ref()
+        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())
+        .unwrap_or_default();
+    let avoids = affinity
+        .pod_anti_affinity
+        .as_ref()
+        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())
+        .unwrap_or_default();
     let likes = likes.iter().map(|w| (i64::from(w.weight), w.pod_affinity_term.clone()));
     let avoids = avoids.iter().map(|w| (-i64::from(w.weight), w.pod_affinity_term.clone()));
     likes.chain(avoids).collect()
@@ -170,8 +178,8 @@ impl Company {
                     }
                 }
             });
-            c.first = c.wanted.iter().all(|(_, v)| v.is_empty())
-                && terms.iter().all(|t| speaks_of(t, pod, pod, namespaces));
+            c.first =
+                c.wanted.iter().all(|(_, v)| v.is_empty()) && terms.iter().all(|t| speaks_of(t, pod, pod, namespaces));
         }
         c
     }
@@ -362,7 +370,8 @@ mod tests {
         let cache = cluster(there);
         let pod = pod(app, None, spec.clone());
         let company = Company::of(&pod, &cache, &Namespaces::new());
-        let fit: Vec<&str> = cache.nodes().filter(|(_, h)| company.allows(h).is_ok()).map(|(n, _)| n.as_str()).collect();
+        let fit: Vec<&str> =
+            cache.nodes().filter(|(_, h)| company.allows(h).is_ok()).map(|(n, _)| n.as_str()).collect();
         assert_eq!(fit.join(" "), want, "{app} {spec}");
     }
 

@@ -38,11 +38,8 @@ pub fn node(pod: &Pod, asks: &Amounts, host: &Host) -> Result<(), Refusal> {
     };
     let tolerations = spec.tolerations.as_deref().unwrap_or_default();
     if node.spec.as_ref().and_then(|s| s.unschedulable) == Some(true) {
-        let taint = Taint {
-            key: "node.kubernetes.io/unschedulable".into(),
-            effect: "NoSchedule".into(),
-            ..Taint::default()
-        };
+        let taint =
+            Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Taint::default() };
         if !tolerated(&taint, tolerations) {
             return Err(Refusal::new(Rule::Unschedulable, "node(s) were unschedulable", false));
         }
@@ -213,17 +210,33 @@ mod tests {
         check(asks("2", "1Gi"), &plain(), Ok(()));
         check(asks("2001m", "2Gi"), &plain(), Err("Insufficient cpu, Insufficient memory"));
         check(json!({"nodeSelector": {"disk": "ssd"}}), &plain(), Ok(()));
-        check(json!({"nodeSelector": {"disk": "tape"}}), &plain(), Err("node(s) didn't match Pod's node affinity/selector"));
+        check(
+            json!({"nodeSelector": {"disk": "tape"}}),
+            &plain(),
+            Err("node(s) didn't match Pod's node affinity/selector"),
+        );
         let affinity = |term: Value| json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}});
-        check(affinity(json!({"matchExpressions": [{"key": "size", "operator": "Gt", "values": ["4"]}]})), &plain(), Ok(()));
-        check(affinity(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]})), &plain(), Ok(()));
+        check(
+            affinity(json!({"matchExpressions": [{"key": "size", "operator": "Gt", "values": ["4"]}]})),
+            &plain(),
+            Ok(()),
+        );
+        check(
+            affinity(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]})),
+            &plain(),
+            Ok(()),
+        );
         check(affinity(json!({})), &plain(), Err("node(s) didn't match Pod's node affinity/selector"));
         let mut tainted = plain();
         tainted["spec"] = json!({"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}, {"key": "soft", "effect": "PreferNoSchedule"}]});
         check(json!({}), &tainted, Err("node(s) had untolerated taint {k: v}"));
         check(json!({"tolerations": [{"key": "k", "operator": "Exists"}]}), &tainted, Ok(()));
         check(json!({"tolerations": [{"operator": "Exists"}]}), &tainted, Ok(()));
-        check(json!({"tolerations": [{"key": "k", "value": "w"}]}), &tainted, Err("node(s) had untolerated taint {k: v}"));
+        check(
+            json!({"tolerations": [{"key": "k", "value": "w"}]}),
+            &tainted,
+            Err("node(s) had untolerated taint {k: v}"),
+        );
         let mut closed = plain();
         closed["spec"] = json!({"unschedulable": true});
         check(json!({}), &closed, Err("node(s) were unschedulable"));

@@ -186,9 +186,10 @@ impl Scheduler {
             return;
         };
         if wants_node(pod) {
-            let same = c.old.as_ref().is_some_and(|o| {
-                o.spec == pod.spec && o.metadata.labels == pod.metadata.labels && wants_node(o)
-            });
+            let same = c
+                .old
+                .as_ref()
+                .is_some_and(|o| o.spec == pod.spec && o.metadata.labels == pod.metadata.labels && wants_node(o));
             if !same && !self.cache.lock().is_assumed(&key) {
                 self.queue.add(&key, priority(pod));
             }
@@ -327,11 +328,7 @@ impl Scheduler {
 ///
 /// # Errors
 /// A refusal per node.
-pub fn choose(
-    placed: &Placed,
-    cache: &Cache,
-    namespaces: &Namespaces,
-) -> Result<String, Vec<(String, Refusal)>> {
+pub fn choose(placed: &Placed, cache: &Cache, namespaces: &Namespaces) -> Result<String, Vec<(String, Refusal)>> {
     let pod = &placed.pod;
     let company = Company::of(pod, cache, namespaces);
     let mut refusals = Vec::new();

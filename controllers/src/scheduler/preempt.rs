@@ -50,9 +50,10 @@ pub fn plan(
     }
     // One that waits for its victims to end takes no more.
     if let Some(node) = pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref())
-        && cache.hosts.get(node).is_some_and(|h| {
-            h.pods.values().any(|p| pods::deleting(&p.pod) && priority(&p.pod) < priority(pod))
-        })
+        && cache
+            .hosts
+            .get(node)
+            .is_some_and(|h| h.pods.values().any(|p| pods::deleting(&p.pod) && priority(&p.pod) < priority(pod)))
     {
         return Err("not eligible due to a terminating pod on the nominated node.".into());
     }
@@ -170,7 +171,8 @@ mod tests {
         for (p, node) in [(pod("a1", "2", 1), "a"), (pod("a2", "2", 5), "a"), (pod("b1", "4", 7), "b")] {
             cache.assume(&p, node);
         }
-        let refused = |p: &Arc<Pod>| super::super::choose(&Placed::new(Arc::clone(p)), &cache, &Namespaces::new()).unwrap_err();
+        let refused =
+            |p: &Arc<Pod>| super::super::choose(&Placed::new(Arc::clone(p)), &cache, &Namespaces::new()).unwrap_err();
         let new = pod("new", "2", 10);
         let v = plan(&new, &cache, &refused(&new), &Namespaces::new()).unwrap();
         assert_eq!((v.node.as_str(), v.pods.len(), v.pods[0].name_any().as_str()), ("a", 1, "a1"));

@@ -18,7 +18,12 @@ pub fn all(pod: &Pod, weighs: &Amounts, hosts: &[&Host], company: &Company) -> V
     let (liking, crowding) = (range(&liking), emptiest(&crowding, company.spreads_softly()));
     let total = |i: usize| {
         let h = hosts[i];
-        3.0 * taints[i] + 2.0 * affinity[i] + 2.0 * liking[i] + 2.0 * crowding[i] + least(weighs, h) + balance(weighs, h)
+        3.0 * taints[i]
+            + 2.0 * affinity[i]
+            + 2.0 * liking[i]
+            + 2.0 * crowding[i]
+            + least(weighs, h)
+            + balance(weighs, h)
     };
     (0..hosts.len()).map(total).collect()
 }

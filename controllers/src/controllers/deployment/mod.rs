@@ -325,9 +325,11 @@ impl Controller {
     /// Writes the rollout number on the Deployment.
     async fn number(&self, namespace: &str, d: &Deployment, number: i64) -> Result<(), Error> {
         if revision(d) != number {
-            let patch = serde_json::json!({"metadata": {"annotations": {REVISION: number.to_string()}}});
-            let patched = self.api(namespace).patch(&d.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
-            found(patched)?;
+            // The controller's role allows updates, not patches; a lost race is retried with the next event.
+            let mut next = d.clone();
+            next.metadata.annotations.get_or_insert_default().insert(REVISION.to_owned(), number.to_string());
+            next.metadata.managed_fields = None;
+            found(self.api(namespace).replace(&d.name_any(), &PostParams::default(), &next).await)?;
         }
         Ok(())
     }
