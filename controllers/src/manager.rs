@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use anyhow::bail;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Pod, ReplicationController};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ReplicationController, ServiceAccount};
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::controllers::{deployment, pods, replicas};
+use crate::controllers::{accounts, aggregation, deployment, namespace, pods, replicas};
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
 use crate::runtime::worker::{self, Reconcile};
@@ -34,6 +35,10 @@ const SYNC_LIMIT: Duration = Duration::from_secs(120);
 
 /// Local copies, one per kind, shared by all controllers.
 pub(crate) struct Informers {
+    pub(crate) namespaces: Informer<Namespace>,
+    pub(crate) accounts: Informer<ServiceAccount>,
+    pub(crate) root_cas: Informer<ConfigMap>,
+    pub(crate) roles: Informer<ClusterRole>,
     pub(crate) pods: Informer<Pod>,
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) sets: Informer<ReplicaSet>,
@@ -43,6 +48,10 @@ pub(crate) struct Informers {
 impl Informers {
     fn new() -> Self {
         Self {
+            namespaces: Informer::default(),
+            accounts: Informer::default(),
+            root_cas: Informer::default(),
+            roles: Informer::default(),
             pods: Informer::new(|p| vec![by_controller(p), node_term(pods::node(p))]),
             deployments: Informer::default(),
             sets: Informer::new(|s| vec![by_controller(s)]),
@@ -91,6 +100,15 @@ fn own(client: &impl Fn(&str) -> Client, name: &str) -> Client {
 async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
     let i = Informers::new();
     let controllers: Vec<Arc<dyn Reconcile>> = vec![
+        namespace::Controller::new(own(client, "namespace-controller"), i.namespaces.clone()),
+        accounts::Accounts::new(own(client, "service-account-controller"), i.namespaces.clone(), i.accounts.clone()),
+        accounts::RootCa::new(
+            own(client, "root-ca-cert-publisher"),
+            i.namespaces.clone(),
+            i.root_cas.clone(),
+            config.root_ca.clone(),
+        ),
+        aggregation::Controller::new(own(client, "clusterrole-aggregation-controller"), i.roles.clone()),
         deployment::Controller::new(
             own(client, "deployment-controller"),
             i.deployments.clone(),
@@ -100,9 +118,13 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         replicas::Controller::new(own(client, "replicaset-controller"), i.sets.clone(), i.pods.clone()),
         replicas::Controller::new(own(client, "replication-controller"), i.replication.clone(), i.pods.clone()),
     ];
-    let _ = config;
     let shared = client(MANAGER);
     let mut followed: Vec<(&'static str, Synced)> = Vec::new();
+    follow(&mut followed, "namespaces", &i.namespaces, &shared, stop);
+    follow(&mut followed, "serviceaccounts", &i.accounts, &shared, stop);
+    let only_root_ca = watcher::Config::default().fields(&format!("metadata.name={}", accounts::ROOT_CA));
+    follow_some(&mut followed, "configmaps", &i.root_cas, &shared, only_root_ca, stop);
+    follow(&mut followed, "clusterroles", &i.roles, &shared, stop);
     follow(&mut followed, "pods", &i.pods, &shared, stop);
     follow(&mut followed, "deployments", &i.deployments, &shared, stop);
     follow(&mut followed, "replicasets", &i.sets, &shared, stop);

@@ -101,9 +101,7 @@ pub async fn run(client: Client, stop: CancellationToken) -> anyhow::Result<()> 
     let config = watcher::Config::default;
     s.nodes.start(Api::all(client.clone()), config(), stop.clone());
     s.namespaces.start(Api::all(client.clone()), config(), stop.clone());
-    // What has ended takes no room and wants no node.
-    let living = config().fields("status.phase!=Succeeded,status.phase!=Failed");
-    s.pods.start(Api::all(client), living, stop.clone());
+    s.pods.start(Api::all(client), config(), stop.clone());
     for (name, synced) in [
         ("nodes", s.nodes.wait_synced(SYNC_LIMIT).await),
         ("namespaces", s.namespaces.wait_synced(SYNC_LIMIT).await),

@@ -15,9 +15,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// Patience with anything that must come true.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub struct Cluster {
-    pub server: Server,
-    pub client: Client,
+pub(crate) struct Cluster {
+    pub(crate) server: Server,
+    pub(crate) client: Client,
     _stop: DropGuard,
     _dir: tempfile::TempDir,
 }
@@ -30,11 +30,8 @@ fn identity(name: &str) -> User {
 }
 
 impl Cluster {
-    pub async fn start() -> Self {
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter(std::env::var("RUST_LOG").unwrap_or_default())
-            .with_test_writer()
-            .try_init();
+    pub(crate) async fn start() -> Self {
+        let _ = tracing_subscriber::fmt().with_env_filter(std::env::var("RUST_LOG").unwrap_or_default()).with_test_writer().try_init();
         let dir = tempfile::tempdir().unwrap();
         let store = skiff_storage::embedded::Embedded::open(dir.path(), Default::default()).unwrap();
         let server = Server::builder(Arc::new(store)).start().await.unwrap();
@@ -52,19 +49,19 @@ impl Cluster {
         Self { server, client, _stop: stop.drop_guard(), _dir: dir }
     }
 
-    pub fn api<K>(&self, namespace: &str) -> Api<K>
+    pub(crate) fn api<K>(&self, namespace: &str) -> Api<K>
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
     {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    pub fn all<K: kube::Resource<DynamicType = ()>>(&self) -> Api<K> {
+    pub(crate) fn all<K: kube::Resource<DynamicType = ()>>(&self) -> Api<K> {
         Api::all(self.client.clone())
     }
 
     /// A node that is ready, with room.
-    pub async fn node(&self, name: &str) {
+    pub(crate) async fn node(&self, name: &str) {
         let nodes: Api<Node> = self.all();
         let node = json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}});
         nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
@@ -78,12 +75,11 @@ impl Cluster {
     }
 
     /// Plays the node agents: what is bound runs, what is deleted goes.
-    pub fn run_pods(&self) {
+    pub(crate) fn run_pods(&self) {
         let api: Api<Pod> = self.all();
         let client = self.client.clone();
         tokio::spawn(async move {
-            let mut events =
-                std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff().applied_objects());
+            let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff().applied_objects());
             let mut next = 1;
             while let Some(event) = futures::StreamExt::next(&mut events).await {
                 let Ok(pod) = event else { continue };
@@ -105,13 +101,10 @@ impl Cluster {
         });
     }
 
-    pub async fn create<K>(&self, namespace: &str, object: Value) -> K
+    pub(crate) async fn create<K>(&self, namespace: &str, object: Value) -> K
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-            + serde::Serialize
-            + serde::de::DeserializeOwned
-            + Clone
-            + std::fmt::Debug,
+            + serde::Serialize + serde::de::DeserializeOwned + Clone + std::fmt::Debug,
     {
         let object: K = serde_json::from_value(object).unwrap();
         self.api::<K>(namespace).create(&PostParams::default(), &object).await.unwrap()
@@ -119,7 +112,7 @@ impl Cluster {
 }
 
 /// Waits until `check` answers something, looking whenever a little time has passed.
-pub async fn eventually<T, F>(what: &str, mut check: impl FnMut() -> F) -> T
+pub(crate) async fn eventually<T, F>(what: &str, mut check: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {

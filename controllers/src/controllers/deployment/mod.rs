@@ -128,9 +128,12 @@ impl Controller {
         let d = self.mark_pause(&d).await?;
         let paused = d.spec.paused == Some(true);
         if paused || plan::is_scaling(&d, &sets) {
-            let new = match new {
-                Some(rs) => Some(self.adjust(namespace, &d, &old, &rs).await?),
-                None => None,
+            let (d, new) = match new {
+                Some(rs) => {
+                    let rs = self.adjust(namespace, &d, &old, &rs).await?;
+                    (self.number(namespace, &d, &rs).await?, Some(rs))
+                }
+                None => (d, None),
             };
             let mut now: Vec<Arc<ReplicaSet>> = old.iter().chain(&new).cloned().collect();
             for (rs, size) in plan::scale(&d, new.as_ref(), &old) {
@@ -144,61 +147,63 @@ impl Controller {
             self.report(&d, status::count(&d, &now, new.as_ref())).await?;
             return Ok(None);
         }
-        self.roll(namespace, &d, new, old).await
+        self.roll(namespace, d, new, old).await
     }
 
     /// One step of a rollout.
     async fn roll(
         &self,
         namespace: &str,
-        d: &Deployment,
+        mut d: Arc<Deployment>,
         new: Option<Arc<ReplicaSet>>,
         old: Vec<Arc<ReplicaSet>>,
     ) -> Outcome {
         let mut all = old.clone();
         let mut current = match new {
             Some(rs) => {
-                let rs = self.adjust(namespace, d, &old, &rs).await?;
+                let rs = self.adjust(namespace, &d, &old, &rs).await?;
+                d = self.number(namespace, &d, &rs).await?;
                 all.push(Arc::clone(&rs));
                 Some(rs)
             }
             None => None,
         };
-        if !plan::rolling(d) {
+        if !plan::rolling(&d) {
             // Recreate: first everything old goes, then the new set is made.
             let mut shrunk = false;
             for rs in old.iter().filter(|rs| plan::set_replicas(rs) > 0) {
-                let scaled = self.resize(namespace, d, rs, 0).await?;
+                let scaled = self.resize(namespace, &d, rs, 0).await?;
                 put(&mut all, scaled);
                 shrunk = true;
             }
             if shrunk || self.old_pods_run(&old) {
-                return self.finish(namespace, d, &all, current.as_ref(), &old).await;
+                return self.finish(namespace, &d, &all, current.as_ref(), &old).await;
             }
         }
         let new = match current.take() {
             Some(rs) => rs,
             None => {
-                let rs = self.make_set(namespace, d, &old).await?;
+                let rs = self.make_set(namespace, &d, &old).await?;
+                d = self.number(namespace, &d, &rs).await?;
                 put(&mut all, Arc::clone(&rs));
                 rs
             }
         };
-        let size = plan::new_set_size(d, &all, &new);
+        let size = plan::new_set_size(&d, &all, &new);
         if size != plan::set_replicas(&new) {
-            let new = self.resize(namespace, d, &new, size).await?;
+            let new = self.resize(namespace, &d, &new, size).await?;
             put(&mut all, Arc::clone(&new));
-            return self.finish(namespace, d, &all, Some(&new), &old).await;
+            return self.finish(namespace, &d, &all, Some(&new), &old).await;
         }
-        if plan::rolling(d) {
-            for (rs, size) in plan::shrink_old(d, &all, &old, &new) {
-                let scaled = self.resize(namespace, d, &rs, size).await?;
+        if plan::rolling(&d) {
+            for (rs, size) in plan::shrink_old(&d, &all, &old, &new) {
+                let scaled = self.resize(namespace, &d, &rs, size).await?;
                 put(&mut all, scaled);
             }
         }
-        let new = self.annotate_sizes(namespace, d, &new).await?;
+        let new = self.annotate_sizes(namespace, &d, &new).await?;
         put(&mut all, Arc::clone(&new));
-        self.finish(namespace, d, &all, Some(&new), &old).await
+        self.finish(namespace, &d, &all, Some(&new), &old).await
     }
 
     async fn finish(
@@ -211,8 +216,7 @@ impl Controller {
     ) -> Outcome {
         let mut status = status::rollout(d, all, new);
         // The set that was made in this step has said so already; keep what the server has if it is newer.
-        if let Some(rs) = new.filter(|_| status::deadline(d).is_some() && status::get(&status, "Progressing").is_none())
-        {
+        if let Some(rs) = new.filter(|_| status::deadline(d).is_some() && status::get(&status, "Progressing").is_none()) {
             let text = format!("Found new replica set \"{}\"", rs.name_any());
             status::set(&mut status, status::condition("Progressing", "True", "FoundNewReplicaSet", text));
         }
@@ -317,21 +321,18 @@ impl Controller {
         if next.spec.min_ready_seconds.unwrap_or(0) != d.spec.min_ready_seconds.unwrap_or(0) {
             next.spec.min_ready_seconds = d.spec.min_ready_seconds;
         }
-        let result = if next == **rs { Arc::clone(rs) } else { self.replace(namespace, &next).await? };
-        self.number(namespace, d, revision(&*result)).await?;
-        Ok(result)
+        if next == **rs { Ok(Arc::clone(rs)) } else { self.replace(namespace, &next).await }
     }
 
-    /// Writes the rollout number on the Deployment.
-    async fn number(&self, namespace: &str, d: &Deployment, number: i64) -> Result<(), Error> {
-        if revision(d) != number {
-            // The controller's role allows updates, not patches; a lost race is retried with the next event.
-            let mut next = d.clone();
-            next.metadata.annotations.get_or_insert_default().insert(REVISION.to_owned(), number.to_string());
-            next.metadata.managed_fields = None;
-            found(self.api(namespace).replace(&d.name_any(), &PostParams::default(), &next).await)?;
+    /// Writes the rollout number on the Deployment; answers the Deployment as it is then.
+    async fn number(&self, namespace: &str, d: &Arc<Deployment>, rs: &ReplicaSet) -> Result<Arc<Deployment>, Error> {
+        let number = revision(rs);
+        if revision(&**d) == number {
+            return Ok(Arc::clone(d));
         }
-        Ok(())
+        let mut next = Deployment::clone(d);
+        next.metadata.annotations.get_or_insert_default().insert(REVISION.into(), number.to_string());
+        Ok(Arc::new(self.api(namespace).replace(&d.name_any(), &PostParams::default(), &next).await?))
     }
 
     async fn make_set(
@@ -381,7 +382,6 @@ impl Controller {
                 return Err(e.into());
             }
         };
-        self.number(namespace, d, number).await?;
         Ok(Arc::new(set))
     }
 
