@@ -69,7 +69,7 @@ pub(crate) fn spawn_all(
         skiff_kubelet::run(client, kubelet_config(&config, leaf, &pki.cluster.cert)?, stop.clone()),
     );
     let client = server.client(User::new("system:kube-proxy", &[]));
-    let _ = client;
+    spawn(tasks, "proxy", stop, skiff_proxy::run(client, proxy_config(&config)?, stop.clone()));
     Ok(())
 }
 
@@ -120,6 +120,15 @@ fn kubelet_config(node: &Node<'_>, leaf: Leaf, ca: &str) -> anyhow::Result<skiff
     c.cluster_dns = node.dns()?;
     c.cluster_domain = node.domain.to_owned();
     c.docker_socket = node.engine.to_owned();
+    Ok(c)
+}
+
+fn proxy_config(node: &Node<'_>) -> anyhow::Result<skiff_proxy::Config> {
+    let mut c = skiff_proxy::Config::new(node.name, node.address);
+    c.pod_cidr = v4(node.pod_cidr)?;
+    c.service_cidr = v4(node.service_cidr)?;
+    c.dns_address = node.dns()?;
+    c.cluster_domain = node.domain.to_owned();
     Ok(c)
 }
 
@@ -196,14 +205,10 @@ pub(crate) async fn kubelet(args: NodeArgs) -> anyhow::Result<()> {
 pub(crate) async fn proxy(args: NodeArgs) -> anyhow::Result<()> {
     let name = node_name(args.node_name.clone())?;
     let (address, name) = node_of(&args, &name)?;
+    let config = proxy_config(&node_facts(&args, &name, address))?;
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
-    let _ = (address, name);
-    alone("proxy", stop.clone(), async move {
-        let _ = client;
-        Ok(())
-    })
-    .await
+    alone("proxy", stop.clone(), skiff_proxy::run(client, config, stop)).await
 }
 
 fn node_facts<'a>(args: &'a NodeArgs, name: &'a str, address: IpAddr) -> Node<'a> {
@@ -233,5 +238,6 @@ pub(crate) async fn cleanup(args: &DownArgs) -> anyhow::Result<()> {
         domain: "cluster.local",
     };
     let config = kubelet_config(&node, Leaf { cert: String::new(), key: String::new() }, "")?;
-    skiff_kubelet::cleanup(&config).await.context("cannot remove pods")
+    skiff_kubelet::cleanup(&config).await.context("cannot remove pods")?;
+    skiff_proxy::cleanup(&proxy_config(&node)?).await.context("cannot remove Service rules")
 }

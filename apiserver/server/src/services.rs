@@ -71,6 +71,12 @@ impl Addresses {
         offset(self.cidr, 1)
     }
 
+    /// The `n`th address of the range.
+    #[must_use]
+    pub fn nth(&self, n: u64) -> IpAddr {
+        offset(self.cidr, n)
+    }
+
     fn take(&self, wanted: Option<IpAddr>) -> Result<IpAddr, Taken> {
         let mut used = self.used.lock();
         if let Some(a) = wanted {

@@ -53,7 +53,9 @@ fn web_example(c: &mut Cluster, ns: &str) -> Result<()> {
     // Through the Service by name from a pod, and by node port from the host.
     let said = c.ok(&["-n", ns, "exec", &first, "--", "wget", "-q", "-O", "-", "http://web/"])?;
     ensure!(said == "hello from skiff\n", "{said:?}");
-    c.eventually("the node port answers", |_| Ok(http("127.0.0.1:30080").is_ok_and(|b| b.contains("hello from skiff"))))?;
+    c.eventually("the node port answers", |_| {
+        Ok(http("127.0.0.1:30080").is_ok_and(|b| b.contains("hello from skiff")))
+    })?;
     let described = c.ok(&["-n", ns, "describe", "service", "web"])?;
     ensure!(described.lines().any(|l| l.starts_with("NodePort:") && l.contains("30080/TCP")), "{described}");
     Ok(())
@@ -82,7 +84,8 @@ fn streams(c: &mut Cluster, ns: &str) -> Result<()> {
     c.ok(&["-n", ns, "cp", &local, "a:/tmp/copied"])?;
     ensure!(c.ok(&["-n", ns, "exec", "a", "--", "cat", "/tmp/copied"])? == "content");
     let mut forward = c.background(&["-n", ns, "port-forward", "pod/a", ":8080"])?;
-    let line = forward.stdout.take().map(|o| BufReader::new(o).lines().next()).context("port-forward prints its port")?;
+    let line =
+        forward.stdout.take().map(|o| BufReader::new(o).lines().next()).context("port-forward prints its port")?;
     let line = line.context("port-forward prints its port")??;
     let port = line.split("127.0.0.1:").nth(1).and_then(|r| r.split(' ').next()).context("a port")?.to_owned();
     let page = http(&format!("127.0.0.1:{port}"));
@@ -101,7 +104,8 @@ fn rollout(c: &mut Cluster, ns: &str) -> Result<()> {
     c.ok(&["-n", ns, "set", "env", "deployment/d", "STEP=two"])?;
     c.ok(&["-n", ns, "rollout", "status", "deployment/d", "--timeout=90s"])?;
     let history = c.ok(&["-n", ns, "rollout", "history", "deployment/d"])?;
-    let revisions: Vec<&str> = history.lines().filter_map(|l| l.split_whitespace().next()).filter(|w| w.parse::<u32>().is_ok()).collect();
+    let revisions: Vec<&str> =
+        history.lines().filter_map(|l| l.split_whitespace().next()).filter(|w| w.parse::<u32>().is_ok()).collect();
     ensure!(revisions == ["1", "2"], "{history}");
     c.ok(&["-n", ns, "rollout", "undo", "deployment/d"])?;
     c.ok(&["-n", ns, "rollout", "status", "deployment/d", "--timeout=90s"])?;
@@ -120,7 +124,10 @@ fn bad_manifests(c: &mut Cluster, ns: &str) -> Result<()> {
         (pod("{containers: [{name: a, image: b, resources: {limits: {cpu: x}}}]}"), "quantities must match"),
         (pod("{containers: []}"), "spec.containers: Required value"),
         (deployment.to_owned(), "spec.selector: Required value"),
-        ("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Bad_Name}\n".to_owned(), "metadata.name: Invalid value: \"Bad_Name\""),
+        (
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Bad_Name}\n".to_owned(),
+            "metadata.name: Invalid value: \"Bad_Name\"",
+        ),
     ];
     for (manifest, want) in &cases {
         let o = c.apply(&["-n", ns, "create"], manifest)?;

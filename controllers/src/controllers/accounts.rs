@@ -17,8 +17,7 @@ use crate::runtime::worker::{self, Outcome, Reconcile};
 /// Name of the ConfigMap with the server's CA.
 pub const ROOT_CA: &str = "kube-root-ca.crt";
 const DESCRIPTION: &str = "kubernetes.io/description";
-const ABOUT: &str =
-    "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the \
+const ABOUT: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the \
      internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes \
      clusters.";
 

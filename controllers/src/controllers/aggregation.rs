@@ -95,8 +95,11 @@ mod tests {
     #[test]
     fn rules_are_joined_once() {
         let role = |name: &str, labels: serde_json::Value, verb: &str| -> Arc<ClusterRole> {
-            Arc::new(serde_json::from_value(json!({"metadata": {"name": name, "labels": labels},
-                "rules": [{"verbs": [verb], "resources": ["pods"], "apiGroups": [""]}]})).unwrap())
+            Arc::new(
+                serde_json::from_value(json!({"metadata": {"name": name, "labels": labels},
+                "rules": [{"verbs": [verb], "resources": ["pods"], "apiGroups": [""]}]}))
+                .unwrap(),
+            )
         };
         let sum: ClusterRole = serde_json::from_value(json!({"metadata": {"name": "sum", "labels": {"in": "sum"}},
             "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"in": "sum"}}]}}))

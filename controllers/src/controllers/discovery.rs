@@ -89,8 +89,7 @@ struct Kind {
     kind: String,
 }
 
-const ACCEPT: &str =
-    "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+const ACCEPT: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// All kinds of the server.
 ///

@@ -112,7 +112,11 @@ impl Controller {
         for group in [pods, others] {
             for kind in group {
                 if let Err(e) = self.empty_kind(namespace, &kind, &mut remains).await {
-                    remains.failures.insert(format!("unexpected items still remain in namespace: {namespace} for gvr: {}: {}", kind.name(), worker::text(&e)));
+                    remains.failures.insert(format!(
+                        "unexpected items still remain in namespace: {namespace} for gvr: {}: {}",
+                        kind.name(),
+                        worker::text(&e)
+                    ));
                 }
             }
             if !remains.objects.is_empty() {
@@ -194,20 +198,36 @@ fn conditions(old: &[NamespaceCondition], r: &Remains) -> Vec<NamespaceCondition
             r.discovery.as_ref().map(|d| ("DiscoveryFailed", format!("Discovery failed for some groups: {d}"))),
             ("ResourcesDiscovered", "All resources successfully discovered"),
         ),
-        ("NamespaceDeletionGroupVersionParsingFailure", None, ("ParsedGroupVersions", "All legacy kube types successfully parsed")),
+        (
+            "NamespaceDeletionGroupVersionParsingFailure",
+            None,
+            ("ParsedGroupVersions", "All legacy kube types successfully parsed"),
+        ),
         (
             "NamespaceDeletionContentFailure",
-            (!r.failures.is_empty()).then(|| ("ContentDeletionFailed", format!("Failed to delete all resource types, {} remaining: {failures}", r.failures.len()))),
+            (!r.failures.is_empty()).then(|| {
+                (
+                    "ContentDeletionFailed",
+                    format!("Failed to delete all resource types, {} remaining: {failures}", r.failures.len()),
+                )
+            }),
             ("ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
         ),
         (
             "NamespaceContentRemaining",
-            (!r.objects.is_empty()).then(|| ("SomeResourcesRemain", format!("Some resources are remaining: {}", listed(&r.objects, &has)))),
+            (!r.objects.is_empty()).then(|| {
+                ("SomeResourcesRemain", format!("Some resources are remaining: {}", listed(&r.objects, &has)))
+            }),
             ("ContentRemoved", "All content successfully removed"),
         ),
         (
             "NamespaceFinalizersRemaining",
-            (!r.finalizers.is_empty()).then(|| ("SomeFinalizersRemain", format!("Some content in the namespace has finalizers remaining: {}", listed(&r.finalizers, &held)))),
+            (!r.finalizers.is_empty()).then(|| {
+                (
+                    "SomeFinalizersRemain",
+                    format!("Some content in the namespace has finalizers remaining: {}", listed(&r.finalizers, &held)),
+                )
+            }),
             ("ContentHasNoFinalizers", "All content-preserving finalizers finished"),
         ),
     ];

@@ -31,7 +31,10 @@ fn identity(name: &str) -> User {
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        let _ = tracing_subscriber::fmt().with_env_filter(std::env::var("RUST_LOG").unwrap_or_default()).with_test_writer().try_init();
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(std::env::var("RUST_LOG").unwrap_or_default())
+            .with_test_writer()
+            .try_init();
         let dir = tempfile::tempdir().unwrap();
         let store = skiff_storage::embedded::Embedded::open(dir.path(), Default::default()).unwrap();
         let server = Server::builder(Arc::new(store)).start().await.unwrap();
@@ -79,7 +82,8 @@ impl Cluster {
         let api: Api<Pod> = self.all();
         let client = self.client.clone();
         tokio::spawn(async move {
-            let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff().applied_objects());
+            let mut events =
+                std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff().applied_objects());
             let mut next = 1;
             while let Some(event) = futures::StreamExt::next(&mut events).await {
                 let Ok(pod) = event else { continue };
@@ -104,7 +108,10 @@ impl Cluster {
     pub(crate) async fn create<K>(&self, namespace: &str, object: Value) -> K
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-            + serde::Serialize + serde::de::DeserializeOwned + Clone + std::fmt::Debug,
+            + serde::Serialize
+            + serde::de::DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
     {
         let object: K = serde_json::from_value(object).unwrap();
         self.api::<K>(namespace).create(&PostParams::default(), &object).await.unwrap()

@@ -213,8 +213,7 @@ pub fn update(frame: &Frame, changes: impl Iterator<Item = Change>, chains: &mut
 
 fn needed(scope: Scope, frontend: &Frontend) -> Vec<Chain> {
     let Action::Balance { endpoints, affinity, masquerade } = &frontend.action else { return Vec::new() };
-    let spread =
-        Chain::Spread { scope, count: endpoints.len(), sticky: affinity.is_some(), masquerade: *masquerade };
+    let spread = Chain::Spread { scope, count: endpoints.len(), sticky: affinity.is_some(), masquerade: *masquerade };
     std::iter::once(spread).chain(affinity.map(Chain::Remember)).collect()
 }
 
@@ -247,9 +246,7 @@ fn chain_text(script: &mut String, table: &str, chain: Chain) {
         Chain::Spread { scope, count, sticky, masquerade } => {
             if masquerade {
                 // The connection's mark lets its packets through the engine's forward chain, both ways.
-                rule(format!(
-                    "meta mark set meta mark or {MASQUERADE} ct mark set ct mark or {MASQUERADE}"
-                ));
+                rule(format!("meta mark set meta mark or {MASQUERADE} ct mark set ct mark or {MASQUERADE}"));
             }
             if sticky {
                 rule("dnat ip to ip saddr . ip daddr . meta l4proto . th dport map @affinity".into());

@@ -141,6 +141,16 @@ async fn kubernetes_service(server: &Arc<Inner>) -> Result<(), Status> {
             "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}]},
         "status": {"loadBalancer": {}}});
     ensure(server, "", "services", service).await?;
+    // The name every cluster answers DNS under: the tenth address, served by the proxy of each node.
+    let tenth = server.addresses.nth(10).to_string();
+    let dns = json!({"kind": "Service", "apiVersion": "v1",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}},
+        "spec": {"type": "ClusterIP", "clusterIP": tenth, "clusterIPs": [tenth], "ipFamilies": [family],
+            "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
+            "ports": [{"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
+                {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53}]},
+        "status": {"loadBalancer": {}}});
+    ensure(server, "", "services", dns).await?;
     let endpoints = json!({"kind": "Endpoints", "apiVersion": "v1",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
         "subsets": [{"addresses": [{"ip": address.to_string()}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]});

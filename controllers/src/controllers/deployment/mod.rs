@@ -216,7 +216,8 @@ impl Controller {
     ) -> Outcome {
         let mut status = status::rollout(d, all, new);
         // The set that was made in this step has said so already; keep what the server has if it is newer.
-        if let Some(rs) = new.filter(|_| status::deadline(d).is_some() && status::get(&status, "Progressing").is_none()) {
+        if let Some(rs) = new.filter(|_| status::deadline(d).is_some() && status::get(&status, "Progressing").is_none())
+        {
             let text = format!("Found new replica set \"{}\"", rs.name_any());
             status::set(&mut status, status::condition("Progressing", "True", "FoundNewReplicaSet", text));
         }
