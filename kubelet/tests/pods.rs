@@ -91,8 +91,7 @@ impl Node {
         let pki = fake::front::pki();
         (config.cert_pem, config.key_pem) = pki.server.clone();
         config.client_ca_pem = pki.ca.clone();
-        let mut node =
-            Self { fake, config, pki, shutdown: CancellationToken::new(), agent: None, _dir: dir };
+        let mut node = Self { fake, config, pki, shutdown: CancellationToken::new(), agent: None, _dir: dir };
         node.run();
         node
     }
@@ -125,8 +124,11 @@ impl Node {
         for container in spec.get_mut("initContainers").and_then(Value::as_array_mut).into_iter().flatten() {
             container["image"] = IMAGE.into();
         }
-        self.fake.put("pods", json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": "default", "labels": {"app": name}}, "spec": spec}));
+        self.fake.put(
+            "pods",
+            json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "labels": {"app": name}}, "spec": spec}),
+        );
     }
 
     fn pod(&self, name: &str) -> Value {
@@ -142,7 +144,8 @@ impl Node {
                 return pod;
             }
             if Instant::now() > end {
-                let events: Vec<_> = self.fake.list("events").iter().map(|e| format!("{} {}", e["reason"], e["message"])).collect();
+                let events: Vec<_> =
+                    self.fake.list("events").iter().map(|e| format!("{} {}", e["reason"], e["message"])).collect();
                 panic!("{name}: not {what}: {:#}\n{}", pod["status"], events.join("\n"));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -189,14 +192,18 @@ async fn runs_and_deletes_a_pod() {
         return;
     }
     let node = Node::start(1);
-    node.create("web", json!({"containers": [
+    node.create(
+        "web",
+        json!({"containers": [
         {"name": "a", "command": sh("echo hello > /tmp/x; httpd -f -p 8080 -h /tmp")},
-        {"name": "b", "command": sh("trap 'exit 0' TERM; while true; do sleep 1; done")}]}));
+        {"name": "b", "command": sh("trap 'exit 0' TERM; while true; do sleep 1; done")}]}),
+    );
     let pod = node.ready("web").await;
     let ip = pod["status"]["podIP"].as_str().unwrap().to_string();
     assert!(ip.starts_with("10.250.1."), "{ip}");
     // The host reaches the pod, the containers share one network.
-    let answer = std::process::Command::new("busybox").args(["wget", "-qO-", &format!("http://{ip}:8080/x")]).output().unwrap();
+    let answer =
+        std::process::Command::new("busybox").args(["wget", "-qO-", &format!("http://{ip}:8080/x")]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&answer.stdout), "hello\n");
     let inside = docker(&["exec", &container_id(&pod, 1), "wget", "-qO-", "http://127.0.0.1:8080/x"]);
     assert_eq!(inside.as_deref(), Some("hello"));
@@ -215,10 +222,16 @@ async fn a_restarted_agent_restarts_nothing() {
         return;
     }
     let mut node = Node::start(2);
-    node.create("stay", json!({"containers": [{"name": "a", "command": ["sleep", "1000"],
-        "readinessProbe": {"exec": {"command": ["true"]}, "periodSeconds": 1}}]}));
+    node.create(
+        "stay",
+        json!({"containers": [{"name": "a", "command": ["sleep", "1000"],
+        "readinessProbe": {"exec": {"command": ["true"]}, "periodSeconds": 1}}]}),
+    );
     let before = node.ready("stay").await;
-    node.create("goes", json!({"terminationGracePeriodSeconds": 1, "containers": [{"name": "a", "command": ["sleep", "1000"]}]}));
+    node.create(
+        "goes",
+        json!({"terminationGracePeriodSeconds": 1, "containers": [{"name": "a", "command": ["sleep", "1000"]}]}),
+    );
     node.ready("goes").await;
     node.halt().await;
     // While the agent is away one pod's object vanishes: its containers are orphans.
@@ -245,13 +258,19 @@ async fn ends_are_told() {
     let never = |script: &str| json!({"restartPolicy": "Never", "containers": [{"name": "a", "command": sh(script)}]});
     node.create("good", never("echo done > /dev/termination-log"));
     node.create("bad", never("exit 3"));
-    node.create("init", json!({"restartPolicy": "Never", "initContainers": [{"name": "i", "command": sh("exit 1")}],
-        "containers": [{"name": "a", "command": ["true"]}]}));
+    node.create(
+        "init",
+        json!({"restartPolicy": "Never", "initContainers": [{"name": "i", "command": sh("exit 1")}],
+        "containers": [{"name": "a", "command": ["true"]}]}),
+    );
     node.create("loop", json!({"containers": [{"name": "a", "command": sh("exit 1")}]}));
     node.create("nocmd", json!({"restartPolicy": "Never", "containers": [{"name": "a", "command": ["/no/such"]}]}));
     let ended = |pod: &Value| pod["status"]["containerStatuses"][0]["state"]["terminated"].clone();
     let good = node.phase("good", "Succeeded").await;
-    assert_eq!((ended(&good)["reason"].as_str(), ended(&good)["message"].as_str()), (Some("Completed"), Some("done\n")));
+    assert_eq!(
+        (ended(&good)["reason"].as_str(), ended(&good)["message"].as_str()),
+        (Some("Completed"), Some("done\n"))
+    );
     assert_eq!(condition(&good, "Ready"), "False");
     let bad = node.phase("bad", "Failed").await;
     assert_eq!((ended(&bad)["exitCode"].as_i64(), ended(&bad)["reason"].as_str()), (Some(3), Some("Error")));
@@ -280,10 +299,16 @@ async fn volumes_and_variables() {
         return;
     }
     let node = Node::start(4);
-    node.fake.put("configmaps", json!({"metadata": {"name": "conf", "namespace": "default"}, "data": {"k": "one", "ENVK": "env"}}));
+    node.fake.put(
+        "configmaps",
+        json!({"metadata": {"name": "conf", "namespace": "default"}, "data": {"k": "one", "ENVK": "env"}}),
+    );
     node.fake.put("secrets", json!({"metadata": {"name": "sec", "namespace": "default"}, "data": {"s": "c2VjcmV0"}}));
-    node.fake.put("services", json!({"metadata": {"name": "kubernetes", "namespace": "default"},
-        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 443, "name": "https"}]}}));
+    node.fake.put(
+        "services",
+        json!({"metadata": {"name": "kubernetes", "namespace": "default"},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 443, "name": "https"}]}}),
+    );
     node.create("vol", json!({"serviceAccountName": "default", "securityContext": {"fsGroup": 2000},
         "volumes": [
             {"name": "c", "configMap": {"name": "conf"}},
@@ -340,12 +365,15 @@ async fn probes_hooks_and_sidecars() {
         return;
     }
     let node = Node::start(5);
-    node.create("probed", json!({"containers": [{"name": "a", "command": sh("touch /tmp/live; exec sleep 1000"),
+    node.create(
+        "probed",
+        json!({"containers": [{"name": "a", "command": sh("touch /tmp/live; exec sleep 1000"),
         "ports": [{"containerPort": 80}],
         "lifecycle": {"postStart": {"exec": {"command": sh("touch /tmp/ready")}}},
         "readinessProbe": {"exec": {"command": ["cat", "/tmp/ready"]}, "periodSeconds": 1, "failureThreshold": 1},
         "livenessProbe": {"exec": {"command": ["cat", "/tmp/live"]}, "periodSeconds": 1, "failureThreshold": 1}}],
-        "terminationGracePeriodSeconds": 1}));
+        "terminationGracePeriodSeconds": 1}),
+    );
     node.create("side", json!({"restartPolicy": "Never",
         "initContainers": [
             {"name": "s", "restartPolicy": "Always", "command": sh("trap 'echo bye; exit 0' TERM; while true; do sleep 0.1; done")},
@@ -374,17 +402,26 @@ async fn what_cannot_start_says_why() {
         return;
     }
     let node = Node::start(6);
-    let waiting = |p: &Value| p["status"]["containerStatuses"][0]["state"]["waiting"]["reason"].as_str().unwrap_or_default().to_string();
+    let waiting = |p: &Value| {
+        p["status"]["containerStatuses"][0]["state"]["waiting"]["reason"].as_str().unwrap_or_default().to_string()
+    };
     for (name, container, reason) in [
         ("never", json!({"name": "a", "image": "skiff-test/none:1", "imagePullPolicy": "Never"}), "ErrImageNeverPull"),
         ("badname", json!({"name": "a", "image": "Bad Name"}), "InvalidImageName"),
-        ("nokey", json!({"name": "a", "env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}}]}), "CreateContainerConfigError"),
+        (
+            "nokey",
+            json!({"name": "a", "env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}}]}),
+            "CreateContainerConfigError",
+        ),
         ("root", json!({"name": "a", "securityContext": {"runAsNonRoot": true}}), "CreateContainerConfigError"),
     ] {
         node.create(name, json!({"containers": [container]}));
         node.until(name, reason, |p| waiting(p) == reason).await;
     }
-    node.create("novol", json!({"containers": [{"name": "a"}], "volumes": [{"name": "v", "nfs": {"server": "x", "path": "/"}}]}));
+    node.create(
+        "novol",
+        json!({"containers": [{"name": "a"}], "volumes": [{"name": "v", "nfs": {"server": "x", "path": "/"}}]}),
+    );
     let end = Instant::now() + DEADLINE;
     while !node.has_event("FailedMount") {
         assert!(Instant::now() < end);
@@ -438,7 +475,8 @@ async fn stock_kubectl_reads_logs_and_runs_commands() {
         assert!(err.starts_with("err\n"), "{err}");
         let (code, out, err) = run(&["exec", "-i", "shell", "--", "wc", "-c"], &"x".repeat(200_000)).await;
         assert_eq!((code, out.trim()), (0, "200000"), "{err}");
-        let (code, out, err) = run(&["exec", "shell", "--", "sh", "-c", "head -c 300000 /dev/zero | tr '\\0' y"], "").await;
+        let (code, out, err) =
+            run(&["exec", "shell", "--", "sh", "-c", "head -c 300000 /dev/zero | tr '\\0' y"], "").await;
         assert_eq!((code, out.len()), (0, 300_000), "{err}");
         let (code, _, err) = run(&["exec", "shell", "--", "/no/such"], "").await;
         assert_ne!(code, 0, "{err}");

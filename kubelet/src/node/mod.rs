@@ -240,7 +240,6 @@ impl NodeAgent {
                         renew_time: Some(now),
                         ..Default::default()
                     }),
-                    ..Default::default()
                 };
                 leases.create(&PostParams::default(), &lease).await.map(drop)
             }
@@ -309,7 +308,7 @@ impl NodeAgent {
             ];
             pairs.into_iter().map(|(k, v)| (k.to_string(), Quantity(v))).collect::<BTreeMap<_, _>>()
         };
-        let cpu_text = if capacity.millicpu % 1000 == 0 {
+        let cpu_text = if capacity.millicpu.is_multiple_of(1000) {
             (capacity.millicpu / 1000).to_string()
         } else {
             format!("{}m", capacity.millicpu)
@@ -358,9 +357,17 @@ impl NodeAgent {
             (None, true) => "kubelet is posting ready status".into(),
         };
         let fresh = [
-            pressure("MemoryPressure", &word(memory_low, "sufficient memory available", "insufficient memory available"), memory_low),
+            pressure(
+                "MemoryPressure",
+                &word(memory_low, "sufficient memory available", "insufficient memory available"),
+                memory_low,
+            ),
             pressure("DiskPressure", &word(disk_low, "no disk pressure", "disk pressure"), disk_low),
-            pressure("PIDPressure", &word(pids_low, "sufficient PID available", "insufficient PID available"), pids_low),
+            pressure(
+                "PIDPressure",
+                &word(pids_low, "sufficient PID available", "insufficient PID available"),
+                pids_low,
+            ),
             ("Ready", ready, word(!ready, "KubeletReady", "KubeletNotReady"), ready_message),
         ];
         let now = Time(Timestamp::now());
@@ -427,11 +434,8 @@ fn system_info(info: &Info, before: &NodeStatus) -> NodeSystemInfo {
     let text = |path: &str| std::fs::read_to_string(path).map(|t| t.trim().to_string()).unwrap_or_default();
     let old = before.node_info.clone().unwrap_or_default();
     // While the engine is away its version stays what it was.
-    let version = if info.version.is_empty() {
-        old.container_runtime_version
-    } else {
-        format!("docker://{}", info.version)
-    };
+    let version =
+        if info.version.is_empty() { old.container_runtime_version } else { format!("docker://{}", info.version) };
     NodeSystemInfo {
         architecture: arch().into(),
         boot_id: text("/proc/sys/kernel/random/boot_id"),

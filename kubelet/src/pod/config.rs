@@ -58,7 +58,10 @@ pub fn labels(pod: &Pod) -> BTreeMap<String, String> {
         (label::POD_NAME, spec::name(pod).to_string()),
         (label::POD_NAMESPACE, spec::namespace(pod).into()),
         (label::POD_UID, spec::uid(pod).into()),
-        (label::GRACE, spec::spec(pod).termination_grace_period_seconds.unwrap_or(spec::DEFAULT_GRACE_SECONDS).to_string()),
+        (
+            label::GRACE,
+            spec::spec(pod).termination_grace_period_seconds.unwrap_or(spec::DEFAULT_GRACE_SECONDS).to_string(),
+        ),
     ]
     .map(|(k, v)| (k.to_string(), v))
     .into()
@@ -132,7 +135,9 @@ pub async fn container(
     let path = container.termination_message_path.as_deref().unwrap_or(DEFAULT_TERMINATION_PATH);
     make_file(&termination, 0o666, b"").map_err(|e| ConfigError::config(e.to_string()))?;
     mounts.push(bind(&termination, path, false));
-    for (file, target) in [("etc-hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname")] {
+    for (file, target) in
+        [("etc-hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname")]
+    {
         let source = context.volumes.pod_dir(spec::uid(pod)).join(file);
         if source.exists() && !mounts.iter().any(|m| m.target == target) {
             mounts.push(bind(&source, target, false));
@@ -151,9 +156,8 @@ pub async fn container(
         Some(profile) if profile.type_ == "Localhost" => {
             let file = profile.localhost_profile.unwrap_or_default();
             let path = context.config.data_dir.join("seccomp").join(file);
-            let text = std::fs::read_to_string(&path).map_err(|e| {
-                ConfigError::config(format!("failed to load seccomp profile {}: {e}", path.display()))
-            })?;
+            let text = std::fs::read_to_string(&path)
+                .map_err(|e| ConfigError::config(format!("failed to load seccomp profile {}: {e}", path.display())))?;
             security_opt.push(format!("seccomp={text}"));
         }
         _ => security_opt.push("seccomp=unconfined".into()),
@@ -330,7 +334,8 @@ async fn mounts(
     let mut mounts = Vec::new();
     for (index, wanted) in container.volume_mounts.iter().flatten().enumerate() {
         let volume = spec::spec(pod).volumes.iter().flatten().find(|v| v.name == wanted.name);
-        let volume = volume.ok_or_else(|| ConfigError::config(format!("volume {:?} is not in the pod", wanted.name)))?;
+        let volume =
+            volume.ok_or_else(|| ConfigError::config(format!("volume {:?} is not in the pod", wanted.name)))?;
         let path = context.volumes.path(pod, volume);
         let sub = sub_path(wanted, env)?;
         let source = match sub {
@@ -387,12 +392,7 @@ fn sub_path(wanted: &VolumeMount, env: &BTreeMap<String, String>) -> Result<Opti
 }
 
 fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
-    Mount {
-        source: source.to_string_lossy().into_owned(),
-        target: target.into(),
-        read_only,
-        propagation: "rprivate",
-    }
+    Mount { source: source.to_string_lossy().into_owned(), target: target.into(), read_only, propagation: "rprivate" }
 }
 
 fn make_file(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
@@ -417,8 +417,12 @@ pub fn name_files(config: &Config, pod: &Pod, directory: &Path, address: Option<
         hosts.push_str("# Kubernetes-managed hosts file (host network).\n");
         hosts.push_str(&std::fs::read_to_string("/etc/hosts").unwrap_or_default());
     } else {
-        hosts.push_str("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-        hosts.push_str("fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n");
+        hosts.push_str(
+            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+        );
+        hosts.push_str(
+            "fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
+        );
         if let Some(address) = address {
             let names = full.iter().map(String::as_str).chain([short.as_str()]).collect::<Vec<_>>();
             let _ = writeln!(hosts, "{address}\t{}", names.join("\t"));
@@ -484,7 +488,11 @@ fn resolv_conf(config: &Config, pod: &Pod, host: &str) -> String {
     }
     let unique = |list: Vec<String>, most: usize| {
         let mut seen: Vec<String> = Vec::new();
-        list.into_iter().for_each(|s| if !seen.contains(&s) { seen.push(s) });
+        list.into_iter().for_each(|s| {
+            if !seen.contains(&s) {
+                seen.push(s)
+            }
+        });
         seen.truncate(most);
         seen
     };
@@ -508,8 +516,10 @@ mod tests {
     use super::*;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(serde_json::json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec}))
-            .unwrap()
+        serde_json::from_value(
+            serde_json::json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec}),
+        )
+        .unwrap()
     }
 
     #[test]

@@ -95,7 +95,8 @@ pub fn resource(
         None => own.ok_or("a container name is needed")?,
     };
     let resources = container.resources.as_ref();
-    let get = |list: Option<&BTreeMap<String, Quantity>>, name: &str| list.and_then(|l| l.get(name)).and_then(spec::milli);
+    let get =
+        |list: Option<&BTreeMap<String, Quantity>>, name: &str| list.and_then(|l| l.get(name)).and_then(spec::milli);
     let limit = |name| get(resources.and_then(|r| r.limits.as_ref()), name);
     let (kind, name) = selector.resource.split_once('.').ok_or("malformed resource")?;
     let value = match (kind, name) {
@@ -126,9 +127,7 @@ mod tests {
             allocatable_millicpu: 2000,
             allocatable_millimemory: 0,
         };
-        let get = |path: &str| {
-            field(&pod, &ObjectFieldSelector { field_path: path.into(), api_version: None }, &facts)
-        };
+        let get = |path: &str| field(&pod, &ObjectFieldSelector { field_path: path.into(), api_version: None }, &facts);
         for (path, wanted) in [
             ("metadata.name", "p"),
             ("metadata.labels['b']", "2"),
@@ -140,9 +139,13 @@ mod tests {
             assert_eq!(get(path).as_deref(), Ok(wanted), "{path}");
         }
         assert!(get("spec.other").is_err());
-        for (name, divisor, wanted) in
-            [("limits.memory", "1", "1048576"), ("limits.memory", "1Mi", "1"), ("requests.cpu", "1", "1"), ("requests.cpu", "1m", "250"), ("limits.cpu", "1", "2")]
-        {
+        for (name, divisor, wanted) in [
+            ("limits.memory", "1", "1048576"),
+            ("limits.memory", "1Mi", "1"),
+            ("requests.cpu", "1", "1"),
+            ("requests.cpu", "1m", "250"),
+            ("limits.cpu", "1", "2"),
+        ] {
             let selector = ResourceFieldSelector {
                 container_name: Some("c".into()),
                 resource: name.into(),

@@ -137,10 +137,14 @@ impl Fetch<'_> {
             // A missing pull secret is no error: the image may be public.
             let Ok(Some(secret)) = self.sources.secret(spec::namespace(pod), &reference.name).await else { continue };
             let data = secret.data.as_ref();
-            let parse = |key: &str| data.and_then(|d| d.get(key)).and_then(|d| serde_json::from_slice::<Value>(&d.0).ok());
-            let auths = parse(".dockerconfigjson").and_then(|v| v.get("auths").cloned()).or_else(|| parse(".dockercfg"));
+            let parse =
+                |key: &str| data.and_then(|d| d.get(key)).and_then(|d| serde_json::from_slice::<Value>(&d.0).ok());
+            let auths =
+                parse(".dockerconfigjson").and_then(|v| v.get("auths").cloned()).or_else(|| parse(".dockercfg"));
             let Some(Value::Object(auths)) = auths else { continue };
-            found.extend(auths.iter().filter(|(server, _)| same_registry(server, image)).filter_map(|(s, a)| entry(s, a)));
+            found.extend(
+                auths.iter().filter(|(server, _)| same_registry(server, image)).filter_map(|(s, a)| entry(s, a)),
+            );
         }
         found
     }
@@ -184,7 +188,8 @@ fn same_registry(server: &str, image: &str) -> bool {
 fn valid_reference(name: &str) -> bool {
     let (rest, digest) = name.split_once('@').map_or((name, None), |(r, d)| (r, Some(d)));
     let digest_ok = digest.is_none_or(|d| {
-        d.split_once(':').is_some_and(|(a, hex)| !a.is_empty() && hex.len() >= 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+        d.split_once(':')
+            .is_some_and(|(a, hex)| !a.is_empty() && hex.len() >= 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
     });
     let last = rest.rfind('/').map_or(0, |at| at + 1);
     let (path, tag) = match rest[last..].split_once(':') {
@@ -192,9 +197,7 @@ fn valid_reference(name: &str) -> bool {
         None => (rest, None),
     };
     let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-    let tag_ok = tag.is_none_or(|t| {
-        (1..=128).contains(&t.len()) && t.bytes().all(word) && !t.starts_with(['.', '-'])
-    });
+    let tag_ok = tag.is_none_or(|t| (1..=128).contains(&t.len()) && t.bytes().all(word) && !t.starts_with(['.', '-']));
     let mut parts = path.split('/').peekable();
     let mut first = true;
     let mut path_ok = !path.is_empty() && path.len() <= 255;

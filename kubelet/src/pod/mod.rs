@@ -161,7 +161,8 @@ fn check(admitted: &HashMap<String, Claim>, pod: &Pod, capacity: &Capacity) -> R
         return Err(refuse("memory", wanted.memory / 1000, memory / 1000, capacity.memory.into()));
     }
     if wanted.ports.iter().any(|port| others().any(|c| c.ports.contains(port))) {
-        let message = "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        let message =
+            "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
         return Err(Verdict { phase: "Failed", reason: "NodePorts".into(), message: message.into() });
     }
     Ok(())
@@ -270,7 +271,11 @@ impl Manager {
                 Ok(watcher::Event::InitDone) => {
                     let missing: Vec<_> = {
                         let workers = self.lock();
-                        workers.iter().filter(|(uid, _)| !listed.contains(*uid)).map(|(_, e)| e.desired.clone()).collect()
+                        workers
+                            .iter()
+                            .filter(|(uid, _)| !listed.contains(*uid))
+                            .map(|(_, e)| e.desired.clone())
+                            .collect()
                     };
                     missing.iter().for_each(gone);
                     self.find_orphans().await;
@@ -382,7 +387,8 @@ fn gone(desired: &watch::Sender<Desired>) {
 /// As much of a pod as its containers' labels tell: enough to end it.
 fn pod_from_labels(uid: &str, containers: &[Container]) -> Pod {
     let first = |name: &str| containers.iter().map(|c| c.label(name)).find(|l| !l.is_empty()).map(String::from);
-    let mut names: Vec<&str> = containers.iter().map(|c| c.label(label::CONTAINER_NAME)).filter(|n| !n.is_empty()).collect();
+    let mut names: Vec<&str> =
+        containers.iter().map(|c| c.label(label::CONTAINER_NAME)).filter(|n| !n.is_empty()).collect();
     names.sort_unstable();
     names.dedup();
     Pod {

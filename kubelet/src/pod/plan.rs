@@ -72,12 +72,9 @@ pub fn plan(seen: &Observed<'_>) -> Plan {
     }
     let Some(sandbox) = seen.sandbox else {
         // Without the sandbox's namespaces nothing can go on; everything starts again in a new one.
-        plan.kill = running(seen, &all).map(|(c, id)| Kill {
-            message: format!("Stopping container {}", c.1.name),
-            container: c,
-            id,
-            grace: None,
-        }).collect();
+        plan.kill = running(seen, &all)
+            .map(|(c, id)| Kill { message: format!("Stopping container {}", c.1.name), container: c, id, grace: None })
+            .collect();
         plan.sandbox = true;
         return plan;
     };
@@ -95,9 +92,9 @@ pub fn plan(seen: &Observed<'_>) -> Plan {
         }
     }
     let here = |c: &Container| c.label(label::SANDBOX) == sandbox || c.label(label::SANDBOX).is_empty();
-    let begun = all.iter().any(|(role, c)| {
-        *role == Role::Regular && attempts(seen.containers, &c.name).first().is_some_and(|c| here(c))
-    });
+    let begun = all
+        .iter()
+        .any(|(role, c)| *role == Role::Regular && attempts(seen.containers, &c.name).first().is_some_and(|c| here(c)));
     for (role, container) in all.iter().filter(|(r, _)| *r == Role::Ephemeral) {
         if attempts(seen.containers, &container.name).is_empty() && begun {
             plan.start.push(start(seen, *role, container));
@@ -139,9 +136,9 @@ pub fn plan(seen: &Observed<'_>) -> Plan {
 /// Whether every container that decides has ended for good.
 fn finished(seen: &Observed<'_>, all: &[(Role, Spec)]) -> bool {
     let over = |role: Role, container: &Spec| {
-        attempts(seen.containers, &container.name).first().is_some_and(|c| {
-            c.state == State::Exited && !spec::should_restart(seen.pod, role, container, c.exit_code)
-        })
+        attempts(seen.containers, &container.name)
+            .first()
+            .is_some_and(|c| c.state == State::Exited && !spec::should_restart(seen.pod, role, container, c.exit_code))
     };
     let init_failed = all.iter().any(|(role, container)| {
         *role == Role::Init
@@ -152,10 +149,7 @@ fn finished(seen: &Observed<'_>, all: &[(Role, Spec)]) -> bool {
     init_failed || (regular.peek().is_some() && regular.all(|(role, container)| over(*role, container)))
 }
 
-fn running<'a>(
-    seen: &'a Observed<'_>,
-    all: &'a [(Role, Spec)],
-) -> impl Iterator<Item = ((Role, Spec), String)> + 'a {
+fn running<'a>(seen: &'a Observed<'_>, all: &'a [(Role, Spec)]) -> impl Iterator<Item = ((Role, Spec), String)> + 'a {
     all.iter().filter_map(|container| {
         let latest = *attempts(seen.containers, &container.1.name).first()?;
         (latest.state == State::Running).then(|| (container.clone(), latest.id.clone()))
@@ -169,10 +163,13 @@ fn start(seen: &Observed<'_>, role: Role, container: &Spec) -> Start {
         first => (first.copied(), None),
     };
     // When the runtime forgot the container, the API still knows how often it was started.
-    let known = seen.pod.status.iter().flat_map(|s| {
-        s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten())
-    });
-    let remembered = known.filter(|s| s.name == container.name && s.container_id.is_some()).map(|s| s.restart_count + 1);
+    let known = seen
+        .pod
+        .status
+        .iter()
+        .flat_map(|s| s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten()));
+    let remembered =
+        known.filter(|s| s.name == container.name && s.container_id.is_some()).map(|s| s.restart_count + 1);
     let attempt = match previous {
         Some(c) => c.attempt() + 1,
         None => remembered.max().unwrap_or(0),
@@ -233,17 +230,21 @@ mod tests {
         let two = json!({"containers": [{"name": "a"}, {"name": "b"}]});
         let never = json!({"restartPolicy": "Never", "containers": [{"name": "a"}, {"name": "b"}]});
         let init = json!({"initContainers": [{"name": "i"}, {"name": "j"}], "containers": [{"name": "a"}]});
-        let init_never = json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]});
-        let sidecar = |name: &str| {
-            json!({"initContainers": [{"name": name, "restartPolicy": "Always"}, {"name": "j"}], "containers": [{"name": "a"}]})
-        };
+        let init_never =
+            json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]});
+        let sidecar = |name: &str| json!({"initContainers": [{"name": name, "restartPolicy": "Always"}, {"name": "j"}], "containers": [{"name": "a"}]});
         let s = Some("s");
         check(two.clone(), vec![], None, "sandbox");
         check(two.clone(), vec![], s, "+a0 +b0");
         check(two.clone(), vec![runtime("a", 0, Running, 0)], s, "+b0");
         check(two.clone(), vec![runtime("a", 0, Running, 0), runtime("b", 3, Exited, 1)], s, "+b4");
         check(two.clone(), vec![runtime("a", 0, Created, 0), runtime("b", 0, Running, 0)], s, "+a0");
-        check(two.clone(), vec![runtime("a", 1, Created, 0), runtime("a", 0, Exited, 0), runtime("b", 0, Running, 0)], s, "+a1");
+        check(
+            two.clone(),
+            vec![runtime("a", 1, Created, 0), runtime("a", 0, Exited, 0), runtime("b", 0, Running, 0)],
+            s,
+            "+a1",
+        );
         check(two.clone(), vec![runtime("a", 0, Running, 0)], None, "sandbox -a0");
         check(never.clone(), vec![runtime("a", 0, Exited, 0), runtime("b", 0, Exited, 1)], s, "done");
         check(never.clone(), vec![runtime("a", 0, Exited, 0), runtime("b", 0, Exited, 1)], None, "done");
@@ -255,7 +256,12 @@ mod tests {
         check(init.clone(), vec![runtime("i", 0, Exited, 1)], s, "+i1");
         check(init.clone(), vec![runtime("i", 0, Exited, 0), runtime("j", 0, Exited, 0)], s, "+a0");
         // A new sandbox runs the init containers again.
-        check(init, vec![runtime("i", 0, Exited, 0), runtime("j", 0, Exited, 0), runtime("a", 0, Exited, 1)], Some("t"), "+i1");
+        check(
+            init,
+            vec![runtime("i", 0, Exited, 0), runtime("j", 0, Exited, 0), runtime("a", 0, Exited, 1)],
+            Some("t"),
+            "+i1",
+        );
         check(init_never, vec![runtime("i", 0, Exited, 1)], s, "done");
         check(sidecar("fast"), vec![runtime("fast", 0, Running, 0)], s, "+j0");
         check(sidecar("slow"), vec![runtime("slow", 0, Running, 0)], s, "");

@@ -180,9 +180,7 @@ pub fn qos_class(pod: &Pod) -> &'static str {
     let spec = spec(pod);
     let sets: Vec<Option<&ResourceRequirements>> = match &spec.resources {
         Some(resources) => vec![Some(resources)],
-        None => {
-            spec.init_containers.iter().flatten().chain(&spec.containers).map(|c| c.resources.as_ref()).collect()
-        }
+        None => spec.init_containers.iter().flatten().chain(&spec.containers).map(|c| c.resources.as_ref()).collect(),
     };
     let names = ["cpu", "memory"];
     let get = |list: Option<&BTreeMap<String, Quantity>>, name| amount(list, name).filter(|a| *a > 0);

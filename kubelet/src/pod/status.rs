@@ -127,7 +127,13 @@ fn init_done(view: &View<'_>, container: &Spec) -> bool {
     attempts(view.containers, &container.name).first().is_some_and(|c| c.state == State::Exited && c.exit_code == 0)
 }
 
-fn container_status(view: &View<'_>, old: &PodStatus, role: Role, container: &Spec, initialising: bool) -> ContainerStatus {
+fn container_status(
+    view: &View<'_>,
+    old: &PodStatus,
+    role: Role,
+    container: &Spec,
+    initialising: bool,
+) -> ContainerStatus {
     let attempts = attempts(view.containers, &container.name);
     let latest = attempts.first().copied();
     let waiting = view.waiting.get(&container.name);
@@ -283,7 +289,8 @@ fn phase(view: &View<'_>, all: &[(Role, Spec)], init: &[ContainerStatus], regula
     let never = spec::spec(view.pod).restart_policy.as_deref() == Some("Never");
     let always = matches!(spec::spec(view.pod).restart_policy.as_deref(), None | Some("Always"));
     let exit = |s: &ContainerStatus| -> Option<i32> {
-        let ended = |state: &Option<ContainerState>| state.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| t.exit_code);
+        let ended =
+            |state: &Option<ContainerState>| state.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| t.exit_code);
         ended(&s.state).or_else(|| ended(&s.last_state))
     };
     let running = |s: &ContainerStatus| s.state.as_ref().is_some_and(|s| s.running.is_some());
@@ -301,7 +308,9 @@ fn phase(view: &View<'_>, all: &[(Role, Spec)], init: &[ContainerStatus], regula
             Role::Sidecar => {}
             _ => match exit(status) {
                 Some(0) if !running(status) => {}
-                Some(code) if !running(status) && !spec::should_restart(view.pod, *role, container, code) => failed += 1,
+                Some(code) if !running(status) && !spec::should_restart(view.pod, *role, container, code) => {
+                    failed += 1
+                }
                 _ if started_regular => {}
                 _ => pending += 1,
             },
@@ -354,11 +363,7 @@ fn conditions(view: &View<'_>, all: &[(Role, Spec)], status: &PodStatus, old: &P
     };
     let init: Vec<&ContainerStatus> = status.init_container_statuses.iter().flatten().collect();
     let is_sidecar = |name: &str| all.iter().any(|(r, c)| *r == Role::Sidecar && c.name == name);
-    let regular_started = status
-        .container_statuses
-        .iter()
-        .flatten()
-        .any(|s| s.container_id.is_some());
+    let regular_started = status.container_statuses.iter().flatten().any(|s| s.container_id.is_some());
     let incomplete: Vec<&str> = init
         .iter()
         .filter(|s| !(if is_sidecar(&s.name) { s.started == Some(true) } else { s.ready }) && !regular_started)
@@ -393,9 +398,7 @@ fn conditions(view: &View<'_>, all: &[(Role, Spec)], status: &PodStatus, old: &P
     let containers: (bool, &str, String) = match ended {
         Some(reason) => (false, reason, String::new()),
         None if unready.is_empty() => (true, "", String::new()),
-        None => {
-            (false, "ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" ")))
-        }
+        None => (false, "ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" "))),
     };
     fresh.push(if containers.0 && !gates.is_empty() {
         let message = gates

@@ -27,7 +27,8 @@ struct Case {
 }
 
 fn case(spec: Value, containers: Vec<Container>) -> Case {
-    let pod = serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u", "generation": 3}, "spec": spec})).unwrap();
+    let pod =
+        serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u", "generation": 3}, "spec": spec})).unwrap();
     Case { pod, containers, waiting: HashMap::new(), stopping: false }
 }
 
@@ -60,9 +61,7 @@ fn condition<'a>(status: &'a PodStatus, name: &str) -> &'a PodCondition {
 #[test]
 fn phases() {
     let two = |policy: &str| json!({"restartPolicy": policy, "containers": [{"name": "a"}, {"name": "b"}]});
-    let init = |policy: &str| {
-        json!({"restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]})
-    };
+    let init = |policy: &str| json!({"restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]});
     let sidecar = json!({"restartPolicy": "Never", "containers": [{"name": "a"}],
         "initContainers": [{"name": "i", "restartPolicy": "Always"}]});
     use State::{Exited, Running};

@@ -48,7 +48,9 @@ pub async fn exec(runtime: &dyn Runtime, id: &str, command: &[String], timeout: 
         Err(_) => Outcome::Failure(format!("command timed out: {:?} timed out after {timeout:?}", command.join(" "))),
         Ok(Err(error)) => Outcome::Failure(error),
         Ok(Ok((0, _))) => Outcome::Success,
-        Ok(Ok((code, output))) if output.is_empty() => Outcome::Failure(format!("command terminated with exit code {code}")),
+        Ok(Ok((code, output))) if output.is_empty() => {
+            Outcome::Failure(format!("command terminated with exit code {code}"))
+        }
         Ok(Ok((_, output))) => Outcome::Failure(output),
     }
 }
@@ -112,7 +114,12 @@ pub async fn http(action: &HTTPGetAction, container: &Container, pod_ip: IpAddr,
         }
         Err(format!("stopped after {MAX_REDIRECTS} redirects"))
     };
-    let late = || format!("Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)", action.path.clone().unwrap_or_default());
+    let late = || {
+        format!(
+            "Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
+            action.path.clone().unwrap_or_default()
+        )
+    };
     Outcome::from(tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err(late())))
 }
 
@@ -140,7 +147,11 @@ async fn connect(host: &str, port: u16, timeout: Duration) -> Result<TcpStream, 
     }
 }
 
-async fn get(url: &Uri, headers: &[(String, String)], timeout: Duration) -> Result<(StatusCode, Option<String>), String> {
+async fn get(
+    url: &Uri,
+    headers: &[(String, String)],
+    timeout: Duration,
+) -> Result<(StatusCode, Option<String>), String> {
     let secure = url.scheme_str() == Some("https");
     let host = url.host().unwrap_or_default();
     let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
@@ -190,7 +201,9 @@ pub async fn grpc(host: IpAddr, port: i32, service: &str, timeout: Duration) -> 
         let port = u16::try_from(port).map_err(|_| format!("invalid port number: {port}"))?;
         let stream = connect(&bracketed(host), port, timeout).await?;
         let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .map_err(|e| e.to_string())?;
         let driver = tokio::spawn(connection);
         let mut message = BytesMut::new();
         if !service.is_empty() && service.len() < 128 {
@@ -219,7 +232,9 @@ pub async fn grpc(host: IpAddr, port: i32, service: &str, timeout: Duration) -> 
         .await;
         driver.abort();
         match answer? {
-            (code, _) if code == "12" => Err("server does not implement the grpc health protocol (grpc.health.v1.Health)".into()),
+            (code, _) if code == "12" => {
+                Err("server does not implement the grpc health protocol (grpc.health.v1.Health)".into())
+            }
             (code, _) if code != "0" => Err(format!("service unhealthy (grpc status {code})")),
             // The message is one field: 1 = status, as a varint; 1 is SERVING.
             (_, body) => match body.get(5..7) {

@@ -300,11 +300,9 @@ mod tests {
 
     #[test]
     fn thresholds_count_results_in_a_row() {
-        for (success, failure, results, wanted) in [
-            (1, 3, "ffsfff", "..s..f"),
-            (2, 1, "sfss", ".f.s"),
-            (1, 1, "sfs", "sfs"),
-        ] {
+        for (success, failure, results, wanted) in
+            [(1, 3, "ffsfff", "..s..f"), (2, 1, "sfss", ".f.s"), (1, 1, "sfs", "sfs")]
+        {
             let mut counter = Counter::new(success, failure);
             let got: String = results
                 .chars()

@@ -47,12 +47,11 @@ impl Docker {
     /// Connects, agrees on an API version and makes sure that the pause image exists.
     pub async fn connect(config: &Config) -> Result<Self> {
         let path = config.docker_socket.to_string_lossy();
-        let client =
-            bollard::Docker::connect_with_unix(&path, REQUEST_TIMEOUT.as_secs(), bollard::API_DEFAULT_VERSION)
-                .map_err(error)?
-                .negotiate_version()
-                .await
-                .map_err(error)?;
+        let client = bollard::Docker::connect_with_unix(&path, REQUEST_TIMEOUT.as_secs(), bollard::API_DEFAULT_VERSION)
+            .map_err(error)?
+            .negotiate_version()
+            .await
+            .map_err(error)?;
         let docker = Self { client, node: config.node_name.clone(), least_oom_score: least_oom_score() };
         if let Err(Error::NotFound(_)) = docker.image(pause::IMAGE).await {
             docker.import(pause::IMAGE, pause::layer()).await?;
@@ -178,10 +177,7 @@ impl Runtime for Docker {
             stdin_once: Some(config.stdin_once),
             user: config.user.clone(),
             // An image's own health check is not Kubernetes' business.
-            healthcheck: Some(bollard::models::HealthConfig {
-                test: Some(vec!["NONE".into()]),
-                ..Default::default()
-            }),
+            healthcheck: Some(bollard::models::HealthConfig { test: Some(vec!["NONE".into()]), ..Default::default() }),
             host_config: Some(host_config),
             ..Default::default()
         };
@@ -443,9 +439,7 @@ async fn output_item(item: Result<LogOutput, bollard::errors::Error>) -> Option<
 fn container(inspected: ContainerInspectResponse) -> Container {
     let config = inspected.config.unwrap_or_default();
     let state = inspected.state.unwrap_or_default();
-    let time = |text: Option<String>| {
-        text.and_then(|t| t.parse::<Timestamp>().ok()).filter(|t| t.as_second() > 0)
-    };
+    let time = |text: Option<String>| text.and_then(|t| t.parse::<Timestamp>().ok()).filter(|t| t.as_second() > 0);
     let created = time(inspected.created);
     let error = state.error.unwrap_or_default();
     let exit_code = state.exit_code.unwrap_or(0) as i32;

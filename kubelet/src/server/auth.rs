@@ -63,10 +63,8 @@ pub(crate) async fn check(
             return Ok(());
         }
     }
-    let message = format!(
-        "Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{subresource}])",
-        identity.user
-    );
+    let message =
+        format!("Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{subresource}])", identity.user);
     Err(text(StatusCode::FORBIDDEN, message))
 }
 
@@ -87,10 +85,8 @@ fn bearer(request: &Request<Incoming>) -> Option<&str> {
 }
 
 async fn review_token(server: &Server, token: &str) -> Option<Identity> {
-    let review = TokenReview {
-        spec: TokenReviewSpec { token: token.into(), ..Default::default() },
-        ..Default::default()
-    };
+    let review =
+        TokenReview { spec: TokenReviewSpec { token: token.into(), ..Default::default() }, ..Default::default() };
     let api: Api<TokenReview> = Api::all(server.manager.shared.client.clone());
     let params = PostParams::default();
     let answer = tokio::time::timeout(REVIEW_TIMEOUT, api.create(&params, &review)).await.ok()?.ok()?;

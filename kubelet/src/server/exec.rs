@@ -27,13 +27,8 @@ const STDERR: u8 = 2;
 const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
 
-const WEBSOCKET_PROTOCOLS: [&str; 5] = [
-    "v5.channel.k8s.io",
-    "v4.channel.k8s.io",
-    "v4.base64.channel.k8s.io",
-    "channel.k8s.io",
-    "base64.channel.k8s.io",
-];
+const WEBSOCKET_PROTOCOLS: [&str; 5] =
+    ["v5.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io", "channel.k8s.io", "base64.channel.k8s.io"];
 const SPDY_PROTOCOLS: [&str; 4] = ["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"];
 
 /// A client must open its streams in this time.
@@ -113,7 +108,12 @@ pub(crate) async fn attach(
 }
 
 /// The running container of that name, and whether it has a terminal.
-async fn running(server: &Server, namespace: &str, pod: &str, container: &str) -> Result<(String, bool), Response<Body>> {
+async fn running(
+    server: &Server,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+) -> Result<(String, bool), Response<Body>> {
     let Some(found) = server.manager.pod(namespace, pod) else {
         return Err(text(StatusCode::NOT_FOUND, format!("pod {pod}_{namespace} not found")));
     };
@@ -133,7 +133,7 @@ fn stream(server: &Arc<Server>, target: Target, wanted: Wanted, mut request: Req
     }
     let upgrade = match Upgrade::of(&mut request) {
         Ok(upgrade) => upgrade,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let wire = upgrade.wire;
     let protocol = match (wire, upgrade.offers.is_empty()) {
@@ -144,7 +144,10 @@ fn stream(server: &Arc<Server>, target: Target, wanted: Wanted, mut request: Req
     };
     let Some(protocol) = protocol else {
         let offers = upgrade.offers.join(",");
-        return text(StatusCode::FORBIDDEN, format!("unable to upgrade: unable to negotiate protocol: client supports [{offers}]\n"));
+        return text(
+            StatusCode::FORBIDDEN,
+            format!("unable to upgrade: unable to negotiate protocol: client supports [{offers}]\n"),
+        );
     };
     let (response, raw) = upgrade.accept(&protocol);
     let runtime = server.manager.shared.runtime.clone();
@@ -245,7 +248,13 @@ async fn over_websocket(raw: super::upgrade::Raw, protocol: &str, wanted: Wanted
         }
     });
     // An empty message tells the client that the connection stands.
-    let first = if wanted.stdout { STDOUT } else if wanted.stderr { STDERR } else { ERROR };
+    let first = if wanted.stdout {
+        STDOUT
+    } else if wanted.stderr {
+        STDERR
+    } else {
+        ERROR
+    };
     sender.send(first, b"").await.ok()?;
     Some(Remote { stdin, resize, output: Output::WebSocket(sender), left })
 }

@@ -30,7 +30,10 @@ pub(crate) async fn serve(server: &Server, namespace: &str, pod: &str, container
     let previous = query.flag(&["previous"]);
     let status = found.status.as_ref();
     let known = status.iter().flat_map(|s| {
-        [&s.container_statuses, &s.init_container_statuses, &s.ephemeral_container_statuses].into_iter().flatten().flatten()
+        [&s.container_statuses, &s.init_container_statuses, &s.ephemeral_container_statuses]
+            .into_iter()
+            .flatten()
+            .flatten()
     });
     let known = known.into_iter().find(|s| s.name == container);
     let chosen = if previous {
@@ -52,7 +55,8 @@ pub(crate) async fn serve(server: &Server, namespace: &str, pod: &str, container
     };
     let number = |name: &str| query.get(name).and_then(|v| v.parse::<i64>().ok());
     let since_time = query.get("sinceTime").and_then(|t| t.parse::<Timestamp>().ok());
-    let since = since_time.or_else(|| number("sinceSeconds").and_then(|s| Timestamp::from_second(Timestamp::now().as_second() - s).ok()));
+    let since = since_time
+        .or_else(|| number("sinceSeconds").and_then(|s| Timestamp::from_second(Timestamp::now().as_second() - s).ok()));
     let stream = query.get("stream").unwrap_or("All");
     let options = LogOptions {
         follow: query.flag(&["follow"]) && chosen.state == State::Running,
@@ -75,9 +79,9 @@ pub(crate) async fn serve(server: &Server, namespace: &str, pod: &str, container
         *begins = line.ends_with(b"\n");
         Ok(piece)
     });
-    let limited = chunks
-        .filter(|chunk| futures::future::ready(!matches!(chunk, Ok(c) if c.is_empty())))
-        .scan(false, move |done, chunk: Result<Bytes, std::io::Error>| {
+    let limited = chunks.filter(|chunk| futures::future::ready(!matches!(chunk, Ok(c) if c.is_empty()))).scan(
+        false,
+        move |done, chunk: Result<Bytes, std::io::Error>| {
             if *done {
                 return futures::future::ready(None);
             }
@@ -91,7 +95,8 @@ pub(crate) async fn serve(server: &Server, namespace: &str, pod: &str, container
                 None => chunk,
             });
             futures::future::ready(Some(chunk.map(Frame::data)))
-        });
+        },
+    );
     let mut response = Response::new(BodyExt::boxed_unsync(StreamBody::new(limited)));
     let plain = http::HeaderValue::from_static("text/plain");
     response.headers_mut().insert(http::header::CONTENT_TYPE, plain);

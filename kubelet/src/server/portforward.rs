@@ -35,7 +35,12 @@ const QUEUE: usize = 32;
 const BUFFER: usize = 32 << 10;
 
 /// Serves a port-forward request.
-pub(crate) async fn serve(server: &Arc<Server>, namespace: &str, pod: &str, mut request: Request<Incoming>) -> Response<Body> {
+pub(crate) async fn serve(
+    server: &Arc<Server>,
+    namespace: &str,
+    pod: &str,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
     let Some(found) = server.manager.pod(namespace, pod) else {
         return text(StatusCode::NOT_FOUND, format!("pod not found ({pod}_{namespace})"));
     };
@@ -56,7 +61,7 @@ pub(crate) async fn serve(server: &Arc<Server>, namespace: &str, pod: &str, mut 
         .collect();
     let upgrade = match Upgrade::of(&mut request) {
         Ok(upgrade) => upgrade,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let form = match (upgrade.wire, upgrade.offers.is_empty()) {
         (Wire::Spdy, true) => Some(PROTOCOL.to_string()),
@@ -66,7 +71,10 @@ pub(crate) async fn serve(server: &Arc<Server>, namespace: &str, pod: &str, mut 
     };
     let Some(form) = form else {
         let offers = upgrade.offers.join(",");
-        return text(StatusCode::FORBIDDEN, format!("unable to negotiate protocol: client supports [{offers}], server supports [{PROTOCOL}]\n"));
+        return text(
+            StatusCode::FORBIDDEN,
+            format!("unable to negotiate protocol: client supports [{offers}], server supports [{PROTOCOL}]\n"),
+        );
     };
     let wire = upgrade.wire;
     let ports = match (wire, form.as_str()) {

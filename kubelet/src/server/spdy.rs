@@ -123,7 +123,11 @@ async fn unused(opened: &mpsc::Sender<Stream>, out: mpsc::WeakSender<Out>) {
     }
 }
 
-async fn read_frames<R: AsyncRead + Unpin>(mut read: R, out: mpsc::Sender<Out>, opened: mpsc::Sender<Stream>) -> io::Result<()> {
+async fn read_frames<R: AsyncRead + Unpin>(
+    mut read: R,
+    out: mpsc::Sender<Out>,
+    opened: mpsc::Sender<Stream>,
+) -> io::Result<()> {
     let mut streams: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
     let mut inflate = Inflate::new();
     let mut head = [0u8; 8];

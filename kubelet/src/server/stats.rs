@@ -70,7 +70,8 @@ pub(crate) async fn summary(server: &Server) -> Response<Body> {
             });
             (reference, Vec::new(), [0; 4])
         });
-        for (sum, value) in pod.2.iter_mut().zip([rate, stats.cpu_nanos, stats.memory_usage, stats.memory_working_set]) {
+        for (sum, value) in pod.2.iter_mut().zip([rate, stats.cpu_nanos, stats.memory_usage, stats.memory_working_set])
+        {
             *sum += value;
         }
         let name = container.label(label::CONTAINER_NAME);
@@ -107,7 +108,12 @@ pub(crate) async fn resource_metrics(server: &Server) -> Response<Body> {
     let mut out = String::new();
     let (nanos, _, working, _) = node_usage();
     let seconds = |nanos: u64| nanos as f64 / 1e9;
-    family(&mut out, "node_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the node in core-seconds");
+    family(
+        &mut out,
+        "node_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the node in core-seconds",
+    );
     let _ = writeln!(out, "node_cpu_usage_seconds_total {} {now}", seconds(nanos));
     family(&mut out, "node_memory_working_set_bytes", "gauge", "Current working set of the node in bytes");
     let _ = writeln!(out, "node_memory_working_set_bytes {working} {now}");
@@ -121,15 +127,35 @@ pub(crate) async fn resource_metrics(server: &Server) -> Response<Body> {
             of(label::POD_NAME)
         )
     };
-    family(&mut out, "container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the container in core-seconds");
+    family(
+        &mut out,
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the container in core-seconds",
+    );
     for (container, stats) in &named {
-        let _ = writeln!(out, "container_cpu_usage_seconds_total{{{}}} {} {now}", labels(container), seconds(stats.cpu_nanos));
+        let _ = writeln!(
+            out,
+            "container_cpu_usage_seconds_total{{{}}} {} {now}",
+            labels(container),
+            seconds(stats.cpu_nanos)
+        );
     }
     family(&mut out, "container_memory_working_set_bytes", "gauge", "Current working set of the container in bytes");
     for (container, stats) in &named {
-        let _ = writeln!(out, "container_memory_working_set_bytes{{{}}} {} {now}", labels(container), stats.memory_working_set);
+        let _ = writeln!(
+            out,
+            "container_memory_working_set_bytes{{{}}} {} {now}",
+            labels(container),
+            stats.memory_working_set
+        );
     }
-    family(&mut out, "container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds");
+    family(
+        &mut out,
+        "container_start_time_seconds",
+        "gauge",
+        "Start time of the container since unix epoch in seconds",
+    );
     for (container, _) in &named {
         let started = container.started.map_or(0.0, |s| s.as_millisecond() as f64 / 1e3);
         let _ = writeln!(out, "container_start_time_seconds{{{}}} {started}", labels(container));
@@ -141,15 +167,30 @@ pub(crate) async fn resource_metrics(server: &Server) -> Response<Body> {
         sum.0 += stats.cpu_nanos;
         sum.1 += stats.memory_working_set;
     }
-    family(&mut out, "pod_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the pod in core-seconds");
+    family(
+        &mut out,
+        "pod_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the pod in core-seconds",
+    );
     for ((namespace, pod), (nanos, _)) in &pods {
-        let _ = writeln!(out, "pod_cpu_usage_seconds_total{{namespace=\"{namespace}\",pod=\"{pod}\"}} {} {now}", seconds(*nanos));
+        let _ = writeln!(
+            out,
+            "pod_cpu_usage_seconds_total{{namespace=\"{namespace}\",pod=\"{pod}\"}} {} {now}",
+            seconds(*nanos)
+        );
     }
     family(&mut out, "pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes");
     for ((namespace, pod), (_, working)) in &pods {
-        let _ = writeln!(out, "pod_memory_working_set_bytes{{namespace=\"{namespace}\",pod=\"{pod}\"}} {working} {now}");
+        let _ =
+            writeln!(out, "pod_memory_working_set_bytes{{namespace=\"{namespace}\",pod=\"{pod}\"}} {working} {now}");
     }
-    family(&mut out, "resource_scrape_error", "gauge", "1 if there was an error while getting container metrics, 0 otherwise");
+    family(
+        &mut out,
+        "resource_scrape_error",
+        "gauge",
+        "1 if there was an error while getting container metrics, 0 otherwise",
+    );
     let _ = writeln!(out, "resource_scrape_error 0");
     text(http::StatusCode::OK, out)
 }
@@ -158,7 +199,8 @@ pub(crate) async fn resource_metrics(server: &Server) -> Response<Body> {
 pub(crate) async fn metrics(server: &Server) -> Response<Body> {
     let mut out = String::new();
     let pods = server.manager.pods();
-    let running = pods.iter().filter(|p| p.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"))).count();
+    let running =
+        pods.iter().filter(|p| p.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"))).count();
     family(&mut out, "kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox");
     let _ = writeln!(out, "kubelet_running_pods {running}");
     family(&mut out, "kubelet_desired_pods", "gauge", "The number of pods the kubelet is being instructed to run");
@@ -175,7 +217,8 @@ fn family(out: &mut String, name: &str, kind: &str, help: &str) {
 /// CPU time in nanoseconds, memory in use, memory in use less what can be dropped, and all memory.
 fn node_usage() -> (u64, u64, u64, u64) {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let ticks: Vec<u64> = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    let ticks: Vec<u64> =
+        stat.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
     // user, nice, system, then irq, softirq, steal; idle and iowait are no use. A tick is 10 ms.
     let busy: u64 = ticks.iter().enumerate().filter(|(i, _)| !matches!(i, 3 | 4) && *i < 8).map(|(_, t)| t).sum();
     let table = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();

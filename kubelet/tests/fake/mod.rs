@@ -85,7 +85,10 @@ impl Fake {
         Some(object)
     }
 
-    async fn answer<B: hyper::body::Body<Data = Bytes>>(&self, request: Request<B>) -> Response<BoxBody<Bytes, Infallible>> {
+    async fn answer<B: hyper::body::Body<Data = Bytes>>(
+        &self,
+        request: Request<B>,
+    ) -> Response<BoxBody<Bytes, Infallible>> {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.map_or_else(|_| Bytes::new(), |b| b.to_bytes());
         let segments: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
@@ -117,7 +120,9 @@ impl Fake {
                 let items: Vec<Value> = state
                     .objects
                     .iter()
-                    .filter(|((r, n, _), o)| r == resource && (namespace.is_empty() || n == namespace) && selected(o, &select))
+                    .filter(|((r, n, _), o)| {
+                        r == resource && (namespace.is_empty() || n == namespace) && selected(o, &select)
+                    })
                     .map(|(_, o)| o.clone())
                     .collect();
                 reply(
@@ -144,7 +149,10 @@ impl Fake {
             (Method::PATCH, Some(name)) => {
                 let Some(mut object) = self.get(resource, namespace, name) else { return missing() };
                 if sent["metadata"]["uid"].is_string() && sent["metadata"]["uid"] != object["metadata"]["uid"] {
-                    return reply(StatusCode::CONFLICT, &json!({"kind": "Status", "code": 409, "reason": "Conflict", "message": "uid"}));
+                    return reply(
+                        StatusCode::CONFLICT,
+                        &json!({"kind": "Status", "code": 409, "reason": "Conflict", "message": "uid"}),
+                    );
                 }
                 merge(&mut object, &sent);
                 reply(StatusCode::OK, &self.put(resource, object))
@@ -157,17 +165,27 @@ impl Fake {
         }
     }
 
-    fn watch(&self, resource: &str, namespace: &str, select: String, from: Option<String>) -> Response<BoxBody<Bytes, Infallible>> {
+    fn watch(
+        &self,
+        resource: &str,
+        namespace: &str,
+        select: String,
+        from: Option<String>,
+    ) -> Response<BoxBody<Bytes, Infallible>> {
         let state = self.state.lock().unwrap();
         let changes = self.changes.subscribe();
         let from: u64 = from.and_then(|f| f.parse().ok()).unwrap_or(0);
         let matches = {
             let (resource, namespace) = (resource.to_string(), namespace.to_string());
             move |r: &str, o: &Value| {
-                r == resource && (namespace.is_empty() || o["metadata"]["namespace"] == namespace.as_str()) && selected(o, &select)
+                r == resource
+                    && (namespace.is_empty() || o["metadata"]["namespace"] == namespace.as_str())
+                    && selected(o, &select)
             }
         };
-        let newer = |o: &Value| o["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse::<u64>().ok()).unwrap_or(0) > from;
+        let newer = |o: &Value| {
+            o["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse::<u64>().ok()).unwrap_or(0) > from
+        };
         let missed: Vec<_> = state
             .objects
             .iter()
