@@ -1,3 +1,20 @@
-//! Skiff: a Kubernetes-compatible cluster in one program.
+//! Skiff: a Kubernetes-compatible cluster in one program. Parse, build, run, drain; everything else is in the rooms.
 
-fn main() {}
+mod cli;
+mod components;
+mod kubeconfig;
+mod up;
+
+use clap::Parser;
+
+fn main() -> std::process::ExitCode {
+    let cli = cli::Cli::parse();
+    match cli.run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            // One line that says what to do; the chain behind it for those who look.
+            eprintln!("skiff: {e:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

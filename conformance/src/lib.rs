@@ -1,1 +1,1 @@
-//! Tests from outside.
+//! Tests from outside. The library is empty: see `tests/`.

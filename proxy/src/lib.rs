@@ -1,1 +1,131 @@
-//! The service proxy and cluster DNS.
+//! The service proxy and the cluster's name server of one node.
+//!
+//! What it is for: traffic to a Service reaches one of its endpoints ([`services`]), and names of the cluster become
+//! addresses ([`dns`]). Both answer from one index ([`index`]) that two watches feed ([`watch`]); of the objects only
+//! a small part is kept ([`model`]).
+//!
+//! Limits: Linux with nftables; virtual addresses and endpoints of IPv4 (the name server gives IPv6 addresses too).
+//! Of topology, the two Local policies; no hints.
+//!
+//! Why in one crate and one process: proxy and name server want the same two watches, and a table in the kernel plus
+//! an index in memory need no helpers.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use ipnet::Ipv4Net;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio_util::sync::CancellationToken;
+
+pub mod dns;
+pub mod host;
+pub mod index;
+pub mod kube_dns;
+pub mod model;
+pub mod services;
+pub mod watch;
+
+pub use dns::forward::Upstream;
+
+/// Wait between two tries to listen on the name server's address.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Everything the proxy must be told; nothing is read from the environment.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of this node.
+    pub node_name: String,
+    /// Address under which other nodes reach this one.
+    pub node_ip: IpAddr,
+    /// Range of pod addresses. What comes from it to a Service keeps its address.
+    pub pod_cidr: Ipv4Net,
+    /// Range of the Services' virtual addresses.
+    pub service_cidr: Ipv4Net,
+    /// Address of the cluster's name server: in `service_cidr`, and given to this host.
+    pub dns_address: IpAddr,
+    /// Port of the cluster's name server.
+    pub dns_port: u16,
+    /// Domain of the cluster.
+    pub cluster_domain: String,
+    /// Where questions about other names go.
+    pub upstream: Upstream,
+    /// Name of the nftables table.
+    pub table: String,
+}
+
+impl Config {
+    /// A configuration with the defaults of a single node.
+    pub fn new(node_name: impl Into<String>, node_ip: IpAddr) -> Self {
+        Self {
+            node_name: node_name.into(),
+            node_ip,
+            pod_cidr: Ipv4Net::new_assert([10, 244, 0, 0].into(), 16),
+            service_cidr: Ipv4Net::new_assert([10, 96, 0, 0].into(), 16),
+            dns_address: IpAddr::from([10, 96, 0, 10]),
+            dns_port: 53,
+            cluster_domain: "cluster.local".into(),
+            upstream: Upstream::ResolvConf("/etc/resolv.conf".into()),
+            table: "skiff".into(),
+        }
+    }
+}
+
+/// Runs the proxy and the name server until `stop` is cancelled.
+///
+/// Services keep answering after it returns: the table and the name server's address stay until [`cleanup`]. Returns an
+/// error only for what no retry can heal, such as a domain that is no name.
+pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let zone = dns::zone::Zone::new(&config.cluster_domain, config.dns_address, config.service_cidr)
+        .with_context(|| format!("cluster domain {:?}", config.cluster_domain))?;
+    let shared = index::Shared::default();
+    let address = SocketAddr::new(config.dns_address, config.dns_port);
+    if let Err(error) = host::enable_forwarding() {
+        tracing::warn!(%error, "the host does not forward packets: node ports will not work from outside");
+    }
+    host::accept_forwarding().await;
+    let frame = services::rules::Frame {
+        table: config.table.clone(),
+        pods: config.pod_cidr,
+        services: config.service_cidr,
+        resolver: config.dns_address,
+    };
+    let names = Arc::new(dns::Server::new(zone, config.upstream.clone(), address, shared.clone()));
+    tokio::join!(
+        watch::services(client.clone(), shared.clone(), stop.clone()),
+        watch::slices(client.clone(), config.node_name.clone(), shared.clone(), stop.clone()),
+        services::run(frame, shared, stop.clone()),
+        kube_dns::ensure(client, config.dns_address, stop.clone()),
+        serve_names(names, address, stop),
+    );
+    Ok(())
+}
+
+/// Removes what [`run`] left on the host: the table, the name server's address, and the leave to forward.
+pub async fn cleanup(config: &Config) -> anyhow::Result<()> {
+    services::nft::remove(&config.table).await.context("remove the services' table")?;
+    host::remove_address(config.dns_address).await.context("remove the name server's address")?;
+    host::refuse_forwarding().await;
+    Ok(())
+}
+
+/// Takes the address and serves names on it. What keeps it from doing so may pass, so it tries again.
+async fn serve_names(server: Arc<dns::Server>, address: SocketAddr, stop: CancellationToken) {
+    loop {
+        match listen(address).await {
+            Ok((udp, tcp)) => return server.serve(udp, tcp, stop).await,
+            Err(error) => tracing::error!(error = format!("{error:#}"), %address, "the name server cannot listen; trying again"),
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(RETRY)).await.is_none() {
+            return;
+        }
+    }
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<(UdpSocket, TcpListener)> {
+    host::add_address(address.ip()).await?;
+    let udp = UdpSocket::bind(address).await.context("UDP")?;
+    let tcp = TcpListener::bind(address).await.context("TCP")?;
+    Ok((udp, tcp))
+}

@@ -4,6 +4,11 @@
 //! the caller supplies: the [`cache`] asks an extractor for the few fields it indexes.
 
 pub mod cache;
+pub mod embedded;
 pub mod store;
 
-pub use store::{Change, ChangeKind, Compare, Entry, Error, Op, Payload, Range, Result, Revision, Store};
+pub use cache::{Cache, Event, Meta, Object, Snapshot, Watcher};
+pub use embedded::Embedded;
+pub use store::{
+    Attached, Change, ChangeKind, Compare, Entry, Error, Op, Payload, Progress, Range, Result, Revision, Sink, Store,
+};

@@ -1,10 +1,12 @@
 //! The storage contract.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use tokio::sync::Notify;
 
 /// A position in the one history of the whole store. Strictly increasing, never reused, 0 means "nothing yet".
 pub type Revision = u64;
@@ -96,6 +98,8 @@ pub struct Change {
     pub value: Bytes,
     /// The bytes before this change, if the key existed and the history still has them.
     pub previous: Option<Bytes>,
+    /// Revision of the write that made `previous`; 0 where there was none.
+    pub previous_revision: Revision,
     /// Revision of this change.
     pub revision: Revision,
 }
@@ -110,6 +114,85 @@ pub struct Range {
     /// Revision of the snapshot that was read.
     pub revision: Revision,
 }
+
+/// What [`Store::attach`] hands to a new sink: one resource as of one revision, and how it came to be.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// Present entries under the prefix, in key order.
+    pub entries: Vec<Entry>,
+    /// The kept changes under the prefix, oldest first, the last of them at or below `revision`. A driver whose history
+    /// lives elsewhere may leave this empty and set `compacted` to `revision`.
+    pub history: Vec<Arc<Change>>,
+    /// `history` is complete after this revision.
+    pub compacted: Revision,
+    /// Revision of the snapshot; the sink hears of everything later.
+    pub revision: Revision,
+    /// How far sinks have been told.
+    pub progress: Arc<Progress>,
+}
+
+/// Takes the durable changes under one prefix, in order, from one thread at a time.
+///
+/// The calls come from the path of every write: they must be short, must not block, and must not call the store.
+pub trait Sink: Send + Sync {
+    /// These changes are durable. Never empty; each change is delivered once.
+    fn apply(&self, changes: &[Arc<Change>]);
+    /// Everything applied so far may be announced. Called after the writers were answered, so that waking many watchers
+    /// delays nobody's answer.
+    fn wake(&self);
+    /// History up to and including `revision` is no longer kept.
+    fn compacted(&self, revision: Revision);
+    /// Nothing more will come: the store closed or failed, or a driver lost its place and cannot say what was missed.
+    fn closed(&self);
+}
+
+/// How far all sinks of a store have been told, shared between the store and them.
+///
+/// A revision is announced here only after every sink has applied every change up to it. So a sink that heard nothing
+/// still knows that it is current, which is what makes bookmarks and consistent reads of quiet resources free.
+#[derive(Debug, Default)]
+pub struct Progress {
+    revision: AtomicU64,
+    moved: Notify,
+}
+
+impl Progress {
+    /// A progress that stands at `revision`.
+    #[must_use]
+    pub fn new(revision: Revision) -> Self {
+        Self { revision: AtomicU64::new(revision), moved: Notify::new() }
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// Moves forward and wakes whoever waits. Moving backwards does nothing.
+    pub fn advance(&self, revision: Revision) {
+        if self.revision.fetch_max(revision, Ordering::AcqRel) < revision {
+            self.moved.notify_waiters();
+        }
+    }
+
+    /// Waits until `revision` is reached. The caller brings the deadline.
+    pub async fn reached(&self, revision: Revision) {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            // Registered before the look, so that a move between the two is not missed.
+            moved.as_mut().enable();
+            if self.revision() >= revision {
+                return;
+            }
+            moved.await;
+        }
+    }
+}
+
+/// Makes the sink from what is there; see [`Store::attach`].
+pub type BuildSink = Box<dyn FnOnce(Attached) -> Weak<dyn Sink> + Send>;
 
 /// What can go wrong in a store, and what the caller does about it.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +240,16 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// - **Compare and write are one step.** Nobody retries inside; a failed compare answers [`Error::Conflict`] with the
 ///   present entry and changes nothing.
 /// - **No-ops write nothing**: deleting what is absent under [`Compare::Any`] answers the present revision.
-/// - **Reads are linearizable**: they include every write acknowledged before the call.
+/// - **Reads are linearizable**: they include every write acknowledged before the call, and never go back behind what any
+///   reader, watcher or sink has seen.
+/// - **An error leaves no trace to be seen.** After [`Error::Unavailable`] the write may or may not be found when the store
+///   is opened again, as with any lost answer; until then nobody sees it.
+/// - **A dropped future does not undo a write.** Whoever stops waiting does not know the outcome.
+///
+/// For a driver over a remote store: the hole of a [`Payload`] is stored as part of the value (etcd assigns the revision
+/// only on commit, so that driver keeps the hole's offset beside the bytes and stamps on every read from the
+/// key's modification revision); [`Store::attach`] is a task that reads the prefix, then watches, and moves [`Progress`]
+/// by reading the remote revision when somebody waits.
 pub trait Store: Send + Sync + 'static {
     /// The latest durable revision.
     fn revision(&self) -> BoxFuture<'_, Result<Revision>>;
@@ -166,7 +258,7 @@ pub trait Store: Send + Sync + 'static {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>>>;
 
     /// Entries whose keys start with `prefix`, from `start` (a key, inclusive) if given, at most `limit` (0: all), as of
-    /// `revision` (0: latest).
+    /// `revision` (0: latest). An older revision answers exactly what was there then, or [`Error::Compacted`].
     fn range<'a>(
         &'a self,
         prefix: &'a str,
@@ -175,17 +267,26 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> BoxFuture<'a, Result<Range>>;
 
-    /// One guarded write; answers the revision it got.
+    /// One guarded write; answers the revision it got. Whoever loses reads the winner only once the winner is durable.
     fn commit<'a>(&'a self, key: &'a str, compare: Compare, op: Op) -> BoxFuture<'a, Result<Revision>>;
 
     /// All changes under `prefix` after `after`, from the kept history and then live. Ends with an error item when the
-    /// reader fell behind the kept history, and without one when the store closes.
+    /// reader fell behind the kept history, and without one when the store closes. `after` below the kept history is
+    /// [`Error::Compacted`], above the present [`Error::Future`]; 0 means the beginning of history, nothing else.
     fn watch<'a>(
         &'a self,
         prefix: &'a str,
         after: Revision,
     ) -> BoxFuture<'a, Result<BoxStream<'static, Result<Change>>>>;
 
-    /// Forget history up to and including `revision`. Present values stay.
+    /// Forget history up to and including `revision`: ranges below it and watches from below it answer
+    /// [`Error::Compacted`]. Present values stay. Forgetting what is forgotten already is a no-op; forgetting the future is
+    /// [`Error::Future`].
     fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<()>>;
+
+    /// Feeds a sink with everything under `prefix`, which must end in `/`. `build` is called once, with the snapshot, in
+    /// an instant when no change can slip between the two; it must not call the store. The store holds the sink weakly:
+    /// dropping it detaches it. Changes reach sinks before the writer is answered where the store can do that (`embedded`
+    /// does), otherwise soon after; [`Progress`] tells.
+    fn attach<'a>(&'a self, prefix: &'a str, build: BuildSink) -> BoxFuture<'a, Result<()>>;
 }

@@ -8,6 +8,13 @@ use std::borrow::Cow;
 use std::ops::Deref;
 use std::sync::Arc;
 
+#[rustfmt::skip]
+mod generated;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
 /// A reference into the static table, or to a run-time schema.
 #[derive(Debug)]
 pub enum Handle<T: 'static> {
@@ -65,8 +72,14 @@ pub enum Shape {
     FieldsV1,
     /// A whole object of any kind (`runtime.RawExtension`).
     RawExtension,
-    /// Any JSON (also the parts of a CRD schema that upstream types as JSON or a union of schema and bool).
+    /// Any JSON.
     Json,
+    /// In the schema of a CRD: a schema or a bool.
+    SchemaOrBool(Handle<Struct>),
+    /// In the schema of a CRD: a schema or a list of schemas.
+    SchemaOrArray(Handle<Struct>),
+    /// In the schema of a CRD: a schema or a list of strings.
+    SchemaOrStringArray(Handle<Struct>),
     /// A structure.
     Struct(Handle<Struct>),
     /// A list.
@@ -81,6 +94,8 @@ pub enum Shape {
 pub enum Presence {
     /// A pointer: absent stays absent, a present zero value stays.
     Pointer,
+    /// A pointer without `omitempty`: as [`Presence::Pointer`], but `null` is printed when absent.
+    Nullable,
     /// A value with `omitempty` (or `omitzero`): its zero value is not printed. Struct values with plain `omitempty` are
     /// [`Presence::Always`], because Go prints them.
     OmitEmpty,
@@ -123,6 +138,11 @@ pub struct Field {
     pub shape: Shape,
     /// Protobuf field number; 0 where there is none (custom resources).
     pub number: u32,
+    /// Protobuf numbers of the embedded messages that hold the field, outermost first. Go inlines such structures in JSON
+    /// (`VolumeSource` in `Volume`), so [`Struct::fields`] lists their fields as if they were its own.
+    pub within: &'static [u32],
+    /// In protobuf the list is a message `{repeated items = 1}` of its own.
+    pub boxed: bool,
     /// How an empty value prints.
     pub presence: Presence,
     /// Whether OpenAPI lists it as required.
@@ -137,8 +157,34 @@ pub struct Field {
     pub list_keys: Cow<'static, [Cow<'static, str>]>,
     /// Server-side apply: a map or structure that is owned as a whole (`x-kubernetes-map-type: atomic`).
     pub atomic: bool,
+    /// Server-side apply: the fields of the structure are owned one by one, even if [`Struct::atomic`] says otherwise
+    /// (`x-kubernetes-map-type: granular`).
+    pub granular: bool,
     /// Default as JSON text, where the published schema states one.
     pub default: Option<Cow<'static, str>>,
+}
+
+impl Field {
+    /// An optional field (a pointer) without merge rules, as the schemas of custom resources have them.
+    #[must_use]
+    pub fn new(name: impl Into<Cow<'static, str>>, shape: Shape) -> Self {
+        Self {
+            name: name.into(),
+            shape,
+            number: 0,
+            within: &[],
+            boxed: false,
+            presence: Presence::Pointer,
+            required: false,
+            patch: PatchStrategy::Default,
+            merge_key: None,
+            list: ListType::Atomic,
+            list_keys: Cow::Borrowed(&[]),
+            atomic: false,
+            granular: false,
+            default: None,
+        }
+    }
 }
 
 /// A structure.
@@ -160,4 +206,32 @@ impl Struct {
     pub fn field(&self, name: &str) -> Option<&Field> {
         self.fields.iter().find(|f| f.name == name)
     }
+}
+
+/// The structure with this OpenAPI model name.
+#[must_use]
+pub fn model(name: &str) -> Option<&'static Struct> {
+    let i = generated::MODELS.binary_search_by(|s| s.name.as_ref().cmp(name)).ok()?;
+    Some(generated::MODELS[i])
+}
+
+/// The structure of a built-in kind, including kinds that are only bodies or parameters (`Scale`, `PodExecOptions`,
+/// `DeleteOptions`). Kinds of `meta/v1` are found under group "" version "v1"; `Table`, `PartialObjectMetadata` and
+/// their lists under `meta.k8s.io/v1`.
+#[must_use]
+pub fn kind(group: &str, version: &str, kind: &str) -> Option<&'static Struct> {
+    let i = generated::KINDS.binary_search_by(|(g, v, k, _)| (*g, *v, *k).cmp(&(group, version, kind))).ok()?;
+    Some(generated::KINDS[i].3)
+}
+
+/// Every structure of the table, sorted by name.
+#[must_use]
+pub fn models() -> &'static [&'static Struct] {
+    &generated::MODELS
+}
+
+/// Every built-in kind as (group, version, kind, structure), sorted.
+#[must_use]
+pub fn kinds() -> &'static [(&'static str, &'static str, &'static str, &'static Struct)] {
+    &generated::KINDS
 }

@@ -1,0 +1,240 @@
+//! Field errors: what validation finds, in upstream's words.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use crate::path::Path;
+
+/// The class of a field error. Decides the `reason` of the cause in the Status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorType {
+    /// A value that must be there is missing.
+    Required,
+    /// A value that is malformed.
+    Invalid,
+    /// A value outside an enumeration.
+    NotSupported,
+    /// A value that must be unique and is not.
+    Duplicate,
+    /// A field that may not be set, or changed.
+    Forbidden,
+    /// A string that is too long.
+    TooLong,
+    /// A list with too many elements.
+    TooMany,
+    /// A value of the wrong type.
+    TypeInvalid,
+    /// A reference to something that is not there.
+    NotFound,
+    /// The check itself failed.
+    Internal,
+}
+
+impl ErrorType {
+    /// The `reason` of the cause.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Required => "FieldValueRequired",
+            Self::Invalid => "FieldValueInvalid",
+            Self::NotSupported => "FieldValueNotSupported",
+            Self::Duplicate => "FieldValueDuplicate",
+            Self::Forbidden => "FieldValueForbidden",
+            Self::TooLong => "FieldValueTooLong",
+            Self::TooMany => "FieldValueTooMany",
+            Self::TypeInvalid => "FieldValueTypeInvalid",
+            Self::NotFound => "FieldValueNotFound",
+            Self::Internal => "InternalError",
+        }
+    }
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Required => "Required value",
+            Self::Invalid | Self::TypeInvalid => "Invalid value",
+            Self::NotSupported => "Unsupported value",
+            Self::Duplicate => "Duplicate value",
+            Self::Forbidden => "Forbidden",
+            Self::TooLong => "Too long",
+            Self::TooMany => "Too many",
+            Self::NotFound => "Not found",
+            Self::Internal => "Internal error",
+        }
+    }
+}
+
+/// One fault at one field.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FieldError {
+    /// Class.
+    pub kind: ErrorType,
+    /// Where, for example `spec.containers[0].name`.
+    pub path: String,
+    /// `Invalid value: "x": must be ...`: what comes after the path.
+    pub body: String,
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.body)
+    }
+}
+
+/// A value as error texts quote it: strings in Go's `%q`, the rest as JSON.
+#[must_use]
+pub fn quote(value: &Value) -> String {
+    match value {
+        Value::String(s) => quote_str(s),
+        other => other.to_string(),
+    }
+}
+
+/// A string in Go's `%q`.
+#[must_use]
+pub fn quote_str(s: &str) -> String {
+    use fmt::Write;
+    let mut out = String::with_capacity(s.len() + 2);
+    out.push('"');
+    for c in s.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push_str("\\t"),
+            '\r' => out.push_str("\\r"),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
+            // Writing to a String cannot fail.
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => drop(write!(out, "\\x{:02x}", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Collects field errors. Validation functions take `&mut Errors` and go on after a fault, so that the user sees all.
+#[derive(Debug, Default)]
+pub struct Errors(pub Vec<FieldError>);
+
+impl Errors {
+    /// An empty list.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether nothing was found.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Number of faults.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn push(&mut self, kind: ErrorType, path: &impl fmt::Display, value: Option<String>, detail: &str) {
+        let mut body = kind.title().to_owned();
+        if let Some(v) = value {
+            body.push_str(": ");
+            body.push_str(&v);
+        }
+        if !detail.is_empty() {
+            body.push_str(": ");
+            body.push_str(detail);
+        }
+        self.0.push(FieldError { kind, path: path.to_string(), body });
+    }
+
+    /// `path: Required value: detail`. An empty detail is left out, here and below.
+    pub fn required(&mut self, path: &impl fmt::Display, detail: &str) {
+        self.push(ErrorType::Required, path, None, detail);
+    }
+
+    /// `path: Invalid value: "v": detail`.
+    pub fn invalid(&mut self, path: &impl fmt::Display, value: impl Into<Value>, detail: impl AsRef<str>) {
+        self.push(ErrorType::Invalid, path, Some(quote(&value.into())), detail.as_ref());
+    }
+
+    /// `path: Invalid value: text: detail` with the value's text given as is (unquoted), for values upstream prints in
+    /// its own way.
+    pub fn invalid_raw(&mut self, path: &impl fmt::Display, text: impl Into<String>, detail: impl AsRef<str>) {
+        self.push(ErrorType::Invalid, path, Some(text.into()), detail.as_ref());
+    }
+
+    /// Like [`Errors::invalid`] with the cause reason `FieldValueTypeInvalid`.
+    pub fn type_invalid(&mut self, path: &impl fmt::Display, value: impl Into<Value>, detail: impl AsRef<str>) {
+        self.push(ErrorType::TypeInvalid, path, Some(quote(&value.into())), detail.as_ref());
+    }
+
+    /// `path: Unsupported value: "v": supported values: "a", "b"`.
+    pub fn not_supported(&mut self, path: &impl fmt::Display, value: impl Into<Value>, supported: &[&str]) {
+        let list = supported.iter().map(|s| quote_str(s)).collect::<Vec<_>>().join(", ");
+        let detail = if supported.is_empty() { String::new() } else { format!("supported values: {list}") };
+        self.push(ErrorType::NotSupported, path, Some(quote(&value.into())), &detail);
+    }
+
+    /// `path: Duplicate value: "v"`.
+    pub fn duplicate(&mut self, path: &impl fmt::Display, value: impl Into<Value>) {
+        self.push(ErrorType::Duplicate, path, Some(quote(&value.into())), "");
+    }
+
+    /// `path: Not found: "v"`.
+    pub fn not_found(&mut self, path: &impl fmt::Display, value: impl Into<Value>) {
+        self.push(ErrorType::NotFound, path, Some(quote(&value.into())), "");
+    }
+
+    /// `path: Forbidden: detail`.
+    pub fn forbidden(&mut self, path: &impl fmt::Display, detail: impl AsRef<str>) {
+        self.push(ErrorType::Forbidden, path, None, detail.as_ref());
+    }
+
+    /// `path: Too long: may not be more than N bytes`.
+    pub fn too_long(&mut self, path: &impl fmt::Display, max: usize) {
+        self.push(ErrorType::TooLong, path, None, &format!("may not be more than {max} bytes"));
+    }
+
+    /// `path: Too many: N: must have at most M items`.
+    pub fn too_many(&mut self, path: &impl fmt::Display, actual: usize, max: usize) {
+        self.push(ErrorType::TooMany, path, Some(actual.to_string()), &format!("must have at most {max} items"));
+    }
+
+    /// `path: Internal error: detail`.
+    pub fn internal(&mut self, path: &impl fmt::Display, detail: &str) {
+        self.push(ErrorType::Internal, path, None, detail);
+    }
+}
+
+/// Shorthand used by validation code: the path of the object itself.
+pub const ROOT: Path<'static> = Path::new("");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words() {
+        let mut e = Errors::new();
+        let p = Path::new("spec");
+        e.required(&p.child("a"), "");
+        e.invalid(&p.child("b"), -1, "must be greater than or equal to 0");
+        e.not_supported(&p.child("c"), "x", &["b", "a"]);
+        e.too_long(&p, 63);
+        let all: Vec<_> = e.0.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            all,
+            [
+                "spec.a: Required value",
+                "spec.b: Invalid value: -1: must be greater than or equal to 0",
+                "spec.c: Unsupported value: \"x\": supported values: \"a\", \"b\"",
+                "spec: Too long: may not be more than 63 bytes",
+            ]
+        );
+    }
+}

@@ -1,0 +1,238 @@
+//! The rules of each built-in kind: defaults, validation, what a write may change, columns, selectable fields.
+//!
+//! A kind contributes a [`Strategy`]; verbs never ask which kind they handle. Everything here works on `Value`s that have
+//! been through the typed round trip (`codec::json`), does no I/O, and is found under the resource's name.
+
+mod config;
+mod defaults;
+mod event;
+mod namespace;
+mod node;
+mod pod;
+mod registry;
+mod service;
+mod workloads;
+
+use serde_json::Value;
+
+pub use pod::validate_log_options;
+pub use registry::strategy;
+pub use service::patch_allocated as service_patch_allocated;
+
+use crate::invalid::Errors;
+use crate::meta::{self, NameRule};
+use crate::resources::Resource;
+
+/// What verbs have to know about a kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Traits {
+    /// Grammar of `metadata.name`.
+    pub name: NameRule,
+    /// Whether a PUT without resourceVersion is allowed.
+    pub unconditional_update: bool,
+    /// Whether a PUT to a missing name creates.
+    pub create_on_update: bool,
+    /// Whether `metadata.generation` counts changes of the desired state.
+    pub generation: bool,
+    /// Whether there is a `status` that only the status subresource writes.
+    pub status: bool,
+    /// Whether a completed deletion answers the object instead of a Status.
+    pub returns_deleted: bool,
+    /// Whether dependents are orphaned when the request does not say (legacy kinds); otherwise background deletion.
+    pub orphan_by_default: bool,
+    /// Whether deletion is graceful (pods).
+    pub graceful: bool,
+}
+
+impl Traits {
+    /// The most common answers.
+    pub const DEFAULT: Self = Self {
+        name: NameRule::Subdomain,
+        unconditional_update: true,
+        create_on_update: false,
+        generation: false,
+        status: false,
+        returns_deleted: false,
+        orphan_by_default: false,
+        graceful: false,
+    };
+}
+
+/// The rules of one kind. Every method has the answer of a kind without rules of its own.
+pub trait Strategy: Send + Sync {
+    /// Facts for the verbs.
+    fn traits(&self) -> &Traits {
+        const T: Traits = Traits::DEFAULT;
+        &T
+    }
+
+    /// Fills in defaults. Runs on every decoded object of the kind, before admission sees it and after it changed it.
+    fn default(&self, _obj: &mut Value) {}
+
+    /// Makes a new object ready: drops what the client may not set. Runs before validation.
+    fn prepare_create(&self, obj: &mut Value) {
+        let t = self.traits();
+        if t.status {
+            reset_status(obj);
+        }
+        if t.generation {
+            meta::meta_mut(obj).insert("generation".into(), 1.into());
+        }
+    }
+
+    /// Checks a new object (metadata excluded: [`meta::validate`] did that).
+    fn validate(&self, _obj: &Value, _errors: &mut Errors) {}
+
+    /// Carries over what a plain update may not change, and counts the generation.
+    fn prepare_update(&self, new: &mut Value, old: &Value) {
+        let t = self.traits();
+        if t.status {
+            carry(new, old, "status");
+        }
+        if t.generation {
+            let before = old["metadata"]["generation"].as_i64().unwrap_or(0);
+            let changed = self.desired_changed(new, old);
+            meta::meta_mut(new).insert("generation".into(), (before + i64::from(changed)).into());
+        }
+    }
+
+    /// Whether the desired state differs (raises the generation). Default: anything but metadata and status.
+    fn desired_changed(&self, new: &Value, old: &Value) -> bool {
+        let (Value::Object(n), Value::Object(o)) = (new, old) else { return false };
+        let other = |k: &&String| !matches!(k.as_str(), "metadata" | "status" | "kind" | "apiVersion");
+        n.keys().chain(o.keys()).filter(other).any(|k| n.get(k) != o.get(k))
+    }
+
+    /// Checks an update (metadata excluded).
+    fn validate_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        self.validate(new, errors);
+    }
+
+    /// For the status subresource: keeps everything but status, annotations and (per kind) labels.
+    fn prepare_status(&self, new: &mut Value, old: &Value) {
+        let Value::Object(o) = old else { return };
+        for key in o.keys().filter(|k| !matches!(k.as_str(), "metadata" | "status" | "apiVersion" | "kind")) {
+            carry(new, old, key);
+        }
+        if let Value::Object(n) = new {
+            n.retain(|k, _| o.contains_key(k) || k == "status");
+        }
+        carry_meta(new, old, &["ownerReferences", "generation"]);
+    }
+
+    /// Fields that a write takes back and therefore never owns: of the main endpoint, or of `status`.
+    fn reset_fields(&self, of_status: bool) -> &'static [&'static [&'static str]] {
+        match (of_status, self.traits().status) {
+            (true, _) => &[&["spec"]],
+            (false, true) => &[&["status"]],
+            (false, false) => &[],
+        }
+    }
+
+    /// Checks a status update (metadata excluded).
+    fn validate_status(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
+
+    /// `Warning` headers for an accepted write.
+    fn warnings(&self, _new: &Value, _old: Option<&Value>, _out: &mut Vec<String>) {}
+
+    /// Marks the object when its deletion begins (a namespace becomes Terminating).
+    fn on_delete(&self, _obj: &mut Value) {}
+
+    /// Prepares an update through a subresource other than `status` (ephemeralcontainers, resize, finalize, approval);
+    /// `new` already has nothing else changed.
+    fn prepare_subresource(&self, _name: &str, _new: &mut Value, _old: &Value) {}
+
+    /// Seconds a graceful deletion takes, given what the request asked for. 0: at once.
+    fn grace(&self, _obj: &Value, _asked: Option<i64>) -> i64 {
+        0
+    }
+
+    /// Field selectors the kind supports besides `metadata.name` and `metadata.namespace`.
+    fn fields(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Why a field selector on `field` is refused; `None` when it is supported. Kinds with selectable fields of their own
+    /// and kinds without answer in different words, as upstream does.
+    fn unsupported_field(&self, field: &str, resource: &Resource) -> Option<String> {
+        let own = self.fields();
+        let known = match field {
+            "metadata.name" => true,
+            "metadata.namespace" => own.is_empty() || resource.namespaced,
+            _ => own.contains(&field),
+        };
+        if known {
+            None
+        } else if own.is_empty() {
+            let q = crate::invalid::quote_str(field);
+            Some(format!("{q} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""))
+        } else {
+            Some(format!("field label not supported: {field}"))
+        }
+    }
+
+    /// The name under which a selectable field of this version is indexed, where versions name it differently.
+    fn stored_field<'a>(&self, field: &'a str) -> &'a str {
+        field
+    }
+
+    /// The value of a field named in [`Strategy::fields`].
+    fn field(&self, obj: &Value, name: &str) -> String {
+        lookup(obj, name)
+    }
+}
+
+/// A kind without rules of its own.
+pub struct Plain(pub Traits);
+
+impl Strategy for Plain {
+    fn traits(&self) -> &Traits {
+        &self.0
+    }
+}
+
+/// `status` as a new object has it: empty.
+pub fn reset_status(obj: &mut Value) {
+    if let Value::Object(o) = obj
+        && o.contains_key("status")
+    {
+        o.insert("status".into(), Value::Object(serde_json::Map::new()));
+    }
+}
+
+/// Replaces `new.key` by `old.key`, including its absence.
+pub fn carry(new: &mut Value, old: &Value, key: &str) {
+    let Value::Object(n) = new else { return };
+    match old.get(key) {
+        Some(v) => drop(n.insert(key.to_owned(), v.clone())),
+        None => drop(n.remove(key)),
+    }
+}
+
+/// Replaces keys of `new.metadata` by those of `old.metadata`.
+pub fn carry_meta(new: &mut Value, old: &Value, keys: &[&str]) {
+    let n = meta::meta_mut(new);
+    for key in keys {
+        match old.get("metadata").and_then(|m| m.get(key)) {
+            Some(v) => drop(n.insert((*key).to_owned(), v.clone())),
+            None => drop(n.remove(*key)),
+        }
+    }
+}
+
+/// The scalar at a dotted path as text; empty when absent.
+#[must_use]
+pub fn lookup(obj: &Value, path: &str) -> String {
+    let mut v = obj;
+    for part in path.split('.') {
+        match v.get(part) {
+            Some(x) => v = x,
+            None => return String::new(),
+        }
+    }
+    match v {
+        Value::String(s) => s.clone(),
+        Value::Bool(_) | Value::Number(_) => v.to_string(),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,98 @@
+//! Namespace.
+
+use serde_json::{Value, json};
+
+use super::{Strategy, Traits, carry};
+use crate::invalid::Errors;
+use crate::meta::{self, NameRule};
+use crate::names;
+use crate::path::Path;
+
+/// Rules of Namespaces.
+pub(super) struct NamespaceStrategy;
+
+const LABEL: &str = "kubernetes.io/metadata.name";
+
+impl Strategy for NamespaceStrategy {
+    fn traits(&self) -> &Traits {
+        const T: Traits = Traits { name: NameRule::Label, status: true, ..Traits::DEFAULT };
+        &T
+    }
+
+    fn default(&self, obj: &mut Value) {
+        // Older clients and controllers select namespaces by this label, so every namespace has it.
+        let name = meta::name(obj).to_owned();
+        if name.is_empty() {
+            return;
+        }
+        let labels = meta::meta_mut(obj).entry("labels").or_insert_with(|| json!({}));
+        if let Some(l) = labels.as_object_mut() {
+            l.insert(LABEL.into(), name.into());
+        }
+    }
+
+    fn prepare_create(&self, obj: &mut Value) {
+        obj["status"] = json!({"phase": "Active"});
+        // The namespace controller empties a namespace before it goes.
+        if !obj["spec"].is_object() {
+            obj["spec"] = json!({});
+        }
+        let list = obj["spec"]["finalizers"].as_array().cloned().unwrap_or_default();
+        if !list.iter().any(|f| f == "kubernetes") {
+            let mut list = list;
+            list.push("kubernetes".into());
+            obj["spec"]["finalizers"] = Value::Array(list);
+        }
+    }
+
+    fn prepare_update(&self, new: &mut Value, old: &Value) {
+        carry(new, old, "status");
+        // Finalizers go through the finalize subresource alone.
+        match old["spec"].get("finalizers") {
+            Some(f) => new["spec"] = json!({"finalizers": f}),
+            None => carry(new, old, "spec"),
+        }
+    }
+
+    fn prepare_status(&self, new: &mut Value, old: &Value) {
+        carry(new, old, "spec");
+    }
+
+    fn validate(&self, obj: &Value, errors: &mut Errors) {
+        let spec = Path::new("spec");
+        let path = spec.child("finalizers");
+        for f in obj["spec"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            let complaints = names::is_qualified_name(f);
+            for why in &complaints {
+                errors.invalid(&path, f, why);
+            }
+            if complaints.is_empty() && !f.contains('/') && f != "kubernetes" {
+                errors.invalid(&path, f, "name is neither a standard finalizer name nor is it fully qualified");
+            }
+        }
+    }
+
+    fn validate_status(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        let status = Path::new("status");
+        let phase = new["status"]["phase"].as_str().unwrap_or_default();
+        let deleting = meta::deleting(old);
+        if !deleting && phase != "Active" {
+            errors.invalid(&status.child("Phase"), phase, "may only be 'Active' if `deletionTimestamp` is empty");
+        }
+        if deleting && phase != "Terminating" {
+            errors.invalid(
+                &status.child("Phase"),
+                phase,
+                "may only be 'Terminating' if `deletionTimestamp` is not empty",
+            );
+        }
+    }
+
+    fn on_delete(&self, obj: &mut Value) {
+        obj["status"]["phase"] = "Terminating".into();
+    }
+
+    fn fields(&self) -> &'static [&'static str] {
+        &["status.phase"]
+    }
+}

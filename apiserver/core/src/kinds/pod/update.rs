@@ -1,0 +1,142 @@
+//! What an update of a pod may change.
+
+use serde_json::{Map, Value, json};
+
+use crate::invalid::Errors;
+use crate::path::Path;
+
+const ONLY: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+
+/// Checks an update.
+pub(super) fn validate(new: &Value, old: &Value, errors: &mut Errors) {
+    super::validate::validate_pod(new, errors);
+    let spec = Path::new("spec");
+    let (n, o) = (&new["spec"], &old["spec"]);
+    let count = |v: &Value, k: &str| v[k].as_array().map_or(0, Vec::len);
+    for list in ["containers", "initContainers"] {
+        if count(n, list) != count(o, list) {
+            errors.forbidden(&spec.child(list), "pod updates may not add or remove containers");
+            return;
+        }
+    }
+    let deadline = spec.child("activeDeadlineSeconds");
+    match (n["activeDeadlineSeconds"].as_i64(), o["activeDeadlineSeconds"].as_i64()) {
+        (Some(a), _) if !(0..=i64::from(i32::MAX)).contains(&a) => {
+            errors.invalid(&deadline, a, "must be between 0 and 2147483647, inclusive");
+            return;
+        }
+        (Some(a), Some(b)) if a > b => {
+            errors.invalid(&deadline, a, "must be less than or equal to previous value");
+            return;
+        }
+        (None, Some(_)) => {
+            errors.invalid_raw(&deadline, "null", "must not update from a positive integer to nil value");
+        }
+        _ => {}
+    }
+    let gates = spec.child("schedulingGates");
+    let held = |v: &Value| v["schedulingGates"].as_array().cloned().unwrap_or_default();
+    let (ng, og) = (held(n), held(o));
+    let added: Vec<&Value> = ng.iter().filter(|g| !og.contains(g)).collect();
+    if !added.is_empty() {
+        let names: Vec<&str> = added.iter().filter_map(|g| g["name"].as_str()).collect();
+        errors.forbidden(
+            &gates,
+            format!("only deletion is allowed, but found new scheduling gate '{}'", names.join(",")),
+        );
+    }
+    // Everything that may change is made equal; what still differs may not.
+    let mut munged = n.clone();
+    for list in ["containers", "initContainers"] {
+        let old_list = o[list].as_array().cloned().unwrap_or_default();
+        for (i, c) in munged.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
+            if let Some(v) = old_list.get(i).and_then(|c| c.get("image")) {
+                c["image"] = v.clone();
+            }
+        }
+    }
+    let mut same = |key: &str| match o.get(key) {
+        Some(v) => munged[key] = v.clone(),
+        None => {
+            if let Some(m) = munged.as_object_mut() {
+                m.remove(key);
+            }
+        }
+    };
+    same("activeDeadlineSeconds");
+    same("schedulingGates");
+    if only_added(&n["tolerations"], &o["tolerations"]) {
+        same("tolerations");
+    } else {
+        errors.forbidden(
+            &spec.child("tolerations"),
+            "existing toleration can not be modified except its tolerationSeconds",
+        );
+        same("tolerations");
+    }
+    if o["terminationGracePeriodSeconds"].as_i64().is_some_and(|g| g < 0) && n["terminationGracePeriodSeconds"] == 1 {
+        same("terminationGracePeriodSeconds");
+    }
+    if !og.is_empty() {
+        gated(n, o, &mut munged);
+    }
+    if munged != *o {
+        errors.forbidden(&spec, ONLY);
+    }
+}
+
+/// Old tolerations must all be there still (their seconds may change).
+fn only_added(new: &Value, old: &Value) -> bool {
+    let bare = |t: &Value| {
+        let mut m: Map<String, Value> = t.as_object().cloned().unwrap_or_default();
+        m.remove("tolerationSeconds");
+        m
+    };
+    let new: Vec<_> = new.as_array().into_iter().flatten().map(bare).collect();
+    old.as_array().into_iter().flatten().all(|t| new.contains(&bare(t)))
+}
+
+/// A pod that is not yet let through the gates may narrow where it runs.
+fn gated(new: &Value, old: &Value, munged: &mut Value) {
+    let selector = |v: &Value| v["nodeSelector"].as_object().cloned().unwrap_or_default();
+    let (n, o) = (selector(new), selector(old));
+    if o.iter().all(|(k, v)| n.get(k) == Some(v)) {
+        if o.is_empty() && old.get("nodeSelector").is_none() {
+            if let Some(m) = munged.as_object_mut() {
+                m.remove("nodeSelector");
+            }
+        } else {
+            munged["nodeSelector"] = json!(o);
+        }
+    }
+    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+    let affinity = |v: &Value| v["affinity"]["nodeAffinity"].clone();
+    let (na, oa) = (affinity(new), affinity(old));
+    let narrowed = oa.is_null() || oa[REQUIRED].is_null() || {
+        let terms = |v: &Value| v[REQUIRED]["nodeSelectorTerms"].as_array().cloned().unwrap_or_default();
+        let (nt, ot) = (terms(&na), terms(&oa));
+        nt.len() == ot.len()
+            && nt.iter().zip(&ot).all(|(a, b)| {
+                ["matchExpressions", "matchFields"].iter().all(|k| {
+                    let old = b[*k].as_array().cloned().unwrap_or_default();
+                    let new = a[*k].as_array().cloned().unwrap_or_default();
+                    old.iter().all(|e| new.contains(e))
+                })
+            })
+    };
+    if narrowed {
+        match old.get("affinity") {
+            Some(a) if !oa.is_null() || a["podAffinity"] == new["affinity"]["podAffinity"] => {
+                munged["affinity"] = a.clone()
+            }
+            Some(a) => munged["affinity"] = a.clone(),
+            None => {
+                if new["affinity"].as_object().is_some_and(|a| a.len() == 1 && a.contains_key("nodeAffinity"))
+                    && let Some(m) = munged.as_object_mut()
+                {
+                    m.remove("affinity");
+                }
+            }
+        }
+    }
+}

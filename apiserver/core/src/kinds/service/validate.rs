@@ -1,0 +1,388 @@
+//! Validation of Services.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use crate::invalid::Errors;
+use crate::names;
+use crate::path::Path;
+
+const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+const BAD_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+const BAD_CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+const RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+fn text<'a>(v: &'a Value, key: &str) -> &'a str {
+    v[key].as_str().unwrap_or_default()
+}
+
+fn list<'a>(v: &'a Value, key: &str) -> &'a [Value] {
+    v[key].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Complaint about an address, if any.
+fn bad_ip(s: &str) -> Option<&'static str> {
+    match s.parse::<IpAddr>() {
+        Ok(_) => None,
+        Err(_) => {
+            let octets: Vec<&str> = s.split('.').collect();
+            let zeros = octets.len() == 4
+                && octets.iter().all(|o| !o.is_empty() && o.bytes().all(|b| b.is_ascii_digit()))
+                && octets.iter().any(|o| o.len() > 1 && o.starts_with('0'));
+            Some(if zeros { "must not have leading 0s" } else { BAD_IP })
+        }
+    }
+}
+
+/// Checks a Service.
+pub(super) fn validate(obj: &Value, errors: &mut Errors) {
+    let root = Path::new("spec");
+    let spec = &obj["spec"];
+    let kind = text(spec, "type");
+    let headless = spec["clusterIP"] == "None";
+    let external = kind == "ExternalName";
+    let all = list(spec, "ports");
+    let ports = root.child("ports");
+    if all.is_empty() && !headless && !external {
+        errors.required(&ports, "");
+    }
+    let cluster_ips = root.child("clusterIPs");
+    match kind {
+        "LoadBalancer" | "NodePort" if headless => {
+            let why = format!("may not be set to 'None' for {kind} services");
+            errors.invalid(&cluster_ips.index(0), "None", why);
+        }
+        "ExternalName" => {
+            if !list(spec, "clusterIPs").is_empty() || !text(spec, "clusterIP").is_empty() {
+                errors.forbidden(&cluster_ips, "may not be set for ExternalName services");
+            }
+            for key in ["ipFamilies", "ipFamilyPolicy"] {
+                if !spec[key].is_null() {
+                    errors.forbidden(&root.child(key), "may not be set for ExternalName services");
+                }
+            }
+            let name = text(spec, "externalName").trim_end_matches('.');
+            if name.is_empty() {
+                errors.required(&root.child("externalName"), "");
+            } else {
+                for why in names::is_dns1123_subdomain(name) {
+                    errors.invalid(&root.child("externalName"), name, why);
+                }
+            }
+        }
+        _ => {}
+    }
+    let mut seen: Vec<&str> = vec![];
+    for (i, p) in all.iter().enumerate() {
+        port(p, &ports.index(i), all.len() > 1, &mut seen, errors);
+    }
+    names::validate_labels(spec["selector"].as_object(), &root.child("selector"), errors);
+    match text(spec, "sessionAffinity") {
+        "ClientIP" => {
+            let c = root.child("sessionAffinityConfig");
+            let c = c.child("clientIP");
+            if let Some(n) = spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"].as_i64()
+                && !(1..=86400).contains(&n)
+            {
+                errors.invalid(&c.child("timeoutSeconds"), n, "must be greater than 0 and less than 86400");
+            }
+        }
+        "None" => {}
+        other => errors.not_supported(&root.child("sessionAffinity"), other, &["ClientIP", "None"]),
+    }
+    if !external {
+        addresses(spec, &root, errors);
+    }
+    external_ips(spec, &root, errors);
+    if !TYPES.contains(&kind) {
+        errors.not_supported(&root.child("type"), kind, &TYPES);
+    }
+    for (i, p) in all.iter().enumerate() {
+        if let Some(n) = p["nodePort"].as_i64().filter(|n| *n != 0)
+            && matches!(kind, "ClusterIP" | "ExternalName")
+        {
+            let _ = n;
+            errors.forbidden(&ports.index(i).child("nodePort"), format!("may not be used when `type` is '{kind}'"));
+        }
+    }
+    for (i, p) in all.iter().enumerate() {
+        let same = |q: &&Value| q["port"] == p["port"] && q["protocol"] == p["protocol"];
+        if all[..i].iter().any(|q| same(&q)) {
+            let mut shown = json!({"protocol": p["protocol"], "port": p["port"]});
+            for key in ["name", "appProtocol", "nodePort"] {
+                if let Some(v) = p.get(key) {
+                    shown[key] = v.clone();
+                }
+            }
+            errors.0.push(crate::invalid::FieldError {
+                kind: crate::invalid::ErrorType::Duplicate,
+                path: ports.index(i).to_string(),
+                body: format!("Duplicate value: {shown}"),
+            });
+        }
+    }
+    source_ranges(obj, &root, errors);
+    traffic(spec, kind, &root, errors);
+    let load_balancer = kind == "LoadBalancer";
+    if load_balancer && spec["allocateLoadBalancerNodePorts"].is_null() {
+        errors.required(&root.child("allocateLoadBalancerNodePorts"), "");
+    }
+    if !load_balancer && !spec["allocateLoadBalancerNodePorts"].is_null() {
+        errors
+            .forbidden(&root.child("allocateLoadBalancerNodePorts"), "may only be used when `type` is 'LoadBalancer'");
+    }
+    if let Some(class) = spec["loadBalancerClass"].as_str() {
+        let at = root.child("loadBalancerClass");
+        if load_balancer {
+            for why in names::is_qualified_name(class) {
+                errors.invalid(&at, class, why);
+            }
+        } else {
+            errors.forbidden(&at, "may only be used when `type` is 'LoadBalancer'");
+        }
+    }
+}
+
+fn port<'a>(p: &'a Value, at: &Path<'_>, named: bool, seen: &mut Vec<&'a str>, errors: &mut Errors) {
+    let name = text(p, "name");
+    if name.is_empty() {
+        if named {
+            errors.required(&at.child("name"), "");
+        }
+    } else {
+        for why in names::is_dns1123_label(name) {
+            errors.invalid(&at.child("name"), name, why);
+        }
+        if seen.contains(&name) {
+            errors.duplicate(&at.child("name"), name);
+        }
+        seen.push(name);
+    }
+    let number = p["port"].as_i64().unwrap_or(0);
+    for why in names::is_port(number) {
+        errors.invalid(&at.child("port"), number, why);
+    }
+    match text(p, "protocol") {
+        "" => errors.required(&at.child("protocol"), ""),
+        "TCP" | "UDP" | "SCTP" => {}
+        other => errors.not_supported(&at.child("protocol"), other, &["SCTP", "TCP", "UDP"]),
+    }
+    let target = at.child("targetPort");
+    match &p["targetPort"] {
+        Value::String(s) => {
+            for why in names::is_port_name(s) {
+                errors.invalid(&target, s.as_str(), why);
+            }
+        }
+        v => {
+            let n = v.as_i64().unwrap_or(0);
+            for why in names::is_port(n) {
+                errors.invalid(&target, n, why);
+            }
+        }
+    }
+    if let Some(a) = p["appProtocol"].as_str() {
+        for why in names::is_qualified_name(a) {
+            errors.invalid(&at.child("appProtocol"), a, why);
+        }
+    }
+}
+
+/// `clusterIP`, `clusterIPs` and the families they belong to.
+fn addresses(spec: &Value, root: &Path<'_>, errors: &mut Errors) {
+    let at = root.child("clusterIPs");
+    let all: Vec<&str> = list(spec, "clusterIPs").iter().filter_map(Value::as_str).collect();
+    let shown = || spec["clusterIPs"].to_string();
+    let first = text(spec, "clusterIP");
+    if !all.is_empty() {
+        if first.is_empty() {
+            errors.invalid_raw(&at, shown(), "must be empty when `clusterIP` is not specified");
+        } else if all[0] != first {
+            errors.invalid_raw(&at, shown(), "first value must match `clusterIP`");
+        }
+    }
+    if all.len() > 1 && all.contains(&"None") && all[0] == "None" {
+        errors.invalid_raw(&at, shown(), "'None' must be the first and only value");
+    }
+    if all.len() > 2 {
+        errors.invalid_raw(&at, shown(), "may only hold up to 2 values");
+        return;
+    }
+    let mut bad = false;
+    for (i, a) in all.iter().enumerate() {
+        if i == 0 && *a == "None" {
+            continue;
+        }
+        if let Some(why) = bad_ip(a) {
+            bad = true;
+            errors.invalid(&at.index(i), *a, why);
+        }
+    }
+    if bad {
+        return;
+    }
+    let is_v6 = |a: &&str| a.parse::<IpAddr>().is_ok_and(|a| a.is_ipv6());
+    if all.len() == 2 && all[0] != "None" && is_v6(&all[0]) == is_v6(&all[1]) {
+        errors.invalid_raw(&at, shown(), "may specify no more than one IP for each IP family");
+    }
+    if let Some(a) = all.first().filter(|a| is_v6(a)) {
+        let _ = a;
+        errors.invalid_raw(&at.index(0), shown(), "IPv6 is not configured on this cluster");
+        return;
+    }
+    let families: Vec<&str> = list(spec, "ipFamilies").iter().filter_map(Value::as_str).collect();
+    for (i, a) in all.iter().enumerate() {
+        if *a != "None" && families.get(i) == Some(&"IPv6") && !is_v6(a) {
+            let why = format!("expected an IPv6 value as indicated by `ipFamilies[{i}]`");
+            errors.invalid(&at.index(i), *a, why);
+        }
+    }
+    let selectorless =
+        spec["clusterIP"] == "None" && spec["selector"].as_object().is_none_or(serde_json::Map::is_empty);
+    if text(spec, "ipFamilyPolicy") == "RequireDualStack" && !selectorless {
+        let why = "this cluster is not configured for dual-stack services";
+        errors.invalid(&root.child("ipFamilyPolicy"), "RequireDualStack", why);
+    }
+}
+
+fn external_ips(spec: &Value, root: &Path<'_>, errors: &mut Errors) {
+    let at = root.child("externalIPs");
+    for (i, a) in list(spec, "externalIPs").iter().filter_map(Value::as_str).enumerate() {
+        let at = at.index(i);
+        if let Some(why) = bad_ip(a) {
+            errors.invalid(&at, a, why);
+            continue;
+        }
+        let Ok(ip) = a.parse::<IpAddr>() else { continue };
+        let (local, link, multicast) = match ip {
+            IpAddr::V4(v) => (v.is_loopback(), v.is_link_local(), v.octets()[..3] == [224, 0, 0]),
+            IpAddr::V6(v) => (v.is_loopback(), v.is_unicast_link_local(), v.segments()[0] & 0xff0f == 0xff02),
+        };
+        if ip.is_unspecified() {
+            errors.invalid(&at, a, format!("may not be unspecified ({ip})"));
+        }
+        if local {
+            errors.invalid(&at, a, "may not be in the loopback range (127.0.0.0/8, ::1/128)");
+        }
+        if link {
+            errors.invalid(&at, a, "may not be in the link-local range (169.254.0.0/16, fe80::/10)");
+        }
+        if multicast {
+            errors.invalid(&at, a, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)");
+        }
+    }
+}
+
+fn source_ranges(obj: &Value, root: &Path<'_>, errors: &mut Errors) {
+    let spec = &obj["spec"];
+    let ranges = list(spec, "loadBalancerSourceRanges");
+    let note = obj["metadata"]["annotations"][RANGES].as_str();
+    let load_balancer = text(spec, "type") == "LoadBalancer";
+    let at = root.child("LoadBalancerSourceRanges");
+    if !ranges.is_empty() {
+        if !load_balancer {
+            errors.forbidden(&at, "may only be used when `type` is 'LoadBalancer'");
+        }
+        for (i, r) in ranges.iter().filter_map(Value::as_str).enumerate() {
+            if r.trim().parse::<ipnet::IpNet>().is_err() {
+                errors.invalid(&at.index(i), r, BAD_CIDR);
+            }
+        }
+    } else if let Some(n) = note {
+        let m = Path::new("metadata");
+        let a = m.child("annotations");
+        let at = a.key(RANGES);
+        if !load_balancer {
+            errors.forbidden(&at, "may only be used when `type` is 'LoadBalancer'");
+        }
+        for r in n.split(',').filter(|r| !r.trim().is_empty()) {
+            if r.trim().parse::<ipnet::IpNet>().is_err() {
+                errors.invalid(&at, n, BAD_CIDR);
+            }
+        }
+    }
+}
+
+fn traffic(spec: &Value, kind: &str, root: &Path<'_>, errors: &mut Errors) {
+    let reachable = matches!(kind, "NodePort" | "LoadBalancer") || !list(spec, "externalIPs").is_empty();
+    let external = spec["externalTrafficPolicy"].as_str().unwrap_or_default();
+    let at = root.child("externalTrafficPolicy");
+    if !reachable && !external.is_empty() {
+        errors.invalid(&at, external, "may only be set for externally-accessible services");
+    } else if reachable && !matches!(external, "Cluster" | "Local") {
+        if external.is_empty() {
+            errors.required(&at, "");
+        } else {
+            errors.not_supported(&at, external, &["Cluster", "Local"]);
+        }
+    }
+    let check = spec["healthCheckNodePort"].as_i64().unwrap_or(0);
+    if check != 0 && !(kind == "LoadBalancer" && external == "Local") {
+        let why = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        errors.invalid(&root.child("healthCheckNodePort"), check, why);
+    }
+    match spec["internalTrafficPolicy"].as_str() {
+        None if kind != "ExternalName" => errors.required(&root.child("internalTrafficPolicy"), ""),
+        None | Some("Cluster" | "Local") => {}
+        Some(other) => errors.not_supported(&root.child("internalTrafficPolicy"), other, &["Cluster", "Local"]),
+    }
+    match spec["trafficDistribution"].as_str() {
+        None | Some("PreferClose" | "PreferSameZone" | "PreferSameNode") => {}
+        Some(other) => errors.not_supported(
+            &root.child("trafficDistribution"),
+            other,
+            &["PreferClose", "PreferSameZone", "PreferSameNode"],
+        ),
+    }
+}
+
+/// Checks an update: addresses and class stay.
+pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
+    let root = Path::new("spec");
+    let at = root.child("clusterIPs");
+    let (n, o) = (&new["spec"], &old["spec"]);
+    let (nk, ok) = (text(n, "type"), text(o, "type"));
+    if nk != "ExternalName" && ok != "ExternalName" {
+        let before = text(o, "clusterIP");
+        let now = text(n, "clusterIP");
+        let consistent = list(n, "clusterIPs").first().and_then(Value::as_str).is_none_or(|f| f == now);
+        if !before.is_empty() && before != now && consistent {
+            errors.invalid_raw(&at.index(0), n["clusterIPs"].to_string(), "may not change once set");
+        }
+    }
+    if nk == "LoadBalancer" && ok == "LoadBalancer" && n["loadBalancerClass"] != o["loadBalancerClass"] {
+        let why = "may not change once set";
+        errors.invalid(&root.child("loadBalancerClass"), n["loadBalancerClass"].clone(), why);
+    }
+    validate(new, errors);
+}
+
+/// Warnings about fields that are deprecated or have no effect.
+pub(super) fn warnings(obj: &Value, out: &mut Vec<String>) {
+    let spec = &obj["spec"];
+    let notes = &obj["metadata"]["annotations"];
+    if !notes["service.kubernetes.io/topology-aware-hints"].is_null() {
+        out.push("annotation service.kubernetes.io/topology-aware-hints is deprecated, please use service.kubernetes.io/topology-mode instead".into());
+    }
+    let has_external = !list(spec, "externalIPs").is_empty();
+    if spec["clusterIP"] == "None" {
+        if !text(spec, "loadBalancerIP").is_empty() {
+            out.push("spec.loadBalancerIP is ignored for headless services".into());
+        }
+        if has_external {
+            out.push("spec.externalIPs is ignored for headless services".into());
+        }
+        if spec["sessionAffinity"].as_str().is_some_and(|s| s != "None") {
+            out.push("spec.SessionAffinity is ignored for headless services".into());
+        }
+    } else if has_external {
+        out.push("spec.externalIPs is deprecated and may no longer be implemented in some clusters".into());
+    }
+    if !text(spec, "externalName").is_empty() && text(spec, "type") != "ExternalName" {
+        out.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".into());
+    }
+    if spec["trafficDistribution"] == "PreferClose" {
+        out.push("spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"".into());
+    }
+}

@@ -1,0 +1,77 @@
+//! Values as upstream's language prints them (`%v`): some answers carry a whole patch in that form.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+/// `map[a:1 b:[x y]]`.
+#[must_use]
+pub fn print(value: &Value) -> String {
+    let mut out = String::new();
+    write(value, &mut out);
+    out
+}
+
+fn write(value: &Value, out: &mut String) {
+    match value {
+        Value::Null => out.push_str("<nil>"),
+        Value::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
+        Value::Number(n) => number(n, out),
+        Value::String(s) => out.push_str(s),
+        Value::Array(items) => {
+            out.push('[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push(' ');
+                }
+                write(item, out);
+            }
+            out.push(']');
+        }
+        Value::Object(members) => {
+            let mut keys: Vec<&String> = members.keys().collect();
+            keys.sort_unstable();
+            out.push_str("map[");
+            for (i, key) in keys.into_iter().enumerate() {
+                if i > 0 {
+                    out.push(' ');
+                }
+                out.push_str(key);
+                out.push(':');
+                write(&members[key], out);
+            }
+            out.push(']');
+        }
+    }
+}
+
+fn number(n: &serde_json::Number, out: &mut String) {
+    let Some(f) = n.as_f64().filter(|_| n.is_f64()) else {
+        let _ = write!(out, "{n}");
+        return;
+    };
+    // `%v` of a float is `%g`: exponents below -4 and from 21 on, at least two digits of exponent.
+    let exponent = if f == 0.0 { 0 } else { f.abs().log10().floor() as i32 };
+    if (-4..21).contains(&exponent) {
+        let _ = write!(out, "{f}");
+    } else {
+        let text = format!("{f:e}");
+        let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+        let exponent: i32 = exponent.parse().unwrap_or(0);
+        let _ = write!(out, "{mantissa}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs());
+    }
+}
+
+/// The type of a decoded value, as upstream names it in messages.
+#[must_use]
+pub fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "<nil>",
+        Value::Bool(_) => "bool",
+        Value::Number(n) if n.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
+    }
+}

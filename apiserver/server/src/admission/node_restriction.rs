@@ -1,0 +1,150 @@
+//! NodeRestriction: what a node agent may write about itself and its pods, and nothing about others.
+
+use serde_json::Value;
+use skiff_core::meta;
+use skiff_core::status::Status;
+
+use super::{Operation, Review};
+
+/// Labels a node agent may set on its own node, besides those outside the protected domains.
+const OWN_LABELS: &[&str] = &[
+    "kubernetes.io/hostname",
+    "kubernetes.io/arch",
+    "kubernetes.io/os",
+    "beta.kubernetes.io/arch",
+    "beta.kubernetes.io/os",
+    "beta.kubernetes.io/instance-type",
+    "node.kubernetes.io/instance-type",
+    "node.kubernetes.io/windows-build",
+    "failure-domain.beta.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "failure-domain.kubernetes.io/region",
+    "failure-domain.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+];
+
+fn may_label(key: &str) -> bool {
+    let Some((domain, _)) = key.split_once('/') else { return true };
+    let within = |d: &str| domain == d || domain.ends_with(&format!(".{d}"));
+    if within("node-restriction.kubernetes.io") {
+        return false;
+    }
+    if !(within("kubernetes.io") || within("k8s.io")) {
+        return true;
+    }
+    OWN_LABELS.contains(&key) || within("kubelet.kubernetes.io") || within("node.kubernetes.io")
+}
+
+/// Checks a create or update by a node agent.
+pub(super) fn mutate(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
+    let Some(node) = r.call.user.node_name() else { return Ok(()) };
+    match (r.kind.group(), r.kind.plural()) {
+        ("", "nodes") => check_node(r, obj, node),
+        ("", "pods") => check_pod(r, obj, node),
+        ("coordination.k8s.io", "leases") => {
+            if r.call.target.namespace == "kube-node-lease" && meta::name(obj) == node {
+                Ok(())
+            } else {
+                Err(r.forbidden(obj, "can only access node lease with the same name as the requesting node"))
+            }
+        }
+        ("storage.k8s.io", "csinodes") if meta::name(obj) != node => {
+            Err(r.forbidden(obj, "can only access CSINode with the same name as the requesting node"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_node(r: &Review<'_>, obj: &Value, node: &str) -> Result<(), Status> {
+    if meta::name(obj) != node {
+        return Err(r.forbidden(obj, format!("node \"{node}\" is not allowed to modify node \"{}\"", meta::name(obj))));
+    }
+    let empty = Value::Null;
+    let old = r.old.unwrap_or(&empty);
+    let (new_labels, old_labels) = (&obj["metadata"]["labels"], &old["metadata"]["labels"]);
+    let keys = |v: &Value| v.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+    let mut changed: Vec<String> = keys(new_labels);
+    changed.extend(keys(old_labels));
+    changed.sort_unstable();
+    changed.dedup();
+    changed.retain(|k| new_labels.get(k) != old_labels.get(k) && !may_label(k));
+    if !changed.is_empty() {
+        let list = changed.join(", ");
+        let verb = if r.operation == Operation::Create { "set" } else { "modify" };
+        return Err(r.forbidden(obj, format!("is not allowed to {verb} the following labels: {list}")));
+    }
+    if obj["metadata"].get("ownerReferences") != old["metadata"].get("ownerReferences") {
+        return Err(r.forbidden(obj, format!("node \"{node}\" is not allowed to modify its owner references")));
+    }
+    if r.operation == Operation::Update
+        && r.subresource().is_empty()
+        && obj["spec"].get("taints") != old["spec"].get("taints")
+    {
+        return Err(r.forbidden(obj, format!("node \"{node}\" is not allowed to modify taints")));
+    }
+    Ok(())
+}
+
+fn check_pod(r: &Review<'_>, obj: &Value, node: &str) -> Result<(), Status> {
+    match r.operation {
+        Operation::Create if r.subresource() == "eviction" => Ok(()),
+        Operation::Create => {
+            if obj["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_none() {
+                return Err(r.forbidden(obj, format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node \"{node}\" can only create mirror pods")));
+            }
+            if obj["spec"]["nodeName"] != node {
+                return Err(
+                    r.forbidden(obj, format!("node \"{node}\" can only create pods with spec.nodeName set to itself"))
+                );
+            }
+            Ok(())
+        }
+        Operation::Update => {
+            if r.subresource() != "status" {
+                return Err(r.forbidden(obj, format!("node \"{node}\" cannot update pod except for its status")));
+            }
+            let old = r.old.unwrap_or(obj);
+            if old["spec"]["nodeName"] != node {
+                return Err(r.forbidden(
+                    obj,
+                    format!("node \"{node}\" can only update pod status for pods with spec.nodeName set to itself"),
+                ));
+            }
+            if obj["metadata"].get("labels") != old["metadata"].get("labels") {
+                return Err(r.forbidden(obj, format!("node \"{node}\" cannot update labels through pod status")));
+            }
+            Ok(())
+        }
+        Operation::Delete => Ok(()),
+    }
+}
+
+/// Checks a deletion by a node agent.
+pub(super) fn check_delete(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
+    let Some(node) = r.call.user.node_name() else { return Ok(()) };
+    if r.is("", "pods") && obj["spec"]["nodeName"] != node {
+        let why = format!("node \"{node}\" can only delete pods with spec.nodeName set to itself");
+        return Err(r.forbidden(obj, why));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_label;
+
+    #[test]
+    fn labels() {
+        for (key, ok) in [
+            ("a", true),
+            ("example.com/a", true),
+            ("kubernetes.io/hostname", true),
+            ("node-role.kubernetes.io/control-plane", false),
+            ("x.node-restriction.kubernetes.io/y", false),
+            ("kubelet.kubernetes.io/z", true),
+        ] {
+            assert_eq!(may_label(key), ok, "{key}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Who is asking, and may they.
+
+pub mod escalation;
+pub mod identity;
+pub mod node;
+pub mod rbac;
+pub mod token;
+
+pub use identity::User;

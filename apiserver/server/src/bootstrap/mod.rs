@@ -1,0 +1,174 @@
+//! Objects that exist from the first second: system namespaces, the RBAC policy, the `kubernetes` Service, priority
+//! classes, flow control, and what aggregated servers read.
+//!
+//! Everything is written through the store with the kinds' own forms. What an administrator changed is kept: RBAC objects
+//! are brought back to the policy unless `rbac.authorization.kubernetes.io/autoupdate` is "false"; the rest is only made
+//! when missing.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use skiff_core::meta;
+use skiff_core::status::Status;
+use skiff_storage::{Compare, Error, Op};
+
+use crate::registry::{object, storage_error};
+use crate::server::Inner;
+
+/// The RBAC policy of upstream v1.37, as recorded facts: one object a line.
+const POLICY: &str = include_str!("policy.json");
+const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
+
+/// Makes what is missing.
+///
+/// # Errors
+/// When the store refuses a write.
+pub async fn run(server: &Arc<Inner>) -> Result<(), Status> {
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        ensure(server, "", "namespaces", namespace(name)).await?;
+    }
+    let policy: Vec<Value> = serde_json::from_str(POLICY).map_err(|e| Status::internal(format!("policy: {e}")))?;
+    for obj in policy {
+        let plural = match obj["kind"].as_str() {
+            Some("ClusterRole") => "clusterroles",
+            Some("Role") => "roles",
+            Some("ClusterRoleBinding") => "clusterrolebindings",
+            _ => "rolebindings",
+        };
+        reconcile_policy(server, plural, obj).await?;
+    }
+    for (name, value, text) in [
+        (
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+    ] {
+        let v = json!({"kind": "PriorityClass", "apiVersion": "scheduling.k8s.io/v1", "metadata": {"name": name, "generation": 1},
+            "value": value, "description": text, "preemptionPolicy": "PreemptLowerPriority"});
+        ensure(server, "scheduling.k8s.io", "priorityclasses", v).await?;
+    }
+    kubernetes_service(server).await?;
+    let cidr = json!({"kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1",
+        "metadata": {"name": "kubernetes", "finalizers": ["networking.k8s.io/service-cidr-finalizer"]},
+        "spec": {"cidrs": [server.config.service_cidr.trunc().to_string()]},
+        "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "", "lastTransitionTime": crate::verbs::write::now(),
+            "message": "Kubernetes Service CIDR is ready"}]}});
+    ensure(server, "networking.k8s.io", "servicecidrs", cidr).await?;
+    let auth = json!({"kind": "ConfigMap", "apiVersion": "v1",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": {"client-ca-file": server.config.ca}});
+    ensure(server, "", "configmaps", auth).await?;
+    Ok(())
+}
+
+fn namespace(name: &str) -> Value {
+    json!({"kind": "Namespace", "apiVersion": "v1",
+        "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+        "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}})
+}
+
+/// Creates the object unless one of its name exists.
+async fn ensure(server: &Arc<Inner>, group: &str, plural: &str, mut obj: Value) -> Result<(), Status> {
+    let objects = server.collection(group, plural)?;
+    let key = objects.key(meta::namespace(&obj), meta::name(&obj));
+    if objects.cache.get(&key).is_some() {
+        return Ok(());
+    }
+    let m = meta::meta_mut(&mut obj);
+    m.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+    m.insert("creationTimestamp".into(), crate::verbs::write::now().into());
+    match objects.store.commit(&key, Compare::Absent, Op::Put(object::encode(&obj))).await {
+        // Another server was faster: the object is there.
+        Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
+        Err(e) => Err(storage_error(e)),
+    }
+}
+
+/// Brings one RBAC object back to the policy: what the policy grants is added, nothing an administrator added is removed.
+async fn reconcile_policy(server: &Arc<Inner>, plural: &str, wanted: Value) -> Result<(), Status> {
+    const GROUP: &str = "rbac.authorization.k8s.io";
+    let objects = server.collection(GROUP, plural)?;
+    let key = objects.key(meta::namespace(&wanted), meta::name(&wanted));
+    let Some(found) = objects.cache.get(&key) else { return ensure(server, GROUP, plural, wanted).await };
+    let mut current: Value = serde_json::from_slice(&found.value).unwrap_or_default();
+    if current["metadata"]["annotations"][AUTOUPDATE] == "false" {
+        return Ok(());
+    }
+    let mut changed = false;
+    for list in ["rules", "subjects"] {
+        for item in wanted[list].as_array().into_iter().flatten() {
+            let covered = match list {
+                "rules" => {
+                    let held = [Arc::new(crate::auth::rbac::rules_of(&current))];
+                    crate::auth::rbac::missing(&held, &[crate::auth::rbac::Rule::parse(item)]).is_empty()
+                }
+                _ => current[list].as_array().is_some_and(|a| a.contains(item)),
+            };
+            if covered || wanted.get("aggregationRule").is_some() {
+                continue;
+            }
+            match current.get_mut(list).and_then(Value::as_array_mut) {
+                Some(a) => a.push(item.clone()),
+                None => current[list] = json!([item]),
+            }
+            changed = true;
+        }
+    }
+    if !changed {
+        return Ok(());
+    }
+    match objects.store.commit(&key, Compare::At(found.revision), Op::Put(object::encode(&current))).await {
+        Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
+        Err(e) => Err(storage_error(e)),
+    }
+}
+
+/// The Service of the API server, with its endpoints: the address may have changed since the last start.
+async fn kubernetes_service(server: &Arc<Inner>) -> Result<(), Status> {
+    let first = server.addresses.first().to_string();
+    let (address, port) = server.config.advertise;
+    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let service = json!({"kind": "Service", "apiVersion": "v1",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {"type": "ClusterIP", "clusterIP": first, "clusterIPs": [first], "ipFamilies": [family],
+            "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}]},
+        "status": {"loadBalancer": {}}});
+    ensure(server, "", "services", service).await?;
+    let endpoints = json!({"kind": "Endpoints", "apiVersion": "v1",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": [{"ip": address.to_string()}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]});
+    let slice = json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": family,
+        "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}]});
+    overwrite(server, "", "endpoints", endpoints, "subsets").await?;
+    overwrite(server, "discovery.k8s.io", "endpointslices", slice, "endpoints").await
+}
+
+/// Creates the object, or replaces it when `part` differs.
+async fn overwrite(server: &Arc<Inner>, group: &str, plural: &str, obj: Value, part: &str) -> Result<(), Status> {
+    let objects = server.collection(group, plural)?;
+    let key = objects.key(meta::namespace(&obj), meta::name(&obj));
+    let Some(found) = objects.cache.get(&key) else { return ensure(server, group, plural, obj).await };
+    let mut current: Value = serde_json::from_slice(&found.value).unwrap_or_default();
+    if current[part] == obj[part] && current["ports"] == obj["ports"] {
+        return Ok(());
+    }
+    for key in [part, "ports", "addressType"] {
+        if let Some(v) = obj.get(key) {
+            current[key] = v.clone();
+        }
+    }
+    match objects.store.commit(&key, Compare::At(found.revision), Op::Put(object::encode(&current))).await {
+        Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
+        Err(e) => Err(storage_error(e)),
+    }
+}

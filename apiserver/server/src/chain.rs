@@ -1,0 +1,481 @@
+//! The gates, in order, and the dispatch behind them.
+//!
+//! [`handle`] reads as a list: limits, identity, impersonation, the body, authorisation, the verb. Every request passes
+//! here, whether it came over TLS or from a client in the same process.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue, WARNING};
+use http::{HeaderMap, Method};
+use http_body_util::{BodyExt, Limited};
+use serde_json::json;
+use skiff_core::resources::Verbs;
+use skiff_core::status::Status;
+
+use crate::auth::User;
+use crate::auth::rbac::Attributes;
+use crate::body::Body;
+use crate::discovery;
+use crate::negotiate::{Encoding, Form, Offer, View, negotiate, routable};
+use crate::registry::Kind;
+use crate::request::{Query, ResourceRequest, Target, Verb};
+use crate::respond;
+use crate::server::Inner;
+use crate::subresources;
+use crate::verbs::write::Part;
+use crate::verbs::{Answer, Call, create, delete, get, list, patch, update, watch};
+
+/// Largest request body: 3 MiB, as upstream.
+const BODY_MAX: usize = 3 * 1024 * 1024;
+
+/// The identity that the connection proves: a verified client certificate, or an in-process component.
+#[derive(Clone, Debug)]
+pub struct Peer(pub User);
+
+type Response = http::Response<Body>;
+
+const PLAIN: Form = Form { encoding: Encoding::Json, view: View::Object, pretty: false };
+
+/// Answers one request. Never fails: errors are answers.
+pub async fn handle<B>(server: Arc<Inner>, request: http::Request<B>) -> Response
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let begun = Instant::now();
+    let method = request.method().clone();
+    let audit = audit_id(request.headers());
+    let seen = server.metrics.begin();
+    // A panicking handler costs one answer, not the process.
+    let answered = AssertUnwindSafe(pass(Arc::clone(&server), request)).catch_unwind().await;
+    let (mut response, label) = answered.unwrap_or_else(|_| {
+        tracing::error!(%method, audit, "a handler panicked");
+        let s = Status::internal("this request caused apiserver to panic. Look in the logs for details.");
+        (respond::status(&s, PLAIN), Label::default())
+    });
+    if let Ok(v) = HeaderValue::from_str(&audit) {
+        response.headers_mut().insert(HeaderName::from_static("audit-id"), v);
+    }
+    server.metrics.end(seen, &method, &label, response.status().as_u16(), begun.elapsed());
+    response
+}
+
+/// What metrics call a request.
+#[derive(Clone, Debug, Default)]
+pub struct Label {
+    /// Verb in upper case as upstream labels it.
+    pub verb: &'static str,
+    /// Resource with subresource.
+    pub resource: String,
+    /// Group.
+    pub group: String,
+    /// Version.
+    pub version: String,
+    /// Whether the request lasts (watch, exec, log -f).
+    pub long: bool,
+}
+
+fn audit_id(headers: &HeaderMap) -> String {
+    let given = headers.get("audit-id").and_then(|v| v.to_str().ok()).filter(|v| v.len() <= 64 && !v.is_empty());
+    given.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
+}
+
+async fn pass<B>(server: Arc<Inner>, mut request: http::Request<B>) -> (Response, Label)
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+    let (parts, body) = request.into_parts();
+    let raw_query = parts.uri.query().unwrap_or_default();
+    let query = Query::parse(raw_query);
+    let pretty = pretty(&query, &parts.headers);
+    let accept = parts.headers.get("accept").and_then(|v| v.to_str().ok());
+    let form = |offer: Offer| negotiate(accept, pretty, offer);
+    let plain = form(Offer::OBJECT).unwrap_or(Form { pretty, ..PLAIN });
+    let path = parts.uri.path().to_owned();
+    let mut label = Label::default();
+    let peer = parts.extensions.get::<Peer>().cloned();
+    let user = match authenticate(&server, &parts.headers, peer) {
+        Ok(u) => u,
+        Err(s) => return (respond::status(&s, plain), label),
+    };
+    let user = match impersonate(&server, &parts.headers, user) {
+        Ok(u) => u,
+        Err(s) => return (respond::status(&s, plain), label),
+    };
+    let known = matches!(parts.method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
+    let target = Target::parse(&parts.method, &path, &query);
+    let target = match target {
+        Target::Resource(t) if known && !path.starts_with("//") => t,
+        _ => {
+            let r = discovery::handle(&server, &parts.method, &path, &query, &parts.headers, &user, raw_query).await;
+            label.verb = "GET";
+            return (r.unwrap_or_else(|s| respond::status(&s, plain)), label);
+        }
+    };
+    label.verb = verb_label(target.verb);
+    label.resource = target.full_resource().into_owned();
+    label.group.clone_from(&target.group);
+    label.version.clone_from(&target.version);
+    label.long = target.verb == Verb::Watch;
+    let a = attributes(&target, &query);
+    if let Err(s) = server.authorise(&user, &a) {
+        return (respond::status(&s, plain), label);
+    }
+    let limit = BODY_MAX;
+    let streaming = subresources::takes_stream(&target);
+    let collected = if streaming && upgrade.is_some() && parts.headers.contains_key("upgrade") {
+        Ok(Bytes::new())
+    } else {
+        match tokio::time::timeout(server.config.request_timeout, Limited::new(body, limit).collect()).await {
+            Ok(Ok(c)) => Ok(c.to_bytes()),
+            Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
+                Err(Status::too_large(format!("Request entity too large: limit is {limit}")))
+            }
+            Ok(Err(e)) => Err(Status::bad_request(format!("the body could not be read: {e}"))),
+            Err(_) => Err(Status::timeout("the body did not arrive in time", 0)),
+        }
+    };
+    let body = match collected {
+        Ok(b) => b,
+        Err(s) => return (respond::status(&s, plain), label),
+    };
+    let mut call = Call { user, target, query, headers: parts.headers, body, warnings: vec![], upgrade };
+    let method = parts.method;
+    let long = label.long || subresources::long_running(&call);
+    label.long = long;
+    let work = dispatch(&server, &method, &mut call, raw_query, pretty);
+    let outcome = if long {
+        work.await
+    } else {
+        match tokio::time::timeout(server.config.request_timeout, work).await {
+            Ok(o) => o,
+            Err(_) => Err(Status::timeout("request did not complete within the allotted timeout", 0)),
+        }
+    };
+    let mut response = outcome.unwrap_or_else(|s| {
+        if s.code >= 500 && s.reason == "InternalError" {
+            tracing::error!(path, message = %s.message, "internal error");
+        }
+        respond::status(&s, plain)
+    });
+    add_warnings(&mut response, &call.warnings);
+    compress(&call.headers, response, &mut label)
+}
+
+/// Bodies larger than this are compressed when the client can read it.
+const GZIP_MIN: usize = 128 * 1024;
+
+fn compress(headers: &HeaderMap, response: Response, label: &mut Label) -> (Response, Label) {
+    let wants = headers.get("accept-encoding").and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("gzip"));
+    let label = std::mem::take(label);
+    if !wants || label.long || response.headers().contains_key("content-encoding") {
+        return (response, label);
+    }
+    let (mut parts, body) = response.into_parts();
+    let body = match body {
+        Body::Full(Some(b)) if b.len() > GZIP_MIN => {
+            use std::io::Write;
+            let mut e = flate2::write::GzEncoder::new(Vec::with_capacity(b.len() / 8), flate2::Compression::fast());
+            // Writing to a Vec cannot fail.
+            let packed = e.write_all(&b).and_then(|()| e.finish());
+            match packed {
+                Ok(p) => {
+                    parts.headers.insert("content-encoding", HeaderValue::from_static("gzip"));
+                    parts.headers.insert("vary", HeaderValue::from_static("Accept-Encoding"));
+                    Body::full(p)
+                }
+                Err(_) => Body::Full(Some(b)),
+            }
+        }
+        other => other,
+    };
+    (http::Response::from_parts(parts, body), label)
+}
+
+fn verb_label(v: Verb) -> &'static str {
+    match v {
+        Verb::Get => "GET",
+        Verb::List => "LIST",
+        Verb::Watch => "WATCH",
+        Verb::Create => "POST",
+        Verb::Update => "PUT",
+        Verb::Patch => "PATCH",
+        Verb::Delete => "DELETE",
+        Verb::DeleteCollection => "DELETECOLLECTION",
+    }
+}
+
+/// Indentation for people: `?pretty=true`, or a browser or curl without a word about it.
+fn pretty(query: &Query, headers: &HeaderMap) -> bool {
+    if query.get("pretty").is_some() {
+        return query.flag("pretty");
+    }
+    let agent = headers.get("user-agent").and_then(|v| v.to_str().ok()).unwrap_or_default();
+    ["curl", "Wget", "Mozilla"].iter().any(|p| agent.starts_with(p))
+}
+
+/// Who is asking: a bearer token, the connection's certificate, or nobody. A bad token is refused, never ignored.
+fn authenticate(server: &Inner, headers: &HeaderMap, peer: Option<Peer>) -> Result<User, Status> {
+    let bearer = headers
+        .get(AUTHORIZATION)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, t)| t.trim());
+    if let Some(Peer(user)) = peer {
+        return Ok(user);
+    }
+    match bearer {
+        Some("") => Ok(User::anonymous()),
+        Some(token) => {
+            let claims = server.verify_token(token).ok_or_else(Status::unauthorized)?;
+            if !claims.aud.iter().any(|a| a == server.tokens.issuer()) {
+                return Err(Status::unauthorized());
+            }
+            Ok(subresources::token::user_of(&claims))
+        }
+        None => Ok(User::anonymous()),
+    }
+}
+
+/// Acting as another user, if the headers ask for it and the caller may.
+fn impersonate(server: &Inner, headers: &HeaderMap, user: User) -> Result<User, Status> {
+    let get = |k: &str| headers.get(k).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let name = get("impersonate-user");
+    let groups: Vec<String> =
+        headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok().map(str::to_owned)).collect();
+    let uid = get("impersonate-uid");
+    let extra: Vec<(String, String)> = headers
+        .iter()
+        .filter_map(|(k, v)| {
+            let key = k.as_str().strip_prefix("impersonate-extra-")?;
+            let key = percent_encoding::percent_decode_str(key).decode_utf8_lossy().into_owned();
+            Some((key, v.to_str().ok()?.to_owned()))
+        })
+        .collect();
+    if name.is_empty() {
+        if groups.is_empty() && uid.is_empty() && extra.is_empty() {
+            return Ok(user);
+        }
+        let what = "requested impersonation without impersonating a user";
+        return Err(Status::internal(what));
+    }
+    let check = |group: &str, resource: &str, ns: &str, name: &str| {
+        let a = Attributes::resource("impersonate", group, resource, ns, name);
+        server.authorise(&user, &a).map(drop)
+    };
+    let account = name.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':'));
+    match account {
+        Some((ns, sa)) => check("", "serviceaccounts", ns, sa)?,
+        None => check("", "users", "", name)?,
+    }
+    for g in &groups {
+        check("", "groups", "", g)?;
+    }
+    if !uid.is_empty() {
+        check("authentication.k8s.io", "uids", "", uid)?;
+    }
+    for (k, v) in &extra {
+        check("authentication.k8s.io", &format!("userextras/{k}"), "", v)?;
+    }
+    let mut out = User { name: name.to_owned(), uid: uid.to_owned(), groups, ..User::default() };
+    if out.groups.is_empty()
+        && let Some((ns, _)) = account
+    {
+        out.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{ns}")];
+    }
+    let anonymous = out.name == crate::auth::identity::ANONYMOUS;
+    let membership =
+        if anonymous { crate::auth::identity::UNAUTHENTICATED } else { crate::auth::identity::AUTHENTICATED };
+    if !out.in_group(crate::auth::identity::AUTHENTICATED) && !out.in_group(crate::auth::identity::UNAUTHENTICATED) {
+        out.groups.push(membership.into());
+    }
+    for (k, v) in extra {
+        out.extra.entry(k).or_default().push(v);
+    }
+    Ok(out)
+}
+
+fn attributes(t: &ResourceRequest, query: &Query) -> Attributes {
+    Attributes {
+        verb: t.verb.as_str().into(),
+        group: t.group.clone(),
+        version: t.version.clone(),
+        resource: t.full_resource().into_owned(),
+        name: t.authorised_name(query).into_owned(),
+        namespace: t.namespace.clone(),
+        path: String::new(),
+    }
+}
+
+/// Writes that may create under another verb need the right to create as well.
+///
+/// # Errors
+/// 403.
+pub fn authorise_create(server: &Inner, call: &Call) -> Result<(), Status> {
+    let mut a = attributes(&call.target, &call.query);
+    a.verb = "create".into();
+    server.authorise(&call.user, &a).map(drop)
+}
+
+async fn dispatch(
+    server: &Arc<Inner>,
+    method: &Method,
+    call: &mut Call,
+    raw_query: &str,
+    pretty: bool,
+) -> Result<Response, Status> {
+    let t = call.target.clone();
+    let registry = server.registry.load_full();
+    if !registry.has_version(&t.group, &t.version) {
+        return Ok(discovery::not_found_text());
+    }
+    let Some(kind) = registry.get(&t.group, &t.version, &t.resource).cloned() else {
+        return Err(Status::no_such_path());
+    };
+    check_scope(&kind, &t)?;
+    if t.name.contains('/') {
+        return Err(Status::no_such_path());
+    }
+    if t.group.is_empty() && t.resource == "endpoints" {
+        call.warnings.push("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into());
+    }
+    let accept = call.header("accept").to_owned();
+    if !subresources::takes_stream(&t) && !(t.subresource == "log") {
+        routable(&accept)?;
+    }
+    if let Some(why) = skiff_core::names::is_path_segment(&t.name).first() {
+        let q = skiff_core::invalid::quote_str(&t.name);
+        return Err(Status::bad_request(format!("Name parameter invalid: {q}: {why}")));
+    }
+    if !t.subresource.is_empty() {
+        return subresource(server, &kind, method, call, raw_query, pretty).await;
+    }
+    let virtual_kind = kind.collection.is_none();
+    let allowed = |v: Verbs| kind.resource.verbs.has(v);
+    let permitted = match t.verb {
+        Verb::Get => allowed(Verbs::GET),
+        Verb::List => allowed(Verbs::LIST),
+        Verb::Watch => allowed(Verbs::WATCH),
+        Verb::Create => allowed(Verbs::CREATE) && t.name.is_empty(),
+        Verb::Update => allowed(Verbs::UPDATE) && !t.name.is_empty(),
+        Verb::Patch => allowed(Verbs::PATCH) && !t.name.is_empty(),
+        Verb::Delete => allowed(Verbs::DELETE),
+        Verb::DeleteCollection => allowed(Verbs::DELETE_COLLECTION),
+    };
+    if !permitted {
+        return Err(Status::method_not_allowed());
+    }
+    let offer = if virtual_kind {
+        Offer::OBJECT
+    } else {
+        Offer { protobuf: kind.resource.model.name.starts_with("io.k8s."), ..Offer::BUILT_IN }
+    };
+    let offer = if t.verb == Verb::Watch { Offer { yaml: false, ..offer } } else { offer };
+    let form = negotiate(Some(&accept), pretty, offer)?;
+    let answer = match t.verb {
+        Verb::Get => get::get(&kind, call).await?,
+        Verb::List => {
+            let (listing, _) = list::list(&kind, call).await?;
+            respond::list(&kind, listing, form, call)?
+        }
+        Verb::Watch => watch::watch(server, &kind, call, form).await?,
+        Verb::Create => create::create(server, &kind, call).await?,
+        Verb::Update => update::update(server, &kind, call, Part::Main).await?,
+        Verb::Patch => patch::patch(server, &kind, call, Part::Main).await?,
+        Verb::Delete => delete::delete(server, &kind, call).await?,
+        Verb::DeleteCollection => {
+            let items = delete::delete_collection(server, &kind, call).await?;
+            let revision = kind.stored()?.cache.revision();
+            let v = respond::list_value(&kind, items, json!({"resourceVersion": revision.to_string()}));
+            Answer::Value {
+                code: 200,
+                value: v,
+                model: skiff_core::schema::kind(&t.group, &t.version, &kind.resource.list_kind)
+                    .map(skiff_core::schema::Handle::Static),
+            }
+        }
+    };
+    respond::write(answer, form, call)
+}
+
+/// A namespaced path for a cluster-scoped kind is nothing; writes to a namespaced kind without namespace are no route.
+fn check_scope(kind: &Kind, t: &ResourceRequest) -> Result<(), Status> {
+    let namespaced = kind.resource.namespaced;
+    let is_namespace = t.group.is_empty() && t.resource == "namespaces";
+    if !namespaced && !t.namespace.is_empty() && !is_namespace {
+        return Err(Status::no_such_path());
+    }
+    if namespaced && t.namespace.is_empty() && kind.collection.is_some() {
+        if !t.name.is_empty() {
+            return Err(Status::no_such_path());
+        }
+        if t.verb.mutates() {
+            return Err(Status::method_not_allowed());
+        }
+    }
+    Ok(())
+}
+
+async fn subresource(
+    server: &Arc<Inner>,
+    kind: &Arc<Kind>,
+    method: &Method,
+    call: &mut Call,
+    raw_query: &str,
+    pretty: bool,
+) -> Result<Response, Status> {
+    let sub = kind.resource.subresource(&call.target.subresource).cloned().ok_or_else(Status::no_such_path)?;
+    if !call.target.rest.is_empty() && sub.name != "proxy" {
+        return Err(Status::no_such_path());
+    }
+    let verb = if call.target.verb == Verb::DeleteCollection { Verb::Delete } else { call.target.verb };
+    let stream = matches!(&*sub.name, "proxy" | "exec" | "attach" | "portforward");
+    if !stream && !sub.verbs.contains(verb.as_str()) {
+        return Err(Status::method_not_allowed());
+    }
+    if sub.name == "status" {
+        let offer = Offer { protobuf: kind.resource.model.name.starts_with("io.k8s."), ..Offer::BUILT_IN };
+        let form = negotiate(Some(call.header("accept")), pretty, offer)?;
+        let answer = match verb {
+            Verb::Get => get::get(kind, call).await?,
+            Verb::Update => update::update(server, kind, call, Part::Status).await?,
+            Verb::Patch => patch::patch(server, kind, call, Part::Status).await?,
+            _ => return Err(Status::method_not_allowed()),
+        };
+        return respond::write(answer, form, call);
+    }
+    let answer = subresources::handle(server, kind, &sub, method, call, raw_query).await?;
+    let form = match &answer {
+        Answer::Http(_) => PLAIN,
+        Answer::Object { .. } => negotiate(Some(call.header("accept")), pretty, Offer::BUILT_IN)?,
+        Answer::Value { .. } => negotiate(Some(call.header("accept")), pretty, Offer::OBJECT)?,
+    };
+    respond::write(answer, form, call)
+}
+
+/// Total text of warnings after which they are cut, and the length they are cut to.
+const WARNINGS_MAX: usize = 4096;
+const WARNING_CUT: usize = 256;
+
+fn add_warnings(response: &mut Response, warnings: &[String]) {
+    let mut seen: Vec<&str> = vec![];
+    let total: usize = warnings.iter().map(String::len).sum();
+    for w in warnings {
+        if seen.contains(&w.as_str()) {
+            continue;
+        }
+        seen.push(w);
+        let text: String = if total > WARNINGS_MAX { w.chars().take(WARNING_CUT).collect() } else { w.clone() };
+        let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
+        if let Ok(v) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+            response.headers_mut().append(WARNING, v);
+        }
+    }
+}

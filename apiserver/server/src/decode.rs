@@ -1,0 +1,230 @@
+//! Reading request bodies: JSON, YAML or protobuf into a normalised object of the expected kind.
+
+use serde_json::Value;
+use skiff_core::codec::{self, DecodeError, Decoded, Parsed};
+use skiff_core::invalid::quote_str;
+use skiff_core::schema::Struct;
+use skiff_core::status::Status;
+
+use crate::negotiate::{Encoding, body_encoding};
+use crate::verbs::Call;
+use crate::verbs::options::FieldValidation;
+
+/// What a body must be.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    /// Group of the kind.
+    pub group: &'a str,
+    /// Version.
+    pub version: &'a str,
+    /// Kind.
+    pub kind: &'a str,
+    /// Its shape.
+    pub shape: &'a Struct,
+}
+
+impl Expected<'_> {
+    fn api_version(&self) -> String {
+        skiff_core::resources::group_version(self.group, self.version)
+    }
+}
+
+/// Reads the body of a call as the expected kind. `kind` and `apiVersion` may be left out and are filled in.
+///
+/// # Errors
+/// 400 and 415 in upstream's words.
+pub fn body(call: &mut Call, expected: Expected<'_>, validation: FieldValidation) -> Result<Value, Status> {
+    let encoding = body_encoding(call.headers.get("content-type").and_then(|v| v.to_str().ok()), true)?;
+    let decoded = decode(&call.body, encoding, expected)?;
+    report(decoded, expected, validation, &mut call.warnings)
+}
+
+/// Applies the strictness to what decoding found.
+///
+/// # Errors
+/// 400 under [`FieldValidation::Strict`].
+pub fn report(
+    decoded: Decoded,
+    expected: Expected<'_>,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<Value, Status> {
+    if !decoded.strict.is_empty() {
+        match validation {
+            FieldValidation::Ignore => {}
+            FieldValidation::Warn => warnings.extend(decoded.warnings()),
+            FieldValidation::Strict => {
+                let why = format!("strict decoding error: {}", decoded.strict.join(", "));
+                return Err(cannot_handle(expected, expected.version, expected.kind, &why));
+            }
+        }
+    }
+    let mut value = decoded.value;
+    value["kind"] = expected.kind.into();
+    value["apiVersion"] = expected.api_version().into();
+    Ok(value)
+}
+
+fn cannot_handle(expected: Expected<'_>, version: &str, kind: &str, why: &str) -> Status {
+    let want = expected.kind;
+    Status::bad_request(format!("{kind} in version {} cannot be handled as a {want}: {why}", quote_str(version)))
+}
+
+fn unrecognised(expected: Expected<'_>, bytes: &[u8], why: &str) -> Status {
+    let shown = if bytes.is_empty() {
+        "<empty>".to_owned()
+    } else {
+        match std::str::from_utf8(bytes) {
+            Ok(t) if t.starts_with('{') && t.len() <= 30 => t.to_owned(),
+            Ok(t) if t.starts_with('{') => {
+                format!("{} ...", t.chars().take(30).collect::<String>())
+            }
+            _ => {
+                let hex: String = bytes.iter().take(30).map(|b| format!("{b:02x}")).collect();
+                if bytes.len() > 30 { format!("{hex} ...") } else { hex }
+            }
+        }
+    };
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): {why} ({shown})",
+        expected.kind
+    ))
+}
+
+fn decode(bytes: &[u8], encoding: Encoding, expected: Expected<'_>) -> Result<Decoded, Status> {
+    match encoding {
+        Encoding::Json => {
+            if bytes.iter().all(u8::is_ascii_whitespace) {
+                let why = "couldn't get version/kind; json parse error: unexpected end of JSON input";
+                return Err(unrecognised(expected, bytes, why));
+            }
+            let parsed = codec::parse_json(bytes).map_err(|e| match e {
+                DecodeError::End => {
+                    let why = "couldn't get version/kind; json parse error: unexpected end of JSON input";
+                    unrecognised(expected, bytes, why)
+                }
+                e => unrecognised(expected, bytes, &format!("couldn't get version/kind; json parse error: {e}")),
+            })?;
+            let parsed = typed(parsed, expected)?;
+            let forget = forgets_owners(&parsed.value);
+            let mut decoded = codec::json::decode_parsed(bytes, parsed, expected.shape)
+                .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()))?;
+            if forget {
+                decoded.value["metadata"]["managedFields"] = Value::Array(vec![]);
+            }
+            Ok(decoded)
+        }
+        Encoding::Yaml => {
+            let parsed = codec::parse_yaml(bytes).map_err(|e| unrecognised(expected, bytes, &e.to_string()))?;
+            typed(Parsed { value: parsed.value.clone(), duplicates: vec![] }, expected)?;
+            codec::decode_yaml(bytes, expected.shape)
+                .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()))
+        }
+        Encoding::Protobuf => {
+            let value = codec::decode_proto(bytes, |api_version, kind| {
+                let (g, v) = api_version.split_once('/').unwrap_or(("", api_version));
+                skiff_core::schema::kind(g, v, kind).or(Some(expected.shape))
+            })
+            .map_err(|e| unrecognised(expected, bytes, &e.to_string()))?;
+            let parsed = typed(Parsed { value, duplicates: vec![] }, expected)?;
+            let mut value = parsed.value;
+            let mut faults = codec::Faults::default();
+            codec::normalize(&mut value, expected.shape, &mut faults)
+                .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()))?;
+            // Unknown fields of protobuf are dropped without a word, whatever the strictness.
+            Ok(Decoded { value, strict: vec![] })
+        }
+    }
+}
+
+/// Whether an object asks to drop all owners: the empty list, which the typed form cannot tell from none.
+#[must_use]
+pub fn forgets_owners(value: &Value) -> bool {
+    value.get("metadata").and_then(|m| m.get("managedFields")).and_then(Value::as_array).is_some_and(Vec::is_empty)
+}
+
+/// Checks `kind` and `apiVersion` of a body against what is expected.
+fn typed(mut parsed: Parsed, expected: Expected<'_>) -> Result<Parsed, Status> {
+    if parsed.value.is_null() {
+        parsed.value = Value::Object(serde_json::Map::new());
+    }
+    if !parsed.value.is_object() {
+        let why = "json: cannot unmarshal value into Go value of type struct";
+        return Err(unrecognised(expected, b"", &format!("couldn't get version/kind; json parse error: {why}")));
+    }
+    let text = |k: &str| parsed.value.get(k).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (kind, api_version) = (text("kind"), text("apiVersion"));
+    let (group, version) = match api_version.split_once('/') {
+        Some((g, v)) => (g.to_owned(), v.to_owned()),
+        None => (String::new(), api_version.clone()),
+    };
+    let same_kind = kind.is_empty() || kind == expected.kind;
+    let same_version = api_version.is_empty() || (group == expected.group && version == expected.version);
+    if same_kind && same_version {
+        return Ok(parsed);
+    }
+    let known = |k: &str| skiff_core::schema::kind(&group, &version, k).is_some();
+    let kind = if kind.is_empty() { expected.kind.to_owned() } else { kind };
+    if !same_version && same_kind && known(&kind) {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({})",
+            expected.api_version()
+        )));
+    }
+    let (group, version) = if api_version.is_empty() {
+        (expected.group.to_owned(), expected.version.to_owned())
+    } else {
+        (group, version)
+    };
+    if skiff_core::schema::kind(&group, &version, &kind).is_none() {
+        let what = quote_str(&kind);
+        let shown = skiff_core::resources::group_version(&group, &version);
+        let why = format!(
+            "no kind {what} is registered for version {} in scheme \"pkg/runtime/scheme.go:111\"",
+            quote_str(&shown)
+        );
+        return Err(cannot_handle(expected, &version, &kind, &why));
+    }
+    let internal = |g: &str| if g.is_empty() { "core".to_owned() } else { g.split('.').next().unwrap_or(g).to_owned() };
+    let why = format!(
+        "converting ({version}.{kind}) to ({}.{}): unknown conversion",
+        internal(expected.group),
+        expected.kind
+    );
+    Err(cannot_handle(expected, &version, &kind, &why))
+}
+
+/// Reads a DeleteOptions body: any group's version, unknown fields ignored.
+///
+/// # Errors
+/// 400 and 415.
+pub fn delete_options(call: &Call) -> Result<Value, Status> {
+    let encoding = body_encoding(call.headers.get("content-type").and_then(|v| v.to_str().ok()), true)?;
+    let Some(shape) = skiff_core::schema::model("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions") else {
+        return Err(Status::internal("DeleteOptions has no schema"));
+    };
+    let expected = Expected { group: "meta.k8s.io", version: "v1", kind: "DeleteOptions", shape };
+    let read = |bytes: &[u8]| -> Result<Value, DecodeError> {
+        let mut value = match encoding {
+            Encoding::Json => codec::parse_json(bytes)?.value,
+            Encoding::Yaml => codec::parse_yaml(bytes)?.value,
+            Encoding::Protobuf => codec::decode_proto(bytes, |_, _| Some(shape))?,
+        };
+        codec::normalize(&mut value, shape, &mut codec::Faults::default())?;
+        Ok(value)
+    };
+    let value = read(&call.body).map_err(|e| unrecognised(expected, &call.body, &e.to_string()))?;
+    let version = value["apiVersion"].as_str().unwrap_or_default();
+    let v = version.rsplit('/').next().unwrap_or_default();
+    let kind = value["kind"].as_str().unwrap_or("DeleteOptions");
+    // Any group's DeleteOptions will do, known or not.
+    if kind != "DeleteOptions" {
+        let why = format!(
+            "no kind {} is registered for version {} in scheme \"pkg/runtime/scheme.go:111\"",
+            quote_str(kind),
+            quote_str(version)
+        );
+        return Err(cannot_handle(expected, v, kind, &why));
+    }
+    Ok(value)
+}

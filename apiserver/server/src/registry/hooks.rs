@@ -1,0 +1,53 @@
+//! Rules that need other objects or memory of the server: address allocation, namespace life cycle, default bindings.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use serde_json::Value;
+use skiff_core::status::Status;
+
+use crate::server::Inner;
+
+/// Undoes what a hook reserved, when the write did not happen.
+pub type Undo = Option<Box<dyn FnOnce() + Send>>;
+
+/// Server-side rules of one resource. Every method has the answer of a resource without such rules.
+pub trait Hooks: Send + Sync {
+    /// After validation of a new object, before it is stored. May fill in allocated values.
+    fn before_create<'a>(
+        &'a self,
+        _server: &'a Arc<Inner>,
+        _obj: &'a mut Value,
+        _dry_run: bool,
+    ) -> BoxFuture<'a, Result<Undo, Status>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    /// After validation of an update, before it is stored.
+    fn before_update<'a>(
+        &'a self,
+        _server: &'a Arc<Inner>,
+        _new: &'a mut Value,
+        _old: &'a Value,
+        _dry_run: bool,
+    ) -> BoxFuture<'a, Result<Undo, Status>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    /// Before patching or defaulting of an update against the old object, for values that a client may leave out
+    /// (a Service's addresses).
+    fn patch_allocated(&self, _new: &mut Value, _old: &Value) {}
+
+    /// After an object is gone from the store.
+    fn after_delete(&self, _server: &Arc<Inner>, _obj: &Value) {}
+
+    /// Whether this object may be deleted at all; `Some` refuses.
+    fn refuse_delete(&self, _name: &str) -> Option<Status> {
+        None
+    }
+}
+
+/// No rules.
+pub struct NoHooks;
+
+impl Hooks for NoHooks {}

@@ -1,0 +1,285 @@
+//! The registry: every served kind, with its rules and its stored objects.
+//!
+//! A [`Kind`] is one resource in one version: the description discovery prints, the rules ([`Strategy`]), the server-side
+//! rules that need other objects ([`Hooks`]), and the [`Collection`] that holds the objects. Versions of one resource
+//! share a collection. Verbs see nothing else, whether the kind is built in or came from a CustomResourceDefinition.
+
+pub mod convert;
+pub mod hooks;
+pub mod object;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+use skiff_core::kinds::Strategy;
+use skiff_core::resources::{Resource, group_version};
+use skiff_core::status::Status;
+use skiff_storage::cache::{Cache, Config, Extract, Meta, Object};
+use skiff_storage::{Revision, Store};
+use tokio::time::Instant;
+
+pub use hooks::Hooks;
+
+/// How long a read waits for the cache to catch up with the store.
+pub const FRESH_DEADLINE: Duration = Duration::from_secs(3);
+
+/// One resource in one version.
+pub struct Kind {
+    /// What discovery says.
+    pub resource: Resource,
+    /// Rules without I/O.
+    pub strategy: Arc<dyn Strategy>,
+    /// Rules that need other objects.
+    pub hooks: Arc<dyn Hooks>,
+    /// Where objects live; `None` for resources that are only answered (reviews).
+    pub collection: Option<Arc<Collection>>,
+}
+
+impl std::fmt::Debug for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kind").field("resource", &self.resource.plural).finish_non_exhaustive()
+    }
+}
+
+impl Kind {
+    /// API group.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        &self.resource.group
+    }
+
+    /// Plural name.
+    #[must_use]
+    pub fn plural(&self) -> &str {
+        &self.resource.plural
+    }
+
+    /// `group/version`.
+    #[must_use]
+    pub fn api_version(&self) -> String {
+        self.resource.group_version()
+    }
+
+    /// Whether stored objects have this version.
+    #[must_use]
+    pub fn is_storage_version(&self) -> bool {
+        self.resource.storage.as_ref().is_none_or(|(g, v)| *g == self.resource.group && *v == self.resource.version)
+    }
+
+    /// The objects.
+    ///
+    /// # Errors
+    /// 405 when the kind stores none.
+    pub fn stored(&self) -> Result<&Arc<Collection>, Status> {
+        self.collection.as_ref().ok_or_else(Status::method_not_allowed)
+    }
+
+    /// 404 for an object of this kind.
+    #[must_use]
+    pub fn not_found(&self, name: &str) -> Status {
+        Status::not_found(self.group(), self.plural(), name)
+    }
+
+    /// Parses a stored object into this version.
+    ///
+    /// # Errors
+    /// 500 when the stored bytes are not an object (they were written by us; this is damage).
+    pub fn load(&self, object: &Object) -> Result<Value, Status> {
+        self.load_bytes(&object.value)
+    }
+
+    /// Like [`Kind::load`] for bytes.
+    ///
+    /// # Errors
+    /// As [`Kind::load`].
+    pub fn load_bytes(&self, bytes: &[u8]) -> Result<Value, Status> {
+        let mut v: Value =
+            serde_json::from_slice(bytes).map_err(|e| Status::internal(format!("stored object: {e}")))?;
+        if !self.is_storage_version() {
+            convert::convert(&mut v, &self.api_version());
+        }
+        Ok(v)
+    }
+
+    /// The form of `value` (in this version) that is stored.
+    #[must_use]
+    pub fn to_storage(&self, mut value: Value) -> Value {
+        if let Some((g, v)) = &self.resource.storage
+            && !self.is_storage_version()
+        {
+            convert::convert(&mut value, &group_version(g, v));
+        }
+        value
+    }
+}
+
+/// The objects of one resource.
+pub struct Collection {
+    /// Key prefix, for example `/registry/pods/`.
+    pub prefix: String,
+    /// Whether keys carry a namespace.
+    pub namespaced: bool,
+    /// The watch cache.
+    pub cache: Cache,
+    /// The store below it.
+    pub store: Arc<dyn Store>,
+}
+
+impl Collection {
+    /// Opens the collection.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        prefix: String,
+        namespaced: bool,
+        strategy: Arc<dyn Strategy>,
+    ) -> skiff_storage::Result<Self> {
+        let indexed = strategy.fields().iter().copied().filter(|f| *f == "spec.nodeName").collect();
+        let cache = Cache::open(Arc::clone(&store), &prefix, Config { extract: extractor(strategy), indexed }).await?;
+        Ok(Self { prefix, namespaced, cache, store })
+    }
+
+    /// Key of one object.
+    #[must_use]
+    pub fn key(&self, namespace: &str, name: &str) -> String {
+        if self.namespaced { format!("{}{namespace}/{name}", self.prefix) } else { format!("{}{name}", self.prefix) }
+    }
+
+    /// Key prefix of a namespace, or of everything.
+    #[must_use]
+    pub fn scope(&self, namespace: &str) -> String {
+        if self.namespaced && !namespace.is_empty() {
+            format!("{}{namespace}/", self.prefix)
+        } else {
+            self.prefix.clone()
+        }
+    }
+
+    /// The present object, including every write acknowledged before the call.
+    ///
+    /// # Errors
+    /// When the store cannot say how far it is.
+    pub async fn get(&self, namespace: &str, name: &str) -> Result<Option<Arc<Object>>, Status> {
+        self.consistent().await?;
+        Ok(self.cache.get(&self.key(namespace, name)))
+    }
+
+    /// The present object as far as the cache knows, without waiting.
+    #[must_use]
+    pub fn peek(&self, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        self.cache.get(&self.key(namespace, name))
+    }
+
+    /// Waits until the cache includes every acknowledged write.
+    ///
+    /// # Errors
+    /// As [`Collection::get`].
+    pub async fn consistent(&self) -> Result<Revision, Status> {
+        self.cache.consistent(Instant::now() + FRESH_DEADLINE).await.map_err(storage_error)
+    }
+
+    /// All present objects, parsed. For small collections.
+    #[must_use]
+    pub fn values(&self) -> Vec<Value> {
+        let objects = self.cache.list(&self.prefix).objects;
+        objects.iter().filter_map(|o| serde_json::from_slice(&o.value).ok()).collect()
+    }
+}
+
+/// A store's error as a Status.
+#[must_use]
+pub fn storage_error(e: skiff_storage::Error) -> Status {
+    use skiff_storage::Error;
+    match e {
+        Error::Compacted { requested, oldest } => {
+            Status::expired(format!("too old resource version: {requested} ({oldest})"))
+        }
+        Error::Future { requested, current } => Status::too_large_resource_version(requested, current),
+        Error::Conflict { .. } => Status::internal("unexpected conflict"),
+        e @ (Error::Unavailable(_) | Error::Closed) => Status::unavailable(e.to_string()).retry_after(1),
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Head {
+    metadata: HeadMeta,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct HeadMeta {
+    namespace: String,
+    name: String,
+    uid: String,
+    labels: std::collections::BTreeMap<String, String>,
+}
+
+/// Reads what lists and watches select by.
+fn extractor(strategy: Arc<dyn Strategy>) -> Extract {
+    Arc::new(move |_key, bytes| {
+        let fields = strategy.fields();
+        let head: Head;
+        let mut values = vec![];
+        if fields.is_empty() {
+            head = serde_json::from_slice(bytes).unwrap_or_default();
+        } else {
+            let v: Value = serde_json::from_slice(bytes).unwrap_or_default();
+            values = fields.iter().map(|f| (*f, strategy.field(&v, f))).filter(|(_, v)| !v.is_empty()).collect();
+            head = Head::deserialize(&v).unwrap_or_default();
+        }
+        Meta {
+            namespace: head.metadata.namespace,
+            name: head.metadata.name,
+            uid: head.metadata.uid,
+            labels: head.metadata.labels.into_iter().collect(),
+            fields: values,
+            version_at: object::version_range(bytes).and_then(|r| u32::try_from(r.start).ok()),
+        }
+    })
+}
+
+/// All served kinds.
+#[derive(Default)]
+pub struct Registry {
+    kinds: HashMap<String, HashMap<String, HashMap<String, Arc<Kind>>>>,
+}
+
+impl Registry {
+    /// Adds a kind.
+    pub fn insert(&mut self, kind: Arc<Kind>) {
+        let r = &kind.resource;
+        let versions = self.kinds.entry(r.group.to_string()).or_default();
+        versions.entry(r.version.to_string()).or_default().insert(r.plural.to_string(), Arc::clone(&kind));
+    }
+
+    /// Whether a group-version is served.
+    #[must_use]
+    pub fn has_version(&self, group: &str, version: &str) -> bool {
+        self.kinds.get(group).is_some_and(|v| v.contains_key(version))
+    }
+
+    /// The kind with this plural name.
+    #[must_use]
+    pub fn get(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Kind>> {
+        self.kinds.get(group)?.get(version)?.get(plural)
+    }
+
+    /// The kind with this plural name in whichever version, the stored one first.
+    #[must_use]
+    pub fn any_version(&self, group: &str, plural: &str) -> Option<&Arc<Kind>> {
+        let mut found: Vec<_> = self.kinds.get(group)?.values().filter_map(|m| m.get(plural)).collect();
+        found.sort_by_key(|k| !k.is_storage_version());
+        found.first().copied()
+    }
+
+    /// Every kind.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Kind>> {
+        self.kinds.values().flat_map(HashMap::values).flat_map(HashMap::values)
+    }
+}

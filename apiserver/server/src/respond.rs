@@ -1,0 +1,304 @@
+//! Writing answers: one place where objects, lists, tables and statuses become bytes.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use serde_json::{Map, Value, json};
+use skiff_core::codec;
+use skiff_core::schema::{Handle, Struct, model};
+use skiff_core::status::Status;
+use skiff_core::tables;
+use skiff_storage::cache::Object;
+
+use crate::body::Body;
+use crate::negotiate::{Encoding, Form, View};
+use crate::registry::{Kind, object};
+use crate::verbs::list::Listing;
+use crate::verbs::{Answer, Call, Content};
+
+/// Objects of a table's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Include {
+    /// Their metadata.
+    Metadata,
+    /// Whole.
+    Object,
+    /// Nothing.
+    None,
+}
+
+/// Reads `includeObject`.
+///
+/// # Errors
+/// 400 for another value.
+pub fn include_object(call: &Call) -> Result<Include, Status> {
+    match call.query.get("includeObject").unwrap_or_default() {
+        "" | "Metadata" => Ok(Include::Metadata),
+        "Object" => Ok(Include::Object),
+        "None" => Ok(Include::None),
+        other => Err(Status::bad_request(format!(
+            "Unable to convert to Table as requested: includeObject: Invalid value: {}: must be 'Metadata', 'Object', 'None', or empty",
+            skiff_core::invalid::quote_str(other)
+        ))),
+    }
+}
+
+/// Pieces of a streamed list are at least this long.
+const CHUNK: usize = 64 * 1024;
+
+/// Turns a verb's answer into a response.
+///
+/// # Errors
+/// 406 when the form does not fit the answer.
+pub fn write(answer: Answer, form: Form, call: &Call) -> Result<http::Response<Body>, Status> {
+    match answer {
+        Answer::Http(r) => Ok(r),
+        Answer::Value { code, value, model } => Ok(value_response(code, &value, model.as_ref(), form)),
+        Answer::Object { code, kind, object } => {
+            if form.view == View::MetadataList {
+                let what = format!("*{}.{}", internal_group(kind.group()), kind.resource.kind);
+                return Err(Status::new(
+                    406,
+                    "NotAcceptable",
+                    format!("you requested PartialObjectMetadataList, but the requested object is not a list ({what})"),
+                ));
+            }
+            if let Content::Stored(bytes) = &object
+                && form.encoding == Encoding::Json
+                && form.view == View::Object
+                && !form.pretty
+                && kind.is_storage_version()
+            {
+                let mut b = BytesMut::with_capacity(bytes.len() + 1);
+                b.put_slice(bytes);
+                b.put_u8(b'\n');
+                return Ok(response(code, Encoding::Json, Body::full(b.freeze())));
+            }
+            let value = match object {
+                Content::Stored(b) => kind.load_bytes(&b)?,
+                Content::Parsed(v) => v,
+            };
+            Ok(match form.view {
+                View::Table(v1) => {
+                    let m = match skiff_core::meta::text(&value, "resourceVersion") {
+                        "" => json!({}),
+                        v => json!({"resourceVersion": v}),
+                    };
+                    let t = table(&kind, std::slice::from_ref(&value), &m, v1, include_object(call)?);
+                    value_response(code, &t, None, form)
+                }
+                View::Metadata => {
+                    let p = partial(&value);
+                    value_response(code, &p, model(PARTIAL).map(Handle::Static).as_ref(), form)
+                }
+                _ => value_response(code, &value, Some(&kind.resource.model), form),
+            })
+        }
+    }
+}
+
+const PARTIAL: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata";
+
+fn internal_group(group: &str) -> &str {
+    if group.is_empty() { "core" } else { group.split('.').next().unwrap_or(group) }
+}
+
+/// An object that is already parsed.
+#[must_use]
+pub fn value_response(code: u16, value: &Value, model: Option<&Handle<Struct>>, form: Form) -> http::Response<Body> {
+    let (encoding, bytes) = encode(value, model, form);
+    response(code, encoding, Body::full(bytes))
+}
+
+fn encode(value: &Value, model: Option<&Handle<Struct>>, form: Form) -> (Encoding, Bytes) {
+    match form.encoding {
+        Encoding::Protobuf => match model {
+            Some(m) => (Encoding::Protobuf, codec::encode_proto(value, m)),
+            None => (Encoding::Json, json_bytes(value, form.pretty)),
+        },
+        Encoding::Yaml => (Encoding::Yaml, Bytes::from(codec::to_yaml(value))),
+        Encoding::Json => (Encoding::Json, json_bytes(value, form.pretty)),
+    }
+}
+
+fn json_bytes(value: &Value, pretty: bool) -> Bytes {
+    // Serialising a Value into a Vec cannot fail.
+    let mut v = if pretty { serde_json::to_vec_pretty(value) } else { serde_json::to_vec(value) }.unwrap_or_default();
+    v.push(b'\n');
+    Bytes::from(v)
+}
+
+/// A response with the headers every object answer has.
+#[must_use]
+pub fn response(code: u16, encoding: Encoding, body: Body) -> http::Response<Body> {
+    let mut r = http::Response::new(body);
+    *r.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(encoding.media_type()));
+    r.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    r
+}
+
+/// The one place where an error becomes an answer.
+#[must_use]
+pub fn status(s: &Status, form: Form) -> http::Response<Body> {
+    let form = Form { view: View::Object, ..form };
+    let shape = model("io.k8s.apimachinery.pkg.apis.meta.v1.Status").map(Handle::Static);
+    let mut r = value_response(s.code, &s.to_value(), shape.as_ref(), form);
+    if let Some(seconds) = s.retry_seconds() {
+        r.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    r
+}
+
+/// A list in the form asked for.
+///
+/// # Errors
+/// 406 when a single object's view was asked of a list.
+pub fn list(kind: &Arc<Kind>, listing: Listing, form: Form, call: &Call) -> Result<Answer, Status> {
+    let r = &kind.resource;
+    let mut m = Map::new();
+    m.insert("resourceVersion".into(), listing.revision.to_string().into());
+    if !listing.next.is_empty() {
+        m.insert("continue".into(), listing.next.as_str().into());
+    }
+    if let Some(n) = listing.remaining {
+        m.insert("remainingItemCount".into(), n.into());
+    }
+    let m = Value::Object(m);
+    if form.view == View::Metadata {
+        let what = format!("*{}.{}", internal_group(&r.group), r.list_kind);
+        let text = format!("you requested PartialObjectMetadata, but the requested object is a list ({what})");
+        return Err(Status::new(406, "NotAcceptable", text));
+    }
+    if form.encoding == Encoding::Json && form.view == View::Object && !form.pretty && kind.is_storage_version() {
+        let head = format!(
+            "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{m},\"items\":[",
+            Value::from(&*r.list_kind),
+            Value::from(r.group_version())
+        );
+        return Ok(Answer::Http(response(200, Encoding::Json, stream(head.into(), listing.objects))));
+    }
+    let items: Vec<Value> = listing.objects.iter().map(|o| kind.load(o)).collect::<Result<_, _>>()?;
+    Ok(match form.view {
+        View::Table(v1) => {
+            let t = table(kind, &items, &m, v1, include_object(call)?);
+            Answer::Http(value_response(200, &t, None, form))
+        }
+        View::MetadataList => {
+            let items: Vec<Value> = items.iter().map(partial).collect();
+            let v = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": m, "items": items});
+            let shape = model("io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadataList").map(Handle::Static);
+            Answer::Http(value_response(200, &v, shape.as_ref(), form))
+        }
+        _ => {
+            let v = list_value(kind, items, m);
+            let shape = skiff_core::schema::kind(&r.group, &r.version, &r.list_kind).map(Handle::Static);
+            Answer::Http(value_response(200, &v, shape.as_ref(), form))
+        }
+    })
+}
+
+/// A list object; items of typed lists carry no kind and version.
+#[must_use]
+pub fn list_value(kind: &Kind, mut items: Vec<Value>, metadata: Value) -> Value {
+    for i in &mut items {
+        if let Value::Object(o) = i {
+            o.remove("kind");
+            o.remove("apiVersion");
+        }
+    }
+    let r = &kind.resource;
+    json!({"kind": r.list_kind, "apiVersion": r.group_version(), "metadata": metadata, "items": items})
+}
+
+/// Header, stored bytes without their kind and version, footer. Small objects are gathered, large ones sent as they are.
+fn stream(head: Bytes, objects: Vec<Arc<Object>>) -> Body {
+    let mut objects = objects.into_iter();
+    let mut pending = BytesMut::from(&head[..]);
+    let mut first = true;
+    let mut finished = false;
+    let mut large: Option<Bytes> = None;
+    Body::stream(futures::stream::iter(std::iter::from_fn(move || {
+        if let Some(b) = large.take() {
+            return Some(b);
+        }
+        if finished {
+            return None;
+        }
+        loop {
+            let Some(o) = objects.next() else {
+                finished = true;
+                pending.put_slice(b"]}\n");
+                return Some(pending.split().freeze());
+            };
+            pending.put_slice(if first { b"{" } else { b",{" });
+            first = false;
+            let item = o.value.slice(object::item_offset(&o.value)..);
+            if item.len() >= CHUNK {
+                large = Some(item);
+                return Some(pending.split().freeze());
+            }
+            pending.put_slice(&item);
+            if pending.len() >= CHUNK {
+                return Some(pending.split().freeze());
+            }
+        }
+    })))
+}
+
+/// `PartialObjectMetadata` of an object.
+#[must_use]
+pub fn partial(v: &Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": v.get("metadata").cloned().unwrap_or_default()})
+}
+
+/// Column definitions of a kind.
+#[must_use]
+pub fn columns(kind: &Kind) -> Vec<Value> {
+    let t = tables::of(kind.group(), kind.plural());
+    let described = |c: &tables::Column| format!("{} of the {}.", c.name, kind.resource.kind);
+    let row = |c: &tables::Column| json!({"name": c.name, "type": c.kind, "format": c.format, "description": described(c), "priority": c.priority});
+    t.columns.iter().map(row).collect()
+}
+
+/// A `Table` of objects.
+#[must_use]
+pub fn table(kind: &Kind, items: &[Value], metadata: &Value, v1: bool, include: Include) -> Value {
+    let version = if v1 { "meta.k8s.io/v1" } else { "meta.k8s.io/v1beta1" };
+    let now = jiff::Timestamp::now();
+    let shape = tables::of(kind.group(), kind.plural());
+    let mut rows = Vec::with_capacity(items.len());
+    for item in items {
+        let mut row = Map::new();
+        row.insert("cells".into(), Value::Array((shape.cells)(item, now)));
+        let conditions = tables::row_conditions(kind.group(), kind.plural(), item);
+        if !conditions.is_empty() {
+            row.insert("conditions".into(), Value::Array(conditions));
+        }
+        match include {
+            Include::None => drop(row.insert("object".into(), Value::Null)),
+            Include::Object => drop(row.insert("object".into(), item.clone())),
+            Include::Metadata => {
+                let mut p = partial(item);
+                p["apiVersion"] = version.into();
+                row.insert("object".into(), p);
+            }
+        }
+        rows.push(Value::Object(row));
+    }
+    json!({"kind": "Table", "apiVersion": version, "metadata": metadata, "columnDefinitions": columns(kind), "rows": rows})
+}
+
+/// One protobuf watch frame: length, then a meta.k8s.io WatchEvent around the object.
+#[must_use]
+pub fn proto_watch_frame(event: &str, object: &Value, shape: Option<&Handle<Struct>>) -> Bytes {
+    let name = match object["kind"].as_str() {
+        Some("Status") => "io.k8s.apimachinery.pkg.apis.meta.v1.Status",
+        _ => PARTIAL,
+    };
+    match shape.cloned().or_else(|| model(name).map(Handle::Static)) {
+        Some(s) => codec::proto::watch_frame(event, &codec::encode_proto(object, &s)),
+        None => Bytes::new(),
+    }
+}

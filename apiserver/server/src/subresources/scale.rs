@@ -1,0 +1,163 @@
+//! `scale`: replicas of a workload as an autoscaling/v1 Scale.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use skiff_core::codec;
+use skiff_core::invalid::Errors;
+use skiff_core::meta;
+use skiff_core::path::Path;
+use skiff_core::resources::Subresource;
+use skiff_core::selector::LabelSelector;
+use skiff_core::status::Status;
+
+use crate::ownership::Owner;
+use crate::registry::Kind;
+use crate::request::Verb;
+use crate::server::Inner;
+use crate::verbs::options::{WriteOptions, write_options};
+use crate::verbs::update::{RACE_TRIES, check_version};
+use crate::verbs::write::{self, Attempt, Part};
+use crate::verbs::{Answer, Call, patch};
+
+/// The Scale view of a workload.
+#[must_use]
+pub fn view(obj: &Value) -> Value {
+    let spec = &obj["spec"];
+    let mut m = json!({});
+    for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(v) = obj["metadata"].get(key) {
+            m[key] = v.clone();
+        }
+    }
+    let selector = match &spec["selector"] {
+        s if s.get("matchLabels").is_some() || s.get("matchExpressions").is_some() => {
+            LabelSelector::from_object(Some(s)).to_string()
+        }
+        s => LabelSelector::from_map(Some(s)).to_string(),
+    };
+    let mut status = json!({"replicas": obj["status"]["replicas"].as_i64().unwrap_or(0)});
+    if !selector.is_empty() {
+        status["selector"] = selector.into();
+    }
+    let mut s = json!({});
+    let replicas = spec["replicas"].as_i64().unwrap_or(0);
+    if replicas != 0 {
+        s["replicas"] = replicas.into();
+    }
+    json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": m, "spec": s, "status": status})
+}
+
+/// Answers the scale subresource.
+///
+/// # Errors
+/// As upstream's server answers.
+pub async fn handle(
+    server: &Arc<Inner>,
+    kind: &Arc<Kind>,
+    sub: &Subresource,
+    call: &mut Call,
+) -> Result<Answer, Status> {
+    let objects = Arc::clone(kind.stored()?);
+    let (ns, name) = (call.target.namespace.clone(), call.target.name.clone());
+    let answer = |v: &Value| Answer::Value { code: 200, value: view(v), model: Some(sub.model.clone()) };
+    let (options, given, how) = match call.target.verb {
+        Verb::Get => {
+            let found = objects.get(&ns, &name).await?.ok_or_else(|| kind.not_found(&name))?;
+            return Ok(answer(&kind.load(&found)?));
+        }
+        Verb::Update => {
+            let (obj, options) = super::special::body(sub, "autoscaling", "v1", call, "UpdateOptions")?;
+            (options, Some(obj), None)
+        }
+        Verb::Patch => {
+            let how = patch::patch_type(call, true)?;
+            (write_options(call, "PatchOptions")?, None, Some(how))
+        }
+        _ => return Err(Status::method_not_allowed()),
+    };
+    for _ in 0..RACE_TRIES {
+        let found = objects.get(&ns, &name).await?.ok_or_else(|| kind.not_found(&name))?;
+        let old = kind.load(&found)?;
+        let wanted = match (&given, how) {
+            (Some(v), _) => v.clone(),
+            (None, Some(how)) => patched(sub, call, how, &view(&old), &options)?,
+            (None, None) => return Err(Status::method_not_allowed()),
+        };
+        let wanted_name = meta::name(&wanted);
+        if wanted_name != name {
+            if wanted_name.is_empty() {
+                return Err(Status::bad_request(format!(
+                    "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+                )));
+            }
+            return Err(Status::bad_request(format!(
+                "the name of the object ({wanted_name}) does not match the name on the URL ({name})"
+            )));
+        }
+        validate(&wanted, &name)?;
+        let uid = meta::uid(&wanted);
+        if !uid.is_empty() && uid != meta::uid(&old) {
+            let why = crate::verbs::update::uid_mismatch(&found.key, uid, meta::uid(&old));
+            return Err(Status::conflict(kind.group(), kind.plural(), &name, why));
+        }
+        let given_version = meta::text(&wanted, "resourceVersion");
+        let locked = !matches!(given_version, "" | "0") && check_version(kind, &wanted, &name, found.revision)?;
+        let mut new = old.clone();
+        new["spec"]["replicas"] = wanted["spec"]["replicas"].as_i64().unwrap_or(0).into();
+        let attempt = write::update(
+            server,
+            kind,
+            call,
+            &found,
+            new,
+            Part::Main,
+            Owner::Update,
+            &options,
+            locked && given.is_some(),
+        )
+        .await?;
+        if let Attempt::Done(Answer::Object { object, .. }) = attempt {
+            let v = match object {
+                crate::verbs::Content::Stored(b) => kind.load_bytes(&b)?,
+                crate::verbs::Content::Parsed(v) => v,
+            };
+            return Ok(answer(&v));
+        }
+    }
+    Err(Status::modified(kind.group(), kind.plural(), &name))
+}
+
+fn validate(scale: &Value, name: &str) -> Result<(), Status> {
+    let n = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+    if n >= 0 {
+        return Ok(());
+    }
+    let mut e = Errors::new();
+    let spec = Path::new("spec");
+    e.invalid(&spec.child("replicas"), n, "must be greater than or equal to 0");
+    Err(Status::invalid("autoscaling", "Scale", name, &e))
+}
+
+fn patched(
+    sub: &Subresource,
+    call: &mut Call,
+    how: patch::PatchType,
+    scale: &Value,
+    options: &WriteOptions,
+) -> Result<Value, Status> {
+    if how == patch::PatchType::Apply {
+        let parsed =
+            codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
+        let mut out = scale.clone();
+        out["spec"]["replicas"] = parsed.value["spec"]["replicas"].clone();
+        let _ = options;
+        return Ok(out);
+    }
+    let p = crate::patching::apply(how, scale, &call.body, &sub.model)?;
+    let mut value = p.value;
+    let mut faults = codec::Faults::default();
+    codec::normalize(&mut value, &sub.model, &mut faults)
+        .map_err(|e| crate::patching::undecodable(&p.text, &e.to_string()))?;
+    Ok(value)
+}

@@ -1,0 +1,264 @@
+//! `delete` and `deletecollection`.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use skiff_core::meta;
+use skiff_core::status::Status;
+use skiff_core::time;
+use skiff_storage::cache::Object;
+use skiff_storage::{Compare, Error, Op};
+
+use super::options::{DeleteOptions, Propagation, delete_options};
+use super::update::RACE_TRIES;
+use super::{Answer, Call, Content};
+use crate::admission::{self, Operation};
+use crate::registry::{Kind, object, storage_error};
+use crate::server::Inner;
+
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+
+/// What became of an object.
+enum Outcome {
+    /// Gone; the last state.
+    Gone(Value),
+    /// Still there, terminating.
+    Pending(Value),
+}
+
+/// Deletes the object named in the path.
+///
+/// # Errors
+/// As upstream's server answers.
+pub async fn delete(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call) -> Result<Answer, Status> {
+    let options = delete_options(call)?;
+    let (ns, name) = (call.target.namespace.clone(), call.target.name.clone());
+    let outcome = delete_one(server, kind, call, &ns, &name, &options).await?;
+    let answer = |code, v| Answer::Object { code, kind: Arc::clone(kind), object: Content::Parsed(v) };
+    Ok(match outcome {
+        Outcome::Pending(v) => {
+            let accepted = options.orphan_dependents == Some(false) && !options.dry_run;
+            answer(if accepted { 202 } else { 200 }, v)
+        }
+        Outcome::Gone(v) if kind.strategy.traits().returns_deleted => answer(200, v),
+        Outcome::Gone(v) => Answer::status(200, Status::deleted(&name, kind.group(), kind.plural(), meta::uid(&v))),
+    })
+}
+
+/// Deletes every object the request selects.
+///
+/// # Errors
+/// The first refusal ends it; what was deleted until then stays deleted.
+pub async fn delete_collection(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call) -> Result<Vec<Value>, Status> {
+    let options = delete_options(call)?;
+    let (listing, _) = super::list::list(kind, call).await?;
+    let mut out = Vec::with_capacity(listing.objects.len());
+    for o in listing.objects {
+        let (ns, name) = (o.meta.namespace.clone(), o.meta.name.clone());
+        if kind.hooks.refuse_delete(&name).is_some() {
+            continue;
+        }
+        match delete_one(server, kind, call, &ns, &name, &options).await {
+            Ok(_) => out.push(kind.load(&o)?),
+            // Somebody else was faster: the result is what was asked for.
+            Err(s) if s.code == 404 => {}
+            Err(s) => return Err(s),
+        }
+    }
+    Ok(out)
+}
+
+async fn delete_one(
+    server: &Arc<Inner>,
+    kind: &Arc<Kind>,
+    call: &mut Call,
+    ns: &str,
+    name: &str,
+    options: &DeleteOptions,
+) -> Result<Outcome, Status> {
+    let objects = Arc::clone(kind.stored()?);
+    for _ in 0..RACE_TRIES {
+        let found = objects.get(ns, name).await?.ok_or_else(|| kind.not_found(name))?;
+        if let Some(refusal) = kind.hooks.refuse_delete(name) {
+            return Err(refusal);
+        }
+        let old = kind.load(&found)?;
+        preconditions(kind, &old, name, &found, options)?;
+        admission::validate(server, kind, call, Operation::Delete, &old, Some(&old), options.dry_run).await?;
+        let step = plan(kind, &old, options);
+        let (op, outcome) = match step {
+            Step::Nothing => return Ok(Outcome::Pending(old)),
+            Step::Mark(new) => (Op::Put(object::encode(&kind.to_storage((*new).clone()))), Outcome::Pending(*new)),
+            Step::Remove => (Op::Delete, Outcome::Gone(removed(kind, &old))),
+        };
+        if options.dry_run {
+            return Ok(outcome);
+        }
+        match objects.store.commit(&found.key, Compare::At(found.revision), op).await {
+            Ok(revision) => {
+                let stamp = |mut v: Value| {
+                    meta::meta_mut(&mut v).insert("resourceVersion".into(), revision.to_string().into());
+                    v
+                };
+                return Ok(match outcome {
+                    Outcome::Gone(v) => {
+                        kind.hooks.after_delete(server, &v);
+                        Outcome::Gone(v)
+                    }
+                    Outcome::Pending(v) => Outcome::Pending(stamp(v)),
+                });
+            }
+            Err(Error::Conflict { .. }) => {}
+            Err(e) => return Err(storage_error(e)),
+        }
+    }
+    Err(Status::modified(kind.group(), kind.plural(), name))
+}
+
+fn preconditions(kind: &Kind, old: &Value, name: &str, found: &Object, options: &DeleteOptions) -> Result<(), Status> {
+    let kind_name = &kind.resource.kind;
+    if let Some(uid) = &options.uid
+        && uid != meta::uid(old)
+    {
+        let why = format!(
+            "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been deleted and then recreated",
+            meta::uid(old)
+        );
+        return Err(Status::conflict(kind.group(), kind_name, name, why));
+    }
+    if let Some(v) = &options.version
+        && *v != found.revision.to_string()
+    {
+        let why = format!(
+            "the ResourceVersion in the precondition ({v}) does not match the ResourceVersion in record ({}). The object might have been modified",
+            found.revision
+        );
+        return Err(Status::conflict(kind.group(), kind_name, name, why));
+    }
+    Ok(())
+}
+
+/// The last state of an object that goes at once; of a graceful kind it says that its period was zero.
+fn removed(kind: &Kind, old: &Value) -> Value {
+    let mut v = old.clone();
+    if kind.strategy.traits().graceful && !meta::deleting(old) {
+        let generation = v["metadata"]["generation"].as_i64();
+        let m = meta::meta_mut(&mut v);
+        m.insert("deletionTimestamp".into(), super::write::now().into());
+        m.insert("deletionGracePeriodSeconds".into(), 0.into());
+        if let Some(g) = generation {
+            m.insert("generation".into(), (g + 1).into());
+        }
+    }
+    v
+}
+
+enum Step {
+    /// Already on its way, nothing to change.
+    Nothing,
+    /// Stays, marked as terminating (or with a shorter grace period).
+    Mark(Box<Value>),
+    /// Goes now.
+    Remove,
+}
+
+/// Decides what a deletion does to the object.
+fn plan(kind: &Kind, old: &Value, options: &DeleteOptions) -> Step {
+    let traits = kind.strategy.traits();
+    let mut new = old.clone();
+    let before = meta::finalizers(old).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let after = finalizers_after(&before, traits.orphan_by_default, options);
+    let grace = if traits.graceful { kind.strategy.grace(old, options.grace) } else { 0 };
+    if meta::deleting(old) {
+        let left = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+        // A deletion under way can only be hurried.
+        if traits.graceful && (left == 0 || grace >= left) && !(grace == 0 && left > 0) {
+            if left == 0 && after.is_empty() {
+                return Step::Remove;
+            }
+            if after == before {
+                return Step::Nothing;
+            }
+        }
+        if traits.graceful && grace < left && grace > 0 {
+            shorten(&mut new, left, grace);
+            set_finalizers(&mut new, &after);
+            return Step::Mark(Box::new(new));
+        }
+        if after.is_empty() {
+            return if kind_holds(kind, old) { Step::Nothing } else { Step::Remove };
+        }
+        if traits.graceful && grace < left {
+            shorten(&mut new, left, grace);
+            set_finalizers(&mut new, &after);
+            return Step::Mark(Box::new(new));
+        }
+        if after == before {
+            return Step::Nothing;
+        }
+        set_finalizers(&mut new, &after);
+        return Step::Mark(Box::new(new));
+    }
+    if grace == 0 && after.is_empty() && !kind_holds(kind, old) {
+        return Step::Remove;
+    }
+    let now = jiff::Timestamp::now();
+    let at = now.checked_add(jiff::SignedDuration::from_secs(grace)).unwrap_or(now);
+    set_finalizers(&mut new, &after);
+    let generation = new["metadata"]["generation"].as_i64();
+    let m = meta::meta_mut(&mut new);
+    m.insert("deletionTimestamp".into(), time::format(at).into());
+    // Namespaces have a life cycle of their own and no period.
+    if !kind_holds(kind, old) {
+        m.insert("deletionGracePeriodSeconds".into(), grace.into());
+    }
+    if let Some(g) = generation.filter(|g| *g > 0) {
+        m.insert("generation".into(), (g + 1).into());
+    }
+    kind.strategy.on_delete(&mut new);
+    Step::Mark(Box::new(new))
+}
+
+/// Whether something besides metadata.finalizers holds the object (namespaces).
+fn kind_holds(kind: &Kind, obj: &Value) -> bool {
+    kind.group().is_empty()
+        && kind.plural() == "namespaces"
+        && obj["spec"]["finalizers"].as_array().is_some_and(|a| !a.is_empty())
+}
+
+fn shorten(obj: &mut Value, left: i64, grace: i64) {
+    let at = obj["metadata"]["deletionTimestamp"].as_str().and_then(|t| t.parse::<jiff::Timestamp>().ok());
+    if let Some(at) = at.and_then(|t| t.checked_sub(jiff::SignedDuration::from_secs(left - grace)).ok()) {
+        meta::meta_mut(obj).insert("deletionTimestamp".into(), time::format(at).into());
+    }
+    meta::meta_mut(obj).insert("deletionGracePeriodSeconds".into(), grace.into());
+}
+
+fn set_finalizers(obj: &mut Value, list: &[String]) {
+    let m = meta::meta_mut(obj);
+    if list.is_empty() { drop(m.remove("finalizers")) } else { drop(m.insert("finalizers".into(), json!(list))) }
+}
+
+/// The finalizers that hold the object, given how dependents are to be treated.
+fn finalizers_after(before: &[String], orphan_by_default: bool, options: &DeleteOptions) -> Vec<String> {
+    let has = |f: &str| before.iter().any(|b| b == f);
+    let wanted = match options.propagation {
+        Some(p) => p,
+        None if has(ORPHAN) => Propagation::Orphan,
+        None if has(FOREGROUND) => Propagation::Foreground,
+        None if orphan_by_default => Propagation::Orphan,
+        None => Propagation::Background,
+    };
+    let mut out: Vec<String> = before.iter().filter(|f| *f != ORPHAN && *f != FOREGROUND).cloned().collect();
+    match wanted {
+        Propagation::Orphan => out.insert(0, ORPHAN.into()),
+        Propagation::Foreground => out.insert(0, FOREGROUND.into()),
+        Propagation::Background => {}
+    }
+    // What was there keeps its place.
+    if before.len() == out.len() && before.iter().all(|b| out.contains(b)) {
+        out = before.to_vec();
+    }
+    out
+}

@@ -1,0 +1,351 @@
+//! `watch`: changes as they come.
+//!
+//! A watch without a revision (or from "0") first gets an ADDED event per present object; with `sendInitialEvents` a
+//! bookmark marks their end. Events are framed once for all plain JSON watchers. A selector turns changes into the
+//! changes of the selected set: what enters it is ADDED, what leaves it DELETED with the revision of the change.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use rand::Rng;
+use serde_json::{Value, json};
+use skiff_core::meta;
+use skiff_core::status::Status;
+use skiff_storage::cache::{Event, Object, Watcher};
+use skiff_storage::store::ChangeKind;
+use tokio::time::{Instant, sleep_until};
+
+use super::list::{Selection, parse_revision, validate_options};
+use super::{Answer, Call};
+use crate::body::Body;
+use crate::negotiate::{Encoding, Form, View};
+use crate::registry::{FRESH_DEADLINE, Kind, object, storage_error};
+use crate::respond;
+use crate::server::Inner;
+
+/// How often a quiet watch is told where it stands.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// Bytes of ready events that are sent as one piece.
+const BATCH: usize = 64 * 1024;
+
+/// Starts a watch.
+///
+/// # Errors
+/// 400, 410, 422 or 504 before the stream begins.
+pub async fn watch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &Call, form: Form) -> Result<Answer, Status> {
+    validate_options(call, true)?;
+    let mut selection = Selection::from_call(kind, call)?;
+    let objects = kind.stored()?;
+    let name = &call.target.name;
+    if !name.is_empty() {
+        if selection.fields.exact("metadata.name").is_some_and(|n| n != name) {
+            return Err(Status::bad_request("field label not supported with a named watch: metadata.name"));
+        }
+        selection.fields.terms.push(skiff_core::selector::FieldTerm {
+            field: "metadata.name".into(),
+            value: name.clone(),
+            negated: false,
+        });
+    }
+    let q = |k: &str| call.query.get(k).unwrap_or_default();
+    let version = q("resourceVersion");
+    let initial_flag = q("sendInitialEvents");
+    let deadline = Instant::now() + FRESH_DEADLINE;
+    let legacy_initial = matches!(version, "" | "0");
+    let send_initial = call.query.flag("sendInitialEvents") || (initial_flag.is_empty() && legacy_initial);
+    let revision = if legacy_initial {
+        0
+    } else {
+        parse_revision(version).map_err(|e| Status::bad_request(format!("invalid resource version: {e}")))?
+    };
+    let scope = objects.scope(&call.target.namespace);
+    let mut initial = VecDeque::new();
+    let start = if send_initial {
+        if revision > 0 {
+            objects.cache.fresh(revision, deadline).await.map_err(storage_error)?;
+        } else {
+            objects.consistent().await?;
+        }
+        let snapshot = match selection.fields.exact("spec.nodeName") {
+            Some(node) => objects.cache.list_by_field(&scope, "spec.nodeName", node),
+            None => None,
+        }
+        .unwrap_or_else(|| objects.cache.list(&scope));
+        initial = snapshot.objects.into_iter().filter(|o| selection.matches(o)).collect();
+        snapshot.revision
+    } else if revision == 0 {
+        objects.consistent().await?
+    } else {
+        objects.cache.fresh(revision, deadline).await.map_err(storage_error)?;
+        revision
+    };
+    let bookmarks = call.query.flag("allowWatchBookmarks");
+    let begun = if let Some(name) = selection.fields.exact("metadata.name")
+        && (!objects.namespaced || !call.target.namespace.is_empty())
+    {
+        objects.cache.watch_key(&format!("{scope}{name}"), start)
+    } else if let Some(node) = selection.fields.exact("spec.nodeName")
+        && kind.strategy.fields().contains(&"spec.nodeName")
+    {
+        objects.cache.watch_field(&scope, "spec.nodeName", node, start)
+    } else {
+        objects.cache.watch(&scope, start)
+    };
+    let watcher = match begun {
+        Ok(w) => w,
+        // Upstream accepts the watch and ends it with an error event.
+        Err(e) => return Ok(failed(&storage_error(e), form)),
+    };
+    let timeout = match call.query.number("timeoutSeconds")? {
+        Some(s) if s > 0 => Duration::from_secs(s.unsigned_abs().min(86_400)),
+        _ => Duration::from_secs(rand::rng().random_range(1800..3600)),
+    };
+    let stream = Stream {
+        frames: Frames { kind: Arc::clone(kind), form, include: respond::include_object(call)?, headers_sent: false },
+        server: Arc::clone(server),
+        watcher,
+        selection,
+        initial,
+        end_of_initial: send_initial && bookmarks && call.query.flag("sendInitialEvents"),
+        start,
+        bookmarks,
+        next_bookmark: Instant::now() + BOOKMARK_EVERY,
+        last_sent: start,
+        end: Instant::now() + timeout,
+        done: false,
+    };
+    let body = futures::stream::unfold(stream, |mut s| async move { s.next().await.map(|b| (b, s)) });
+    Ok(Answer::Http(open(form, Body::stream(body))))
+}
+
+fn open(form: Form, body: Body) -> http::Response<Body> {
+    let media = match form.encoding {
+        Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        _ => "application/json",
+    };
+    let mut r = http::Response::new(body);
+    r.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(media));
+    r
+}
+
+/// A stream of one ERROR event.
+fn failed(status: &Status, form: Form) -> Answer {
+    let frame = error_frame(status, form);
+    Answer::Http(open(form, Body::full(frame)))
+}
+
+fn error_frame(status: &Status, form: Form) -> Bytes {
+    let mut v = status.to_value();
+    // In a stream upstream's Status carries no details for an expired version.
+    if status.code == 410 {
+        v["message"] = status.message.as_str().into();
+    }
+    if form.encoding == Encoding::Protobuf {
+        return respond::proto_watch_frame("ERROR", &v, None);
+    }
+    json_frame("ERROR", v.to_string().as_bytes())
+}
+
+fn json_frame(event: &str, object: &[u8]) -> Bytes {
+    let mut b = BytesMut::with_capacity(object.len() + event.len() + 24);
+    b.put_slice(b"{\"type\":\"");
+    b.put_slice(event.as_bytes());
+    b.put_slice(b"\",\"object\":");
+    b.put_slice(object);
+    b.put_slice(b"}\n");
+    b.freeze()
+}
+
+/// Encodes events in the form the client asked for.
+struct Frames {
+    kind: Arc<Kind>,
+    form: Form,
+    include: respond::Include,
+    headers_sent: bool,
+}
+
+impl Frames {
+    fn plain(&self) -> bool {
+        self.form.encoding == Encoding::Json && self.form.view == View::Object && self.kind.is_storage_version()
+    }
+
+    fn object(&mut self, event: &str, bytes: &Bytes) -> Option<Bytes> {
+        if self.plain() {
+            return Some(json_frame(event, bytes));
+        }
+        let value = self.kind.load_bytes(bytes).ok()?;
+        Some(self.value(event, value))
+    }
+
+    fn value(&mut self, event: &str, value: Value) -> Bytes {
+        let shown = match self.form.view {
+            View::Object => value,
+            View::Metadata | View::MetadataList => respond::partial(&value),
+            View::Table(v1) => {
+                let mut t = respond::table(&self.kind, std::slice::from_ref(&value), &json!({}), v1, self.include);
+                t["metadata"]["resourceVersion"] = meta::text(&value, "resourceVersion").into();
+                if self.headers_sent {
+                    t["columnDefinitions"] = Value::Null;
+                }
+                self.headers_sent = true;
+                t
+            }
+        };
+        if self.form.encoding == Encoding::Protobuf {
+            let model = matches!(self.form.view, View::Object).then(|| self.kind.resource.model.clone());
+            return respond::proto_watch_frame(event, &shown, model.as_ref());
+        }
+        json_frame(event, shown.to_string().as_bytes())
+    }
+
+    fn bookmark(&mut self, revision: u64, end_of_initial: bool) -> Bytes {
+        let r = &self.kind.resource;
+        let mut m = json!({"resourceVersion": revision.to_string()});
+        if end_of_initial {
+            m["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let mut v = json!({"kind": r.kind, "apiVersion": r.group_version(), "metadata": m});
+        if self.form.view == View::Object {
+            // A typed object has its non-optional parts even when empty, as clients' decoders expect.
+            let mut faults = skiff_core::codec::Faults::default();
+            drop(skiff_core::codec::normalize(&mut v, &r.model, &mut faults));
+        }
+        if let View::Table(v1) = self.form.view {
+            let version = if v1 { "meta.k8s.io/v1" } else { "meta.k8s.io/v1beta1" };
+            let partial = json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": m});
+            let row = json!({"cells": [], "object": partial});
+            let columns = if self.headers_sent { Value::Null } else { respond::columns(&self.kind).into() };
+            self.headers_sent = true;
+            let t = json!({"kind": "Table", "apiVersion": version,
+                "metadata": {"resourceVersion": revision.to_string()}, "columnDefinitions": columns, "rows": [row]});
+            return json_frame("BOOKMARK", t.to_string().as_bytes());
+        }
+        if matches!(self.form.view, View::Metadata | View::MetadataList) {
+            v = respond::partial(&v);
+        }
+        if self.form.encoding == Encoding::Protobuf {
+            let model = matches!(self.form.view, View::Object).then(|| r.model.clone());
+            return respond::proto_watch_frame("BOOKMARK", &v, model.as_ref());
+        }
+        json_frame("BOOKMARK", v.to_string().as_bytes())
+    }
+}
+
+struct Stream {
+    frames: Frames,
+    server: Arc<Inner>,
+    watcher: Watcher,
+    selection: Selection,
+    initial: VecDeque<Arc<Object>>,
+    end_of_initial: bool,
+    start: u64,
+    bookmarks: bool,
+    next_bookmark: Instant,
+    last_sent: u64,
+    end: Instant,
+    done: bool,
+}
+
+impl Stream {
+    /// The next piece of the body; `None` ends the watch.
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.done {
+            return None;
+        }
+        let mut out = BytesMut::new();
+        while let Some(o) = self.initial.pop_front() {
+            if let Some(f) = self.frames.object("ADDED", &o.value) {
+                if out.is_empty() && f.len() >= BATCH {
+                    return Some(f);
+                }
+                out.put_slice(&f);
+            }
+            if out.len() >= BATCH {
+                return Some(out.freeze());
+            }
+        }
+        if self.end_of_initial {
+            self.end_of_initial = false;
+            out.put_slice(&self.frames.bookmark(self.start, true));
+        }
+        if !out.is_empty() {
+            return Some(out.freeze());
+        }
+        loop {
+            let server = Arc::clone(&self.server);
+            let event = tokio::select! {
+                biased;
+                event = self.watcher.next() => event,
+                () = sleep_until(self.next_bookmark), if self.bookmarks => {
+                    self.next_bookmark = Instant::now() + BOOKMARK_EVERY;
+                    if let Some(b) = self.progress() { return Some(b) }
+                    continue;
+                }
+                () = sleep_until(self.end) => {
+                    self.done = true;
+                    return if self.bookmarks { self.progress() } else { None };
+                }
+                () = server.shutdown.cancelled() => return None,
+            };
+            let mut next = Some(event);
+            while let Some(event) = next {
+                match event {
+                    None => {
+                        self.done = true;
+                        return (!out.is_empty()).then(|| out.freeze());
+                    }
+                    Some(Err(e)) => {
+                        self.done = true;
+                        out.put_slice(&error_frame(&storage_error(e), self.frames.form));
+                        return Some(out.freeze());
+                    }
+                    Some(Ok(e)) => {
+                        if let Some(frame) = self.event(&e) {
+                            self.last_sent = e.revision;
+                            out.put_slice(&frame);
+                        }
+                    }
+                }
+                next = if out.len() < BATCH { self.watcher.try_next().map(Some) } else { None };
+            }
+            if !out.is_empty() {
+                return Some(out.freeze());
+            }
+        }
+    }
+
+    fn progress(&mut self) -> Option<Bytes> {
+        let revision = self.watcher.bookmark()?;
+        (revision >= self.last_sent).then(|| self.frames.bookmark(revision, false))
+    }
+
+    /// One change as this watcher sees it, or nothing.
+    fn event(&mut self, e: &Arc<Event>) -> Option<Bytes> {
+        let all = self.selection.is_everything();
+        let now = e.kind != ChangeKind::Deleted && (all || self.selection.matches(&e.object));
+        let before = match e.kind {
+            ChangeKind::Deleted => all || self.selection.matches(&e.object),
+            _ => e.previous.as_ref().is_some_and(|p| all || self.selection.matches(p)),
+        };
+        let (name, bytes) = match (before, now) {
+            (false, false) => return None,
+            (false, true) => ("ADDED", e.object.value.clone()),
+            (true, true) => ("MODIFIED", e.object.value.clone()),
+            (true, false) => {
+                // The last state this watcher knew, at the revision of the change.
+                let last = match e.kind {
+                    ChangeKind::Deleted => &e.object,
+                    _ => e.previous.as_ref().unwrap_or(&e.object),
+                };
+                ("DELETED", object::restamp(&last.value, e.revision))
+            }
+        };
+        // The frame of an unselected change is the same for everybody.
+        if self.frames.plain() && (all || matches!(name, "MODIFIED") || e.kind == ChangeKind::Created) {
+            return Some(e.frame.get_or_init(|| json_frame(name, &bytes)).clone());
+        }
+        self.frames.object(name, &bytes)
+    }
+}

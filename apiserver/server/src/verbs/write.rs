@@ -1,0 +1,339 @@
+//! What every write has in common: admission, the kind's rules, ownership, the store.
+//!
+//! `new` arrives decoded, of the request's version, and leaves validated and stored. Creates and updates differ only in
+//! the order the upstream server has; both live here so that PUT, every kind of PATCH, apply, and the subresources go
+//! through the same checks.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use skiff_core::codec;
+use skiff_core::invalid::Errors;
+use skiff_core::kinds;
+use skiff_core::meta;
+use skiff_core::status::Status;
+use skiff_core::time;
+use skiff_storage::cache::Object;
+use skiff_storage::{Compare, Error, Op};
+
+use super::options::WriteOptions;
+use super::{Answer, Call, Content};
+use crate::admission::{self, Operation};
+use crate::ownership::{self, Owner};
+use crate::registry::{Kind, object, storage_error};
+use crate::server::Inner;
+
+/// How often a generated name is tried again when it is taken.
+const NAME_TRIES: usize = 8;
+
+/// Stores a new object.
+///
+/// # Errors
+/// Whatever admission, validation or the store refuse.
+pub async fn create(
+    server: &Arc<Inner>,
+    kind: &Arc<Kind>,
+    call: &mut Call,
+    mut obj: Value,
+    owner: Owner,
+    options: &WriteOptions,
+) -> Result<Answer, Status> {
+    let objects = Arc::clone(kind.stored()?);
+    if !matches!(meta::text(&obj, "resourceVersion"), "" | "0") {
+        return Err(Status::untyped("resourceVersion should not be set on objects to be created"));
+    }
+    let generated = meta::name(&obj).is_empty() && !meta::text(&obj, "generateName").is_empty();
+    let base = meta::text(&obj, "generateName").to_owned();
+    if generated {
+        let name = generate_name(&base);
+        meta::meta_mut(&mut obj).insert("name".into(), name.into());
+    }
+    kind.strategy.default(&mut obj);
+    if owner == Owner::Update {
+        ownership::track(kind, call, &mut obj, None, &options.manager);
+    }
+    stamp_new(&mut obj);
+    admission::mutate(server, kind, call, Operation::Create, &mut obj, None, options.dry_run).await?;
+    renormalise(kind, &mut obj)?;
+    kind.strategy.prepare_create(&mut obj);
+    retype(kind, &mut obj)?;
+    let mut errors = Errors::new();
+    meta::validate(&obj, kind.resource.namespaced, kind.strategy.traits().name, &mut errors);
+    kind.strategy.validate(&obj, &mut errors);
+    if !errors.is_empty() {
+        let name = meta::name(&obj);
+        let name = if name.is_empty() { &base } else { name };
+        return Err(Status::invalid(kind.group(), &kind.resource.kind, name, &errors));
+    }
+    kind.strategy.warnings(&obj, None, &mut call.warnings);
+    let undo = kind.hooks.before_create(server, &mut obj, options.dry_run).await?;
+    let undo_on_error = |e: Status, undo: crate::registry::hooks::Undo| {
+        if let Some(u) = undo {
+            u();
+        }
+        e
+    };
+    if let Err(e) = admission::validate(server, kind, call, Operation::Create, &obj, None, options.dry_run).await {
+        return Err(undo_on_error(e, undo));
+    }
+    if options.dry_run {
+        if let Some(u) = undo {
+            u();
+        }
+        let key = objects.key(meta::namespace(&obj), meta::name(&obj));
+        if objects.cache.get(&key).is_some() {
+            return Err(Status::already_exists(kind.group(), kind.plural(), meta::name(&obj)));
+        }
+        return Ok(Answer::Object { code: 201, kind: Arc::clone(kind), object: Content::Parsed(obj) });
+    }
+    for attempt in 0.. {
+        let payload = object::encode(&kind.to_storage(obj.clone()));
+        let key = objects.key(meta::namespace(&obj), meta::name(&obj));
+        match objects.store.commit(&key, Compare::Absent, Op::Put(payload.clone())).await {
+            Ok(revision) => {
+                let bytes = payload.stamp(revision);
+                return Ok(Answer::Object { code: 201, kind: Arc::clone(kind), object: Content::Stored(bytes) });
+            }
+            Err(Error::Conflict { current }) => {
+                if generated && attempt + 1 < NAME_TRIES {
+                    let name = generate_name(&base);
+                    meta::meta_mut(&mut obj).insert("name".into(), name.into());
+                    continue;
+                }
+                let mut s = Status::already_exists(kind.group(), kind.plural(), meta::name(&obj));
+                let deleting = current.and_then(|e| serde_json::from_slice::<Value>(&e.value).ok());
+                if deleting.is_some_and(|v| meta::deleting(&v)) {
+                    s.message = format!("object is being deleted: {}", s.message);
+                }
+                if generated {
+                    s = s.retry_after(1);
+                }
+                return Err(undo_on_error(s, undo));
+            }
+            Err(e) => return Err(undo_on_error(storage_error(e), undo)),
+        }
+    }
+    Err(Status::internal("unreachable: the loop above always returns"))
+}
+
+/// Five characters from an alphabet without vowels and look-alikes, after at most 58 of the base.
+#[must_use]
+pub fn generate_name(base: &str) -> String {
+    use rand::Rng;
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut rng = rand::rng();
+    let cut: String = base.chars().take(58).collect();
+    let tail: String = (0..5).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect();
+    cut + &tail
+}
+
+/// Sets what the server alone decides on a new object.
+fn stamp_new(obj: &mut Value) {
+    let m = meta::meta_mut(obj);
+    for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        m.remove(key);
+    }
+    m.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+    m.insert("creationTimestamp".into(), now().into());
+}
+
+/// The present time as objects carry it.
+#[must_use]
+pub fn now() -> String {
+    time::format(jiff::Timestamp::now())
+}
+
+/// Decoding again after admission: defaults for what a plugin added, and the typed form.
+fn renormalise(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
+    retype(kind, obj)?;
+    kind.strategy.default(obj);
+    Ok(())
+}
+
+/// The typed form: what a field prints when it holds nothing.
+fn retype(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
+    let mut faults = codec::Faults::default();
+    codec::normalize(obj, &kind.resource.model, &mut faults).map_err(|e| Status::internal(e.to_string()))?;
+    drop_creation_zero(obj);
+    Ok(())
+}
+
+/// A creation time that was never set is not printed.
+fn drop_creation_zero(obj: &mut Value) {
+    let m = meta::meta_mut(obj);
+    if m.get("creationTimestamp").is_some_and(Value::is_null) {
+        m.remove("creationTimestamp");
+    }
+}
+
+/// Which part of the object a write is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Everything but status.
+    Main,
+    /// Status only.
+    Status,
+    /// A subresource with its own preparation (already applied by the caller), named for admission and ownership.
+    Other,
+}
+
+/// The outcome of one attempt to update.
+pub enum Attempt {
+    /// Done.
+    Done(Answer),
+    /// Somebody else wrote in between; read again and decide again.
+    Raced,
+}
+
+/// One attempt to replace `old` by `new`.
+///
+/// The caller has checked identity and the client's resourceVersion; `locked` says that it was given, so a race is final.
+///
+/// # Errors
+/// Whatever admission, validation or the store refuse.
+#[allow(clippy::too_many_arguments)]
+pub async fn update(
+    server: &Arc<Inner>,
+    kind: &Arc<Kind>,
+    call: &mut Call,
+    old_object: &Arc<Object>,
+    mut new: Value,
+    part: Part,
+    owner: Owner,
+    options: &WriteOptions,
+    locked: bool,
+) -> Result<Attempt, Status> {
+    let objects = Arc::clone(kind.stored()?);
+    let old = kind.load(old_object)?;
+    carry_identity(&mut new, &old);
+    if owner == Owner::Update {
+        ownership::track(kind, call, &mut new, Some(&old), &options.manager);
+    }
+    kind.hooks.patch_allocated(&mut new, &old);
+    admission::mutate(server, kind, call, Operation::Update, &mut new, Some(&old), options.dry_run).await?;
+    renormalise(kind, &mut new)?;
+    match part {
+        Part::Main => kind.strategy.prepare_update(&mut new, &old),
+        Part::Status => kind.strategy.prepare_status(&mut new, &old),
+        Part::Other => {}
+    }
+    server_owned(&mut new, &old);
+    let mut errors = Errors::new();
+    meta::validate_update(&new, &old, &mut errors);
+    match part {
+        Part::Status => kind.strategy.validate_status(&new, &old, &mut errors),
+        _ => kind.strategy.validate_update(&new, &old, &mut errors),
+    }
+    if !errors.is_empty() {
+        return Err(Status::invalid(kind.group(), &kind.resource.kind, meta::name(&old), &errors));
+    }
+    kind.strategy.warnings(&new, Some(&old), &mut call.warnings);
+    let undo = kind.hooks.before_update(server, &mut new, &old, options.dry_run).await?;
+    let give_back = |undo: crate::registry::hooks::Undo| {
+        if let Some(u) = undo {
+            u();
+        }
+    };
+    if let Err(e) = admission::validate(server, kind, call, Operation::Update, &new, Some(&old), options.dry_run).await
+    {
+        give_back(undo);
+        return Err(e);
+    }
+    let answer = |object| Answer::Object { code: 200, kind: Arc::clone(kind), object };
+    if meta::deleting(&new) && gone(&new, kind) {
+        // The last finalizer is out: the update is the deletion.
+        if options.dry_run {
+            give_back(undo);
+            return Ok(Attempt::Done(answer(Content::Parsed(new))));
+        }
+        return match objects.store.commit(&old_object.key, Compare::At(old_object.revision), Op::Delete).await {
+            Ok(revision) => {
+                kind.hooks.after_delete(server, &new);
+                meta::meta_mut(&mut new).insert("resourceVersion".into(), revision.to_string().into());
+                Ok(Attempt::Done(answer(Content::Parsed(new))))
+            }
+            Err(Error::Conflict { .. }) => {
+                give_back(undo);
+                raced(kind, &old, locked)
+            }
+            Err(e) => {
+                give_back(undo);
+                Err(storage_error(e))
+            }
+        };
+    }
+    let payload = object::encode(&kind.to_storage(new.clone()));
+    if object::same(&old_object.value, &payload) {
+        give_back(undo);
+        return Ok(Attempt::Done(answer(Content::Stored(old_object.value.clone()))));
+    }
+    if options.dry_run {
+        give_back(undo);
+        return Ok(Attempt::Done(answer(Content::Parsed(new))));
+    }
+    match objects.store.commit(&old_object.key, Compare::At(old_object.revision), Op::Put(payload.clone())).await {
+        Ok(revision) => Ok(Attempt::Done(answer(Content::Stored(payload.stamp(revision))))),
+        Err(Error::Conflict { .. }) => {
+            give_back(undo);
+            raced(kind, &old, locked)
+        }
+        Err(e) => {
+            give_back(undo);
+            Err(storage_error(e))
+        }
+    }
+}
+
+fn raced(kind: &Kind, old: &Value, locked: bool) -> Result<Attempt, Status> {
+    if locked { Err(Status::modified(kind.group(), kind.plural(), meta::name(old))) } else { Ok(Attempt::Raced) }
+}
+
+/// Whether a deleting object has nothing left that holds it.
+fn gone(obj: &Value, kind: &Kind) -> bool {
+    let spec_finalizers = kind.plural() == "namespaces"
+        && kind.group().is_empty()
+        && obj["spec"]["finalizers"].as_array().is_some_and(|a| !a.is_empty());
+    let grace = obj["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+    meta::finalizers(obj).is_empty() && grace == 0 && !spec_finalizers
+}
+
+/// What a client may leave out of an update and means "as it is".
+fn carry_identity(new: &mut Value, old: &Value) {
+    let o = meta::meta(old).cloned().unwrap_or_default();
+    let n = meta::meta_mut(new);
+    if let Some(t) = o.get("creationTimestamp") {
+        n.insert("creationTimestamp".into(), t.clone());
+    }
+    for key in ["name", "namespace", "uid"] {
+        let absent = n.get(key).is_none_or(|v| v.is_null() || v == "");
+        if absent && let Some(v) = o.get(key) {
+            n.insert(key.into(), v.clone());
+        }
+    }
+}
+
+/// What only the server changes, whatever the client sent.
+fn server_owned(new: &mut Value, old: &Value) {
+    for key in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+        // Left out means unchanged; another value is refused by validation.
+        if new["metadata"].get(key).is_none_or(Value::is_null) {
+            kinds::carry_meta(new, old, &[key]);
+        }
+    }
+    let tracked = old["metadata"].get("generation").is_some();
+    if !tracked {
+        meta::meta_mut(new).remove("generation");
+    }
+    let generation = new["metadata"].get("generation").cloned();
+    let n = meta::meta_mut(new);
+    n.remove("selfLink");
+    if generation.is_none() || n["generation"].as_i64() == Some(0) {
+        match old["metadata"].get("generation") {
+            Some(g) => drop(n.insert("generation".into(), g.clone())),
+            None => drop(n.remove("generation")),
+        }
+    }
+    if let Some(v) = old["metadata"].get("resourceVersion") {
+        n.insert("resourceVersion".into(), v.clone());
+    }
+}

@@ -1,0 +1,9 @@
+//! One module per controller.
+
+pub mod accounts;
+pub mod aggregation;
+pub mod deployment;
+pub mod discovery;
+pub mod namespace;
+pub mod pods;
+pub mod replicas;

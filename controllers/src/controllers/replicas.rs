@@ -1,0 +1,572 @@
+//! Replica sets and replication controllers: as many pods of one template as asked for.
+//!
+//! Both kinds have the same rules, so they share the code through [`Replicated`]. A burst of creations is started in
+//! batches of 1, 2, 4 ... so that a quota or a broken admission is met with one request and not with hundreds; what was
+//! created or deleted is expected in the cache before the next decision ([`Expectations`]).
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::{
+    Pod, PodTemplateSpec, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, Client, ResourceExt};
+use serde::Serialize;
+
+use super::pods;
+use crate::runtime::events::{Level, Recorder};
+use crate::runtime::expectations::Expectations;
+use crate::runtime::informer::{Informer, Watched, controller_of, join, key_of, orphan_term, owner_term, split};
+use crate::runtime::queue::Queue;
+use crate::runtime::worker::{self, Error, Outcome, Reconcile, found};
+use crate::runtime::{controller_ref, now, seconds_since, select};
+
+/// Most pods created or deleted in one step.
+const BURST: usize = 500;
+
+/// What is asked for, whichever kind says it.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Number of pods.
+    pub replicas: i32,
+    /// Which pods count.
+    pub selector: LabelSelector,
+    /// How a pod is made.
+    pub template: PodTemplateSpec,
+    /// Seconds of readiness until a pod is available.
+    pub min_ready: i32,
+}
+
+/// A kind that keeps a number of pods.
+pub trait Replicated: Watched + Serialize {
+    /// Name of the controller in logs and events.
+    const CONTROLLER: &'static str;
+    /// What is asked for.
+    fn wanted(&self) -> Wanted;
+    /// What was reported last.
+    fn reported(&self) -> ReplicaSetStatus;
+    /// The same object with another status.
+    fn with_status(&self, status: ReplicaSetStatus) -> Self;
+}
+
+impl Replicated for ReplicaSet {
+    const CONTROLLER: &'static str = "replicaset-controller";
+
+    fn wanted(&self) -> Wanted {
+        let spec = self.spec.clone();
+        Wanted {
+            replicas: spec.replicas.unwrap_or(1),
+            selector: spec.selector,
+            template: spec.template.unwrap_or_default(),
+            min_ready: spec.min_ready_seconds.unwrap_or(0),
+        }
+    }
+
+    fn reported(&self) -> ReplicaSetStatus {
+        self.status.clone().unwrap_or_default()
+    }
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self {
+        Self { status: Some(status), ..self.clone() }
+    }
+}
+
+impl Replicated for ReplicationController {
+    const CONTROLLER: &'static str = "replication-controller";
+
+    fn wanted(&self) -> Wanted {
+        let spec = self.spec.clone().unwrap_or_default();
+        Wanted {
+            replicas: spec.replicas.unwrap_or(1),
+            selector: LabelSelector { match_labels: spec.selector, match_expressions: None },
+            template: spec.template.unwrap_or_default(),
+            min_ready: spec.min_ready_seconds.unwrap_or(0),
+        }
+    }
+
+    fn reported(&self) -> ReplicaSetStatus {
+        let s = self.status.clone().unwrap_or_default();
+        let conditions = s.conditions.map(|list| {
+            let one = |c: ReplicationControllerCondition| ReplicaSetCondition {
+                last_transition_time: c.last_transition_time,
+                message: c.message,
+                reason: c.reason,
+                status: Some(c.status),
+                type_: Some(c.type_),
+            };
+            list.into_iter().map(one).collect()
+        });
+        ReplicaSetStatus {
+            available_replicas: s.available_replicas,
+            conditions,
+            fully_labeled_replicas: s.fully_labeled_replicas,
+            observed_generation: s.observed_generation,
+            ready_replicas: s.ready_replicas,
+            replicas: s.replicas,
+            terminating_replicas: None,
+        }
+    }
+
+    fn with_status(&self, s: ReplicaSetStatus) -> Self {
+        let conditions = s.conditions.map(|list| {
+            let one = |c: ReplicaSetCondition| ReplicationControllerCondition {
+                last_transition_time: c.last_transition_time,
+                message: c.message,
+                reason: c.reason,
+                status: c.status.unwrap_or_default(),
+                type_: c.type_.unwrap_or_default(),
+            };
+            list.into_iter().map(one).collect()
+        });
+        let status = ReplicationControllerStatus {
+            available_replicas: s.available_replicas,
+            conditions,
+            fully_labeled_replicas: s.fully_labeled_replicas,
+            observed_generation: s.observed_generation,
+            ready_replicas: s.ready_replicas,
+            replicas: s.replicas,
+        };
+        Self { status: Some(status), ..self.clone() }
+    }
+}
+
+/// The controller of one of the two kinds.
+pub struct Controller<K: Replicated> {
+    client: Client,
+    owners: Informer<K>,
+    pods: Informer<Pod>,
+    queue: Arc<Queue>,
+    expected: Arc<Expectations>,
+    events: Recorder,
+}
+
+impl<K: Replicated> Controller<K> {
+    /// Makes the controller and subscribes it to changes.
+    #[must_use]
+    pub fn new(client: Client, owners: Informer<K>, pods: Informer<Pod>) -> Arc<Self> {
+        let queue = Arc::new(Queue::default());
+        let expected = Arc::new(Expectations::default());
+        let q = Arc::clone(&queue);
+        owners.on_change(move |c| q.add(key_of(&**c.latest())));
+        let (q, e, o) = (Arc::clone(&queue), Arc::clone(&expected), owners.clone());
+        pods.on_change(move |c| {
+            let kind = K::kind(&());
+            let owner = |p: &Pod| {
+                let r = controller_of(p).filter(|r| r.kind == *kind)?;
+                Some(join(p.metadata.namespace.as_deref().unwrap_or_default(), &r.name))
+            };
+            let before = c.old.as_deref().and_then(owner);
+            let after = c.new.as_deref().and_then(owner);
+            if c.old.is_none()
+                && let Some(k) = &after
+            {
+                e.created(k);
+            }
+            if let Some(k) = &before
+                && c.new.as_deref().is_none_or(pods::deleting)
+            {
+                e.deleted(k, &key_of(&**c.latest()));
+            }
+            for k in before.iter().chain(&after) {
+                q.add(k.clone());
+            }
+            // A pod without a controller may be adopted by any owner whose selector takes it.
+            if let (None, Some(p)) = (&after, c.new.as_deref()) {
+                for owner in o.in_namespace(p.metadata.namespace.as_deref().unwrap_or_default()) {
+                    let selector = owner.wanted().selector;
+                    if !select::is_empty(&selector) && select::matches(&selector, &p.metadata.labels) {
+                        q.add(key_of(&*owner));
+                    }
+                }
+            }
+        });
+        let events = Recorder::start(client.clone(), K::CONTROLLER);
+        Arc::new(Self { client, owners, pods, queue, expected, events })
+    }
+
+    fn api<T>(&self, namespace: &str) -> Api<T>
+    where
+        T: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Pods of the owner, after those that no longer match were released and matching orphans adopted.
+    async fn claim(&self, owner: &K, wanted: &Wanted) -> Result<Vec<Arc<Pod>>, Error>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        let namespace = owner.namespace().unwrap_or_default();
+        let uid = owner.uid().unwrap_or_default();
+        let api: Api<Pod> = self.api(&namespace);
+        let mut mine = Vec::new();
+        for pod in self.pods.with_term(&owner_term(&uid)) {
+            if select::matches(&wanted.selector, &pod.metadata.labels) {
+                mine.push(pod);
+            } else if !pods::deleting(&pod) && owner.meta().deletion_timestamp.is_none() {
+                let patch = serde_json::json!({"metadata": {
+                    "uid": pod.uid(), "ownerReferences": [{"$patch": "delete", "uid": uid}],
+                }});
+                found(api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await)?;
+            }
+        }
+        if owner.meta().deletion_timestamp.is_some() || select::is_empty(&wanted.selector) {
+            return Ok(mine);
+        }
+        let mut confirmed = false;
+        for pod in self.pods.with_term(&orphan_term(&namespace)) {
+            if !pods::active(&pod) || !select::matches(&wanted.selector, &pod.metadata.labels) {
+                continue;
+            }
+            // The cache may not know yet that the owner is being deleted; adopting then would be wrong.
+            if !confirmed {
+                let fresh = found(self.api::<K>(&namespace).get(&owner.name_any()).await)?;
+                let same = fresh.is_some_and(|f| f.uid() == owner.uid() && f.meta().deletion_timestamp.is_none());
+                if !same {
+                    return Err(Error::Other("the owner was deleted".into()));
+                }
+                confirmed = true;
+            }
+            let patch = serde_json::json!({"metadata": {
+                "uid": pod.uid(), "ownerReferences": [controller_ref(owner)],
+            }});
+            if found(api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await)?.is_some() {
+                mine.push(pod);
+            }
+        }
+        Ok(mine)
+    }
+
+    async fn create(&self, key: &str, owner: &K, wanted: &Wanted, count: usize) -> Result<(), kube::Error> {
+        let count = count.min(BURST);
+        self.expected.expect_creations(key, count);
+        let api: Api<Pod> = self.api(split(key).0);
+        let pod = pod_from(owner, wanted);
+        let mut done = 0;
+        let mut batch = 1;
+        while done < count {
+            let size = batch.min(count - done);
+            let tries = (0..size).map(|_| async {
+                let made = api.create(&PostParams::default(), &pod).await;
+                match &made {
+                    Ok(p) => {
+                        self.events.note(
+                            owner,
+                            Level::Normal,
+                            "SuccessfulCreate",
+                            format!("Created pod: {}", p.name_any()),
+                        );
+                    }
+                    Err(e) => {
+                        self.expected.created(key);
+                        if !worker::namespace_terminating(e) {
+                            let text = format!("Error creating: {}", worker::text(e));
+                            self.events.note(owner, Level::Warning, "FailedCreate", text);
+                        }
+                    }
+                }
+                made
+            });
+            let failed = join_all(tries).await.into_iter().find_map(Result::err);
+            done += size;
+            if let Some(e) = failed {
+                for _ in done..count {
+                    self.expected.created(key);
+                }
+                return if worker::namespace_terminating(&e) { Ok(()) } else { Err(e) };
+            }
+            batch *= 2;
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, key: &str, owner: &K, victims: &[Arc<Pod>]) -> Result<(), kube::Error> {
+        self.expected.expect_deletions(key, victims.iter().map(|p| key_of(&**p)));
+        let api: Api<Pod> = self.api(split(key).0);
+        let tries = victims.iter().map(|pod| async {
+            let preconditions = Preconditions { uid: pod.uid(), resource_version: None };
+            let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+            let name = pod.name_any();
+            match api.delete(&name, &params).await {
+                Ok(_) => {
+                    self.events.note(owner, Level::Normal, "SuccessfulDelete", format!("Deleted pod: {name}"));
+                    Ok(())
+                }
+                Err(e) => {
+                    self.expected.deleted(key, &key_of(&**pod));
+                    if worker::not_found(&e) {
+                        return Ok(());
+                    }
+                    let text = format!("Error deleting: {}", worker::text(&e));
+                    self.events.note(owner, Level::Warning, "FailedDelete", text);
+                    Err(e)
+                }
+            }
+        });
+        join_all(tries).await.into_iter().collect()
+    }
+
+    /// Pods per node of all sets with the same owner: a node with many loses one first.
+    fn crowd(&self, owner: &K, wanted_pods: &[Arc<Pod>]) -> HashMap<String, usize> {
+        let mut crowd: HashMap<String, usize> = HashMap::new();
+        let mut count = |pods: &[Arc<Pod>]| {
+            for p in pods.iter().filter(|p| pods::active(p)) {
+                *crowd.entry(pods::node(p).to_owned()).or_default() += 1;
+            }
+        };
+        match controller_of(owner) {
+            None => count(wanted_pods),
+            Some(r) => {
+                for set in self.owners.with_term(&owner_term(&r.uid)) {
+                    count(&self.pods.with_term(&owner_term(set.uid().unwrap_or_default().as_str())));
+                }
+            }
+        }
+        crowd
+    }
+
+    async fn sync(&self, key: &str) -> Outcome
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        let Some(owner) = self.owners.get(key) else {
+            self.expected.forget(key);
+            return Ok(None);
+        };
+        let wanted = owner.wanted();
+        let believable = self.expected.satisfied(key);
+        let mine = self.claim(&owner, &wanted).await?;
+        let active: Vec<Arc<Pod>> = mine.iter().filter(|p| pods::active(p)).cloned().collect();
+        let mut failure = None;
+        let mut result = Ok(());
+        if believable && owner.meta().deletion_timestamp.is_none() {
+            let difference = i64::try_from(active.len()).unwrap_or(0) - i64::from(wanted.replicas);
+            let size = usize::try_from(difference.unsigned_abs()).unwrap_or(0);
+            result = match difference.cmp(&0) {
+                Ordering::Less => self.create(key, &owner, &wanted, size).await,
+                Ordering::Greater => {
+                    let crowd = self.crowd(&owner, &active);
+                    let victims = victims(active.clone(), size.min(BURST), &crowd);
+                    self.delete(key, &owner, &victims).await
+                }
+                Ordering::Equal => Ok(()),
+            };
+            if let Err(e) = &result {
+                let reason = if difference < 0 { "FailedCreate" } else { "FailedDelete" };
+                failure = Some((reason, worker::text(e)));
+            }
+        }
+        let status = plan_status(&owner.reported(), owner.meta().generation, &wanted, &mine, failure);
+        if status != owner.reported() {
+            let api: Api<K> = self.api(split(key).0);
+            found(api.replace_status(&owner.name_any(), &PostParams::default(), &owner.with_status(status)).await)?;
+        }
+        result?;
+        Ok(next_available(&active, wanted.min_ready))
+    }
+}
+
+impl<K> Reconcile for Controller<K>
+where
+    K: Replicated + kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+{
+    fn name(&self) -> &'static str {
+        K::CONTROLLER
+    }
+
+    fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    fn reconcile<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Outcome> {
+        self.sync(key).boxed()
+    }
+
+    fn resync(&self) {
+        self.owners.keys().into_iter().for_each(|k| self.queue.add(k));
+    }
+}
+
+/// The pod that the template describes.
+fn pod_from<K: Replicated>(owner: &K, wanted: &Wanted) -> Pod {
+    let meta = wanted.template.metadata.clone().unwrap_or_default();
+    let mut pod = Pod { spec: wanted.template.spec.clone(), ..Pod::default() };
+    pod.metadata.generate_name = Some(format!("{}-", owner.name_any()));
+    pod.metadata.namespace = owner.namespace();
+    pod.metadata.labels = meta.labels;
+    pod.metadata.annotations = meta.annotations;
+    pod.metadata.finalizers = meta.finalizers;
+    pod.metadata.owner_references = Some(vec![controller_ref(owner)]);
+    pod
+}
+
+/// When the next ready pod becomes available.
+fn next_available(active: &[Arc<Pod>], min_ready: i32) -> Option<Duration> {
+    if min_ready == 0 {
+        return None;
+    }
+    let waiting = active.iter().filter(|p| !pods::available(p, min_ready)).filter_map(|p| pods::ready_since(p));
+    let left = waiting.map(|t| (f64::from(min_ready) - seconds_since(t)).max(0.0)).reduce(f64::min)?;
+    Some(Duration::from_secs_f64(left) + Duration::from_millis(100))
+}
+
+/// The status that tells what is there. `failure` is the reason and text of a step that went wrong now.
+fn plan_status(
+    old: &ReplicaSetStatus,
+    generation: Option<i64>,
+    wanted: &Wanted,
+    pods: &[Arc<Pod>],
+    failure: Option<(&str, String)>,
+) -> ReplicaSetStatus {
+    let template = wanted.template.metadata.clone().unwrap_or_default().labels;
+    let count = |test: &dyn Fn(&Pod) -> bool| {
+        i32::try_from(pods.iter().filter(|p| pods::active(p) && test(p)).count()).unwrap_or(i32::MAX)
+    };
+    let mut conditions: Vec<ReplicaSetCondition> = old.conditions.clone().unwrap_or_default();
+    let known = conditions.iter().any(|c| c.type_.as_deref() == Some("ReplicaFailure"));
+    match failure {
+        Some((reason, message)) if !known => conditions.push(ReplicaSetCondition {
+            type_: Some("ReplicaFailure".into()),
+            status: Some("True".into()),
+            reason: Some(reason.to_owned()),
+            message: Some(message),
+            last_transition_time: Some(now()),
+        }),
+        None if known => conditions.retain(|c| c.type_.as_deref() != Some("ReplicaFailure")),
+        _ => {}
+    }
+    ReplicaSetStatus {
+        replicas: count(&|_| true),
+        fully_labeled_replicas: Some(count(&|p| select::subset(template.as_ref(), &p.metadata.labels))).filter(nonzero),
+        ready_replicas: Some(count(&pods::ready)).filter(nonzero),
+        available_replicas: Some(count(&|p| pods::available(p, wanted.min_ready))).filter(nonzero),
+        terminating_replicas: old.terminating_replicas,
+        observed_generation: generation,
+        conditions: Some(conditions).filter(|c| !c.is_empty()),
+    }
+}
+
+fn nonzero(n: &i32) -> bool {
+    *n != 0
+}
+
+/// The `count` pods that are missed least.
+fn victims(mut pods: Vec<Arc<Pod>>, count: usize, crowd: &HashMap<String, usize>) -> Vec<Arc<Pod>> {
+    if count < pods.len() {
+        pods.sort_by(|a, b| worth(a, b, crowd));
+    }
+    pods.truncate(count);
+    pods
+}
+
+/// Which of two pods goes first (is less).
+fn worth(a: &Pod, b: &Pod, crowd: &HashMap<String, usize>) -> Ordering {
+    let phase = |p: &Pod| match pods::phase(p) {
+        "Pending" => 0,
+        "Running" => 2,
+        _ => 1,
+    };
+    let cost = |p: &Pod| {
+        let text = p.metadata.annotations.as_ref().and_then(|a| a.get("controller.kubernetes.io/pod-deletion-cost"));
+        text.and_then(|t| t.parse::<i32>().ok()).unwrap_or(0)
+    };
+    let crowded = |p: &Pod| crowd.get(pods::node(p)).copied().unwrap_or(0);
+    // Ages count in powers of two, so that of many pods of similar age not always the youngest dies.
+    let age = |t: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| {
+        t.map_or(-1, |t| (seconds_since(t).max(1.0)).log2() as i64)
+    };
+    let bound = |p: &Pod| !pods::node(p).is_empty();
+    bound(a)
+        .cmp(&bound(b))
+        .then_with(|| phase(a).cmp(&phase(b)))
+        .then_with(|| pods::ready(a).cmp(&pods::ready(b)))
+        .then_with(|| cost(a).cmp(&cost(b)))
+        .then_with(|| crowded(b).cmp(&crowded(a)))
+        .then_with(|| age(pods::ready_since(a)).cmp(&age(pods::ready_since(b))))
+        .then_with(|| pods::restarts(b).cmp(&pods::restarts(a)))
+        .then_with(|| {
+            let made = |p: &Pod| age(p.metadata.creation_timestamp.as_ref());
+            made(a).cmp(&made(b))
+        })
+        .then_with(|| a.metadata.uid.cmp(&b.metadata.uid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(v: serde_json::Value) -> Arc<Pod> {
+        Arc::new(serde_json::from_value(v).unwrap())
+    }
+
+    fn running(name: &str, ready: bool, extra: serde_json::Value) -> Arc<Pod> {
+        let mut v = json!({
+            "metadata": {"name": name, "uid": name, "labels": {"a": "b"}}, "spec": {"containers": [], "nodeName": "n"},
+            "status": {"phase": "Running", "conditions": [
+                {"type": "Ready", "status": if ready {"True"} else {"False"}, "lastTransitionTime": "2026-01-01T00:00:00Z"},
+            ]},
+        });
+        for (k, x) in extra.as_object().unwrap() {
+            v["metadata"][k] = x.clone();
+        }
+        pod(v)
+    }
+
+    #[test]
+    fn what_is_missed_least_goes_first() {
+        let crowd = HashMap::from([("n".to_owned(), 1), ("full".to_owned(), 3)]);
+        let full = {
+            let mut p = Pod::clone(&running("d-full", true, json!({})));
+            p.spec.as_mut().unwrap().node_name = Some("full".into());
+            Arc::new(p)
+        };
+        let pending = pod(json!({"metadata": {"name": "a", "uid": "a"}, "spec": {"containers": [], "nodeName": "n"}}));
+        let unbound = pod(json!({"metadata": {"name": "z", "uid": "z"}, "spec": {"containers": []}}));
+        let cheap =
+            running("cheap", true, json!({"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-1"}}));
+        let good = running("good", true, json!({}));
+        let deaf = running("deaf", false, json!({}));
+        let all = vec![good, full, cheap, deaf, pending, unbound];
+        let order: Vec<String> = victims(all, 5, &crowd).iter().map(|p| p.name_any()).collect();
+        assert_eq!(order, ["z", "a", "deaf", "cheap", "d-full"]);
+    }
+
+    #[test]
+    fn status_counts_active_pods_only() {
+        let wanted = Wanted {
+            replicas: 3,
+            selector: LabelSelector::default(),
+            template: serde_json::from_value(json!({"metadata": {"labels": {"a": "b"}}})).unwrap(),
+            min_ready: 0,
+        };
+        let leaving = running("l", true, json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}));
+        let pods = [running("x", true, json!({})), running("y", false, json!({"labels": {}})), leaving];
+        let s = plan_status(&ReplicaSetStatus::default(), Some(4), &wanted, &pods, Some(("FailedCreate", "no".into())));
+        assert_eq!((s.replicas, s.ready_replicas, s.fully_labeled_replicas), (2, Some(1), Some(1)));
+        assert_eq!(s.available_replicas, Some(1));
+        assert_eq!(s.observed_generation, Some(4));
+        assert_eq!(s.conditions.as_ref().unwrap()[0].reason.as_deref(), Some("FailedCreate"));
+        let healed = plan_status(&s, Some(4), &wanted, &pods, None);
+        assert_eq!(healed.conditions, None);
+    }
+
+    #[test]
+    fn availability_needs_time() {
+        let p = running("x", true, json!({}));
+        assert!(pods::available(&p, 10));
+        let mut young = Pod::clone(&p);
+        let conditions = young.status.as_mut().unwrap().conditions.as_mut().unwrap();
+        conditions[0].last_transition_time = Some(now());
+        assert!(!pods::available(&young, 10));
+        let wait = next_available(&[Arc::new(young)], 10).unwrap();
+        assert!(wait > Duration::from_secs(8) && wait < Duration::from_secs(11), "{wait:?}");
+    }
+}

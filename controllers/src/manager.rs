@@ -1,0 +1,173 @@
+//! Wiring: informers, controllers, leader election.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ReplicationController, ServiceAccount};
+use k8s_openapi::api::rbac::v1::ClusterRole;
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::controllers::{accounts, aggregation, deployment, namespace, pods, replicas};
+use crate::runtime::informer::{Informer, Watched, by_controller};
+use crate::runtime::leader::Candidate;
+use crate::runtime::worker::{self, Reconcile};
+
+/// Settings of the controllers.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// PEM that pods verify the server with; published in `kube-root-ca.crt` of every namespace.
+    pub root_ca: String,
+    /// Range that nodes get their pod ranges from, a /24 each.
+    pub pod_cidr: ipnet::IpNet,
+    /// Whether to work only while holding the Lease `kube-controller-manager`. Not needed when there is one process.
+    pub leader_elect: bool,
+}
+
+/// Identity of the shared watches.
+const MANAGER: &str = "system:kube-controller-manager";
+/// Longest wait for the first lists.
+const SYNC_LIMIT: Duration = Duration::from_secs(120);
+
+/// Local copies, one per kind, shared by all controllers.
+pub(crate) struct Informers {
+    pub(crate) namespaces: Informer<Namespace>,
+    pub(crate) accounts: Informer<ServiceAccount>,
+    pub(crate) root_cas: Informer<ConfigMap>,
+    pub(crate) roles: Informer<ClusterRole>,
+    pub(crate) pods: Informer<Pod>,
+    pub(crate) deployments: Informer<Deployment>,
+    pub(crate) sets: Informer<ReplicaSet>,
+    pub(crate) replication: Informer<ReplicationController>,
+}
+
+impl Informers {
+    fn new() -> Self {
+        Self {
+            namespaces: Informer::default(),
+            accounts: Informer::default(),
+            root_cas: Informer::default(),
+            roles: Informer::default(),
+            pods: Informer::new(|p| vec![by_controller(p), node_term(pods::node(p))]),
+            deployments: Informer::default(),
+            sets: Informer::new(|s| vec![by_controller(s)]),
+            replication: Informer::default(),
+        }
+    }
+}
+
+/// Index term of the pods of a node; of unbound ones when empty.
+pub(crate) fn node_term(node: &str) -> String {
+    format!("node/{node}")
+}
+
+/// Runs all controllers until `stop`, or until leadership is lost (an error: the caller should start anew).
+///
+/// `client` gives the client of an identity, for example `system:serviceaccount:kube-system:deployment-controller`; a
+/// process with one identity answers with the same client always.
+///
+/// # Errors
+/// When the first lists cannot be read in time, or leadership is lost.
+pub async fn run(client: impl Fn(&str) -> Client, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    if !config.leader_elect {
+        return work(&client, &config, &stop).await;
+    }
+    let mut candidate = Candidate::new(client(MANAGER), "kube-controller-manager");
+    if !candidate.lead(&stop).await {
+        return Ok(());
+    }
+    let inner = stop.child_token();
+    let result = tokio::select! {
+        r = work(&client, &config, &inner) => r,
+        () = candidate.hold(&stop) => Ok(()),
+    };
+    inner.cancel();
+    if !stop.is_cancelled() && result.is_ok() {
+        bail!("leadership lost");
+    }
+    result
+}
+
+/// A client for a controller's own identity.
+fn own(client: &impl Fn(&str) -> Client, name: &str) -> Client {
+    client(&format!("system:serviceaccount:kube-system:{name}"))
+}
+
+async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
+    let i = Informers::new();
+    let controllers: Vec<Arc<dyn Reconcile>> = vec![
+        namespace::Controller::new(own(client, "namespace-controller"), i.namespaces.clone()),
+        accounts::Accounts::new(own(client, "service-account-controller"), i.namespaces.clone(), i.accounts.clone()),
+        accounts::RootCa::new(
+            own(client, "root-ca-cert-publisher"),
+            i.namespaces.clone(),
+            i.root_cas.clone(),
+            config.root_ca.clone(),
+        ),
+        aggregation::Controller::new(own(client, "clusterrole-aggregation-controller"), i.roles.clone()),
+        deployment::Controller::new(
+            own(client, "deployment-controller"),
+            i.deployments.clone(),
+            i.sets.clone(),
+            i.pods.clone(),
+        ),
+        replicas::Controller::new(own(client, "replicaset-controller"), i.sets.clone(), i.pods.clone()),
+        replicas::Controller::new(own(client, "replication-controller"), i.replication.clone(), i.pods.clone()),
+    ];
+    let shared = client(MANAGER);
+    let mut followed: Vec<(&'static str, Synced)> = Vec::new();
+    follow(&mut followed, "namespaces", &i.namespaces, &shared, stop);
+    follow(&mut followed, "serviceaccounts", &i.accounts, &shared, stop);
+    let only_root_ca = watcher::Config::default().fields(&format!("metadata.name={}", accounts::ROOT_CA));
+    follow_some(&mut followed, "configmaps", &i.root_cas, &shared, only_root_ca, stop);
+    follow(&mut followed, "clusterroles", &i.roles, &shared, stop);
+    follow(&mut followed, "pods", &i.pods, &shared, stop);
+    follow(&mut followed, "deployments", &i.deployments, &shared, stop);
+    follow(&mut followed, "replicasets", &i.sets, &shared, stop);
+    follow(&mut followed, "replicationcontrollers", &i.replication, &shared, stop);
+    for (name, synced) in followed {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            ok = synced => if !ok { bail!("cannot list {name} within {} s", SYNC_LIMIT.as_secs()) },
+        }
+    }
+    let mut tasks = JoinSet::new();
+    for c in controllers {
+        worker::spawn(&mut tasks, c, stop);
+    }
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(e) = ended {
+            tracing::error!(error = &e as &dyn std::error::Error, "a worker ended");
+        }
+    }
+    Ok(())
+}
+
+type Synced = futures::future::BoxFuture<'static, bool>;
+
+fn follow<K: Watched>(
+    followed: &mut Vec<(&'static str, Synced)>,
+    name: &'static str,
+    informer: &Informer<K>,
+    client: &Client,
+    stop: &CancellationToken,
+) {
+    follow_some(followed, name, informer, client, watcher::Config::default(), stop);
+}
+
+fn follow_some<K: Watched>(
+    followed: &mut Vec<(&'static str, Synced)>,
+    name: &'static str,
+    informer: &Informer<K>,
+    client: &Client,
+    config: watcher::Config,
+    stop: &CancellationToken,
+) {
+    informer.start(Api::all(client.clone()), config, stop.clone());
+    let informer = informer.clone();
+    followed.push((name, Box::pin(async move { informer.wait_synced(SYNC_LIMIT).await })));
+}

@@ -1,0 +1,400 @@
+//! Rules about other pods: affinity and anti-affinity between pods, and spreading over topologies.
+//!
+//! Both are computed once per pod over all nodes (counts per topology value), then asked per node.
+
+use std::collections::{BTreeMap, HashMap};
+
+use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, TopologySpreadConstraint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+
+use super::Rule;
+use super::cache::{Cache, Host};
+use super::filter::{Refusal, tolerated, wants_node};
+use crate::controllers::pods;
+use crate::runtime::informer::controller_of;
+use crate::runtime::select;
+
+/// Labels of namespaces, for terms with a namespace selector.
+pub type Namespaces = HashMap<String, Option<BTreeMap<String, String>>>;
+
+/// A topology: label key and value.
+type Place = (String, String);
+
+const HOSTNAME: &str = "kubernetes.io/hostname";
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// What other pods mean for one pod.
+#[derive(Debug, Default)]
+pub struct Company {
+    /// Topologies that pods there forbid, or that this pod's anti-affinity forbids.
+    refused_by_others: HashMap<Place, ()>,
+    refused_by_self: HashMap<Place, ()>,
+    /// Per required affinity term: its key, and the values where it holds.
+    wanted: Vec<(String, HashMap<String, ()>)>,
+    /// No pod matches any term, and the pod matches all of its own: the first of a group may go anywhere.
+    first: bool,
+    /// Sum of preferences per topology.
+    liked: HashMap<Place, i64>,
+    spread: Vec<Spread>,
+}
+
+/// One spreading constraint, with the counts it is about.
+#[derive(Debug)]
+struct Spread {
+    key: String,
+    hard: bool,
+    max_skew: i64,
+    /// The pod counts towards its own constraint.
+    itself: i64,
+    counts: BTreeMap<String, i64>,
+    min_domains: i64,
+}
+
+fn value<'a>(host: &'a Host, key: &str) -> Option<&'a String> {
+    host.labels().as_ref()?.get(key)
+}
+
+/// Whether `other` is one of the pods that a term of `pod` speaks of.
+fn speaks_of(term: &PodAffinityTerm, pod: &Pod, other: &Pod, namespaces: &Namespaces) -> bool {
+    let theirs = other.metadata.namespace.clone().unwrap_or_default();
+    let listed = term.namespaces.as_deref().unwrap_or_default();
+    let in_namespace = match (&term.namespace_selector, listed) {
+        (None, []) => pod.metadata.namespace.as_deref() == Some(&theirs),
+        (selector, listed) => {
+            listed.contains(&theirs)
+                || selector.as_ref().is_some_and(|s| {
+                    namespaces.get(&theirs).map_or_else(|| select::is_empty(s), |labels| select::matches(s, labels))
+                })
+        }
+    };
+    in_namespace && with_keys(term, pod).is_some_and(|s| select::matches(&s, &other.metadata.labels))
+}
+
+/// The term's selector, narrowed by the pod's own values of `matchLabelKeys`.
+fn with_keys(term: &PodAffinityTerm, pod: &Pod) -> Option<LabelSelector> {
+    let mut selector = term.label_selector.clone()?;
+    for (keys, operator) in [(&term.match_label_keys, "In"), (&term.mismatch_label_keys, "NotIn")] {
+        narrow(&mut selector, keys.as_deref().unwrap_or_default(), operator, pod);
+    }
+    Some(selector)
+}
+
+fn narrow(selector: &mut LabelSelector, keys: &[String], operator: &str, pod: &Pod) {
+    for key in keys {
+        if let Some(v) = pod.metadata.labels.as_ref().and_then(|l| l.get(key)) {
+            selector.match_expressions.get_or_insert_default().push(LabelSelectorRequirement {
+                key: key.clone(),
+                operator: operator.to_owned(),
+                values: Some(vec![v.clone()]),
+            });
+        }
+    }
+}
+
+fn required(pod: &Pod, anti: bool) -> &[PodAffinityTerm] {
+    let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref());
+    let terms = if anti {
+        affinity
+            .and_then(|a| a.pod_anti_affinity.as_ref())
+            .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())
+    } else {
+        affinity
+            .and_then(|a| a.pod_affinity.as_ref())
+            .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_deref())
+    };
+    terms.unwrap_or_default()
+}
+
+/// Preferred terms with signed weights.
+fn preferred(pod: &Pod) -> Vec<(i64, PodAffinityTerm)> {
+    let Some(affinity) = pod.spec.as_ref().and_then(|s| s.affinity.as_ref()) else { return vec![] };
+    let likes = affinity
+        .pod_affinity
+        .as_ref()
+        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())
+        .unwrap_or_default();
+    let avoids = affinity
+        .pod_anti_affinity
+        .as_ref()
+        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())
+        .unwrap_or_default();
+    let likes = likes.iter().map(|w| (i64::from(w.weight), w.pod_affinity_term.clone()));
+    let avoids = avoids.iter().map(|w| (-i64::from(w.weight), w.pod_affinity_term.clone()));
+    likes.chain(avoids).collect()
+}
+
+impl Company {
+    /// Looks at all pods once.
+    #[must_use]
+    pub fn of(pod: &Pod, cache: &Cache, namespaces: &Namespaces) -> Self {
+        let mut c = Self { spread: spreads(pod, cache), ..Self::default() };
+        let others = |f: &mut dyn FnMut(&Host, &Pod)| {
+            for (_, host) in cache.nodes() {
+                host.pods.values().for_each(|p| f(host, &p.pod));
+            }
+        };
+        // What pods that are there think of this one.
+        for key in &cache.refusing {
+            let Some((host, placed)) = cache.find(key) else { continue };
+            let other = &*placed.pod;
+            for t in required(other, true).iter().filter(|t| speaks_of(t, other, pod, namespaces)) {
+                if let Some(v) = value(host, &t.topology_key) {
+                    c.refused_by_others.insert((t.topology_key.clone(), v.clone()), ());
+                }
+            }
+            let hard = required(other, false).iter().map(|t| (1, t.clone()));
+            for (weight, t) in preferred(other).into_iter().chain(hard) {
+                if let Some(v) = value(host, &t.topology_key).filter(|_| speaks_of(&t, other, pod, namespaces)) {
+                    *c.liked.entry((t.topology_key.clone(), v.clone())).or_default() += weight;
+                }
+            }
+        }
+        let anti = required(pod, true);
+        let liked = preferred(pod);
+        if !anti.is_empty() || !liked.is_empty() {
+            others(&mut |host, other| {
+                for t in anti.iter().filter(|t| speaks_of(t, pod, other, namespaces)) {
+                    if let Some(v) = value(host, &t.topology_key) {
+                        c.refused_by_self.insert((t.topology_key.clone(), v.clone()), ());
+                    }
+                }
+                for (weight, t) in liked.iter().filter(|(_, t)| speaks_of(t, pod, other, namespaces)) {
+                    if let Some(v) = value(host, &t.topology_key) {
+                        *c.liked.entry((t.topology_key.clone(), v.clone())).or_default() += weight;
+                    }
+                }
+            });
+        }
+        let terms = required(pod, false);
+        if !terms.is_empty() {
+            c.wanted = terms.iter().map(|t| (t.topology_key.clone(), HashMap::new())).collect();
+            others(&mut |host, other| {
+                // A pod counts when all terms speak of it.
+                if terms.iter().all(|t| speaks_of(t, pod, other, namespaces)) {
+                    for (key, values) in &mut c.wanted {
+                        if let Some(v) = value(host, key) {
+                            values.insert(v.clone(), ());
+                        }
+                    }
+                }
+            });
+            c.first =
+                c.wanted.iter().all(|(_, v)| v.is_empty()) && terms.iter().all(|t| speaks_of(t, pod, pod, namespaces));
+        }
+        c
+    }
+
+    /// Whether the pod may go to a node, as far as other pods are concerned.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn allows(&self, host: &Host) -> Result<(), Refusal> {
+        for s in self.spread.iter().filter(|s| s.hard) {
+            let Some(v) = value(host, &s.key) else {
+                let text = "node(s) didn't match pod topology spread constraints (missing required label)";
+                return Err(Refusal::new(Rule::Spread, text, false));
+            };
+            if s.counts.get(v).copied().unwrap_or(0) + s.itself - s.least() > s.max_skew {
+                return Err(Refusal::new(Rule::Spread, "node(s) didn't match pod topology spread constraints", true));
+            }
+        }
+        let has = |v: Option<&String>, values: &HashMap<String, ()>| v.is_some_and(|v| values.contains_key(v));
+        let all_there = self.wanted.iter().all(|(key, values)| has(value(host, key), values));
+        let may_be_first = self.first && self.wanted.iter().all(|(key, _)| value(host, key).is_some());
+        if !all_there && !may_be_first {
+            return Err(Refusal::new(Rule::Company, "node(s) didn't match pod affinity rules", false));
+        }
+        let here = |places: &HashMap<Place, ()>| places.keys().any(|(k, v)| value(host, k) == Some(v));
+        if here(&self.refused_by_self) {
+            return Err(Refusal::new(Rule::Company, "node(s) didn't match pod anti-affinity rules", true));
+        }
+        if here(&self.refused_by_others) {
+            let text = "node(s) didn't satisfy existing pods anti-affinity rules";
+            return Err(Refusal::new(Rule::Company, text, true));
+        }
+        Ok(())
+    }
+
+    /// How much pods nearby speak for a node.
+    #[must_use]
+    pub fn liking(&self, host: &Host) -> i64 {
+        self.liked.iter().filter(|((k, v), _)| value(host, k) == Some(v)).map(|(_, n)| n).sum()
+    }
+
+    /// How crowded a node's topologies are with pods like this one (more is worse). `None`: a label is missing.
+    #[must_use]
+    pub fn crowding(&self, host: &Host) -> Option<f64> {
+        let mut sum = 0.0;
+        for s in self.spread.iter().filter(|s| !s.hard) {
+            let v = value(host, &s.key)?;
+            let count = s.counts.get(v).copied().unwrap_or(0) as f64;
+            // Many small topologies weigh more than few large ones; a larger allowed skew blurs.
+            sum += count * ((s.counts.len() + 2) as f64).ln() + (s.max_skew - 1) as f64;
+        }
+        Some(sum)
+    }
+
+    /// Whether there is a soft constraint at all.
+    #[must_use]
+    pub fn spreads_softly(&self) -> bool {
+        self.spread.iter().any(|s| !s.hard)
+    }
+}
+
+impl Spread {
+    /// Pods in the emptiest topology; with fewer topologies than asked for, that is one with none.
+    fn least(&self) -> i64 {
+        if i64::try_from(self.counts.len()).unwrap_or(i64::MAX) < self.min_domains {
+            return 0;
+        }
+        self.counts.values().copied().min().unwrap_or(0)
+    }
+}
+
+fn spreads(pod: &Pod, cache: &Cache) -> Vec<Spread> {
+    let constraints = pod.spec.as_ref().and_then(|s| s.topology_spread_constraints.as_deref()).unwrap_or_default();
+    if constraints.is_empty() {
+        return default_spreads(pod, cache);
+    }
+    let hard_keys: Vec<&String> =
+        constraints.iter().filter(|c| c.when_unsatisfiable == "DoNotSchedule").map(|c| &c.topology_key).collect();
+    constraints.iter().map(|c| spread(c, pod, cache, &hard_keys)).collect()
+}
+
+fn spread(c: &TopologySpreadConstraint, pod: &Pod, cache: &Cache, hard_keys: &[&String]) -> Spread {
+    let mut selector = c.label_selector.clone();
+    if let Some(s) = &mut selector {
+        narrow(s, c.match_label_keys.as_deref().unwrap_or_default(), "In", pod);
+    }
+    let counts_in = |p: &Pod| selector.as_ref().is_some_and(|s| select::matches(s, &p.metadata.labels));
+    let hard = c.when_unsatisfiable == "DoNotSchedule";
+    let mut counts = BTreeMap::new();
+    for (_, host) in cache.nodes() {
+        let Some(node) = &host.node else { continue };
+        let Some(v) = value(host, &c.topology_key) else { continue };
+        if hard && hard_keys.iter().any(|k| value(host, k).is_none()) {
+            continue;
+        }
+        if c.node_affinity_policy.as_deref() != Some("Ignore") && !wants_node(pod, node) {
+            continue;
+        }
+        if c.node_taints_policy.as_deref() == Some("Honor") {
+            let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+            let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
+            if taints.iter().any(|t| t.effect != "PreferNoSchedule" && !tolerated(t, tolerations)) {
+                continue;
+            }
+        }
+        let same = |p: &Pod| p.metadata.namespace == pod.metadata.namespace && !pods::deleting(p) && counts_in(p);
+        *counts.entry(v.clone()).or_insert(0) += number(host, same);
+    }
+    Spread {
+        key: c.topology_key.clone(),
+        hard,
+        max_skew: i64::from(c.max_skew),
+        itself: i64::from(counts_in(pod)),
+        counts,
+        min_domains: i64::from(c.min_domains.unwrap_or(1)),
+    }
+}
+
+fn number(host: &Host, test: impl Fn(&Pod) -> bool) -> i64 {
+    i64::try_from(host.pods.values().filter(|p| test(&p.pod)).count()).unwrap_or(i64::MAX)
+}
+
+/// Pods of one controller are spread over hosts and zones as far as that costs nothing.
+fn default_spreads(pod: &Pod, cache: &Cache) -> Vec<Spread> {
+    let Some(owner) = controller_of(pod) else { return vec![] };
+    let related = |p: &Pod| !pods::deleting(p) && controller_of(p).is_some_and(|r| r.uid == owner.uid);
+    let one = |key: &str, max_skew: i64| {
+        let mut counts = BTreeMap::new();
+        for (name, host) in cache.nodes() {
+            let name = (key == HOSTNAME).then_some(name);
+            if let Some(v) = value(host, key).or(name) {
+                *counts.entry(v.clone()).or_insert(0) += number(host, related);
+            }
+        }
+        Spread { key: key.to_owned(), hard: false, max_skew, itself: 1, counts, min_domains: 1 }
+    };
+    // Nodes without a zone would otherwise never be compared.
+    let zoned = cache.nodes().all(|(_, h)| value(h, ZONE).is_some());
+    let mut list = vec![one(HOSTNAME, 3)];
+    if zoned {
+        list.push(one(ZONE, 5));
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::sync::Arc;
+
+    fn cluster(pods: &[(&str, &str, Value)]) -> Cache {
+        let mut cache = Cache::default();
+        for (name, zone) in [("n1", "a"), ("n2", "a"), ("n3", "b")] {
+            let node = json!({"metadata": {"name": name, "labels": {HOSTNAME: name, ZONE: zone}}});
+            cache.set_node(Arc::new(serde_json::from_value(node).unwrap()));
+        }
+        for (name, node, spec) in pods {
+            let pod = Arc::new(pod(name, Some(node), spec.clone()));
+            cache.set_pod(&format!("x/{name}"), Some(&pod));
+        }
+        cache
+    }
+
+    fn pod(app: &str, node: Option<&str>, mut spec: Value) -> Pod {
+        spec["containers"] = json!([]);
+        spec["nodeName"] = json!(node);
+        let app = app.trim_end_matches(char::is_numeric);
+        serde_json::from_value(json!({"metadata": {"namespace": "x", "labels": {"app": app}}, "spec": spec})).unwrap()
+    }
+
+    fn anti(app: &str, key: &str) -> Value {
+        json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+            {"topologyKey": key, "labelSelector": {"matchLabels": {"app": app}}}]}}})
+    }
+
+    fn near(app: &str, key: &str) -> Value {
+        json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+            {"topologyKey": key, "labelSelector": {"matchLabels": {"app": app}}}]}}})
+    }
+
+    fn evenly(skew: i32, key: &str) -> Value {
+        json!({"topologySpreadConstraints": [{"maxSkew": skew, "topologyKey": key,
+            "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]})
+    }
+
+    fn check(there: &[(&str, &str, Value)], app: &str, spec: Value, want: &str) {
+        let cache = cluster(there);
+        let pod = pod(app, None, spec.clone());
+        let company = Company::of(&pod, &cache, &Namespaces::new());
+        let fit: Vec<&str> =
+            cache.nodes().filter(|(_, h)| company.allows(h).is_ok()).map(|(n, _)| n.as_str()).collect();
+        assert_eq!(fit.join(" "), want, "{app} {spec}");
+    }
+
+    #[test]
+    fn between_pods() {
+        let none = || json!({});
+        check(&[], "web", anti("web", HOSTNAME), "n1 n2 n3");
+        check(&[("web1", "n1", none())], "web", anti("web", HOSTNAME), "n2 n3");
+        check(&[("web1", "n1", none())], "web", anti("web", ZONE), "n3");
+        check(&[("db1", "n3", anti("web", ZONE))], "web", none(), "n1 n2");
+        check(&[("db1", "n1", none())], "web", near("db", ZONE), "n1 n2");
+        check(&[], "web", near("db", ZONE), "");
+        check(&[], "web", near("web", ZONE), "n1 n2 n3");
+        check(&[("web1", "n3", none())], "web", near("web", HOSTNAME), "n3");
+    }
+
+    #[test]
+    fn spreading() {
+        let none = || json!({});
+        check(&[], "web", evenly(1, HOSTNAME), "n1 n2 n3");
+        check(&[("web1", "n1", none())], "web", evenly(1, HOSTNAME), "n2 n3");
+        check(&[("web1", "n1", none())], "web", evenly(1, ZONE), "n3");
+        check(&[("web1", "n1", none())], "web", evenly(2, ZONE), "n1 n2 n3");
+        check(&[("web1", "n1", none())], "web", evenly(1, "rack"), "");
+    }
+}

@@ -1,0 +1,250 @@
+//! Pods that wait for a node: ready ones by priority and age, those in back-off, and those that fit nowhere until
+//! something changes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::Rule;
+
+const BACKOFF_MIN: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// What fits nowhere is tried again after this without any event.
+const STALE: Duration = Duration::from_secs(300);
+
+#[derive(Clone, Debug)]
+struct Entry {
+    priority: i32,
+    serial: u64,
+    attempts: u32,
+}
+
+#[derive(Default)]
+struct State {
+    entries: HashMap<String, Entry>,
+    /// Negated priority, then order of arrival.
+    active: BTreeMap<(i64, u64), String>,
+    waiting: HashMap<String, Instant>,
+    hopeless: HashMap<String, (Instant, BTreeSet<Rule>)>,
+    running: BTreeSet<String>,
+    /// Bumped by every event, so that one that comes while a pod is being tried is not missed.
+    moves: Vec<(u64, Option<BTreeSet<Rule>>)>,
+    clock: u64,
+    started: HashMap<String, u64>,
+    serial: u64,
+}
+
+/// The queue.
+#[derive(Default)]
+pub struct Queue {
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+impl State {
+    fn activate(&mut self, key: &str) {
+        self.waiting.remove(key);
+        self.hopeless.remove(key);
+        if let Some(e) = self.entries.get(key) {
+            self.active.insert((-i64::from(e.priority), e.serial), key.to_owned());
+        }
+    }
+
+    fn forget(&mut self, key: &str) {
+        if let Some(e) = self.entries.remove(key) {
+            self.active.remove(&(-i64::from(e.priority), e.serial));
+        }
+        self.waiting.remove(key);
+        self.hopeless.remove(key);
+        self.started.remove(key);
+    }
+}
+
+fn backoff(attempts: u32) -> Duration {
+    BACKOFF_MIN.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(BACKOFF_MAX)
+}
+
+impl Queue {
+    /// A pod wants a node, or changed so that it should be tried again at once.
+    pub fn add(&self, key: &str, priority: i32) {
+        let mut s = self.state.lock();
+        if s.running.contains(key) {
+            return;
+        }
+        s.serial += 1;
+        let serial = s.serial;
+        let old = s.entries.get(key).cloned();
+        if let Some(old) = &old {
+            s.active.remove(&(-i64::from(old.priority), old.serial));
+        }
+        let entry = Entry {
+            priority,
+            serial: old.as_ref().map_or(serial, |o| o.serial),
+            attempts: old.map_or(0, |o| o.attempts),
+        };
+        s.entries.insert(key.to_owned(), entry);
+        s.activate(key);
+        self.wake.notify_one();
+    }
+
+    /// A pod needs no node any more.
+    pub fn remove(&self, key: &str) {
+        self.state.lock().forget(key);
+    }
+
+    /// The next pod. It must be given back through [`Queue::failed`] or [`Queue::done`].
+    pub async fn next(&self) -> String {
+        loop {
+            let until = {
+                let mut s = self.state.lock();
+                let now = Instant::now();
+                let due: Vec<String> = s.waiting.iter().filter(|(_, t)| **t <= now).map(|(k, _)| k.clone()).collect();
+                due.iter().for_each(|k| s.activate(k));
+                let stale = s.hopeless.iter().filter(|(_, (t, _))| *t + STALE <= now).map(|(k, _)| k.clone());
+                let stale: Vec<String> = stale.collect();
+                stale.iter().for_each(|k| s.activate(k));
+                if let Some((_, key)) = s.active.pop_first() {
+                    if let Some(e) = s.entries.get_mut(&key) {
+                        e.attempts += 1;
+                    }
+                    s.running.insert(key.clone());
+                    let clock = s.clock;
+                    s.started.insert(key.clone(), clock);
+                    return key;
+                }
+                let next = s.waiting.values().copied().min();
+                let stale = s.hopeless.values().map(|(t, _)| *t + STALE).min();
+                next.into_iter().chain(stale).min()
+            };
+            match until {
+                None => self.wake.notified().await,
+                Some(at) => {
+                    let _ = tokio::time::timeout_at(at, self.wake.notified()).await;
+                }
+            }
+        }
+    }
+
+    /// A pod was placed, or is gone.
+    pub fn done(&self, key: &str) {
+        let mut s = self.state.lock();
+        s.running.remove(key);
+        s.forget(key);
+        s.trim();
+    }
+
+    /// A pod could not be placed. `rules` are those that refused; none means an error, tried again after back-off.
+    pub fn failed(&self, key: &str, rules: BTreeSet<Rule>) {
+        let mut s = self.state.lock();
+        s.running.remove(key);
+        let since = s.started.remove(key).unwrap_or(0);
+        let Some(attempts) = s.entries.get(key).map(|e| e.attempts) else { return };
+        let helped = s.moves.iter().any(|(at, what)| *at > since && helps(what.as_ref(), &rules));
+        if rules.is_empty() || helped {
+            s.waiting.insert(key.to_owned(), Instant::now() + backoff(attempts));
+        } else {
+            s.hopeless.insert(key.to_owned(), (Instant::now(), rules));
+        }
+        s.trim();
+        self.wake.notify_one();
+    }
+
+    /// Something changed that may help pods refused by `rules` (`None`: all). They are tried after their back-off.
+    pub fn changed(&self, rules: Option<&[Rule]>) {
+        let mut s = self.state.lock();
+        let rules: Option<BTreeSet<Rule>> = rules.map(|r| r.iter().copied().collect());
+        if !s.running.is_empty() {
+            s.clock += 1;
+            let clock = s.clock;
+            s.moves.push((clock, rules.clone()));
+        }
+        let helped = s.hopeless.iter().filter(|(_, (_, why))| helps(rules.as_ref(), why));
+        let helped: Vec<(String, Instant)> = helped.map(|(k, (t, _))| (k.clone(), *t)).collect();
+        let now = Instant::now();
+        for (key, since) in helped {
+            let attempts = s.entries.get(&key).map_or(1, |e| e.attempts);
+            let ready = since + backoff(attempts);
+            if ready <= now {
+                s.activate(&key);
+            } else {
+                s.hopeless.remove(&key);
+                s.waiting.insert(key, ready);
+            }
+        }
+        drop(s);
+        self.wake.notify_one();
+    }
+
+    /// Pods that wait, whatever for.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.state.lock().entries.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl State {
+    /// Forgets events that no pod in work can have missed.
+    fn trim(&mut self) {
+        if self.running.is_empty() {
+            self.moves.clear();
+        }
+    }
+}
+
+fn helps(changed: Option<&BTreeSet<Rule>>, why: &BTreeSet<Rule>) -> bool {
+    changed.is_none_or(|c| !c.is_disjoint(why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    fn next(q: &Queue) -> Option<String> {
+        q.next().now_or_never()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn priority_then_age() {
+        let q = Queue::default();
+        q.add("a", 0);
+        q.add("b", 0);
+        q.add("c", 10);
+        let order: Vec<String> = std::iter::from_fn(|| next(&q)).collect();
+        assert_eq!(order, ["c", "a", "b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hopeless_pods_wait_for_what_helps() {
+        let q = Queue::default();
+        let fit = || BTreeSet::from([Rule::Resources]);
+        q.add("a", 0);
+        assert_eq!(next(&q).as_deref(), Some("a"));
+        q.failed("a", fit());
+        q.changed(Some(&[Rule::Affinity]));
+        tokio::time::advance(Duration::from_secs(20)).await;
+        assert_eq!(next(&q), None);
+        q.changed(Some(&[Rule::Resources]));
+        assert_eq!(next(&q).as_deref(), Some("a"));
+        // An event while the pod is being tried counts too, after back-off.
+        q.changed(None);
+        q.failed("a", fit());
+        assert_eq!(next(&q), None);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(next(&q).as_deref(), Some("a"));
+        q.failed("a", fit());
+        tokio::time::advance(STALE).await;
+        assert_eq!(next(&q).as_deref(), Some("a"), "tried again without any event");
+        q.done("a");
+        assert!(q.is_empty());
+    }
+}

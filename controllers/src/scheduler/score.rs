@@ -1,0 +1,120 @@
+//! Which of the nodes that can take a pod is best. Each view gives 0 to 100; weights are upstream's defaults.
+
+use k8s_openapi::api::core::v1::Pod;
+
+use super::cache::Host;
+use super::company::Company;
+use super::filter::{term, tolerated};
+use super::resources::Amounts;
+
+/// Scores of `hosts`, in order.
+#[must_use]
+pub fn all(pod: &Pod, weighs: &Amounts, hosts: &[&Host], company: &Company) -> Vec<f64> {
+    let taints: Vec<f64> = hosts.iter().map(|h| soft_taints(pod, h)).collect();
+    let affinity: Vec<f64> = hosts.iter().map(|h| preference(pod, h)).collect();
+    let liking: Vec<f64> = hosts.iter().map(|h| company.liking(h) as f64).collect();
+    let crowding: Vec<Option<f64>> = hosts.iter().map(|h| company.crowding(h)).collect();
+    let (taints, affinity) = (fewest(&taints), most(&affinity));
+    let (liking, crowding) = (range(&liking), emptiest(&crowding, company.spreads_softly()));
+    let total = |i: usize| {
+        let h = hosts[i];
+        3.0 * taints[i]
+            + 2.0 * affinity[i]
+            + 2.0 * liking[i]
+            + 2.0 * crowding[i]
+            + least(weighs, h)
+            + balance(weighs, h)
+    };
+    (0..hosts.len()).map(total).collect()
+}
+
+/// 100 at zero, 0 at the most.
+fn fewest(v: &[f64]) -> Vec<f64> {
+    let top = v.iter().copied().fold(0.0, f64::max);
+    v.iter().map(|x| if top == 0.0 { 100.0 } else { 100.0 - 100.0 * x / top }).collect()
+}
+
+/// 100 at the most, 0 at zero.
+fn most(v: &[f64]) -> Vec<f64> {
+    let top = v.iter().copied().fold(0.0, f64::max);
+    v.iter().map(|x| if top == 0.0 { 0.0 } else { 100.0 * x / top }).collect()
+}
+
+/// 100 at the most, 0 at the least.
+fn range(v: &[f64]) -> Vec<f64> {
+    let (low, high) = (v.iter().copied().fold(f64::MAX, f64::min), v.iter().copied().fold(f64::MIN, f64::max));
+    v.iter().map(|x| if high > low { 100.0 * (x - low) / (high - low) } else { 0.0 }).collect()
+}
+
+fn emptiest(v: &[Option<f64>], any: bool) -> Vec<f64> {
+    let known = v.iter().flatten().copied();
+    let (low, high) = (known.clone().fold(f64::MAX, f64::min), known.fold(0.0, f64::max));
+    let one = |x: &Option<f64>| match x {
+        _ if !any => 0.0,
+        None => 0.0,
+        Some(_) if high == 0.0 => 100.0,
+        Some(x) => 100.0 * (high + low - x) / high,
+    };
+    v.iter().map(one).collect()
+}
+
+fn soft_taints(pod: &Pod, host: &Host) -> f64 {
+    let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+    let taints = host.node.as_ref().and_then(|n| n.spec.as_ref()?.taints.as_deref()).unwrap_or_default();
+    taints.iter().filter(|t| t.effect == "PreferNoSchedule" && !tolerated(t, tolerations)).count() as f64
+}
+
+fn preference(pod: &Pod, host: &Host) -> f64 {
+    let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref()?.node_affinity.as_ref());
+    let preferred = affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
+    let Some(node) = &host.node else { return 0.0 };
+    preferred.unwrap_or_default().iter().filter(|p| term(&p.preference, node)).map(|p| f64::from(p.weight)).sum()
+}
+
+/// Shares of CPU and memory in use with the pod there.
+fn shares(weighs: &Amounts, host: &Host) -> [Option<f64>; 2] {
+    ["cpu", "memory"].map(|r| {
+        let gives = host.gives.get(r);
+        (gives > 0).then(|| (host.weighs.get(r) + weighs.get(r)) as f64 / gives as f64)
+    })
+}
+
+fn least(weighs: &Amounts, host: &Host) -> f64 {
+    let parts: Vec<f64> = shares(weighs, host).into_iter().flatten().map(|s| (100.0 * (1.0 - s)).max(0.0)).collect();
+    if parts.is_empty() { 0.0 } else { parts.iter().sum::<f64>() / parts.len() as f64 }
+}
+
+fn balance(weighs: &Amounts, host: &Host) -> f64 {
+    match shares(weighs, host) {
+        [Some(c), Some(m)] => 100.0 * (1.0 - (c.min(1.0) - m.min(1.0)).abs() / 2.0),
+        _ => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::cache::{Cache, Placed};
+    use crate::scheduler::company::Namespaces;
+    use serde_json::json;
+    use std::sync::Arc;
+
+    #[test]
+    fn the_emptier_node_of_equals() {
+        let mut cache = Cache::default();
+        for n in ["a", "b"] {
+            let node = json!({"metadata": {"name": n}, "status": {"allocatable": {"cpu": "4", "memory": "4Gi", "pods": "10"}}});
+            cache.set_node(Arc::new(serde_json::from_value(node).unwrap()));
+        }
+        let pod = |cpu: &str| -> Arc<Pod> {
+            let v = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu, "memory": "1Gi"}}}]}});
+            Arc::new(serde_json::from_value(v).unwrap())
+        };
+        cache.hosts.get_mut("a").unwrap().put("x".into(), Placed::new(pod("1")));
+        let placed = Placed::new(pod("1"));
+        let hosts: Vec<&Host> = cache.nodes().map(|(_, h)| h).collect();
+        let company = Company::of(&placed.pod, &cache, &Namespaces::new());
+        let scores = all(&placed.pod, &placed.weighs, &hosts, &company);
+        assert!(scores[1] > scores[0], "{scores:?}");
+    }
+}

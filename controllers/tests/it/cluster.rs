@@ -1,0 +1,127 @@
+//! A server in this process with all controllers and the scheduler, and a node that says every pod runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+use skiff_apiserver::Server;
+use skiff_apiserver::auth::User;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Patience with anything that must come true.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Cluster {
+    pub(crate) server: Server,
+    pub(crate) client: Client,
+    _stop: DropGuard,
+    _dir: tempfile::TempDir,
+}
+
+fn identity(name: &str) -> User {
+    match name.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':')) {
+        Some((ns, _)) => User::new(name, &["system:serviceaccounts", &format!("system:serviceaccounts:{ns}")]),
+        None => User::new(name, &[]),
+    }
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let _ = tracing_subscriber::fmt().with_env_filter(std::env::var("RUST_LOG").unwrap_or_default()).with_test_writer().try_init();
+        let dir = tempfile::tempdir().unwrap();
+        let store = skiff_storage::embedded::Embedded::open(dir.path(), Default::default()).unwrap();
+        let server = Server::builder(Arc::new(store)).start().await.unwrap();
+        let client = server.client(User::new("admin", &["system:masters"]));
+        let stop = CancellationToken::new();
+        let config = skiff_controllers::Config {
+            root_ca: "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".into(),
+            pod_cidr: "10.244.0.0/16".parse().unwrap(),
+            leader_elect: false,
+        };
+        let s = server.clone();
+        tokio::spawn(skiff_controllers::run(move |name| s.client(identity(name)), config, stop.clone()));
+        let scheduler = server.client(identity("system:kube-scheduler"));
+        tokio::spawn(skiff_controllers::scheduler::run(scheduler, stop.clone()));
+        Self { server, client, _stop: stop.drop_guard(), _dir: dir }
+    }
+
+    pub(crate) fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    pub(crate) fn all<K: kube::Resource<DynamicType = ()>>(&self) -> Api<K> {
+        Api::all(self.client.clone())
+    }
+
+    /// A node that is ready, with room.
+    pub(crate) async fn node(&self, name: &str) {
+        let nodes: Api<Node> = self.all();
+        let node = json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}});
+        nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
+        let status = json!({"status": {
+            "capacity": {"cpu": "4", "memory": "8Gi", "pods": "110"},
+            "allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110"},
+            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "",
+                "lastHeartbeatTime": skiff_controllers::runtime::now(), "lastTransitionTime": skiff_controllers::runtime::now()}],
+        }});
+        nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    }
+
+    /// Plays the node agents: what is bound runs, what is deleted goes.
+    pub(crate) fn run_pods(&self) {
+        let api: Api<Pod> = self.all();
+        let client = self.client.clone();
+        tokio::spawn(async move {
+            let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff().applied_objects());
+            let mut next = 1;
+            while let Some(event) = futures::StreamExt::next(&mut events).await {
+                let Ok(pod) = event else { continue };
+                let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap());
+                let bound = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
+                if pod.metadata.deletion_timestamp.is_some() {
+                    let _ = api.delete(&pod.name_any(), &kube::api::DeleteParams::default().grace_period(0)).await;
+                } else if bound && pod.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Running") {
+                    next += 1;
+                    let now = skiff_controllers::runtime::now();
+                    let ip = format!("10.244.0.{next}");
+                    let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [
+                        {"type": "Ready", "status": "True", "lastTransitionTime": now},
+                        {"type": "ContainersReady", "status": "True", "lastTransitionTime": now},
+                    ]}});
+                    let _ = api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(status)).await;
+                }
+            }
+        });
+    }
+
+    pub(crate) async fn create<K>(&self, namespace: &str, object: Value) -> K
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + serde::Serialize + serde::de::DeserializeOwned + Clone + std::fmt::Debug,
+    {
+        let object: K = serde_json::from_value(object).unwrap();
+        self.api::<K>(namespace).create(&PostParams::default(), &object).await.unwrap()
+    }
+}
+
+/// Waits until `check` answers something, looking whenever a little time has passed.
+pub(crate) async fn eventually<T, F>(what: &str, mut check: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(v) = check().await {
+            return v;
+        }
+        assert!(tokio::time::Instant::now() < until, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,4 @@
+//! The controllers and the scheduler against the real server, in one process.
+
+mod cluster;
+mod rollout;

@@ -1,0 +1,327 @@
+//! The nftables table, as text: the whole of it, and the difference between two states of it.
+//!
+//! # Design
+//! Everything that grows with the number of Services is an element of a map; the number of rules depends only on how
+//! many different numbers of endpoints there are. A packet costs two look-ups: the frontend's key gives a chain, one
+//! per number of endpoints, and that chain draws a number and looks up (number, key) in the map of endpoints. A chain
+//! per Service and one per endpoint, the obvious design, takes a hundred times as long to load at ten thousand
+//! Services, because the kernel checks every jump of every chain.
+//!
+//! Session affinity cannot be written at the moment of choice (nft takes no look-up as the data of an update), so it is
+//! noted after the address was rewritten, in `remember`, from what connection tracking knows of both addresses.
+//!
+//! # Limits
+//! IPv4. Chains stay when the last Service with that number of endpoints is gone; the next full load drops them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+
+use super::frontends::{Action, Frontend, Key, Scope};
+
+/// Set on packets that leave with this node's address.
+const MASQUERADE: &str = "0x4000";
+/// Clients remembered at a time, over all Services with affinity.
+const REMEMBERED: u32 = 131_072;
+/// Elements in one statement: a very long one costs nft more than several.
+const BATCH: usize = 2_000;
+
+/// What the table is made for. Does not change while the process runs.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Name of the table.
+    pub table: String,
+    /// Range of pod addresses.
+    pub pods: Ipv4Net,
+    /// Range of virtual addresses.
+    pub services: Ipv4Net,
+    /// Address of the name server.
+    pub resolver: IpAddr,
+}
+
+/// A state of the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// The frontends.
+    pub frontends: BTreeMap<Key, Frontend>,
+    /// Endpoints on this node, each with the number of Services that have it.
+    pub hairpins: BTreeMap<Ipv4Addr, u32>,
+}
+
+/// A change of one frontend or one hairpin; `None` means there is none.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A frontend before and after.
+    Frontend(Key, Option<Frontend>, Option<Frontend>),
+    /// An address that is now in (true) or out.
+    Hairpin(Ipv4Addr, bool),
+}
+
+/// A chain that spreads connections over a number of endpoints, or remembers clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Chain {
+    /// Spreads connections.
+    Spread {
+        /// For which traffic.
+        scope: Scope,
+        /// Over how many endpoints.
+        count: usize,
+        /// Whether clients come back to their endpoint.
+        sticky: bool,
+        /// Whether the packets leave with this node's address.
+        masquerade: bool,
+    },
+    /// Remembers the client's endpoint for that many seconds.
+    Remember(u32),
+}
+
+/// The script that replaces the table, whatever it was, with `rules`; and the chains it has.
+pub fn replace(frame: &Frame, rules: &Rules) -> (String, BTreeSet<Chain>) {
+    let Frame { table, pods, services, resolver } = frame;
+    let mut script = format!(
+        "add table ip {table}
+delete table ip {table}
+table ip {table} {{
+  map vips {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+  map vips_external {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+  map nodes {{ type inet_proto . inet_service : verdict; }}
+  map nodes_external {{ type inet_proto . inet_service : verdict; }}
+  map vip_endpoints {{ typeof numgen random mod 1 . ip daddr . meta l4proto . th dport : ip daddr . th dport; }}
+  map vip_external_endpoints {{ typeof numgen random mod 1 . ip daddr . meta l4proto . th dport : ip daddr . th dport; }}
+  map node_endpoints {{ typeof numgen random mod 1 . meta l4proto . th dport : ip daddr . th dport; }}
+  map node_external_endpoints {{ typeof numgen random mod 1 . meta l4proto . th dport : ip daddr . th dport; }}
+  map affinity {{
+    typeof ip saddr . ip daddr . meta l4proto . th dport : ip daddr . th dport
+    size {REMEMBERED}
+    flags dynamic,timeout
+  }}
+  map sticky {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+  map sticky_nodes {{ type inet_proto . inet_service : verdict; }}
+  set refused {{ type ipv4_addr . inet_proto . inet_service; }}
+  set filtered {{ type ipv4_addr . inet_proto . inet_service; }}
+  set sources {{ type ipv4_addr . inet_proto . inet_service . ipv4_addr; flags interval; }}
+  set hairpins {{ type ipv4_addr . ipv4_addr; }}
+  chain services {{
+    ip daddr . meta l4proto . th dport vmap @vips
+    fib daddr type local meta l4proto . th dport vmap @nodes
+  }}
+  chain external {{
+    ip daddr . meta l4proto . th dport vmap @vips_external
+    fib daddr type local meta l4proto . th dport vmap @nodes_external
+  }}
+  chain refuse {{
+    ip daddr . meta l4proto . th dport @refused reject
+    ip daddr {services} ip daddr != {resolver} reject
+  }}
+  chain notice {{
+"
+    );
+    for protocol in ["tcp", "udp", "sctp"] {
+        let original = "ct original proto-dst";
+        let _ = writeln!(
+            script,
+            "    meta l4proto {protocol} ct original ip daddr . meta l4proto . {original} vmap @sticky\n    \
+             meta l4proto {protocol} meta l4proto . {original} vmap @sticky_nodes"
+        );
+    }
+    let _ = write!(
+        script,
+        "  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    ip daddr . meta l4proto . th dport @filtered ip daddr . meta l4proto . th dport . ip saddr != @sources drop
+    ip daddr {services} ip saddr != {pods} meta mark set meta mark or {MASQUERADE}
+    ip saddr != {pods} jump external
+    jump services
+  }}
+  chain output {{
+    type nat hook output priority -100; policy accept;
+    ip daddr {services} ip saddr != {pods} meta mark set meta mark or {MASQUERADE}
+    jump services
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname \"lo\" return
+    meta mark and {MASQUERADE} == {MASQUERADE} meta mark set meta mark xor {MASQUERADE} masquerade fully-random
+    ct status dnat ip saddr . ip daddr @hairpins masquerade fully-random
+    ct status dnat ip saddr 127.0.0.0/8 masquerade fully-random
+  }}
+  chain remember {{
+    type filter hook postrouting priority 99; policy accept;
+    ct state new ct status dnat jump notice
+  }}
+  chain remember_local {{
+    type filter hook input priority 0; policy accept;
+    ct state new ct status dnat jump notice
+  }}
+  chain refuse_forward {{
+    type filter hook forward priority 0; policy accept;
+    ct state new jump refuse
+  }}
+  chain refuse_output {{
+    type filter hook output priority 0; policy accept;
+    ct state new jump refuse
+  }}
+}}
+"
+    );
+    let changes = rules.frontends.iter().map(|(key, f)| Change::Frontend(*key, None, Some(f.clone())));
+    let hairpins = rules.hairpins.keys().map(|ip| Change::Hairpin(*ip, true));
+    let mut chains = BTreeSet::new();
+    script += &update(frame, changes.chain(hairpins), &mut chains);
+    (script, chains)
+}
+
+/// The script that makes `changes`, and no more. Adds to `chains` the ones that the script adds.
+pub fn update(frame: &Frame, changes: impl Iterator<Item = Change>, chains: &mut BTreeSet<Chain>) -> String {
+    let mut script = String::new();
+    // All that goes, before all that comes: a new frontend may have the key of an old one.
+    let mut gone: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    let mut come: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    for change in changes {
+        match change {
+            Change::Hairpin(ip, true) => come.entry("hairpins").or_default().push(format!("{ip} . {ip}")),
+            Change::Hairpin(ip, false) => gone.entry("hairpins").or_default().push(format!("{ip} . {ip}")),
+            Change::Frontend(key, old, new) => {
+                for chain in new.iter().flat_map(|f| needed(key.scope, f)) {
+                    if chains.insert(chain) {
+                        chain_text(&mut script, &frame.table, chain);
+                    }
+                }
+                let old = old.map(|f| elements(key, &f)).unwrap_or_default();
+                let new = new.map(|f| elements(key, &f)).unwrap_or_default();
+                for (map, element) in old.difference(&new) {
+                    gone.entry(map).or_default().push(element.clone());
+                }
+                for (map, element) in new.difference(&old) {
+                    come.entry(map).or_default().push(element.clone());
+                }
+            }
+        }
+    }
+    for (verb, maps) in [("delete", gone), ("add", come)] {
+        for (map, elements) in maps {
+            for part in elements.chunks(BATCH) {
+                let _ = writeln!(script, "{verb} element ip {} {map} {{ {} }}", frame.table, part.join(", "));
+            }
+        }
+    }
+    script
+}
+
+fn needed(scope: Scope, frontend: &Frontend) -> Vec<Chain> {
+    let Action::Balance { endpoints, affinity, masquerade } = &frontend.action else { return Vec::new() };
+    let spread =
+        Chain::Spread { scope, count: endpoints.len(), sticky: affinity.is_some(), masquerade: *masquerade };
+    std::iter::once(spread).chain(affinity.map(Chain::Remember)).collect()
+}
+
+fn chain_name(chain: Chain) -> String {
+    match chain {
+        Chain::Remember(seconds) => format!("remember-{seconds}"),
+        Chain::Spread { scope, count, sticky, masquerade } => {
+            let sticky = if sticky { "-sticky" } else { "" };
+            let masquerade = if masquerade { "-masquerade" } else { "" };
+            format!("{}-{count}{sticky}{masquerade}", names(scope).prefix)
+        }
+    }
+}
+
+fn chain_text(script: &mut String, table: &str, chain: Chain) {
+    let name = chain_name(chain);
+    let _ = writeln!(script, "add chain ip {table} {name}");
+    let mut rule = |text: String| {
+        let _ = writeln!(script, "add rule ip {table} {name} {text}");
+    };
+    match chain {
+        Chain::Remember(seconds) => {
+            for protocol in ["tcp", "udp", "sctp"] {
+                rule(format!(
+                    "meta l4proto {protocol} update @affinity {{ ip saddr . ct original ip daddr . meta l4proto . \
+                     ct original proto-dst timeout {seconds}s : ip daddr . {protocol} dport }}"
+                ));
+            }
+        }
+        Chain::Spread { scope, count, sticky, masquerade } => {
+            if masquerade {
+                // The connection's mark lets its packets through the engine's forward chain, both ways.
+                rule(format!(
+                    "meta mark set meta mark or {MASQUERADE} ct mark set ct mark or {MASQUERADE}"
+                ));
+            }
+            if sticky {
+                rule("dnat ip to ip saddr . ip daddr . meta l4proto . th dport map @affinity".into());
+            }
+            let Names { selector, endpoints, .. } = names(scope);
+            rule(format!("dnat ip to numgen random mod {count} . {selector} map @{endpoints}"));
+        }
+    }
+}
+
+struct Names {
+    prefix: &'static str,
+    map: &'static str,
+    endpoints: &'static str,
+    sticky: Option<&'static str>,
+    selector: &'static str,
+}
+
+fn names(scope: Scope) -> Names {
+    let (vip, node) = ("ip daddr . meta l4proto . th dport", "meta l4proto . th dport");
+    let name = |prefix, map, endpoints, sticky, selector| Names { prefix, map, endpoints, sticky, selector };
+    match scope {
+        Scope::Vip => name("vip", "vips", "vip_endpoints", Some("sticky"), vip),
+        // Where a frontend for outside clients has endpoints, the one for everybody has them too, and is sticky.
+        Scope::VipExternal => name("vip-external", "vips_external", "vip_external_endpoints", None, vip),
+        Scope::Node => name("node", "nodes", "node_endpoints", Some("sticky_nodes"), node),
+        Scope::NodeExternal => name("node-external", "nodes_external", "node_external_endpoints", None, node),
+    }
+}
+
+/// The elements that stand for one frontend: map or set, and the element's text.
+fn elements(key: Key, frontend: &Frontend) -> BTreeSet<(&'static str, String)> {
+    let mut made = BTreeSet::new();
+    let names = names(key.scope);
+    let on_node = matches!(key.scope, Scope::Node | Scope::NodeExternal);
+    let protocol = key.protocol.name();
+    let text = if on_node {
+        format!("{protocol} . {}", key.port)
+    } else {
+        format!("{} . {protocol} . {}", key.address, key.port)
+    };
+    match &frontend.action {
+        Action::Balance { endpoints, affinity, .. } => {
+            for chain in needed(key.scope, frontend) {
+                let map = match chain {
+                    Chain::Spread { .. } => Some(names.map),
+                    Chain::Remember(_) => names.sticky,
+                };
+                made.extend(map.map(|map| (map, format!("{text} : goto {}", chain_name(chain)))));
+            }
+            debug_assert!(affinity.is_none_or(|seconds| seconds > 0), "the API refuses a timeout of zero");
+            for (slot, endpoint) in endpoints.iter().enumerate() {
+                let element = format!("{slot} . {text} : {} . {}", endpoint.ip(), endpoint.port());
+                made.insert((names.endpoints, element));
+            }
+        }
+        Action::Drop => {
+            made.insert((names.map, format!("{text} : drop")));
+        }
+        // A port of this node needs no rule: the node refuses by itself what nobody listens on. And where outside
+        // clients are refused, everybody is, by the element of the frontend for everybody.
+        Action::Refuse if key.scope == Scope::Vip => {
+            made.insert(("refused", text.clone()));
+        }
+        Action::Refuse => {}
+    }
+    if key.scope == Scope::Vip && !frontend.sources.is_empty() {
+        made.insert(("filtered", text.clone()));
+        // Overlapping ranges of one frontend would be an error to nft.
+        for range in Ipv4Net::aggregate(&frontend.sources.to_vec()) {
+            made.insert(("sources", format!("{text} . {range}")));
+        }
+    }
+    made
+}

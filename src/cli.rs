@@ -1,0 +1,248 @@
+//! The command line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+/// Kubernetes in one program.
+#[derive(Debug, Parser)]
+#[command(name = "skiff", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to log, for example `info` or `skiff_kubelet=debug`.
+    #[arg(long, global = true, env = "SKIFF_LOG", default_value = "info")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole cluster in this process: API server, controllers, scheduler, node agent, proxy and DNS.
+    Up(UpArgs),
+    /// Stop what `up` started: containers, links, rules, mounts, and the kubeconfig context.
+    Down(DownArgs),
+    /// Run the API server alone.
+    Apiserver(UpArgs),
+    /// Run the controllers alone.
+    ControllerManager(ComponentArgs),
+    /// Run the scheduler alone.
+    Scheduler(ComponentArgs),
+    /// Run the node agent alone.
+    Kubelet(NodeArgs),
+    /// Run the service proxy and cluster DNS alone.
+    Proxy(NodeArgs),
+    /// Merge the cluster's context into a kubeconfig file, or print it.
+    Kubeconfig(KubeconfigArgs),
+    /// Print the version.
+    Version,
+    /// Print a completion script.
+    Completion {
+        /// Shell to complete for.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Settings of `up` and `apiserver`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Where everything is kept.
+    #[arg(long, env = "SKIFF_DATA_DIR", default_value = "/var/lib/skiff")]
+    pub(crate) data_dir: PathBuf,
+    /// Address and port of the API server.
+    #[arg(long, default_value = "0.0.0.0:6443")]
+    pub(crate) listen: SocketAddr,
+    /// Address that pods and other machines reach this one at. Default: that of the default route, else loopback.
+    #[arg(long)]
+    pub(crate) advertise_address: Option<IpAddr>,
+    /// Further names and addresses for the server's certificate.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) tls_san: Vec<String>,
+    /// Range of Service addresses.
+    #[arg(long, default_value = "10.96.0.0/16")]
+    pub(crate) service_cidr: ipnet::IpNet,
+    /// Range of pod addresses.
+    #[arg(long, default_value = "10.244.0.0/16")]
+    pub(crate) pod_cidr: ipnet::IpNet,
+    /// Domain of cluster DNS.
+    #[arg(long, default_value = "cluster.local")]
+    pub(crate) cluster_domain: String,
+    /// Name of this node. Default: the host name.
+    #[arg(long)]
+    pub(crate) node_name: Option<String>,
+    /// Engine socket of the node agent.
+    #[arg(long, default_value = "/var/run/docker.sock")]
+    pub(crate) engine: PathBuf,
+    /// Port of the node agent.
+    #[arg(long, default_value_t = 10250)]
+    pub(crate) kubelet_port: u16,
+    /// kubeconfig file to merge the context into. Default: $KUBECONFIG, else ~/.kube/config.
+    #[arg(long)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Name of the context, cluster and user in the kubeconfig.
+    #[arg(long, default_value = "skiff")]
+    pub(crate) context: String,
+    /// Do not touch any kubeconfig.
+    #[arg(long)]
+    pub(crate) no_kubeconfig: bool,
+}
+
+/// Settings of components that only talk to the API.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ComponentArgs {
+    /// kubeconfig with this component's identity.
+    #[arg(long)]
+    pub(crate) kubeconfig: PathBuf,
+    /// The server's data directory, for keys that controllers sign with.
+    #[arg(long, env = "SKIFF_DATA_DIR", default_value = "/var/lib/skiff")]
+    pub(crate) data_dir: PathBuf,
+    /// Range of pod addresses.
+    #[arg(long, default_value = "10.244.0.0/16")]
+    pub(crate) pod_cidr: ipnet::IpNet,
+}
+
+/// Settings of components of one node.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// kubeconfig with this component's identity.
+    #[arg(long)]
+    pub(crate) kubeconfig: PathBuf,
+    /// Where the component keeps what it needs between starts.
+    #[arg(long, env = "SKIFF_DATA_DIR", default_value = "/var/lib/skiff")]
+    pub(crate) data_dir: PathBuf,
+    /// Name of this node. Default: the host name.
+    #[arg(long)]
+    pub(crate) node_name: Option<String>,
+    /// Address of this node.
+    #[arg(long)]
+    pub(crate) node_ip: Option<IpAddr>,
+    /// Engine socket.
+    #[arg(long, default_value = "/var/run/docker.sock")]
+    pub(crate) engine: PathBuf,
+    /// Port of the node agent.
+    #[arg(long, default_value_t = 10250)]
+    pub(crate) kubelet_port: u16,
+    /// Range of pod addresses of the cluster.
+    #[arg(long, default_value = "10.244.0.0/16")]
+    pub(crate) pod_cidr: ipnet::IpNet,
+    /// Range of Service addresses.
+    #[arg(long, default_value = "10.96.0.0/16")]
+    pub(crate) service_cidr: ipnet::IpNet,
+    /// Domain of cluster DNS.
+    #[arg(long, default_value = "cluster.local")]
+    pub(crate) cluster_domain: String,
+}
+
+/// Settings of `down`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DownArgs {
+    /// Where everything is kept.
+    #[arg(long, env = "SKIFF_DATA_DIR", default_value = "/var/lib/skiff")]
+    pub(crate) data_dir: PathBuf,
+    /// Also delete the data: every object, key and log.
+    #[arg(long)]
+    pub(crate) purge: bool,
+    /// Engine socket.
+    #[arg(long, default_value = "/var/run/docker.sock")]
+    pub(crate) engine: PathBuf,
+    /// kubeconfig file to remove the context from.
+    #[arg(long)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Name of the context.
+    #[arg(long, default_value = "skiff")]
+    pub(crate) context: String,
+}
+
+#[derive(Clone, Debug, Args)]
+struct KubeconfigArgs {
+    /// Where everything is kept.
+    #[arg(long, env = "SKIFF_DATA_DIR", default_value = "/var/lib/skiff")]
+    data_dir: PathBuf,
+    /// File to merge into. Default: $KUBECONFIG, else ~/.kube/config.
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// Name of the context.
+    #[arg(long, default_value = "skiff")]
+    context: String,
+    /// Print the file of this cluster instead of merging it.
+    #[arg(long)]
+    print: bool,
+}
+
+impl Cli {
+    /// Carries the command out.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match &self.command {
+            Command::Version => {
+                println!(
+                    "skiff {} (Kubernetes API {})",
+                    env!("CARGO_PKG_VERSION"),
+                    skiff_apiserver::discovery::GIT_VERSION
+                );
+                return Ok(());
+            }
+            Command::Completion { shell } => {
+                clap_complete::generate(*shell, &mut Self::command(), "skiff", &mut std::io::stdout());
+                return Ok(());
+            }
+            Command::Kubeconfig(a) => {
+                let own = a.data_dir.join("kubeconfig/admin.yaml");
+                let text = std::fs::read_to_string(&own).with_context(|| {
+                    format!("cannot read {}: start the cluster with `skiff up` first", own.display())
+                })?;
+                if a.print {
+                    print!("{text}");
+                    return Ok(());
+                }
+                let file = kubeconfig_path(a.kubeconfig.clone())?;
+                crate::kubeconfig::merge(&file, &text, &a.context)?;
+                println!("context {} is in {}", a.context, file.display());
+                return Ok(());
+            }
+            _ => {}
+        }
+        let filter = tracing_subscriber::EnvFilter::try_new(&self.log).context("--log is not a log filter")?;
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+        runtime.block_on(async move {
+            match self.command {
+                Command::Up(a) => crate::up::up(a, crate::up::Parts::All).await,
+                Command::Apiserver(a) => crate::up::up(a, crate::up::Parts::ApiServer).await,
+                Command::Down(a) => crate::up::down(a).await,
+                Command::ControllerManager(a) => crate::components::controller_manager(a).await,
+                Command::Scheduler(a) => crate::components::scheduler(a).await,
+                Command::Kubelet(a) => crate::components::kubelet(a).await,
+                Command::Proxy(a) => crate::components::proxy(a).await,
+                Command::Kubeconfig(_) | Command::Version | Command::Completion { .. } => Ok(()),
+            }
+        })
+    }
+}
+
+/// The kubeconfig file people use.
+pub(crate) fn kubeconfig_path(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    if let Some(p) = given {
+        return Ok(p);
+    }
+    if let Some(first) = std::env::var_os("KUBECONFIG").and_then(|v| std::env::split_paths(&v).next())
+        && !first.as_os_str().is_empty()
+    {
+        return Ok(first);
+    }
+    let home = std::env::var_os("HOME").context("HOME is not set: name the file with --kubeconfig")?;
+    Ok(PathBuf::from(home).join(".kube/config"))
+}
+
+/// The host's name in the form node names have.
+pub(crate) fn node_name(given: Option<String>) -> anyhow::Result<String> {
+    let name = match given {
+        Some(n) => n,
+        None => nix::unistd::gethostname()
+            .context("cannot read the host name: set --node-name")?
+            .to_string_lossy()
+            .into_owned(),
+    };
+    Ok(name.trim().to_lowercase())
+}

@@ -1,0 +1,237 @@
+//! Wiring of the components: in one process on the server itself, or each alone with its kubeconfig.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use ipnet::Ipv4Net;
+use skiff_apiserver::Server;
+use skiff_apiserver::auth::User;
+use skiff_apiserver::pki::{Leaf, Pki};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{ComponentArgs, DownArgs, NodeArgs, UpArgs, node_name};
+
+type Tasks = JoinSet<anyhow::Result<()>>;
+
+/// Runs a component; its ending before `stop` ends the process, with its name in the error.
+fn spawn(
+    tasks: &mut Tasks,
+    name: &'static str,
+    stop: &CancellationToken,
+    run: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) {
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        run.await.with_context(|| format!("the {name} cannot go on"))?;
+        if !stop.is_cancelled() {
+            anyhow::bail!("the {name} ended by itself");
+        }
+        Ok(())
+    });
+}
+
+/// Starts controllers, scheduler, node agent and proxy on the server in this process.
+pub(crate) fn spawn_all(
+    tasks: &mut Tasks,
+    server: &Server,
+    args: &UpArgs,
+    pki: &Arc<Pki>,
+    address: IpAddr,
+    node: &str,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let config =
+        skiff_controllers::Config { root_ca: pki.cluster.cert.clone(), pod_cidr: args.pod_cidr, leader_elect: false };
+    let s = server.clone();
+    let clients = move |user: &str| s.client(identity(user));
+    spawn(tasks, "controllers", stop, skiff_controllers::run(clients, config, stop.clone()));
+    let client = server.client(User::new("system:kube-scheduler", &[]));
+    spawn(tasks, "scheduler", stop, skiff_controllers::scheduler::run(client, stop.clone()));
+    let leaf = serving(pki, node, address)?;
+    let client = server.client(User::new(format!("system:node:{node}"), &["system:nodes"]));
+    let config = Node {
+        name: node,
+        address,
+        data_dir: &args.data_dir,
+        engine: &args.engine,
+        port: args.kubelet_port,
+        pod_cidr: args.pod_cidr,
+        service_cidr: args.service_cidr,
+        domain: &args.cluster_domain,
+    };
+    spawn(
+        tasks,
+        "node agent",
+        stop,
+        skiff_kubelet::run(client, kubelet_config(&config, leaf, &pki.cluster.cert)?, stop.clone()),
+    );
+    let client = server.client(User::new("system:kube-proxy", &[]));
+    let _ = client;
+    Ok(())
+}
+
+/// What a client certificate of a component says.
+fn identity(user: &str) -> User {
+    match user.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':')) {
+        Some((ns, _)) => User::new(user, &["system:serviceaccounts", &format!("system:serviceaccounts:{ns}")]),
+        None => User::new(user, &[]),
+    }
+}
+
+/// Facts about this node that its agent and its proxy share.
+struct Node<'a> {
+    name: &'a str,
+    address: IpAddr,
+    data_dir: &'a Path,
+    engine: &'a Path,
+    port: u16,
+    pod_cidr: ipnet::IpNet,
+    service_cidr: ipnet::IpNet,
+    domain: &'a str,
+}
+
+impl Node<'_> {
+    /// The tenth address of the Service range, as everywhere.
+    fn dns(&self) -> anyhow::Result<IpAddr> {
+        let net = v4(self.service_cidr)?;
+        Ok(IpAddr::V4((u32::from(net.network()) + 10).into()))
+    }
+}
+
+fn v4(net: ipnet::IpNet) -> anyhow::Result<Ipv4Net> {
+    match net {
+        ipnet::IpNet::V4(n) => Ok(n),
+        ipnet::IpNet::V6(n) => anyhow::bail!("{n} is an IPv6 range: this version runs on IPv4 (docs/compatibility.md)"),
+    }
+}
+
+fn kubelet_config(node: &Node<'_>, leaf: Leaf, ca: &str) -> anyhow::Result<skiff_kubelet::Config> {
+    let cluster = v4(node.pod_cidr)?;
+    let mut c = skiff_kubelet::Config::new(node.name, node.address, node.data_dir.join("kubelet"));
+    c.listen = ([0, 0, 0, 0], node.port).into();
+    c.cert_pem = leaf.cert;
+    c.key_pem = leaf.key;
+    c.client_ca_pem = ca.to_owned();
+    c.pod_cidr = Ipv4Net::new(cluster.network(), cluster.prefix_len().max(24))?;
+    c.cluster_cidr = Some(cluster);
+    c.cluster_dns = node.dns()?;
+    c.cluster_domain = node.domain.to_owned();
+    c.docker_socket = node.engine.to_owned();
+    Ok(c)
+}
+
+fn serving(pki: &Pki, node: &str, address: IpAddr) -> anyhow::Result<Leaf> {
+    Ok(pki.cluster.server(
+        &format!("system:node:{node}"),
+        &[node.to_owned(), "localhost".into()],
+        &[address, [127, 0, 0, 1].into()],
+    )?)
+}
+
+async fn client(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
+    let file = kube::config::Kubeconfig::read_from(kubeconfig)
+        .with_context(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;
+    let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?;
+    Ok(kube::Client::try_from(config)?)
+}
+
+/// Runs one component until a signal.
+async fn alone(
+    name: &'static str,
+    stop: CancellationToken,
+    run: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    tokio::pin!(run);
+    tokio::select! {
+        r = run.as_mut() => r.with_context(|| format!("the {name} cannot go on")),
+        signal = crate::up::signal() => {
+            tracing::info!(signal, "stopping");
+            stop.cancel();
+            let _ = tokio::time::timeout(crate::up::DRAIN, run).await;
+            Ok(())
+        }
+    }
+}
+
+/// `skiff controller-manager`.
+pub(crate) async fn controller_manager(args: ComponentArgs) -> anyhow::Result<()> {
+    let ca = args.data_dir.join("pki/ca.crt");
+    let root_ca = std::fs::read_to_string(&ca)
+        .with_context(|| format!("cannot read {}: name the server's data directory with --data-dir", ca.display()))?;
+    let client = client(&args.kubeconfig).await?;
+    let config = skiff_controllers::Config { root_ca, pod_cidr: args.pod_cidr, leader_elect: true };
+    let stop = CancellationToken::new();
+    alone("controllers", stop.clone(), skiff_controllers::run(move |_: &str| client.clone(), config, stop)).await
+}
+
+/// `skiff scheduler`.
+pub(crate) async fn scheduler(args: ComponentArgs) -> anyhow::Result<()> {
+    let client = client(&args.kubeconfig).await?;
+    let stop = CancellationToken::new();
+    alone("scheduler", stop.clone(), skiff_controllers::scheduler::run(client, stop)).await
+}
+
+fn node_of(args: &NodeArgs, name: &str) -> anyhow::Result<(IpAddr, String)> {
+    let address = args.node_ip.unwrap_or_else(|| crate::up::advertise([0, 0, 0, 0].into()));
+    Ok((address, name.to_owned()))
+}
+
+/// `skiff kubelet`, on the machine of the server's data directory (which signs its serving certificate).
+pub(crate) async fn kubelet(args: NodeArgs) -> anyhow::Result<()> {
+    let name = node_name(args.node_name.clone())?;
+    let (address, name) = node_of(&args, &name)?;
+    let pki = Pki::load_or_create(&args.data_dir.join("pki"))?;
+    let leaf = serving(&pki, &name, address)?;
+    let node = node_facts(&args, &name, address);
+    let config = kubelet_config(&node, leaf, &pki.cluster.cert)?;
+    let client = client(&args.kubeconfig).await?;
+    let stop = CancellationToken::new();
+    alone("node agent", stop.clone(), skiff_kubelet::run(client, config, stop)).await
+}
+
+/// `skiff proxy`.
+pub(crate) async fn proxy(args: NodeArgs) -> anyhow::Result<()> {
+    let name = node_name(args.node_name.clone())?;
+    let (address, name) = node_of(&args, &name)?;
+    let client = client(&args.kubeconfig).await?;
+    let stop = CancellationToken::new();
+    let _ = (address, name);
+    alone("proxy", stop.clone(), async move {
+        let _ = client;
+        Ok(())
+    })
+    .await
+}
+
+fn node_facts<'a>(args: &'a NodeArgs, name: &'a str, address: IpAddr) -> Node<'a> {
+    Node {
+        name,
+        address,
+        data_dir: &args.data_dir,
+        engine: &args.engine,
+        port: args.kubelet_port,
+        pod_cidr: args.pod_cidr,
+        service_cidr: args.service_cidr,
+        domain: &args.cluster_domain,
+    }
+}
+
+/// Removes what node agent and proxy left on this machine.
+pub(crate) async fn cleanup(args: &DownArgs) -> anyhow::Result<()> {
+    let name = node_name(None)?;
+    let node = Node {
+        name: &name,
+        address: [127, 0, 0, 1].into(),
+        data_dir: &args.data_dir,
+        engine: &args.engine,
+        port: 10250,
+        pod_cidr: "10.244.0.0/16".parse()?,
+        service_cidr: "10.96.0.0/16".parse()?,
+        domain: "cluster.local",
+    };
+    let config = kubelet_config(&node, Leaf { cert: String::new(), key: String::new() }, "")?;
+    skiff_kubelet::cleanup(&config).await.context("cannot remove pods")
+}

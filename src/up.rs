@@ -1,0 +1,200 @@
+//! `skiff up`: everything in one process, and `skiff down`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use skiff_apiserver::Server;
+use skiff_apiserver::pki::{Leaf, Pki};
+use skiff_storage::embedded::{Embedded, Options};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{DownArgs, UpArgs, kubeconfig_path, node_name};
+use crate::{components, kubeconfig};
+
+/// What runs in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parts {
+    /// Everything.
+    All,
+    /// The API server alone; the other components run as processes with their own kubeconfigs.
+    ApiServer,
+}
+
+/// Time for components to end in order.
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
+
+/// Runs until a signal, or until a component cannot go on.
+pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let node = node_name(args.node_name.clone())?;
+    make_private(&args.data_dir)?;
+    let address = args.advertise_address.unwrap_or_else(|| advertise(args.listen.ip()));
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}: is another cluster running? Stop it, or choose another port with --listen",
+            args.listen
+        )
+    })?;
+    let port = listener.local_addr()?.port();
+    let store = Embedded::open(args.data_dir.join("store"), Options::default())?;
+    let mut failed = store.failed();
+    let pki = Arc::new(Pki::load_or_create(&args.data_dir.join("pki"))?);
+    let kubelet_client = pki.cluster.client("kube-apiserver-kubelet-client", &["system:masters"])?;
+    let store = Arc::new(store);
+    let server = Server::builder(Arc::clone(&store) as Arc<dyn skiff_storage::Store>)
+        .pki(Arc::clone(&pki))
+        .advertise(address, port)
+        .service_cidr(args.service_cidr)
+        .kubelet_client(kubelet_client)
+        .start()
+        .await?;
+    let serving = serving_certificate(&pki, &args, &server, address, &node)?;
+    let url = format!("https://{}", SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
+    write_kubeconfigs(&args, &pki, &url, &node)?;
+    let stop = CancellationToken::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    {
+        let server = server.clone();
+        tasks.spawn(async move { server.listen(listener, &serving).await.map_err(anyhow::Error::from) });
+    }
+    tracing::info!(%url, took = ?begun.elapsed(), "API server is ready");
+    if parts == Parts::All {
+        components::spawn_all(&mut tasks, &server, &args, &pki, address, &node, &stop)?;
+    }
+    if !args.no_kubeconfig {
+        let file = kubeconfig_path(args.kubeconfig.clone())?;
+        let own = std::fs::read_to_string(args.data_dir.join("kubeconfig/admin.yaml"))?;
+        kubeconfig::merge(&file, &own, &args.context)?;
+        tracing::info!(context = %args.context, file = %file.display(), "context merged");
+    }
+    let reason = tokio::select! {
+        r = signal() => r,
+        r = failed.wait_for(Option::is_some) => {
+            let why = r.ok().and_then(|v| v.clone()).unwrap_or_default();
+            // Nothing unacknowledged may seem stored: end at once, the next start reads what is durable.
+            bail!("the store cannot write any more: {why}. Free space on the disk of {} and start again", args.data_dir.display());
+        }
+        Some(ended) = tasks.join_next() => match ended {
+            Ok(Ok(())) => bail!("a component ended by itself"),
+            Ok(Err(e)) => return Err(e),
+            Err(e) => bail!("a component panicked: {e}"),
+        },
+    };
+    tracing::info!(signal = reason, "stopping; pods keep running");
+    stop.cancel();
+    server.shutdown();
+    let drained = async { while tasks.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(DRAIN, drained).await;
+    store.close();
+    Ok(())
+}
+
+pub(crate) async fn signal() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = |kind| async move {
+        match signal(kind) {
+            Ok(mut s) => {
+                s.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = wait(SignalKind::terminate()) => "SIGTERM",
+        () = wait(SignalKind::interrupt()) => "SIGINT",
+    }
+}
+
+fn make_private(dir: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .and_then(|()| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)))
+        .with_context(|| {
+            format!(
+                "cannot use {}: run as a user who may write there, or choose another with --data-dir",
+                dir.display()
+            )
+        })
+}
+
+/// The address of the interface that the default route goes over; no packet is sent.
+pub(crate) fn advertise(listen: IpAddr) -> IpAddr {
+    if !listen.is_unspecified() {
+        return listen;
+    }
+    let probe = || {
+        let s = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        // A documentation address: any that only the default route leads to.
+        s.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+        Some(s.local_addr().ok()?.ip())
+    };
+    probe().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+fn serving_certificate(pki: &Pki, args: &UpArgs, server: &Server, address: IpAddr, node: &str) -> anyhow::Result<Leaf> {
+    let domain = &args.cluster_domain;
+    let mut names = vec![
+        "localhost".to_owned(),
+        node.to_owned(),
+        "kubernetes".into(),
+        "kubernetes.default".into(),
+        "kubernetes.default.svc".into(),
+        format!("kubernetes.default.svc.{domain}"),
+    ];
+    let mut addresses = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), address, server.inner().addresses.first()];
+    for san in &args.tls_san {
+        match san.parse() {
+            Ok(ip) => addresses.push(ip),
+            Err(_) => names.push(san.clone()),
+        }
+    }
+    Ok(pki.cluster.server("kube-apiserver", &names, &addresses)?)
+}
+
+/// One file per identity, so that each component can run as a process of its own.
+fn write_kubeconfigs(args: &UpArgs, pki: &Pki, url: &str, node: &str) -> anyhow::Result<()> {
+    let dir = args.data_dir.join("kubeconfig");
+    make_private(&dir)?;
+    let node_user = format!("system:node:{node}");
+    let identities: [(&str, &str, &[&str]); 5] = [
+        ("admin", "kubernetes-admin", &["system:masters"]),
+        ("controller-manager", "system:kube-controller-manager", &[]),
+        ("scheduler", "system:kube-scheduler", &[]),
+        ("kubelet", &node_user, &["system:nodes"]),
+        ("proxy", "system:kube-proxy", &[]),
+    ];
+    for (file, user, groups) in identities {
+        let leaf = pki.cluster.client(user, groups)?;
+        let text = kubeconfig::render(&args.context, url, &pki.cluster.cert, &leaf);
+        kubeconfig::write(&dir.join(format!("{file}.yaml")), &text)?;
+    }
+    Ok(())
+}
+
+/// Stops what `up` left: containers, links, rules, mounts; with `--purge` the data too.
+pub(crate) async fn down(args: DownArgs) -> anyhow::Result<()> {
+    let store = args.data_dir.join("store");
+    if store.exists() {
+        match Embedded::open(&store, Options::default()) {
+            Ok(s) => s.close(),
+            Err(e) => bail!("the cluster still runs ({e}): stop `skiff up` first, for example with hack/down.sh"),
+        }
+    }
+    components::cleanup(&args).await?;
+    let file = kubeconfig_path(args.kubeconfig.clone())?;
+    kubeconfig::remove(&file, &args.context)?;
+    if args.purge && args.data_dir.exists() {
+        std::fs::remove_dir_all(&args.data_dir).with_context(|| {
+            format!("cannot delete {}: is something still mounted below it?", args.data_dir.display())
+        })?;
+    }
+    println!("skiff: down{}", if args.purge { ", data deleted" } else { "; data kept (delete it with --purge)" });
+    Ok(())
+}
