@@ -9,6 +9,8 @@
 //! Why this shape: the runtime's labels are the node's only memory. A restarted agent lists what runs, adopts it and
 //! restarts nothing, so there is no state file that could disagree with the engine.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

@@ -21,6 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 struct Node {
     fake: Fake,
     config: Config,
+    pki: fake::front::Pki,
     shutdown: CancellationToken,
     agent: Option<tokio::task::JoinHandle<anyhow::Result<()>>>,
     _dir: tempfile::TempDir,
@@ -85,12 +86,12 @@ impl Node {
         config.bridge = format!("skt{number}");
         config.pod_cidr = format!("10.250.{number}.0/24").parse().unwrap();
         config.cluster_cidr = Some(config.pod_cidr);
-        config.listen = ([127, 0, 0, 1], 0).into();
-        let ca = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
-        config.cert_pem = ca.cert.pem();
-        config.key_pem = ca.signing_key.serialize_pem();
-        config.client_ca_pem = ca.cert.pem();
-        let mut node = Self { fake, config, shutdown: CancellationToken::new(), agent: None, _dir: dir };
+        // A port that is free now; the agent binds it a moment later.
+        config.listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let pki = fake::front::pki();
+        (config.cert_pem, config.key_pem) = pki.server.clone();
+        config.client_ca_pem = pki.ca.clone();
+        let mut node = Self { fake, config, pki, shutdown: CancellationToken::new(), agent: None, _dir: dir };
         node.run();
         node
     }
@@ -430,4 +431,93 @@ async fn what_cannot_start_says_why() {
     let greedy = node.phase("greedy", "Failed").await;
     assert_eq!(greedy["status"]["reason"], "OutOfcpu");
     node.finish().await;
+}
+
+/// Runs stock kubectl; answers exit code, output and errors.
+async fn kubectl(server: std::net::SocketAddr, websockets: bool, args: &[&str], input: &str) -> (i32, String, String) {
+    use tokio::io::AsyncWriteExt;
+    let mut child = tokio::process::Command::new("kubectl")
+        .args(["--server", &format!("http://{server}"), "--kubeconfig", "/dev/null"])
+        .args(args)
+        .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets.to_string())
+        .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets.to_string())
+        .env("HOME", "/nonexistent")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).await.unwrap();
+    drop(stdin);
+    let output = tokio::time::timeout(DEADLINE, child.wait_with_output()).await.expect("kubectl hangs").unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stock_kubectl_reads_logs_and_runs_commands() {
+    if !engine() || std::process::Command::new("kubectl").arg("help").output().is_err() {
+        return;
+    }
+    let node = Node::start(7);
+    node.create("shell", json!({"terminationGracePeriodSeconds": 1, "containers": [{"name": "a", "command":
+        sh("echo one; echo two; echo three >&2; echo page > /tmp/index.html; httpd -p 8080 -h /tmp; exec sleep 1000")}]}));
+    node.ready("shell").await;
+    let front = fake::front::front(node.fake.clone(), node.config.listen, &node.pki).await;
+    for websockets in [true, false] {
+        let run = async |args: &[&str], input: &str| kubectl(front, websockets, args, input).await;
+        let (code, out, err) = run(&["exec", "shell", "--", "echo", "hello world"], "").await;
+        assert_eq!((code, out.as_str()), (0, "hello world\n"), "{err}");
+        let (code, out, err) = run(&["exec", "shell", "--", "sh", "-c", "echo out; echo err >&2; exit 7"], "").await;
+        assert_eq!((code, out.as_str()), (7, "out\n"), "{err}");
+        assert!(err.starts_with("err\n"), "{err}");
+        let (code, out, err) = run(&["exec", "-i", "shell", "--", "wc", "-c"], &"x".repeat(200_000)).await;
+        assert_eq!((code, out.trim()), (0, "200000"), "{err}");
+        let (code, out, err) =
+            run(&["exec", "shell", "--", "sh", "-c", "head -c 300000 /dev/zero | tr '\\0' y"], "").await;
+        assert_eq!((code, out.len()), (0, 300_000), "{err}");
+        let (code, _, err) = run(&["exec", "shell", "--", "/no/such"], "").await;
+        assert_ne!(code, 0, "{err}");
+        port_forward(front, websockets).await;
+    }
+    let (code, out, err) = kubectl(front, true, &["logs", "shell"], "").await;
+    assert_eq!((code, out.lines().count()), (0, 3), "{out}{err}");
+    let (_, out, _) = kubectl(front, true, &["logs", "shell", "--tail=1", "--timestamps"], "").await;
+    assert!(out.starts_with("20") && out.lines().count() == 1, "{out}");
+    let (_, out, _) = kubectl(front, true, &["logs", "shell", "--limit-bytes=5"], "").await;
+    assert_eq!(out.len(), 5);
+    let (code, ..) = kubectl(front, true, &["logs", "shell", "--previous"], "").await;
+    assert_ne!(code, 0, "there is no previous container");
+    node.finish().await;
+}
+
+async fn port_forward(front: std::net::SocketAddr, websockets: bool) {
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+    let mut child = tokio::process::Command::new("kubectl")
+        .args(["--server", &format!("http://{front}"), "--kubeconfig", "/dev/null", "port-forward", "shell", ":8080"])
+        .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets.to_string())
+        .env("HOME", "/nonexistent")
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let first = tokio::time::timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap();
+    let Some(first) = first else {
+        let output = child.wait_with_output().await.unwrap();
+        panic!("no forwarding: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    // "Forwarding from 127.0.0.1:40123 -> 8080"
+    let address = first.split(' ').nth(2).unwrap().to_string();
+    for _ in 0..3 {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer)).await.expect("port-forward hangs").unwrap();
+        assert!(answer.ends_with("page\n"), "websockets={websockets}: {answer:?}");
+    }
+    child.kill().await.unwrap();
 }

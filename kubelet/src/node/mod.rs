@@ -240,7 +240,6 @@ impl NodeAgent {
                         renew_time: Some(now),
                         ..Default::default()
                     }),
-                    ..Default::default()
                 };
                 leases.create(&PostParams::default(), &lease).await.map(drop)
             }
@@ -309,7 +308,7 @@ impl NodeAgent {
             ];
             pairs.into_iter().map(|(k, v)| (k.to_string(), Quantity(v))).collect::<BTreeMap<_, _>>()
         };
-        let cpu_text = if capacity.millicpu % 1000 == 0 {
+        let cpu_text = if capacity.millicpu.is_multiple_of(1000) {
             (capacity.millicpu / 1000).to_string()
         } else {
             format!("{}m", capacity.millicpu)

@@ -11,21 +11,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container as Spec, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 use tokio::sync::{Notify, watch};
 
+use super::Shared;
 use super::backoff::Backoff;
-use super::config::{self, Context};
-use super::images::{Fetch, Pulls};
-use super::plan::{self, Kill, Observed, Start};
+use super::config;
+use super::images::Pulls;
+use super::plan::{self, Observed};
 use super::spec::{self, Role};
-use super::status::{self, Health, Verdict, View, Waiting};
-use super::{Shared, hooks};
+use super::status::{self, Health, Verdict, Waiting};
 use crate::events::Kind as EventKind;
 use crate::net::HostPort;
 use crate::pod::fields::Facts;
 use crate::probes::{Probes, Target};
-use crate::runtime::{Container, ContainerConfig, Error as RuntimeError, LogOptions, State, label};
+use crate::runtime::{Container, Error as RuntimeError, State, label};
+
+mod containers;
+mod report;
 
 /// A worker looks at its pod at least this often, should a wake-up be lost.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -33,14 +36,6 @@ const RESYNC: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(2);
 /// Longest wait after repeated failures of one kind.
 const RETRY_MAX: Duration = Duration::from_secs(60);
-/// A container that cannot be configured is tried again this often; a change of what it refers to wakes it earlier.
-const CONFIG_RETRY: Duration = Duration::from_secs(5);
-/// Grace given to stop hooks when the grace period is used up.
-const MINIMUM_GRACE: Duration = Duration::from_secs(2);
-/// Bytes of a termination message that are kept, and of log kept in its place.
-const MAX_MESSAGE: usize = 4096;
-const MAX_LOG_MESSAGE: usize = 2048;
-const MAX_LOG_LINES: u64 = 80;
 
 /// What the API wants of a pod.
 #[derive(Clone, Debug)]
@@ -172,8 +167,6 @@ impl Worker {
             if let Next::After(delay) = next
                 && self.stage != Stage::Gone
             {
-                let mut changes = self.desired.clone();
-                changes.mark_unchanged();
                 tokio::select! {
                     () = self.wake.notified() => {}
                     changed = self.desired.changed() => if changed.is_err() {
@@ -211,7 +204,7 @@ impl Worker {
 
     /// Takes the newest object, unless our own last write is newer.
     fn take_latest(&mut self) {
-        let latest = self.desired.borrow().pod.clone();
+        let latest = self.desired.borrow_and_update().pod.clone();
         let version = |pod: &Pod| pod.metadata.resource_version.as_deref().and_then(|v| v.parse::<u64>().ok());
         if version(&latest) >= version(&self.pod) {
             self.pod = latest;
@@ -450,211 +443,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Starts one container. `Some` delay: not now.
-    async fn start(
-        &mut self,
-        snapshot: &Snapshot,
-        sandbox: &str,
-        start: &Start,
-    ) -> Result<Option<Duration>, anyhow::Error> {
-        let Start { role, container, attempt, previous, leftover } = start;
-        let name = &container.name;
-        let field = spec::field_path(*role, name);
-        let now = Instant::now();
-        if let Some(previous) = previous {
-            let ended = previous.finished.unwrap_or_else(Timestamp::now);
-            let ago = Timestamp::now().duration_since(ended).unsigned_abs();
-            let failed = now.checked_sub(ago).unwrap_or(now);
-            let backoff = self.crashes.entry(name.clone()).or_default();
-            if let Some(left) = backoff.remaining(failed, now) {
-                let about = spec::full_name(&self.pod);
-                let message = format!("Back-off restarting failed container {name} in pod {about}");
-                self.shared.recorder.pod(&self.pod, Some(field), EventKind::Warning, "BackOff", message);
-                let delay = backoff.delay().as_secs();
-                let mut text = format!("{}m{}s", delay / 60, delay % 60);
-                if delay < 60 {
-                    text = format!("{delay}s");
-                }
-                let message = format!("back-off {text} restarting failed container={name} pod={about}");
-                self.waiting.insert(name.clone(), Waiting { reason: "CrashLoopBackOff".into(), message });
-                return Ok(Some(left));
-            }
-        }
-        if let Some(leftover) = leftover {
-            self.shared.runtime.remove(leftover).await?;
-        }
-        let shared = self.shared.clone();
-        let fetch = Fetch { runtime: &*shared.runtime, recorder: &shared.recorder, sources: &shared.sources };
-        let image = match fetch.ensure(&mut self.pulls, &self.pod, &field, container).await {
-            Ok(image) => image,
-            Err(waiting) => {
-                let retry = self.pulls.next_try(Instant::now()).unwrap_or(CONFIG_RETRY);
-                self.fail(&field, name, waiting);
-                return Ok(Some(retry));
-            }
-        };
-        let facts = Facts { pod_ip: self.pod_ip(), ..self.facts() };
-        let context = Context {
-            config: &shared.config,
-            pod: &self.pod,
-            facts: &facts,
-            sources: &shared.sources,
-            volumes: &shared.volumes,
-            sandbox,
-        };
-        let made = match config::container(&context, container, &image, *attempt).await {
-            Ok(made) => made,
-            Err(error) => {
-                self.fail(&field, name, Waiting { reason: error.reason.into(), message: error.message });
-                return Ok(Some(CONFIG_RETRY));
-            }
-        };
-        let failed = self.create_and_start(snapshot, &field, *role, container, &made).await?;
-        // Dead attempts older than the last one serve nobody: `logs --previous` reads one back.
-        for old in
-            status::attempts(&snapshot.containers, name).into_iter().filter(|c| c.state != State::Running).skip(1)
-        {
-            shared.runtime.remove(&old.id).await?;
-        }
-        if previous.is_some() {
-            let backoff = self.crashes.entry(name.clone()).or_default();
-            backoff.tried(now, now);
-        }
-        match failed {
-            Some(waiting) => {
-                self.fail(&field, name, waiting);
-                Ok(Some(CONFIG_RETRY))
-            }
-            None => {
-                self.waiting.remove(name);
-                Ok(None)
-            }
-        }
-    }
-
-    async fn create_and_start(
-        &mut self,
-        snapshot: &Snapshot,
-        field: &str,
-        role: Role,
-        container: &Spec,
-        made: &ContainerConfig,
-    ) -> Result<Option<Waiting>, anyhow::Error> {
-        let shared = self.shared.clone();
-        let event = |kind, reason: &str, message: &str| {
-            shared.recorder.pod(&self.pod, Some(field.to_string()), kind, reason, message)
-        };
-        let turn = shared.starts.acquire().await?;
-        let id = match shared.runtime.create_container(made).await {
-            Ok(id) => id,
-            Err(error @ (RuntimeError::Unavailable(_) | RuntimeError::Timeout(_))) => return Err(error.into()),
-            // An earlier step that was cut short made it; the next look finds it as a leftover.
-            Err(RuntimeError::Conflict(message)) if message.contains("is already in use") => return Ok(None),
-            Err(error) => {
-                return Ok(Some(Waiting { reason: "CreateContainerError".into(), message: error.to_string() }));
-            }
-        };
-        event(EventKind::Normal, "Created", "Container created");
-        if let Err(error) = shared.runtime.start(&id).await {
-            if matches!(error, RuntimeError::Unavailable(_) | RuntimeError::Timeout(_)) {
-                return Err(error.into());
-            }
-            return Ok(Some(Waiting { reason: "RunContainerError".into(), message: error.to_string() }));
-        }
-        drop(turn);
-        event(EventKind::Normal, "Started", "Container started");
-        self.resources.insert(id.clone(), made.labels.get(label::RESOURCES).cloned().unwrap_or_default());
-        let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.clone()) else { return Ok(None) };
-        if let Err(error) = hooks::run(&*shared.runtime, &id, container, &hook, self.pod_ip()).await {
-            let message = format!("PostStartHook failed: {error}");
-            event(EventKind::Warning, "FailedPostStartHook", &message);
-            let kill =
-                Kill { container: (role, container.clone()), id, message: "FailedPostStartHook".into(), grace: None };
-            self.kill(&kill).await;
-            let _ = snapshot;
-            return Ok(Some(Waiting { reason: "PostStartHookError".into(), message }));
-        }
-        Ok(None)
-    }
-
-    /// Notes why a container cannot be started.
-    fn fail(&mut self, field: &str, name: &str, waiting: Waiting) {
-        let message = match waiting.reason.as_str() {
-            "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError" => {
-                format!("Error: {}", waiting.reason)
-            }
-            _ => format!("Error: {}", waiting.message),
-        };
-        self.shared.recorder.pod(&self.pod, Some(field.into()), EventKind::Warning, "Failed", message);
-        self.waiting.insert(name.into(), waiting);
-    }
-
-    /// Brings running containers' limits to what the spec says now.
-    async fn resize(&mut self, snapshot: &Snapshot) {
-        for (_, container) in spec::containers(&self.pod) {
-            let attempts = status::attempts(&snapshot.containers, &container.name);
-            let Some(running) = attempts.first().filter(|c| c.state == State::Running) else { continue };
-            let (shares, quota, memory) = config::resources(&container);
-            let wanted = format!("{shares}/{quota}/{memory}");
-            let applied =
-                self.resources.get(&running.id).cloned().unwrap_or_else(|| running.label(label::RESOURCES).into());
-            if applied == wanted || applied.is_empty() {
-                continue;
-            }
-            match self.shared.runtime.update_resources(&running.id, shares, quota, memory).await {
-                Ok(()) => drop(self.resources.insert(running.id.clone(), wanted)),
-                Err(error) => tracing::warn!(%error, container = container.name, "resize failed"),
-            }
-        }
-    }
-
-    /// Ends one container: event, stop hook, signal, grace, kill.
-    async fn kill(&self, kill: &Kill) {
-        let (role, container) = &kill.container;
-        let field = spec::field_path(*role, &container.name);
-        self.shared.recorder.pod(&self.pod, Some(field), EventKind::Normal, "Killing", kill.message.clone());
-        let grace = kill.grace.unwrap_or_else(|| spec::grace(&self.pod)).max(0) as u64;
-        self.end(&kill.id, container, Instant::now() + Duration::from_secs(grace), true).await;
-    }
-
-    /// Stop hook, signal, wait, kill. Errors are for the next look.
-    async fn end(&self, id: &str, container: &Spec, deadline: Instant, hook: bool) {
-        let runtime = &*self.shared.runtime;
-        let hook = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()).filter(|_| hook);
-        let mut deadline = deadline;
-        if let Some(handler) = hook
-            && deadline > Instant::now()
-        {
-            let run = hooks::run(runtime, id, container, handler, self.pod_ip());
-            let failure = match tokio::time::timeout_at(deadline.into(), run).await {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(format!("PreStopHook failed: {error}")),
-                Err(_) => Some("PreStopHook did not complete in the grace period".into()),
-            };
-            if let Some(message) = failure {
-                self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "FailedPreStopHook", message);
-            }
-            deadline = deadline.max(Instant::now() + MINIMUM_GRACE);
-        }
-        if deadline > Instant::now() {
-            if let Err(error) = runtime.terminate(id).await {
-                tracing::warn!(%error, id, "stop signal failed");
-            }
-            match tokio::time::timeout_at(deadline.into(), runtime.wait(id)).await {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => tracing::debug!(%error, id, "waiting for a container failed"),
-                Err(_) => {}
-            }
-        }
-        if let Err(error) = runtime.kill(id).await {
-            tracing::warn!(%error, id, "kill failed");
-            return;
-        }
-        if tokio::time::timeout(MINIMUM_GRACE * 5, runtime.wait(id)).await.is_err() {
-            tracing::warn!(id, "container survives its kill");
-        }
-    }
-
     /// Ends everything: containers at once, then sidecars from the last to the first.
     async fn stop(&mut self, since: Instant) -> Result<Next, anyhow::Error> {
         let snapshot = self.observe().await?;
@@ -753,77 +541,6 @@ impl Worker {
         }
         self.stage = Stage::Gone;
         Ok(Next::Now)
-    }
-
-    /// Writes the status if it differs from what the API has. Failure is remembered, not raised: the pod's containers
-    /// must not wait for the API.
-    async fn publish(&mut self, snapshot: &Snapshot, stopping: bool) {
-        if self.desired.borrow().gone {
-            return;
-        }
-        let ready = snapshot.sandbox().is_some_and(|s| self.attached.as_ref() == Some(&s.id));
-        let health = self.probes.health();
-        let view = View {
-            pod: &self.pod,
-            containers: &snapshot.containers,
-            sandbox_ready: ready,
-            pod_ip: if ready { self.pod_ip() } else { None },
-            host_ip: self.shared.config.node_ip,
-            waiting: &self.waiting,
-            health: &health,
-            messages: &self.messages,
-            verdict: self.verdict.as_ref(),
-            stopping,
-            now: Timestamp::now(),
-        };
-        let new = status::compute(&view);
-        let old = self.pod.status.clone().unwrap_or_default();
-        self.write_status(&old, &new).await;
-    }
-
-    async fn write_status(&mut self, old: &PodStatus, new: &PodStatus) {
-        let Some(patch) = status::patch(&self.pod, old, new) else {
-            self.stale_status = false;
-            return;
-        };
-        match self.shared.patch_status(&self.pod, &patch).await {
-            Ok(Some(pod)) => {
-                self.pod = Arc::new(pod);
-                self.stale_status = false;
-            }
-            // The object is gone or another one has its name: the watch will say so.
-            Ok(None) => self.stale_status = false,
-            Err(error) => {
-                tracing::debug!(pod = %spec::full_name(&self.pod), %error, "status was not taken");
-                self.stale_status = true;
-            }
-        }
-    }
-
-    /// What a container left as its last words.
-    async fn termination_message(&self, container: &Container) -> String {
-        let name = container.label(label::CONTAINER_NAME);
-        let all = spec::containers(&self.pod);
-        let spec = all.iter().map(|(_, c)| c).find(|c| c.name == name);
-        let file = config::termination_file(&self.shared.volumes, &self.uid, name, container.attempt());
-        let text = tokio::fs::read(&file).await.unwrap_or_default();
-        if !text.is_empty() {
-            return String::from_utf8_lossy(&text[..text.len().min(MAX_MESSAGE)]).into_owned();
-        }
-        let fallback = spec.and_then(|c| c.termination_message_policy.as_deref()) == Some("FallbackToLogsOnError");
-        if !fallback || container.exit_code == 0 {
-            return container.error.clone();
-        }
-        let options = LogOptions { tail: Some(MAX_LOG_LINES), stdout: true, stderr: true, ..Default::default() };
-        let Ok(mut lines) = self.shared.runtime.logs(&container.id, &options).await else { return String::new() };
-        let mut log = Vec::new();
-        while let Some(Ok((_, line))) = futures::StreamExt::next(&mut lines).await {
-            // Each line begins with its time.
-            let start = line.iter().position(|b| *b == b' ').map_or(0, |at| at + 1);
-            log.extend_from_slice(&line[start..]);
-        }
-        let start = log.len().saturating_sub(MAX_LOG_MESSAGE);
-        String::from_utf8_lossy(&log[start..]).into_owned()
     }
 }
 

@@ -133,7 +133,7 @@ fn stream(server: &Arc<Server>, target: Target, wanted: Wanted, mut request: Req
     }
     let upgrade = match Upgrade::of(&mut request) {
         Ok(upgrade) => upgrade,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let wire = upgrade.wire;
     let protocol = match (wire, upgrade.offers.is_empty()) {

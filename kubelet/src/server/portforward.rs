@@ -61,7 +61,7 @@ pub(crate) async fn serve(
         .collect();
     let upgrade = match Upgrade::of(&mut request) {
         Ok(upgrade) => upgrade,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let form = match (upgrade.wire, upgrade.offers.is_empty()) {
         (Wire::Spdy, true) => Some(PROTOCOL.to_string()),

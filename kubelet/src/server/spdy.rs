@@ -105,15 +105,21 @@ where
     let writing = tokio::spawn(write_frames(write, frames));
     let result = tokio::select! {
         result = read_frames(read, out, opened.clone()) => result,
-        // Once the server dropped the receiver and all streams, the writer ends by itself.
-        () = async { opened.closed().await; while weak.upgrade().is_some_and(|o| o.strong_count() > 1) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        } } => Ok(()),
+        () = unused(&opened, weak) => Ok(()),
     };
     // What was sent before the end still goes out.
     match tokio::time::timeout(WRITE_TIMEOUT, writing).await {
         Ok(Ok(written)) => written.and(result),
         _ => result,
+    }
+}
+
+/// Returns once the server dropped the receiver of new streams and all streams.
+async fn unused(opened: &mpsc::Sender<Stream>, out: mpsc::WeakSender<Out>) {
+    opened.closed().await;
+    // The reader holds one, and so does the look itself.
+    while out.upgrade().is_some_and(|o| o.strong_count() > 2) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

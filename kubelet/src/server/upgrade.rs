@@ -34,17 +34,17 @@ pub(crate) struct Upgrade {
 
 impl Upgrade {
     /// Reads the request's head. The error is the answer to give.
-    pub(crate) fn of(request: &mut Request<Incoming>) -> Result<Self, Response<Body>> {
+    pub(crate) fn of(request: &mut Request<Incoming>) -> Result<Self, Box<Response<Body>>> {
         let headers = request.headers();
         let wanted = list(headers, "upgrade");
         let wire = match wanted.first().map(|w| w.to_lowercase()).as_deref() {
             Some("websocket") => Wire::WebSocket,
             Some("spdy/3.1") => Wire::Spdy,
             _ => {
-                return Err(text(
+                return Err(Box::new(text(
                     StatusCode::BAD_REQUEST,
                     "you must specify at least one of SPDY/3.1 or websocket in the Upgrade header\n",
-                ));
+                )));
             }
         };
         let offers = match wire {
@@ -53,7 +53,7 @@ impl Upgrade {
         };
         let key = headers.get("sec-websocket-key").cloned();
         if wire == Wire::WebSocket && key.is_none() {
-            return Err(text(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing\n"));
+            return Err(Box::new(text(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing\n")));
         }
         Ok(Self { wire, offers, key, on: hyper::upgrade::on(request) })
     }

@@ -115,14 +115,13 @@ pub(crate) async fn tunnel(raw: Raw) -> DuplexStream {
     let (mut read, mut write) = tokio::io::split(far);
     tokio::spawn(async move {
         while let Some(Ok(message)) = stream.next().await {
-            match message {
-                Message::Binary(bytes) => {
-                    if write.write_all(&bytes).await.is_err() {
-                        break;
-                    }
-                }
+            let written = match message {
+                Message::Binary(bytes) => write.write_all(&bytes).await,
                 Message::Close(_) => break,
-                _ => {}
+                _ => Ok(()),
+            };
+            if written.is_err() {
+                break;
             }
         }
         // The end of the tunnel is the end of the connection inside; an error means it ended already.

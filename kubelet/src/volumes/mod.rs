@@ -7,7 +7,7 @@
 //! Limits: emptyDir, hostPath, configMap, secret, downwardAPI, projected, and claims bound to hostPath or local
 //! volumes. Anything else is refused with an event.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -17,21 +17,27 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, HostPathVolumeSource, KeyToPath, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
+    ConfigMap, HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
     ServiceAccountTokenProjection, Volume,
 };
 use kube::Api;
 use kube::api::PostParams;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 
 use crate::Config;
 use crate::pod::fields::{self, Facts};
 use crate::pod::spec;
 use crate::source::{Key, Sources};
-use atomic::{File, Payload};
+use atomic::Payload;
 
 pub mod atomic;
+mod files;
+mod mounts;
 pub mod subpath;
+
+use files::{add, config_map_files, restrict_token, secret_files};
+use mounts::remove_tree;
+pub use mounts::{is_mounted, unmount_below};
 
 /// A token request that takes longer failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -417,89 +423,6 @@ fn plugin(volume: &Volume) -> &'static str {
     }
 }
 
-fn add(files: &mut Payload, path: &str, data: Vec<u8>, mode: i32) {
-    files.insert(path.into(), File { data, mode: mode as u32 & 0o777, uid: None, gid: None });
-}
-
-/// A token is readable for the pod's user alone: by group when there is a volume group, by owner when all containers
-/// run as one user, else by all.
-fn restrict_token(pod: &Pod, file: &mut File, fs_group: Option<u32>) {
-    let pod_user = spec::spec(pod).security_context.as_ref().and_then(|s| s.run_as_user);
-    let mut users =
-        spec::containers(pod).into_iter().map(|(_, c)| c.security_context.and_then(|s| s.run_as_user).or(pod_user));
-    let first = users.next().flatten();
-    let one_user = first.filter(|user| users.all(|u| u == Some(*user)));
-    if fs_group.is_some() {
-        file.mode = 0o600;
-    } else if let Some(user) = one_user {
-        file.mode = 0o600;
-        file.uid = Some(user as u32);
-    }
-}
-
-fn pick(
-    files: &mut Payload,
-    all: BTreeMap<String, Vec<u8>>,
-    items: Option<&[KeyToPath]>,
-    mode: i32,
-    missing: impl Fn(&str) -> Option<String>,
-) -> Result<(), String> {
-    let Some(items) = items.filter(|i| !i.is_empty()) else {
-        all.into_iter().for_each(|(path, data)| add(files, &path, data, mode));
-        return Ok(());
-    };
-    for item in items {
-        match all.get(&item.key) {
-            Some(data) => {
-                add(files, &item.path, data.clone(), item.mode.unwrap_or(mode));
-                if let Some(file) = files.get_mut(&item.path) {
-                    file.uid = item.user.and_then(|u| u32::try_from(u).ok());
-                }
-            }
-            None => {
-                if let Some(error) = missing(&item.key) {
-                    return Err(error);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn config_map_files(
-    files: &mut Payload,
-    found: Option<&ConfigMap>,
-    name: &str,
-    items: Option<&[KeyToPath]>,
-    mode: i32,
-    optional: bool,
-) -> Result<(), String> {
-    let text = found.and_then(|c| c.data.as_ref()).into_iter().flatten();
-    let binary = found.and_then(|c| c.binary_data.as_ref()).into_iter().flatten();
-    let all = text
-        .map(|(k, v)| (k.clone(), v.clone().into_bytes()))
-        .chain(binary.map(|(k, v)| (k.clone(), v.0.clone())))
-        .collect();
-    pick(files, all, items, mode, |key| {
-        (!optional).then(|| format!("configmap {name:?} references non-existent config key: {key}"))
-    })
-}
-
-fn secret_files(
-    files: &mut Payload,
-    found: Option<&Secret>,
-    name: &str,
-    items: Option<&[KeyToPath]>,
-    mode: i32,
-    optional: bool,
-) -> Result<(), String> {
-    let data = found.and_then(|s| s.data.as_ref()).into_iter().flatten();
-    let all = data.map(|(k, v)| (k.clone(), v.0.clone())).collect();
-    pick(files, all, items, mode, |key| {
-        (!optional).then(|| format!("secret {name:?} references non-existent secret key: {key}"))
-    })
-}
-
 /// Checks a hostPath against its declared type, making what may be made.
 fn host_path(host: &HostPathVolumeSource) -> Result<(), String> {
     let path = Path::new(&host.path);
@@ -563,73 +486,6 @@ fn own(path: &Path, group: Option<u32>) -> Result<(), String> {
         .map_err(|e| e.to_string())
 }
 
-/// Whether something is mounted exactly at `path`.
-pub fn is_mounted(path: &Path) -> io::Result<bool> {
-    let path = path.canonicalize().unwrap_or_else(|_| path.into());
-    Ok(mounts_below(&path)?.contains(&path))
-}
-
-/// Unmounts everything at and below a directory.
-pub async fn unmount_below(root: &Path) -> io::Result<()> {
-    let root = root.to_path_buf();
-    tokio::task::spawn_blocking(move || {
-        let Ok(root) = root.canonicalize() else { return Ok(()) };
-        let mut mounts = mounts_below(&root)?;
-        // The deepest first.
-        mounts.sort_by_key(|m| std::cmp::Reverse(m.as_os_str().len()));
-        for mounted in mounts {
-            match umount2(&mounted, MntFlags::MNT_DETACH) {
-                Ok(()) | Err(nix::errno::Errno::EINVAL) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    })
-    .await
-    .map_err(io::Error::other)?
-}
-
-/// Removes a tree that must have no mounts in it: a mount left behind would lose its content otherwise.
-async fn remove_tree(path: &Path) -> io::Result<()> {
-    let path = path.to_path_buf();
-    tokio::task::spawn_blocking(move || {
-        let Ok(real) = path.canonicalize() else { return Ok(()) };
-        if !mounts_below(&real)?.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "something is still mounted"));
-        }
-        std::fs::remove_dir_all(real)
-    })
-    .await
-    .map_err(io::Error::other)?
-}
-
-fn mounts_below(root: &Path) -> io::Result<Vec<PathBuf>> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
-    Ok(points.filter(|p| p.starts_with(root)).collect())
-}
-
-/// Undoes the kernel's octal escapes in mount points.
-fn unescape(text: &str) -> PathBuf {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        match rest.get(at + 1..at + 4).and_then(|o| u8::from_str_radix(o, 8).ok()) {
-            Some(byte) => {
-                out.push(byte as char);
-                rest = &rest[at + 4..];
-            }
-            None => {
-                out.push('\\');
-                rest = &rest[at + 1..];
-            }
-        }
-    }
-    out.push_str(rest);
-    out.into()
-}
-
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(e.to_string()))
 }
@@ -637,19 +493,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn items_and_optional_keys() {
-        let map: ConfigMap = serde_json::from_value(serde_json::json!({"data": {"a": "1", "b": "2"}})).unwrap();
-        let item = |key: &str, mode| KeyToPath { key: key.into(), path: format!("d/{key}"), mode, user: None };
-        let mut files = Payload::new();
-        config_map_files(&mut files, Some(&map), "m", Some(&[item("a", Some(0o400))]), 0o644, false).unwrap();
-        assert_eq!(files.keys().collect::<Vec<_>>(), ["d/a"]);
-        assert_eq!(files["d/a"].mode, 0o400);
-        let missing = config_map_files(&mut files, Some(&map), "m", Some(&[item("z", None)]), 0o644, false);
-        assert_eq!(missing.unwrap_err(), "configmap \"m\" references non-existent config key: z");
-        config_map_files(&mut files, None, "m", Some(&[item("z", None)]), 0o644, true).unwrap();
-    }
 
     #[test]
     fn host_path_types() {
@@ -668,10 +511,5 @@ mod tests {
         assert!(check("f", "File").is_ok());
         assert!(check("f", "Socket").is_err());
         assert!(check("f", "Nonsense").is_err());
-    }
-
-    #[test]
-    fn mount_points_are_unescaped() {
-        assert_eq!(unescape("/a\\040b\\134c"), PathBuf::from("/a b\\c"));
     }
 }

@@ -1,6 +1,8 @@
 //! A small API server in memory: enough of the wire for the agent, and nothing more. JSON only, no schema, no
 //! authorisation; merge patches stand in for strategic ones except for lists of conditions.
 
+pub(crate) mod front;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -83,9 +85,12 @@ impl Fake {
         Some(object)
     }
 
-    async fn answer(&self, request: Request<Body>) -> Response<BoxBody<Bytes, Infallible>> {
+    async fn answer<B: hyper::body::Body<Data = Bytes>>(
+        &self,
+        request: Request<B>,
+    ) -> Response<BoxBody<Bytes, Infallible>> {
         let (parts, body) = request.into_parts();
-        let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        let body = body.collect().await.map_or_else(|_| Bytes::new(), |b| b.to_bytes());
         let segments: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
         // /api/v1/... or /apis/GROUP/VERSION/...
         let rest = if segments[0] == "api" { &segments[2..] } else { &segments[3..] };

@@ -1,0 +1,227 @@
+//! Starting, resizing and ending single containers.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Container as Spec;
+
+use super::{Snapshot, Worker};
+use crate::events::Kind as EventKind;
+use crate::pod::config::{self, Context};
+use crate::pod::fields::Facts;
+use crate::pod::hooks;
+use crate::pod::images::Fetch;
+use crate::pod::plan::{Kill, Start};
+use crate::pod::spec::{self, Role};
+use crate::pod::status::{self, Waiting};
+use crate::runtime::{ContainerConfig, Error as RuntimeError, State, label};
+
+/// A container that cannot be configured is tried again this often; a change of what it refers to wakes it earlier.
+const CONFIG_RETRY: Duration = Duration::from_secs(5);
+/// Grace given to stop hooks when the grace period is used up.
+const MINIMUM_GRACE: Duration = Duration::from_secs(2);
+
+impl Worker {
+    /// Starts one container. `Some` delay: not now.
+    pub(super) async fn start(
+        &mut self,
+        snapshot: &Snapshot,
+        sandbox: &str,
+        start: &Start,
+    ) -> Result<Option<Duration>, anyhow::Error> {
+        let Start { role, container, attempt, previous, leftover } = start;
+        let name = &container.name;
+        let field = spec::field_path(*role, name);
+        let now = Instant::now();
+        if let Some(previous) = previous {
+            let ended = previous.finished.unwrap_or_else(Timestamp::now);
+            let ago = Timestamp::now().duration_since(ended).unsigned_abs();
+            let failed = now.checked_sub(ago).unwrap_or(now);
+            let backoff = self.crashes.entry(name.clone()).or_default();
+            if let Some(left) = backoff.remaining(failed, now) {
+                let about = spec::full_name(&self.pod);
+                let message = format!("Back-off restarting failed container {name} in pod {about}");
+                self.shared.recorder.pod(&self.pod, Some(field), EventKind::Warning, "BackOff", message);
+                let delay = backoff.delay().as_secs();
+                let mut text = format!("{}m{}s", delay / 60, delay % 60);
+                if delay < 60 {
+                    text = format!("{delay}s");
+                }
+                let message = format!("back-off {text} restarting failed container={name} pod={about}");
+                self.waiting.insert(name.clone(), Waiting { reason: "CrashLoopBackOff".into(), message });
+                return Ok(Some(left));
+            }
+        }
+        if let Some(leftover) = leftover {
+            self.shared.runtime.remove(leftover).await?;
+        }
+        let shared = self.shared.clone();
+        let fetch = Fetch { runtime: &*shared.runtime, recorder: &shared.recorder, sources: &shared.sources };
+        let image = match fetch.ensure(&mut self.pulls, &self.pod, &field, container).await {
+            Ok(image) => image,
+            Err(waiting) => {
+                let retry = self.pulls.next_try(Instant::now()).unwrap_or(CONFIG_RETRY);
+                self.fail(&field, name, waiting);
+                return Ok(Some(retry));
+            }
+        };
+        let facts = Facts { pod_ip: self.pod_ip(), ..self.facts() };
+        let context = Context {
+            config: &shared.config,
+            pod: &self.pod,
+            facts: &facts,
+            sources: &shared.sources,
+            volumes: &shared.volumes,
+            sandbox,
+        };
+        let made = match config::container(&context, container, &image, *attempt).await {
+            Ok(made) => made,
+            Err(error) => {
+                self.fail(&field, name, Waiting { reason: error.reason.into(), message: error.message });
+                return Ok(Some(CONFIG_RETRY));
+            }
+        };
+        let failed = self.create_and_start(&field, *role, container, &made).await?;
+        // Dead attempts older than the last one serve nobody: `logs --previous` reads one back.
+        for old in
+            status::attempts(&snapshot.containers, name).into_iter().filter(|c| c.state != State::Running).skip(1)
+        {
+            shared.runtime.remove(&old.id).await?;
+        }
+        if previous.is_some() {
+            let backoff = self.crashes.entry(name.clone()).or_default();
+            backoff.tried(now, now);
+        }
+        match failed {
+            Some(waiting) => {
+                self.fail(&field, name, waiting);
+                Ok(Some(CONFIG_RETRY))
+            }
+            None => {
+                self.waiting.remove(name);
+                Ok(None)
+            }
+        }
+    }
+
+    pub(super) async fn create_and_start(
+        &mut self,
+        field: &str,
+        role: Role,
+        container: &Spec,
+        made: &ContainerConfig,
+    ) -> Result<Option<Waiting>, anyhow::Error> {
+        let shared = self.shared.clone();
+        let event = |kind, reason: &str, message: &str| {
+            shared.recorder.pod(&self.pod, Some(field.to_string()), kind, reason, message)
+        };
+        let turn = shared.starts.acquire().await?;
+        let id = match shared.runtime.create_container(made).await {
+            Ok(id) => id,
+            Err(error @ (RuntimeError::Unavailable(_) | RuntimeError::Timeout(_))) => return Err(error.into()),
+            // An earlier step that was cut short made it; the next look finds it as a leftover.
+            Err(RuntimeError::Conflict(message)) if message.contains("is already in use") => return Ok(None),
+            Err(error) => {
+                return Ok(Some(Waiting { reason: "CreateContainerError".into(), message: error.to_string() }));
+            }
+        };
+        event(EventKind::Normal, "Created", "Container created");
+        if let Err(error) = shared.runtime.start(&id).await {
+            if matches!(error, RuntimeError::Unavailable(_) | RuntimeError::Timeout(_)) {
+                return Err(error.into());
+            }
+            return Ok(Some(Waiting { reason: "RunContainerError".into(), message: error.to_string() }));
+        }
+        drop(turn);
+        event(EventKind::Normal, "Started", "Container started");
+        self.resources.insert(id.clone(), made.labels.get(label::RESOURCES).cloned().unwrap_or_default());
+        let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.clone()) else { return Ok(None) };
+        if let Err(error) = hooks::run(&*shared.runtime, &id, container, &hook, self.pod_ip()).await {
+            let message = format!("PostStartHook failed: {error}");
+            event(EventKind::Warning, "FailedPostStartHook", &message);
+            let kill =
+                Kill { container: (role, container.clone()), id, message: "FailedPostStartHook".into(), grace: None };
+            self.kill(&kill).await;
+            return Ok(Some(Waiting { reason: "PostStartHookError".into(), message }));
+        }
+        Ok(None)
+    }
+
+    /// Notes why a container cannot be started.
+    fn fail(&mut self, field: &str, name: &str, waiting: Waiting) {
+        let message = match waiting.reason.as_str() {
+            "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError" => {
+                format!("Error: {}", waiting.reason)
+            }
+            _ => format!("Error: {}", waiting.message),
+        };
+        self.shared.recorder.pod(&self.pod, Some(field.into()), EventKind::Warning, "Failed", message);
+        self.waiting.insert(name.into(), waiting);
+    }
+
+    /// Brings running containers' limits to what the spec says now.
+    pub(super) async fn resize(&mut self, snapshot: &Snapshot) {
+        for (_, container) in spec::containers(&self.pod) {
+            let attempts = status::attempts(&snapshot.containers, &container.name);
+            let Some(running) = attempts.first().filter(|c| c.state == State::Running) else { continue };
+            let (shares, quota, memory) = config::resources(&container);
+            let wanted = format!("{shares}/{quota}/{memory}");
+            let applied =
+                self.resources.get(&running.id).cloned().unwrap_or_else(|| running.label(label::RESOURCES).into());
+            if applied == wanted || applied.is_empty() {
+                continue;
+            }
+            match self.shared.runtime.update_resources(&running.id, shares, quota, memory).await {
+                Ok(()) => drop(self.resources.insert(running.id.clone(), wanted)),
+                Err(error) => tracing::warn!(%error, container = container.name, "resize failed"),
+            }
+        }
+    }
+
+    /// Ends one container: event, stop hook, signal, grace, kill.
+    pub(super) async fn kill(&self, kill: &Kill) {
+        let (role, container) = &kill.container;
+        let field = spec::field_path(*role, &container.name);
+        self.shared.recorder.pod(&self.pod, Some(field), EventKind::Normal, "Killing", kill.message.clone());
+        let grace = kill.grace.unwrap_or_else(|| spec::grace(&self.pod)).max(0) as u64;
+        self.end(&kill.id, container, Instant::now() + Duration::from_secs(grace), true).await;
+    }
+
+    /// Stop hook, signal, wait, kill. Errors are for the next look.
+    pub(super) async fn end(&self, id: &str, container: &Spec, deadline: Instant, hook: bool) {
+        let runtime = &*self.shared.runtime;
+        let hook = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()).filter(|_| hook);
+        let mut deadline = deadline;
+        if let Some(handler) = hook
+            && deadline > Instant::now()
+        {
+            let run = hooks::run(runtime, id, container, handler, self.pod_ip());
+            let failure = match tokio::time::timeout_at(deadline.into(), run).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(format!("PreStopHook failed: {error}")),
+                Err(_) => Some("PreStopHook did not complete in the grace period".into()),
+            };
+            if let Some(message) = failure {
+                self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "FailedPreStopHook", message);
+            }
+            deadline = deadline.max(Instant::now() + MINIMUM_GRACE);
+        }
+        if deadline > Instant::now() {
+            if let Err(error) = runtime.terminate(id).await {
+                tracing::warn!(%error, id, "stop signal failed");
+            }
+            match tokio::time::timeout_at(deadline.into(), runtime.wait(id)).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => tracing::debug!(%error, id, "waiting for a container failed"),
+                Err(_) => {}
+            }
+        }
+        if let Err(error) = runtime.kill(id).await {
+            tracing::warn!(%error, id, "kill failed");
+            return;
+        }
+        if tokio::time::timeout(MINIMUM_GRACE * 5, runtime.wait(id)).await.is_err() {
+            tracing::warn!(id, "container survives its kill");
+        }
+    }
+}

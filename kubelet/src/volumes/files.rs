@@ -1,0 +1,109 @@
+//! The files of ConfigMaps, Secrets and tokens.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ConfigMap, KeyToPath, Pod, Secret};
+
+use super::atomic::{File, Payload};
+use crate::pod::spec;
+
+pub(super) fn add(files: &mut Payload, path: &str, data: Vec<u8>, mode: i32) {
+    files.insert(path.into(), File { data, mode: mode as u32 & 0o777, uid: None, gid: None });
+}
+
+/// A token is readable for the pod's user alone: by group when there is a volume group, by owner when all containers
+/// run as one user, else by all.
+pub(super) fn restrict_token(pod: &Pod, file: &mut File, fs_group: Option<u32>) {
+    let pod_user = spec::spec(pod).security_context.as_ref().and_then(|s| s.run_as_user);
+    let mut users =
+        spec::containers(pod).into_iter().map(|(_, c)| c.security_context.and_then(|s| s.run_as_user).or(pod_user));
+    let first = users.next().flatten();
+    let one_user = first.filter(|user| users.all(|u| u == Some(*user)));
+    if fs_group.is_some() {
+        file.mode = 0o600;
+    } else if let Some(user) = one_user {
+        file.mode = 0o600;
+        file.uid = Some(user as u32);
+    }
+}
+
+pub(super) fn pick(
+    files: &mut Payload,
+    all: BTreeMap<String, Vec<u8>>,
+    items: Option<&[KeyToPath]>,
+    mode: i32,
+    missing: impl Fn(&str) -> Option<String>,
+) -> Result<(), String> {
+    let Some(items) = items.filter(|i| !i.is_empty()) else {
+        all.into_iter().for_each(|(path, data)| add(files, &path, data, mode));
+        return Ok(());
+    };
+    for item in items {
+        match all.get(&item.key) {
+            Some(data) => {
+                add(files, &item.path, data.clone(), item.mode.unwrap_or(mode));
+                if let Some(file) = files.get_mut(&item.path) {
+                    file.uid = item.user.and_then(|u| u32::try_from(u).ok());
+                }
+            }
+            None => {
+                if let Some(error) = missing(&item.key) {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn config_map_files(
+    files: &mut Payload,
+    found: Option<&ConfigMap>,
+    name: &str,
+    items: Option<&[KeyToPath]>,
+    mode: i32,
+    optional: bool,
+) -> Result<(), String> {
+    let text = found.and_then(|c| c.data.as_ref()).into_iter().flatten();
+    let binary = found.and_then(|c| c.binary_data.as_ref()).into_iter().flatten();
+    let all = text
+        .map(|(k, v)| (k.clone(), v.clone().into_bytes()))
+        .chain(binary.map(|(k, v)| (k.clone(), v.0.clone())))
+        .collect();
+    pick(files, all, items, mode, |key| {
+        (!optional).then(|| format!("configmap {name:?} references non-existent config key: {key}"))
+    })
+}
+
+pub(super) fn secret_files(
+    files: &mut Payload,
+    found: Option<&Secret>,
+    name: &str,
+    items: Option<&[KeyToPath]>,
+    mode: i32,
+    optional: bool,
+) -> Result<(), String> {
+    let data = found.and_then(|s| s.data.as_ref()).into_iter().flatten();
+    let all = data.map(|(k, v)| (k.clone(), v.0.clone())).collect();
+    pick(files, all, items, mode, |key| {
+        (!optional).then(|| format!("secret {name:?} references non-existent secret key: {key}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_and_optional_keys() {
+        let map: ConfigMap = serde_json::from_value(serde_json::json!({"data": {"a": "1", "b": "2"}})).unwrap();
+        let item = |key: &str, mode| KeyToPath { key: key.into(), path: format!("d/{key}"), mode, user: None };
+        let mut files = Payload::new();
+        config_map_files(&mut files, Some(&map), "m", Some(&[item("a", Some(0o400))]), 0o644, false).unwrap();
+        assert_eq!(files.keys().collect::<Vec<_>>(), ["d/a"]);
+        assert_eq!(files["d/a"].mode, 0o400);
+        let missing = config_map_files(&mut files, Some(&map), "m", Some(&[item("z", None)]), 0o644, false);
+        assert_eq!(missing.unwrap_err(), "configmap \"m\" references non-existent config key: z");
+        config_map_files(&mut files, None, "m", Some(&[item("z", None)]), 0o644, true).unwrap();
+    }
+}
