@@ -26,6 +26,11 @@ async fn complete(c: &Cluster, revision: &str) -> Deployment {
             && s.available_replicas == d.spec.replicas
             && s.replicas == d.spec.replicas
             && d.annotations().get("deployment.kubernetes.io/revision").map(String::as_str) == Some(revision);
+        if std::env::var_os("SHOW").is_some() {
+            eprintln!("{revision} {:?} {:?}", d.metadata.annotations, serde_json::to_string(&d.status));
+            let pods = c.api::<Pod>("default").list(&ListParams::default()).await.unwrap();
+            for p in pods { eprintln!("   {} {:?} {:?}", p.name_any(), p.spec.as_ref().and_then(|s| s.node_name.clone()), serde_json::to_string(&p.status)); }
+        }
         done.then_some(d)
     })
     .await
