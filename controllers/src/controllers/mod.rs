@@ -5,5 +5,6 @@ pub mod aggregation;
 pub mod deployment;
 pub mod discovery;
 pub mod namespace;
+pub mod node;
 pub mod pods;
 pub mod replicas;
