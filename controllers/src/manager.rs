@@ -13,7 +13,7 @@ use kube::{Api, Client};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::controllers::{accounts, aggregation, deployment, namespace, node, pods, replicas};
+use crate::controllers::{accounts, aggregation, deployment, garbage, namespace, node, pods, replicas};
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
 use crate::runtime::worker::{self, Reconcile};
@@ -108,7 +108,9 @@ fn own(client: &impl Fn(&str) -> Client, name: &str) -> Client {
 
 async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
     let i = Informers::new();
+    let collector = garbage::Controller::new(own(client, "generic-garbage-collector"));
     let controllers: Vec<Arc<dyn Reconcile>> = vec![
+        Arc::clone(&collector) as Arc<dyn Reconcile>,
         namespace::Controller::new(own(client, "namespace-controller"), i.namespaces.clone()),
         accounts::Accounts::new(own(client, "service-account-controller"), i.namespaces.clone(), i.accounts.clone()),
         accounts::RootCa::new(
@@ -156,6 +158,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         }
     }
     let mut tasks = JoinSet::new();
+    tasks.spawn(collector.follow(shared.clone(), stop.clone()));
     for c in controllers {
         worker::spawn(&mut tasks, c, stop);
     }
