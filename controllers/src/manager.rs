@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use anyhow::bail;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ReplicationController, ServiceAccount};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ReplicationController, ServiceAccount};
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::controllers::{accounts, aggregation, deployment, namespace, pods, replicas};
+use crate::controllers::{accounts, aggregation, deployment, garbage, namespace, node, pods, replicas};
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
 use crate::runtime::worker::{self, Reconcile};
@@ -39,6 +40,8 @@ pub(crate) struct Informers {
     pub(crate) accounts: Informer<ServiceAccount>,
     pub(crate) root_cas: Informer<ConfigMap>,
     pub(crate) roles: Informer<ClusterRole>,
+    pub(crate) nodes: Informer<Node>,
+    pub(crate) leases: Informer<Lease>,
     pub(crate) pods: Informer<Pod>,
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) sets: Informer<ReplicaSet>,
@@ -52,6 +55,8 @@ impl Informers {
             accounts: Informer::default(),
             root_cas: Informer::default(),
             roles: Informer::default(),
+            nodes: Informer::default(),
+            leases: Informer::default(),
             pods: Informer::new(|p| vec![by_controller(p), node_term(pods::node(p))]),
             deployments: Informer::default(),
             sets: Informer::new(|s| vec![by_controller(s)]),
@@ -99,7 +104,9 @@ fn own(client: &impl Fn(&str) -> Client, name: &str) -> Client {
 
 async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
     let i = Informers::new();
+    let collector = garbage::Controller::new(own(client, "generic-garbage-collector"));
     let controllers: Vec<Arc<dyn Reconcile>> = vec![
+        Arc::clone(&collector) as Arc<dyn Reconcile>,
         namespace::Controller::new(own(client, "namespace-controller"), i.namespaces.clone()),
         accounts::Accounts::new(own(client, "service-account-controller"), i.namespaces.clone(), i.accounts.clone()),
         accounts::RootCa::new(
@@ -108,6 +115,14 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
             i.root_cas.clone(),
             config.root_ca.clone(),
         ),
+        node::Controller::new(
+            own(client, "node-controller"),
+            i.nodes.clone(),
+            i.leases.clone(),
+            i.pods.clone(),
+            config.pod_cidr,
+        ),
+        node::evict::Controller::new(own(client, "node-controller"), i.nodes.clone(), i.pods.clone()),
         aggregation::Controller::new(own(client, "clusterrole-aggregation-controller"), i.roles.clone()),
         deployment::Controller::new(
             own(client, "deployment-controller"),
@@ -125,6 +140,9 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     let only_root_ca = watcher::Config::default().fields(&format!("metadata.name={}", accounts::ROOT_CA));
     follow_some(&mut followed, "configmaps", &i.root_cas, &shared, only_root_ca, stop);
     follow(&mut followed, "clusterroles", &i.roles, &shared, stop);
+    follow(&mut followed, "nodes", &i.nodes, &shared, stop);
+    let leases = Api::namespaced(shared.clone(), "kube-node-lease");
+    follow_api(&mut followed, "leases", &i.leases, leases, watcher::Config::default(), stop);
     follow(&mut followed, "pods", &i.pods, &shared, stop);
     follow(&mut followed, "deployments", &i.deployments, &shared, stop);
     follow(&mut followed, "replicasets", &i.sets, &shared, stop);
@@ -136,6 +154,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         }
     }
     let mut tasks = JoinSet::new();
+    tasks.spawn(collector.follow(shared.clone(), stop.clone()));
     for c in controllers {
         worker::spawn(&mut tasks, c, stop);
     }
@@ -167,7 +186,18 @@ fn follow_some<K: Watched>(
     config: watcher::Config,
     stop: &CancellationToken,
 ) {
-    informer.start(Api::all(client.clone()), config, stop.clone());
+    follow_api(followed, name, informer, Api::all(client.clone()), config, stop);
+}
+
+fn follow_api<K: Watched>(
+    followed: &mut Vec<(&'static str, Synced)>,
+    name: &'static str,
+    informer: &Informer<K>,
+    api: Api<K>,
+    config: watcher::Config,
+    stop: &CancellationToken,
+) {
+    informer.start(api, config, stop.clone());
     let informer = informer.clone();
     followed.push((name, Box::pin(async move { informer.wait_synced(SYNC_LIMIT).await })));
 }

@@ -4,6 +4,8 @@ pub mod accounts;
 pub mod aggregation;
 pub mod deployment;
 pub mod discovery;
+pub mod garbage;
 pub mod namespace;
+pub mod node;
 pub mod pods;
 pub mod replicas;

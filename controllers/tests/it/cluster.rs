@@ -13,7 +13,7 @@ use skiff_apiserver::auth::User;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Patience with anything that must come true.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Cluster {
     pub(crate) server: Server,

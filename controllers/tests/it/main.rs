@@ -1,4 +1,5 @@
 //! The controllers and the scheduler against the real server, in one process.
 
 mod cluster;
+mod garbage;
 mod rollout;

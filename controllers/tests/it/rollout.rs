@@ -43,18 +43,19 @@ async fn a_deployment_rolls_out_again_and_back() {
     assert!(pods.items.iter().all(|p| p.spec.as_ref().unwrap().node_name.as_deref() == Some("n1")));
 
     let api = c.api::<Deployment>("default");
-    let to = |image: &str| json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": image}]}}}});
-    api.patch("web", &PatchParams::default(), &Patch::Strategic(to("b"))).await.unwrap();
+    let to = |image: &str| web(3, image);
+    api.patch("web", &PatchParams::default(), &Patch::Merge(to("b"))).await.unwrap();
     complete(&c, "2").await;
     let sets = c.api::<ReplicaSet>("default").list(&ListParams::default()).await.unwrap();
     let mut sizes: Vec<i32> = sets.items.iter().map(|s| s.spec.replicas.unwrap()).collect();
     sizes.sort_unstable();
     assert_eq!(sizes, [0, 3]);
 
-    api.patch("web", &PatchParams::default(), &Patch::Strategic(to("a"))).await.unwrap();
+    api.patch("web", &PatchParams::default(), &Patch::Merge(to("a"))).await.unwrap();
     complete(&c, "3").await;
     let sets = c.api::<ReplicaSet>("default").list(&ListParams::default()).await.unwrap();
-    assert_eq!(sets.items.len(), 2, "an old set is used again");
+    let templates: Vec<String> = sets.items.iter().map(|s| serde_json::to_string(&s.spec.template).unwrap()).collect();
+    assert_eq!(sets.items.len(), 2, "an old set is used again: {templates:#?}");
 
     api.patch("web", &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": 1}}))).await.unwrap();
     complete(&c, "3").await;
