@@ -10,6 +10,9 @@
 //! Session affinity cannot be written at the moment of choice (nft takes no look-up as the data of an update), so it is
 //! noted after the address was rewritten, in `remember`, from what connection tracking knows of both addresses.
 //!
+//! The maps of endpoints have `tcp dport` as the type of their data, whatever the protocol: with `th dport`, nft 1.0.6
+//! takes no further rule with such a map once it is in the kernel.
+//!
 //! # Limits
 //! IPv4. Chains stay when the last Service with that number of endpoints is gone; the next full load drops them.
 
@@ -88,12 +91,12 @@ table ip {table} {{
   map vips_external {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
   map nodes {{ type inet_proto . inet_service : verdict; }}
   map nodes_external {{ type inet_proto . inet_service : verdict; }}
-  map vip_endpoints {{ typeof numgen random mod 1 . ip daddr . meta l4proto . th dport : ip daddr . th dport; }}
-  map vip_external_endpoints {{ typeof numgen random mod 1 . ip daddr . meta l4proto . th dport : ip daddr . th dport; }}
-  map node_endpoints {{ typeof numgen random mod 1 . meta l4proto . th dport : ip daddr . th dport; }}
-  map node_external_endpoints {{ typeof numgen random mod 1 . meta l4proto . th dport : ip daddr . th dport; }}
+  map vip_endpoints {{ typeof numgen random mod 1 . ip daddr . meta l4proto . th dport : ip daddr . tcp dport; }}
+  map vip_external_endpoints {{ typeof numgen random mod 1 . ip daddr . meta l4proto . th dport : ip daddr . tcp dport; }}
+  map node_endpoints {{ typeof numgen random mod 1 . meta l4proto . th dport : ip daddr . tcp dport; }}
+  map node_external_endpoints {{ typeof numgen random mod 1 . meta l4proto . th dport : ip daddr . tcp dport; }}
   map affinity {{
-    typeof ip saddr . ip daddr . meta l4proto . th dport : ip daddr . th dport
+    type ipv4_addr . ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service;
     size {REMEMBERED}
     flags dynamic,timeout
   }}
