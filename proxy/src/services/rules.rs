@@ -10,6 +10,10 @@
 //! Session affinity cannot be written at the moment of choice (nft takes no look-up as the data of an update), so it is
 //! noted after the address was rewritten, in `remember`, from what connection tracking knows of both addresses.
 //!
+//! There is a map of endpoints, and a chain, for each protocol, because of nft 1.0.6: only `typeof` can describe a key
+//! with a drawn number, and once such a map is in the kernel, a further rule with it fails if the map's data is
+//! `th dport`, and matches TCP alone if that is `tcp dport`.
+//!
 //! # Limits
 //! IPv4. Chains stay when the last Service with that number of endpoints is gone; the next full load drops them.
 
@@ -20,6 +24,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 
 use super::frontends::{Action, Frontend, Key, Scope};
+use crate::model::Protocol;
 
 /// Set on packets that leave with this node's address.
 const MASQUERADE: &str = "0x4000";
@@ -27,6 +32,8 @@ const MASQUERADE: &str = "0x4000";
 const REMEMBERED: u32 = 131_072;
 /// Elements in one statement: a very long one costs nft more than several.
 const BATCH: usize = 2_000;
+
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 /// What the table is made for. Does not change while the process runs.
 #[derive(Clone, Debug)]
@@ -66,6 +73,8 @@ pub enum Chain {
     Spread {
         /// For which traffic.
         scope: Scope,
+        /// Of which protocol.
+        protocol: Protocol,
         /// Over how many endpoints.
         count: usize,
         /// Whether clients come back to their endpoint.
@@ -80,6 +89,14 @@ pub enum Chain {
 /// The script that replaces the table, whatever it was, with `rules`; and the chains it has.
 pub fn replace(frame: &Frame, rules: &Rules) -> (String, BTreeSet<Chain>) {
     let Frame { table, pods, services, resolver } = frame;
+    let mut endpoints = String::new();
+    for scope in [Scope::Vip, Scope::VipExternal, Scope::Node, Scope::NodeExternal] {
+        for protocol in PROTOCOLS {
+            let (map, selector, protocol) = (names(scope, protocol).endpoints, selector(scope, protocol), protocol.name());
+            let key = format!("numgen random mod 1 . {selector}");
+            let _ = writeln!(endpoints, "  map {map} {{ typeof {key} : ip daddr . {protocol} dport; }}");
+        }
+    }
     let mut script = format!(
         "add table ip {table}
 delete table ip {table}
@@ -88,12 +105,8 @@ table ip {table} {{
   map vips_external {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
   map nodes {{ type inet_proto . inet_service : verdict; }}
   map nodes_external {{ type inet_proto . inet_service : verdict; }}
-  map vip_endpoints {{ typeof numgen random mod 1 . ip daddr . meta l4proto . th dport : ip daddr . th dport; }}
-  map vip_external_endpoints {{ typeof numgen random mod 1 . ip daddr . meta l4proto . th dport : ip daddr . th dport; }}
-  map node_endpoints {{ typeof numgen random mod 1 . meta l4proto . th dport : ip daddr . th dport; }}
-  map node_external_endpoints {{ typeof numgen random mod 1 . meta l4proto . th dport : ip daddr . th dport; }}
   map affinity {{
-    typeof ip saddr . ip daddr . meta l4proto . th dport : ip daddr . th dport
+    type ipv4_addr . ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service;
     size {REMEMBERED}
     flags dynamic,timeout
   }}
@@ -103,7 +116,7 @@ table ip {table} {{
   set filtered {{ type ipv4_addr . inet_proto . inet_service; }}
   set sources {{ type ipv4_addr . inet_proto . inet_service . ipv4_addr; flags interval; }}
   set hairpins {{ type ipv4_addr . ipv4_addr; }}
-  chain services {{
+{endpoints}  chain services {{
     ip daddr . meta l4proto . th dport vmap @vips
     fib daddr type local meta l4proto . th dport vmap @nodes
   }}
@@ -118,7 +131,7 @@ table ip {table} {{
   chain notice {{
 "
     );
-    for protocol in ["tcp", "udp", "sctp"] {
+    for protocol in PROTOCOLS.map(Protocol::name) {
         let original = "ct original proto-dst";
         let _ = writeln!(
             script,
@@ -185,7 +198,7 @@ pub fn update(frame: &Frame, changes: impl Iterator<Item = Change>, chains: &mut
             Change::Hairpin(ip, true) => come.entry("hairpins").or_default().push(format!("{ip} . {ip}")),
             Change::Hairpin(ip, false) => gone.entry("hairpins").or_default().push(format!("{ip} . {ip}")),
             Change::Frontend(key, old, new) => {
-                for chain in new.iter().flat_map(|f| needed(key.scope, f)) {
+                for chain in new.iter().flat_map(|f| needed(key, f)) {
                     if chains.insert(chain) {
                         chain_text(&mut script, &frame.table, chain);
                     }
@@ -211,19 +224,21 @@ pub fn update(frame: &Frame, changes: impl Iterator<Item = Change>, chains: &mut
     script
 }
 
-fn needed(scope: Scope, frontend: &Frontend) -> Vec<Chain> {
+fn needed(key: Key, frontend: &Frontend) -> Vec<Chain> {
     let Action::Balance { endpoints, affinity, masquerade } = &frontend.action else { return Vec::new() };
-    let spread = Chain::Spread { scope, count: endpoints.len(), sticky: affinity.is_some(), masquerade: *masquerade };
+    let Key { scope, protocol, .. } = key;
+    let (count, sticky, masquerade) = (endpoints.len(), affinity.is_some(), *masquerade);
+    let spread = Chain::Spread { scope, protocol, count, sticky, masquerade };
     std::iter::once(spread).chain(affinity.map(Chain::Remember)).collect()
 }
 
 fn chain_name(chain: Chain) -> String {
     match chain {
         Chain::Remember(seconds) => format!("remember-{seconds}"),
-        Chain::Spread { scope, count, sticky, masquerade } => {
+        Chain::Spread { scope, protocol, count, sticky, masquerade } => {
             let sticky = if sticky { "-sticky" } else { "" };
             let masquerade = if masquerade { "-masquerade" } else { "" };
-            format!("{}-{count}{sticky}{masquerade}", names(scope).prefix)
+            format!("{}-{count}{sticky}{masquerade}", names(scope, protocol).endpoints)
         }
     }
 }
@@ -236,51 +251,66 @@ fn chain_text(script: &mut String, table: &str, chain: Chain) {
     };
     match chain {
         Chain::Remember(seconds) => {
-            for protocol in ["tcp", "udp", "sctp"] {
+            for protocol in PROTOCOLS.map(Protocol::name) {
                 rule(format!(
                     "meta l4proto {protocol} update @affinity {{ ip saddr . ct original ip daddr . meta l4proto . \
                      ct original proto-dst timeout {seconds}s : ip daddr . {protocol} dport }}"
                 ));
             }
         }
-        Chain::Spread { scope, count, sticky, masquerade } => {
+        Chain::Spread { scope, protocol, count, sticky, masquerade } => {
             if masquerade {
                 // The connection's mark lets its packets through the engine's forward chain, both ways.
-                rule(format!("meta mark set meta mark or {MASQUERADE} ct mark set ct mark or {MASQUERADE}"));
+                rule(format!(
+                    "meta mark set meta mark or {MASQUERADE} ct mark set ct mark or {MASQUERADE}"
+                ));
             }
             if sticky {
-                rule("dnat ip to ip saddr . ip daddr . meta l4proto . th dport map @affinity".into());
+                rule(format!(
+                    "dnat ip to ip saddr . ip daddr . meta l4proto . {} dport map @affinity",
+                    protocol.name()
+                ));
             }
-            let Names { selector, endpoints, .. } = names(scope);
-            rule(format!("dnat ip to numgen random mod {count} . {selector} map @{endpoints}"));
+            let (map, selector) = (names(scope, protocol).endpoints, selector(scope, protocol));
+            rule(format!("dnat ip to numgen random mod {count} . {selector} map @{map}"));
         }
     }
 }
 
 struct Names {
-    prefix: &'static str,
-    map: &'static str,
+    /// From the frontend's key to what becomes of it.
+    frontends: &'static str,
+    /// From the drawn number and the frontend's key to an endpoint.
     endpoints: &'static str,
+    /// From the frontend's key to the time its clients are remembered.
     sticky: Option<&'static str>,
-    selector: &'static str,
 }
 
-fn names(scope: Scope) -> Names {
-    let (vip, node) = ("ip daddr . meta l4proto . th dport", "meta l4proto . th dport");
-    let name = |prefix, map, endpoints, sticky, selector| Names { prefix, map, endpoints, sticky, selector };
-    match scope {
-        Scope::Vip => name("vip", "vips", "vip_endpoints", Some("sticky"), vip),
+fn names(scope: Scope, protocol: Protocol) -> Names {
+    let (frontends, endpoints, sticky) = match scope {
+        Scope::Vip => ("vips", ["vip_tcp", "vip_udp", "vip_sctp"], Some("sticky")),
         // Where a frontend for outside clients has endpoints, the one for everybody has them too, and is sticky.
-        Scope::VipExternal => name("vip-external", "vips_external", "vip_external_endpoints", None, vip),
-        Scope::Node => name("node", "nodes", "node_endpoints", Some("sticky_nodes"), node),
-        Scope::NodeExternal => name("node-external", "nodes_external", "node_external_endpoints", None, node),
+        Scope::VipExternal => ("vips_external", ["vip_external_tcp", "vip_external_udp", "vip_external_sctp"], None),
+        Scope::Node => ("nodes", ["node_tcp", "node_udp", "node_sctp"], Some("sticky_nodes")),
+        Scope::NodeExternal => {
+            ("nodes_external", ["node_external_tcp", "node_external_udp", "node_external_sctp"], None)
+        }
+    };
+    Names { frontends, endpoints: endpoints[protocol as usize], sticky }
+}
+
+/// What a packet is looked up by in a map of endpoints, besides the drawn number.
+fn selector(scope: Scope, protocol: Protocol) -> String {
+    match scope {
+        Scope::Vip | Scope::VipExternal => format!("ip daddr . {} dport", protocol.name()),
+        Scope::Node | Scope::NodeExternal => format!("{} dport", protocol.name()),
     }
 }
 
 /// The elements that stand for one frontend: map or set, and the element's text.
 fn elements(key: Key, frontend: &Frontend) -> BTreeSet<(&'static str, String)> {
     let mut made = BTreeSet::new();
-    let names = names(key.scope);
+    let names = names(key.scope, key.protocol);
     let on_node = matches!(key.scope, Scope::Node | Scope::NodeExternal);
     let protocol = key.protocol.name();
     let text = if on_node {
@@ -290,21 +320,22 @@ fn elements(key: Key, frontend: &Frontend) -> BTreeSet<(&'static str, String)> {
     };
     match &frontend.action {
         Action::Balance { endpoints, affinity, .. } => {
-            for chain in needed(key.scope, frontend) {
+            for chain in needed(key, frontend) {
                 let map = match chain {
-                    Chain::Spread { .. } => Some(names.map),
+                    Chain::Spread { .. } => Some(names.frontends),
                     Chain::Remember(_) => names.sticky,
                 };
                 made.extend(map.map(|map| (map, format!("{text} : goto {}", chain_name(chain)))));
             }
             debug_assert!(affinity.is_none_or(|seconds| seconds > 0), "the API refuses a timeout of zero");
+            let own = if on_node { key.port.to_string() } else { format!("{} . {}", key.address, key.port) };
             for (slot, endpoint) in endpoints.iter().enumerate() {
-                let element = format!("{slot} . {text} : {} . {}", endpoint.ip(), endpoint.port());
+                let element = format!("{slot} . {own} : {} . {}", endpoint.ip(), endpoint.port());
                 made.insert((names.endpoints, element));
             }
         }
         Action::Drop => {
-            made.insert((names.map, format!("{text} : drop")));
+            made.insert((names.frontends, format!("{text} : drop")));
         }
         // A port of this node needs no rule: the node refuses by itself what nobody listens on. And where outside
         // clients are refused, everybody is, by the element of the frontend for everybody.
