@@ -64,12 +64,11 @@ async fn call(
     let request =
         request.body(Full::new(Bytes::from(body.unwrap_or_default()))).expect("a recorded request is well-formed");
     let response = chain::handle(server.inner().clone(), request).await;
-    let status = response.status().as_u16();
-    let header = |k: &str| response.headers().get(k).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-    let kind = header("content-type");
-    let warnings =
-        response.headers().get_all("warning").iter().filter_map(|v| v.to_str().ok().map(str::to_owned)).collect();
-    let mut data = response.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let (parts, body) = response.into_parts();
+    let status = parts.status.as_u16();
+    let kind = parts.headers.get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let warnings = parts.headers.get_all("warning").iter().filter_map(|v| v.to_str().ok().map(str::to_owned)).collect();
+    let mut data = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     if method == "HEAD" {
         data = Bytes::new();
     }
