@@ -1,7 +1,51 @@
 #!/usr/bin/env bash
-# Everything CI runs, in the order a person would.
+# Everything CI runs, in the order a person would. From a fresh Debian machine with Rust it installs what it needs.
+#   hack/test.sh            all
+#   hack/test.sh cluster    only kubectl against a real cluster (further words: names of cases)
+#   hack/test.sh vectors    only the recorded exchanges (further words: areas or scenarios)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Builds are shared between checkouts: a fresh clone does not compile the world again.
+if [ "${CI:-}" = true ] && [ -z "${CARGO_TARGET_DIR:-}" ]; then
+  export CARGO_TARGET_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/skiff/target"
+fi
+export SKIFF_PROFILE=debug
+. hack/lib.sh
+command -v cargo >/dev/null 2>&1 || fail "cargo is missing: install Rust (https://rustup.rs)"
+
+prepare_cluster() {
+  need ip iproute2
+  need nft nftables
+  need iptables iptables
+  need docker docker.io
+  command -v kubectl >/dev/null 2>&1 || need kubectl kubernetes-client
+  need mkfs.ext4 e2fsprogs
+  need conntrack conntrack
+  ensure_engine
+  hack/images.sh
+  # kubectl may be a dispatcher that first asks the server for its version: take a plain one where there is a choice.
+  if [ -z "${SKIFF_KUBECTL:-}" ]; then
+    for v in 1.33 1.32; do
+      plain="$(dirname "$(readlink -f "$(command -v kubectl)")")/kubectl.$v"
+      if [ -x "$plain" ]; then export SKIFF_KUBECTL="$plain"; break; fi
+    done
+  fi
+}
+# The engine is stopped again only if this script had to start it.
+trap '[ -f "$run/dockerd.pid" ] && [ "${started_engine:-}" = 1 ] && kill "$(cat "$run/dockerd.pid")" 2>/dev/null || true' EXIT
+
+case "${1:-all}" in
+  cluster) shift; prepare_cluster; cargo build -p skiff; exec cargo test -p skiff-conformance --test cluster -- "$@" ;;
+  vectors) shift; exec cargo test -p skiff-conformance --test vectors -- "$@" ;;
+  all) ;;
+  *) fail "unknown part: $1" ;;
+esac
+
+engine_answers || started_engine=1
+prepare_cluster
 cargo fmt --all --check
 cargo clippy --workspace --all-targets -- -D warnings
+if command -v cargo-deny >/dev/null 2>&1; then cargo deny check; else say "cargo-deny is not installed: licences are not checked in this run"; fi
+cargo build -p skiff
+export SKIFF_REQUIRE_ENGINE=1
 cargo test --workspace
