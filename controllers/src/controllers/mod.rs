@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod aggregation;
 pub mod deployment;
 pub mod discovery;
+pub mod endpoints;
 pub mod garbage;
 pub mod namespace;
 pub mod node;
