@@ -16,7 +16,9 @@ use kube::{Api, Client};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::controllers::{accounts, aggregation, deployment, endpoints, garbage, namespace, node, pods, replicas};
+use crate::controllers::{
+    accounts, aggregation, deployment, endpoints, garbage, namespace, node, podgc, pods, replicas,
+};
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
 use crate::runtime::worker::{self, Reconcile};
@@ -135,6 +137,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         node::evict::Controller::new(own(client, "node-controller"), i.nodes.clone(), i.pods.clone()),
         endpoints::Slices::new(own(client, "endpointslice-controller"), sources.clone(), i.slices.clone()),
         endpoints::Olds::new(own(client, "endpoint-controller"), sources, i.endpoints.clone()),
+        podgc::Controller::new(own(client, "pod-garbage-collector"), i.nodes.clone(), i.pods.clone()),
         aggregation::Controller::new(own(client, "clusterrole-aggregation-controller"), i.roles.clone()),
         deployment::Controller::new(
             own(client, "deployment-controller"),

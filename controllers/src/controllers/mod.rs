@@ -8,5 +8,6 @@ pub mod endpoints;
 pub mod garbage;
 pub mod namespace;
 pub mod node;
+pub mod podgc;
 pub mod pods;
 pub mod replicas;

@@ -3,4 +3,5 @@
 mod cluster;
 mod garbage;
 mod rollout;
+mod scheduling;
 mod services;
