@@ -152,9 +152,9 @@ impl Controller {
     }
 
     async fn watch_kind(self: Arc<Self>, client: Client, name: String, kind: Found, stop: CancellationToken) {
-        let api: Api<DynamicObject> = Api::all_with(client, &kind.resource);
+        let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &kind.resource);
         let config = watcher::Config::default().streaming_lists();
-        let stream = kube::runtime::metadata_watcher(api, config).default_backoff();
+        let stream = kube::runtime::watcher(api, config).default_backoff();
         let mut stream = std::pin::pin!(stream);
         let mut listed = BTreeSet::new();
         let custom = kind.resource.kind == "CustomResourceDefinition";
