@@ -4,6 +4,9 @@
 //! controller is a pure plan (observed state to actions) and a thin executor; what it sees comes from shared informers,
 //! what it does is idempotent, and it keeps nothing that a restart would lose.
 
+// A test that cannot go on should say where.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod controllers;
 pub mod runtime;
 pub mod scheduler;

@@ -6,14 +6,19 @@ use std::time::Duration;
 use anyhow::bail;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ReplicationController, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::controllers::{accounts, aggregation, deployment, garbage, namespace, node, pods, replicas};
+use crate::controllers::{
+    accounts, aggregation, deployment, endpoints, garbage, namespace, node, podgc, pods, replicas,
+};
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
 use crate::runtime::worker::{self, Reconcile};
@@ -42,6 +47,9 @@ pub(crate) struct Informers {
     pub(crate) roles: Informer<ClusterRole>,
     pub(crate) nodes: Informer<Node>,
     pub(crate) leases: Informer<Lease>,
+    pub(crate) services: Informer<Service>,
+    pub(crate) slices: Informer<EndpointSlice>,
+    pub(crate) endpoints: Informer<Endpoints>,
     pub(crate) pods: Informer<Pod>,
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) sets: Informer<ReplicaSet>,
@@ -57,6 +65,9 @@ impl Informers {
             roles: Informer::default(),
             nodes: Informer::default(),
             leases: Informer::default(),
+            services: Informer::default(),
+            slices: Informer::default(),
+            endpoints: Informer::default(),
             pods: Informer::new(|p| vec![by_controller(p), node_term(pods::node(p))]),
             deployments: Informer::default(),
             sets: Informer::new(|s| vec![by_controller(s)]),
@@ -104,6 +115,7 @@ fn own(client: &impl Fn(&str) -> Client, name: &str) -> Client {
 
 async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
     let i = Informers::new();
+    let sources = endpoints::Sources { services: i.services.clone(), pods: i.pods.clone(), nodes: i.nodes.clone() };
     let collector = garbage::Controller::new(own(client, "generic-garbage-collector"));
     let controllers: Vec<Arc<dyn Reconcile>> = vec![
         Arc::clone(&collector) as Arc<dyn Reconcile>,
@@ -123,6 +135,9 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
             config.pod_cidr,
         ),
         node::evict::Controller::new(own(client, "node-controller"), i.nodes.clone(), i.pods.clone()),
+        endpoints::Slices::new(own(client, "endpointslice-controller"), sources.clone(), i.slices.clone()),
+        endpoints::Olds::new(own(client, "endpoint-controller"), sources, i.endpoints.clone()),
+        podgc::Controller::new(own(client, "pod-garbage-collector"), i.nodes.clone(), i.pods.clone()),
         aggregation::Controller::new(own(client, "clusterrole-aggregation-controller"), i.roles.clone()),
         deployment::Controller::new(
             own(client, "deployment-controller"),
@@ -140,6 +155,9 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     let only_root_ca = watcher::Config::default().fields(&format!("metadata.name={}", accounts::ROOT_CA));
     follow_some(&mut followed, "configmaps", &i.root_cas, &shared, only_root_ca, stop);
     follow(&mut followed, "clusterroles", &i.roles, &shared, stop);
+    follow(&mut followed, "services", &i.services, &shared, stop);
+    follow(&mut followed, "endpointslices", &i.slices, &shared, stop);
+    follow(&mut followed, "endpoints", &i.endpoints, &shared, stop);
     follow(&mut followed, "nodes", &i.nodes, &shared, stop);
     let leases = Api::namespaced(shared.clone(), "kube-node-lease");
     follow_api(&mut followed, "leases", &i.leases, leases, watcher::Config::default(), stop);

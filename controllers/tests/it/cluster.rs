@@ -16,7 +16,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Cluster {
-    pub(crate) server: Server,
     pub(crate) client: Client,
     _stop: DropGuard,
     _dir: tempfile::TempDir,
@@ -49,7 +48,7 @@ impl Cluster {
         tokio::spawn(skiff_controllers::run(move |name| s.client(identity(name)), config, stop.clone()));
         let scheduler = server.client(identity("system:kube-scheduler"));
         tokio::spawn(skiff_controllers::scheduler::run(scheduler, stop.clone()));
-        Self { server, client, _stop: stop.drop_guard(), _dir: dir }
+        Self { client, _stop: stop.drop_guard(), _dir: dir }
     }
 
     pub(crate) fn api<K>(&self, namespace: &str) -> Api<K>

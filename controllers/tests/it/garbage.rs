@@ -53,9 +53,13 @@ async fn a_deployment_takes_its_sets_and_pods_along() {
     let c = Cluster::start().await;
     c.node("n1").await;
     c.run_pods();
-    c.create::<Deployment>("default", json!({"metadata": {"name": "web"}, "spec": {"replicas": 2,
+    c.create::<Deployment>(
+        "default",
+        json!({"metadata": {"name": "web"}, "spec": {"replicas": 2,
         "selector": {"matchLabels": {"app": "web"}}, "template": {"metadata": {"labels": {"app": "web"}},
-        "spec": {"containers": [{"name": "c", "image": "a"}]}}}})).await;
+        "spec": {"containers": [{"name": "c", "image": "a"}]}}}}),
+    )
+    .await;
     let pods = c.api::<Pod>("default");
     let count = || async { pods.list(&ListParams::default()).await.unwrap().items.len() };
     eventually("pods come", || async { (count().await == 2).then_some(()) }).await;
@@ -82,7 +86,8 @@ async fn a_namespace_ends_with_all_it_holds() {
     })
     .await;
     c.create::<Secret>("short", json!({"metadata": {"name": "s"}})).await;
-    c.create::<Pod>("short", json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "a"}]}})).await;
+    c.create::<Pod>("short", json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "a"}]}}))
+        .await;
     // One that is held for a while shows in the conditions.
     c.create::<ConfigMap>("short", json!({"metadata": {"name": "held", "finalizers": ["example.com/hold"]}})).await;
     namespaces.delete("short", &DeleteParams::default()).await.unwrap();

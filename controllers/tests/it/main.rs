@@ -1,5 +1,10 @@
 //! The controllers and the scheduler against the real server, in one process.
 
+// A test that cannot go on should say where.
+#![allow(clippy::unwrap_used)]
+
 mod cluster;
 mod garbage;
 mod rollout;
+mod scheduling;
+mod services;

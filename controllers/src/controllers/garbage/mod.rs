@@ -15,8 +15,8 @@ use futures::{FutureExt, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::core::PartialObjectMeta;
-use kube::runtime::watcher::{self, Event};
 use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
@@ -120,7 +120,12 @@ impl Controller {
                         if !followed.contains_key(name) {
                             let token = stop.child_token();
                             followed.insert(name.clone(), token.clone());
-                            tokio::spawn(Arc::clone(&self).watch_kind(watch.clone(), name.clone(), kind.clone(), token));
+                            tokio::spawn(Arc::clone(&self).watch_kind(
+                                watch.clone(),
+                                name.clone(),
+                                kind.clone(),
+                                token,
+                            ));
                         }
                     }
                     if complete {
@@ -202,7 +207,10 @@ impl Controller {
         self.kinds.read().get(name).cloned()
     }
 
-    async fn live(&self, place: &Place) -> Result<Option<(Api<DynamicObject>, PartialObjectMeta<DynamicObject>)>, Error> {
+    async fn live(
+        &self,
+        place: &Place,
+    ) -> Result<Option<(Api<DynamicObject>, PartialObjectMeta<DynamicObject>)>, Error> {
         let Some(kind) = self.kind(&place.kind) else { return Ok(None) };
         let api = self.api(&kind, &place.namespace);
         Ok(found(api.get_metadata(&place.name).await)?.map(|o| (api, o)))
@@ -302,8 +310,7 @@ impl Controller {
             if m.uid.as_deref() != Some(&dependent) {
                 continue;
             }
-            let rest: Vec<OwnerReference> =
-                m.owner_references.into_iter().flatten().filter(|r| r.uid != uid).collect();
+            let rest: Vec<OwnerReference> = m.owner_references.into_iter().flatten().filter(|r| r.uid != uid).collect();
             let patch = serde_json::json!({"metadata": {
                 "uid": dependent, "resourceVersion": m.resource_version, "ownerReferences": rest,
             }});

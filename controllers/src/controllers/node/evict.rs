@@ -135,10 +135,13 @@ mod tests {
     #[test]
     fn the_shortest_toleration_counts() {
         let taint = || -> Vec<Taint> {
-            let t = json!([{"key": "a", "effect": "NoExecute", "timeAdded": now()}, {"key": "b", "effect": "NoSchedule"}]);
+            let t =
+                json!([{"key": "a", "effect": "NoExecute", "timeAdded": now()}, {"key": "b", "effect": "NoSchedule"}]);
             serde_json::from_value(t).unwrap()
         };
-        let pod = |t: Value| -> Pod { serde_json::from_value(json!({"spec": {"containers": [], "tolerations": t}})).unwrap() };
+        let pod = |t: Value| -> Pod {
+            serde_json::from_value(json!({"spec": {"containers": [], "tolerations": t}})).unwrap()
+        };
         assert_eq!(stay(&pod(json!([])), &taint()), Stay::No);
         assert_eq!(stay(&pod(json!([])), &taint()[1..]), Stay::Forever);
         assert_eq!(stay(&pod(json!([{"key": "a", "operator": "Exists"}])), &taint()), Stay::Forever);

@@ -189,10 +189,13 @@ mod tests {
     use std::time::Duration;
 
     fn node(name: &str, zone: &str, ready: &str) -> Arc<Node> {
-        Arc::new(serde_json::from_value(json!({
-            "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
-            "status": {"conditions": [{"type": "Ready", "status": ready}]},
-        })).unwrap())
+        Arc::new(
+            serde_json::from_value(json!({
+                "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            }))
+            .unwrap(),
+        )
     }
 
     fn zone_of(n: usize, down: usize, name: &str) -> Vec<Arc<Node>> {
@@ -224,9 +227,11 @@ mod tests {
 
     #[test]
     fn taints_follow_conditions() {
-        for (ready, schedule, execute) in
-            [("True", None, None), ("False", Some(NOT_READY), Some(NOT_READY)), ("Unknown", Some(UNREACHABLE), Some(UNREACHABLE))]
-        {
+        for (ready, schedule, execute) in [
+            ("True", None, None),
+            ("False", Some(NOT_READY), Some(NOT_READY)),
+            ("Unknown", Some(UNREACHABLE), Some(UNREACHABLE)),
+        ] {
             let n = node("n", "z", ready);
             assert_eq!(no_schedule(&n).first().map(|t| t.key.as_str()), schedule);
             assert_eq!(no_execute(&n).as_ref().map(|t| t.key.as_str()), execute);

@@ -103,8 +103,8 @@ impl Controller {
             }
             Some(seen) => {
                 // The condition that this controller wrote itself is no proof.
-                let alive = seen.proof.0 != proof.0
-                    || (ready.is_some_and(|c| c.status != "Unknown") && seen.proof != proof);
+                let alive =
+                    seen.proof.0 != proof.0 || (ready.is_some_and(|c| c.status != "Unknown") && seen.proof != proof);
                 if alive {
                     seen.at = now;
                     seen.reported = reported;
@@ -152,12 +152,8 @@ impl Controller {
             self.ranges.lock().keep(&name, &cidr);
             return Ok(());
         }
-        let taken: Vec<(String, String)> = self
-            .nodes
-            .all()
-            .iter()
-            .filter_map(|n| Some((n.name_any(), n.spec.as_ref()?.pod_cidr.clone()?)))
-            .collect();
+        let taken: Vec<(String, String)> =
+            self.nodes.all().iter().filter_map(|n| Some((n.name_any(), n.spec.as_ref()?.pod_cidr.clone()?))).collect();
         let range = {
             let mut ranges = self.ranges.lock();
             taken.iter().for_each(|(n, c)| ranges.keep(n, c));
@@ -203,7 +199,9 @@ impl Controller {
             Some(_) => self.zones.lock().may_drive(node, &all, driven),
         };
         wanted.extend(drive.filter(|_| may));
-        let ids = |list: &[Taint]| list.iter().map(|t| (t.key.clone(), t.effect.clone(), t.value.clone())).collect::<BTreeSet<_>>();
+        let ids = |list: &[Taint]| {
+            list.iter().map(|t| (t.key.clone(), t.effect.clone(), t.value.clone())).collect::<BTreeSet<_>>()
+        };
         if ids(&wanted) == ids(&present) {
             return Ok(());
         }
