@@ -457,11 +457,11 @@ fn split_operator(term: &str) -> Option<(&str, &str, bool)> {
     for (i, c) in term.char_indices() {
         if !escaped {
             let rest = &term[i..];
-            if rest.starts_with("!=") {
-                return Some((&term[..i], &rest[2..], true));
+            if let Some(value) = rest.strip_prefix("!=") {
+                return Some((&term[..i], value, true));
             }
-            if rest.starts_with("==") {
-                return Some((&term[..i], &rest[2..], false));
+            if let Some(value) = rest.strip_prefix("==") {
+                return Some((&term[..i], value, false));
             }
             if c == '=' {
                 return Some((&term[..i], &rest[1..], false));

@@ -202,16 +202,15 @@ fn wants_ports(s: &Value) -> bool {
     }
 }
 
+/// Addresses and node ports with their protocols that were newly taken.
+type Allocated = (Vec<IpAddr>, Vec<(u16, String)>);
+
 /// Allocation on writes of Services.
 pub struct ServiceHooks;
 
 impl ServiceHooks {
     /// Fills in what is missing; answers what was newly taken.
-    fn allocate(
-        server: &Arc<Inner>,
-        s: &mut Value,
-        old: Option<&Value>,
-    ) -> Result<(Vec<IpAddr>, Vec<(u16, String)>), Status> {
+    fn allocate(server: &Arc<Inner>, s: &mut Value, old: Option<&Value>) -> Result<Allocated, Status> {
         let a = &server.addresses;
         a.load(server);
         let (mut addresses, mut ports) = (vec![], vec![]);
@@ -293,11 +292,13 @@ impl ServiceHooks {
                 }
             }
             let local = kind_of(s) == "LoadBalancer" && s["spec"]["externalTrafficPolicy"] == "Local";
-            if errors.is_empty() && local && s["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) == 0 {
-                if let Ok(n) = a.take_port(None, "TCP", &owner) {
-                    ports.push((n, "TCP".into()));
-                    s["spec"]["healthCheckNodePort"] = n.into();
-                }
+            let missing = local && s["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) == 0;
+            if errors.is_empty()
+                && missing
+                && let Ok(n) = a.take_port(None, "TCP", &owner)
+            {
+                ports.push((n, "TCP".into()));
+                s["spec"]["healthCheckNodePort"] = n.into();
             }
         }
         if !errors.is_empty() {

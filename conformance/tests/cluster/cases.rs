@@ -52,7 +52,8 @@ fn web_example(c: &mut Cluster, ns: &str) -> Result<()> {
     ensure!(said == "good morning\nhello from skiff\n", "{said:?}");
     // Through the Service by name from a pod, and by node port from the host.
     c.eventually("the Service answers by name", |c| {
-        Ok(c.kubectl(&["-n", ns, "exec", &first, "--", "wget", "-q", "-O", "-", "http://web/"])?.out == "hello from skiff\n")
+        Ok(c.kubectl(&["-n", ns, "exec", &first, "--", "wget", "-q", "-O", "-", "http://web/"])?.out
+            == "hello from skiff\n")
     })?;
     c.eventually("the node port answers", |_| {
         Ok(http("127.0.0.1:30080").is_ok_and(|b| b.contains("hello from skiff")))

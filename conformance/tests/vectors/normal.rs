@@ -40,7 +40,7 @@ pub(crate) fn fill(v: &Value, vars: &Vars) -> Value {
 }
 
 /// The normal form of an answer.
-pub(crate) fn normal(v: &Value, vars: &Vars, sent: &str, key: &str, parent: Option<&Map<String, Value>>) -> Value {
+pub(crate) fn normal(v: &Value, vars: &Vars, sent: &str, key: &str) -> Value {
     match v {
         Value::Object(o) => {
             let mut out = Map::new();
@@ -65,12 +65,12 @@ pub(crate) fn normal(v: &Value, vars: &Vars, sent: &str, key: &str, parent: Opti
                 {
                     x = format!("{base}<rand>").into();
                 }
-                let k2 = normal(&k.as_str().into(), vars, sent, "", None).as_str().unwrap_or_default().to_owned();
-                out.insert(k2, normal(&x, vars, sent, k, Some(o)));
+                let k2 = normal(&k.as_str().into(), vars, sent, "").as_str().unwrap_or_default().to_owned();
+                out.insert(k2, normal(&x, vars, sent, k));
             }
             Value::Object(out)
         }
-        Value::Array(a) => a.iter().map(|x| normal(x, vars, sent, key, parent)).collect(),
+        Value::Array(a) => a.iter().map(|x| normal(x, vars, sent, key)).collect(),
         Value::Number(n) if matches!(key, "nodePort" | "healthCheckNodePort") => {
             if n.as_i64() != Some(0) && !sent.contains(&n.to_string()) { "<port>".into() } else { v.clone() }
         }

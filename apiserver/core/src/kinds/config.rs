@@ -133,16 +133,12 @@ impl Strategy for SecretStrategy {
             }
             "kubernetes.io/dockercfg" => json_of(".dockercfg", errors),
             "kubernetes.io/dockerconfigjson" => json_of(".dockerconfigjson", errors),
-            "kubernetes.io/basic-auth" => {
-                if !data.contains_key("username") && !data.contains_key("password") {
-                    errors.required(&path.key("username"), "");
-                    errors.required(&path.key("password"), "");
-                }
+            "kubernetes.io/basic-auth" if !data.contains_key("username") && !data.contains_key("password") => {
+                errors.required(&path.key("username"), "");
+                errors.required(&path.key("password"), "");
             }
-            "kubernetes.io/ssh-auth" => {
-                if text("ssh-privatekey").is_none_or(|k| k.is_empty()) {
-                    errors.required(&path.key("ssh-privatekey"), "");
-                }
+            "kubernetes.io/ssh-auth" if text("ssh-privatekey").is_none_or(|k| k.is_empty()) => {
+                errors.required(&path.key("ssh-privatekey"), "");
             }
             "kubernetes.io/tls" => {
                 for k in ["tls.crt", "tls.key"] {

@@ -179,9 +179,8 @@ pub(super) fn binding(obj: &mut Value) {
         set_text(r, "apiGroup", RBAC);
     }
     for s in each(obj, "subjects") {
-        match s.get("kind").and_then(Value::as_str) {
-            Some("User" | "Group") => set_text(s, "apiGroup", RBAC),
-            _ => {}
+        if let Some("User" | "Group") = s.get("kind").and_then(Value::as_str) {
+            set_text(s, "apiGroup", RBAC);
         }
     }
 }

@@ -346,6 +346,9 @@ impl Strategy for DaemonSet {
     }
 
     fn default(&self, obj: &mut Value) {
+        if obj["metadata"]["annotations"].get(TEMPLATE_GENERATION).is_none() {
+            template_generation(obj, 1);
+        }
         let Some(spec) = object(obj, "spec") else { return };
         let u = spec.entry("updateStrategy").or_insert_with(|| json!({}));
         if let Some(u) = u.as_object_mut() {

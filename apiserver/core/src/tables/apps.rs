@@ -42,7 +42,7 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
     const REVISION: &[Column] = &[NAME, s("Controller"), s("Revision"), AGE];
     const SCALER: &[Column] = &[NAME, s("Reference"), s("Targets"), s("MinPods"), s("MaxPods"), s("Replicas"), AGE];
     const SCALE: &[Column] = &[column("Name", "string", "", 0), i("Desired"), i("Available"), AGE];
-    let (columns, cells): (&'static [Column], fn(&Value, Timestamp) -> Vec<Value>) = match (group, plural) {
+    let (columns, cells): super::Row = match (group, plural) {
         ("apps", "deployments") => (DEPLOYMENT, |o, now| {
             let (names, images) = containers(&o["spec"]["template"]["spec"]);
             let st = &o["status"];

@@ -77,7 +77,7 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
         column("Name", "string", "name", 1),
     ];
     const COMPONENT: &[Column] = &[NAME, s("Status"), s("Message"), s("Error")];
-    let (columns, cells): (&'static [Column], fn(&Value, Timestamp) -> Vec<Value>) = match (group, plural) {
+    let (columns, cells): super::Row = match (group, plural) {
         ("", "nodes") => (NODE, node),
         ("", "namespaces") => (PHASE, |o, now| vec![name(o), text(&o["status"]["phase"]), created(o, now)]),
         ("", "configmaps") => {

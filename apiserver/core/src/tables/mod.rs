@@ -53,13 +53,18 @@ const fn w(name: &'static str) -> Column {
     column(name, "string", "", 1)
 }
 
+/// Makes the cells of one object.
+type Cells = fn(&Value, Timestamp) -> Vec<Value>;
+/// Columns with the cells that fill them.
+type Row = (&'static [Column], Cells);
+
 /// How the objects of one resource are printed.
 #[derive(Clone, Copy)]
 pub struct Table {
     /// Columns.
     pub columns: &'static [Column],
     /// Cells of one object, as many as there are columns.
-    pub cells: fn(&Value, Timestamp) -> Vec<Value>,
+    pub cells: Cells,
 }
 
 /// The table of a built-in resource; of others the name and the time of creation.

@@ -18,7 +18,7 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
     const POLICY: &[Column] = &[NAME, s("Pod-Selector"), AGE];
     const CIDR: &[Column] = &[NAME, s("CIDRs"), AGE];
     const ADDRESS: &[Column] = &[NAME, s("ParentRef")];
-    let (columns, cells): (&'static [Column], fn(&Value, Timestamp) -> Vec<Value>) = match (group, plural) {
+    let (columns, cells): super::Row = match (group, plural) {
         ("", "services") => (SERVICE, service),
         ("", "endpoints") => (ENDPOINTS, |o, now| vec![name(o), endpoints(o).into(), created(o, now)]),
         ("discovery.k8s.io", "endpointslices") => (SLICE, slice),

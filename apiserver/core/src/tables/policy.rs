@@ -36,7 +36,7 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
     const AGED: &[Column] = &[NAME, AGE];
     const CLAIM: &[Column] = &[NAME, s("State"), AGE];
     const SLICE: &[Column] = &[NAME, s("Node"), s("Driver"), s("Pool"), AGE];
-    let (columns, cells): (&'static [Column], fn(&Value, Timestamp) -> Vec<Value>) = match (group, plural) {
+    let (columns, cells): super::Row = match (group, plural) {
         ("rbac.authorization.k8s.io", "roles" | "clusterroles") => {
             (CREATED, |o, _| vec![name(o), text(&o["metadata"]["creationTimestamp"])])
         }

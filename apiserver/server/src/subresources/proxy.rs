@@ -165,7 +165,7 @@ async fn service(
     let ports = svc["spec"]["ports"].as_array().cloned().unwrap_or_default();
     let chosen = match port {
         "" if ports.len() == 1 => ports.first(),
-        p => ports.iter().find(|x| x["name"] == p || x["port"].to_string() == p),
+        p => ports.iter().find(|x| x["name"] == p || x["port"].as_u64().is_some_and(|n| n.to_string() == p)),
     };
     let Some(chosen) = chosen else {
         return Err(Status::unavailable(format!(

@@ -66,6 +66,7 @@ pub async fn create(
         return Err(Status::invalid(kind.group(), &kind.resource.kind, name, &errors));
     }
     kind.strategy.warnings(&obj, None, &mut call.warnings);
+    forget_empty_lists(&mut obj, &kind.resource.model);
     let undo = kind.hooks.before_create(server, &mut obj, options.dry_run).await?;
     let undo_on_error = |e: Status, undo: crate::registry::hooks::Undo| {
         if let Some(u) = undo {
@@ -158,6 +159,29 @@ fn retype(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
     Ok(())
 }
 
+/// Upstream stores protobuf, which cannot tell an empty list from none: where a list always prints, an empty one prints
+/// as null afterwards.
+fn forget_empty_lists(value: &mut Value, shape: &skiff_core::schema::Struct) {
+    use skiff_core::schema::{Presence, Shape};
+    let Value::Object(o) = value else { return };
+    for f in shape.fields.iter() {
+        let Some(v) = o.get_mut(&*f.name) else { continue };
+        match &f.shape {
+            Shape::Struct(s) => forget_empty_lists(v, s),
+            Shape::List(item) => {
+                if f.presence == Presence::Always && v.as_array().is_some_and(Vec::is_empty) {
+                    *v = Value::Null;
+                } else if let Shape::Struct(s) = &**item {
+                    for x in v.as_array_mut().into_iter().flatten() {
+                        forget_empty_lists(x, s);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 /// A creation time that was never set is not printed.
 fn drop_creation_zero(obj: &mut Value) {
     let m = meta::meta_mut(obj);
@@ -228,6 +252,7 @@ pub async fn update(
         return Err(Status::invalid(kind.group(), &kind.resource.kind, meta::name(&old), &errors));
     }
     kind.strategy.warnings(&new, Some(&old), &mut call.warnings);
+    forget_empty_lists(&mut new, &kind.resource.model);
     let undo = kind.hooks.before_update(server, &mut new, &old, options.dry_run).await?;
     let give_back = |undo: crate::registry::hooks::Undo| {
         if let Some(u) = undo {

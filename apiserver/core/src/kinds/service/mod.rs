@@ -153,6 +153,14 @@ pub fn patch_allocated(new: &mut Value, old: &Value) {
                 new["spec"][k] = old["spec"][k].clone();
             }
         }
+        // A client that knows only one of the two fields means both.
+        let (before, now) = (old["spec"]["clusterIP"].clone(), new["spec"]["clusterIP"].clone());
+        if now.as_str().is_some_and(|n| !n.is_empty())
+            && now != before
+            && new["spec"]["clusterIPs"] == old["spec"]["clusterIPs"]
+        {
+            new["spec"]["clusterIPs"] = json!([now]);
+        }
         for k in ["ipFamilies", "ipFamilyPolicy"] {
             if empty(new, k) && !empty(old, k) {
                 new["spec"][k] = old["spec"][k].clone();
@@ -222,10 +230,5 @@ fn drop_by_type(new: &mut Value, old: &Value) {
             }
         }
         new["status"] = json!({"loadBalancer": {}});
-    }
-    if kind(old) == "ExternalName" && kind(new) != "ExternalName" && unchanged(new, "externalName") {
-        if let Some(s) = spec_mut(new) {
-            s.remove("externalName");
-        }
     }
 }
