@@ -86,9 +86,7 @@ impl Index {
         self.iter().filter(move |(_, _, entry)| {
             entry.service().is_some_and(|service| {
                 service.cluster_ips.contains(&address)
-                    || entry.endpoints().any(|e| {
-                        e.address == address && (service.headless || e.hostname.is_some())
-                    })
+                    || entry.endpoints().any(|e| e.address == address && (service.headless || e.hostname.is_some()))
             })
         })
     }

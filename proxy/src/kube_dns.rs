@@ -49,7 +49,8 @@ async fn once(services: &Api<Service>, address: IpAddr) -> kube::Result<()> {
 }
 
 fn object(address: IpAddr) -> Service {
-    let labels = [("k8s-app", "kube-dns"), ("kubernetes.io/name", "CoreDNS"), ("kubernetes.io/cluster-service", "true")];
+    let labels =
+        [("k8s-app", "kube-dns"), ("kubernetes.io/name", "CoreDNS"), ("kubernetes.io/cluster-service", "true")];
     let port = |name: &str, protocol: &str| ServicePort {
         name: Some(name.into()),
         protocol: Some(protocol.into()),

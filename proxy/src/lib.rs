@@ -115,7 +115,9 @@ async fn serve_names(server: Arc<dns::Server>, address: SocketAddr, stop: Cancel
     loop {
         match listen(address).await {
             Ok((udp, tcp)) => return server.serve(udp, tcp, stop).await,
-            Err(error) => tracing::error!(error = format!("{error:#}"), %address, "the name server cannot listen; trying again"),
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), %address, "the name server cannot listen; trying again")
+            }
         }
         if stop.run_until_cancelled(tokio::time::sleep(RETRY)).await.is_none() {
             return;

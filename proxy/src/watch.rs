@@ -32,8 +32,9 @@ pub async fn services(client: kube::Client, shared: Shared, stop: CancellationTo
                 shared.index.write().put_service(id, service)
             }),
             Ok(Event::InitDone) => shared.index.write().retain_services(&std::mem::take(&mut listed)),
-            Ok(Event::Apply(object)) => Service::parse(&object)
-                .is_some_and(|(id, service)| shared.index.write().put_service(id, service)),
+            Ok(Event::Apply(object)) => {
+                Service::parse(&object).is_some_and(|(id, service)| shared.index.write().put_service(id, service))
+            }
             Ok(Event::Delete(object)) => {
                 Service::parse(&object).is_some_and(|(id, _)| shared.index.write().remove_service(&id))
             }
@@ -69,9 +70,7 @@ pub async fn slices(client: kube::Client, node: String, shared: Shared, stop: Ca
                 // It may have lost the label that names its Service.
                 None => id(&object.metadata).is_some_and(|id| shared.index.write().remove_slice(&id)),
             },
-            Ok(Event::Delete(object)) => {
-                id(&object.metadata).is_some_and(|id| shared.index.write().remove_slice(&id))
-            }
+            Ok(Event::Delete(object)) => id(&object.metadata).is_some_and(|id| shared.index.write().remove_slice(&id)),
             Err(error) => {
                 tracing::warn!(%error, "watch of endpoint slices broke; it starts again");
                 false

@@ -161,7 +161,8 @@ impl World {
 
     /// The servers that `times` connections reach.
     fn reached(&self, from: From, to: impl Into<IpAddr> + Copy, port: u16, times: usize) -> Vec<String> {
-        let mut servers: Vec<String> = (0..times).map(|_| self.ask(from, to, port).unwrap_or_else(|e| panic!("{from:?}: {e}")).0).collect();
+        let mut servers: Vec<String> =
+            (0..times).map(|_| self.ask(from, to, port).unwrap_or_else(|e| panic!("{from:?}: {e}")).0).collect();
         servers.sort();
         servers.dedup();
         servers
@@ -170,7 +171,9 @@ impl World {
     fn put(&mut self, service: Service, endpoints: &[usize]) {
         let id = Id { namespace: "default".into(), name: "web".into() };
         let slice = Slice {
-            ports: [Protocol::Tcp, Protocol::Udp].map(|p| SlicePort { name: p.name().into(), protocol: p, port: 8080 }).into(),
+            ports: [Protocol::Tcp, Protocol::Udp]
+                .map(|p| SlicePort { name: p.name().into(), protocol: p, port: 8080 })
+                .into(),
             endpoints: endpoints
                 .iter()
                 .map(|i| Endpoint {

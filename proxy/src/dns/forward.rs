@@ -155,7 +155,8 @@ impl Forwarder {
             let at = (first + turn) % servers.len();
             last = exchange(servers[at], name, question).await;
             match last.as_ref().map(|m| m.metadata.response_code) {
-                Ok(ResponseCode::ServFail | ResponseCode::Refused | ResponseCode::NotImp) if turn + 1 < servers.len() => {}
+                Ok(ResponseCode::ServFail | ResponseCode::Refused | ResponseCode::NotImp)
+                    if turn + 1 < servers.len() => {}
                 Ok(_) => {
                     self.good.store(at, Ordering::Relaxed);
                     break;
@@ -273,8 +274,7 @@ async fn exchange(server: SocketAddr, name: &Name, question: &Question) -> Resul
 }
 
 async fn over_udp(server: SocketAddr, query: &[u8], matches: impl Fn(&Message) -> bool) -> Result<Message, Error> {
-    let local: IpAddr =
-        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let local: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     // A new socket, and so a new random port, for each question: a forger must guess it besides the id.
     let socket = UdpSocket::bind((local, 0)).await?;
     socket.connect(server).await?;

@@ -165,9 +165,7 @@ impl Server {
             _ if request.metadata.op_code != OpCode::Query => Some(ResponseCode::NotImp),
             [_] if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) => Some(ResponseCode::BADVERS),
             [query] if query.query_class() != DNSClass::IN => Some(ResponseCode::Refused),
-            [query] if matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR) => {
-                Some(ResponseCode::Refused)
-            }
+            [query] if matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR) => Some(ResponseCode::Refused),
             [_] => None,
             _ => Some(ResponseCode::FormErr),
         };
@@ -203,8 +201,7 @@ impl Server {
                         Ok(found) => {
                             answer.metadata.response_code = found.metadata.response_code;
                             answer.metadata.truncation = found.metadata.truncation;
-                            answer.metadata.authentic_data =
-                                found.metadata.authentic_data && answer.answers.is_empty();
+                            answer.metadata.authentic_data = found.metadata.authentic_data && answer.answers.is_empty();
                             answer.metadata.authoritative = false;
                             answer.add_answers(found.answers.iter().cloned());
                             answer.add_authorities(found.authorities.iter().cloned());

@@ -170,9 +170,10 @@ impl Zone {
             for slice in entry.slices() {
                 for port in slice.ports.iter().filter(|p| asked(&p.name, p.protocol)) {
                     let published = slice.endpoints.iter().filter(|e| e.ready || service.publish_not_ready);
-                    targets.extend(published.map(|e| {
-                        (port.port, self.name(&[&endpoint_label(e), name, namespace, "svc"]), e.address)
-                    }));
+                    targets.extend(
+                        published
+                            .map(|e| (port.port, self.name(&[&endpoint_label(e), name, namespace, "svc"]), e.address)),
+                    );
                 }
             }
         } else {

@@ -18,6 +18,8 @@ pub mod frontends;
 pub mod health;
 pub mod nft;
 pub mod rules;
+#[cfg(test)]
+mod tests;
 
 use frontends::Key;
 use rules::{Chain, Change, Frame, Rules};

@@ -92,7 +92,8 @@ pub fn replace(frame: &Frame, rules: &Rules) -> (String, BTreeSet<Chain>) {
     let mut endpoints = String::new();
     for scope in [Scope::Vip, Scope::VipExternal, Scope::Node, Scope::NodeExternal] {
         for protocol in PROTOCOLS {
-            let (map, selector, protocol) = (names(scope, protocol).endpoints, selector(scope, protocol), protocol.name());
+            let (map, selector, protocol) =
+                (names(scope, protocol).endpoints, selector(scope, protocol), protocol.name());
             let key = format!("numgen random mod 1 . {selector}");
             let _ = writeln!(endpoints, "  map {map} {{ typeof {key} : ip daddr . {protocol} dport; }}");
         }
@@ -261,9 +262,7 @@ fn chain_text(script: &mut String, table: &str, chain: Chain) {
         Chain::Spread { scope, protocol, count, sticky, masquerade } => {
             if masquerade {
                 // The connection's mark lets its packets through the engine's forward chain, both ways.
-                rule(format!(
-                    "meta mark set meta mark or {MASQUERADE} ct mark set ct mark or {MASQUERADE}"
-                ));
+                rule(format!("meta mark set meta mark or {MASQUERADE} ct mark set ct mark or {MASQUERADE}"));
             }
             if sticky {
                 rule(format!(
