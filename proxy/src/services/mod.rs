@@ -19,6 +19,7 @@ pub mod health;
 pub mod nft;
 pub mod rules;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use frontends::Key;
