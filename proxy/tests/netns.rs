@@ -2,6 +2,8 @@
 //!
 //! Needs root, `ip` and `nft`; without root every test says so and passes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

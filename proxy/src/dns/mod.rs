@@ -20,6 +20,9 @@ use tokio_util::sync::CancellationToken;
 use crate::index::Shared;
 
 pub mod forward;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 pub mod zone;
 
 use forward::{Forwarder, UDP_SIZE, Upstream};

@@ -4,6 +4,7 @@
 //! no record of the type that was asked for (no data). Resolvers treat the two differently when they walk their search
 //! list, so both matter.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
@@ -182,7 +183,8 @@ impl Zone {
                 targets.extend(service.cluster_ips.iter().map(|ip| (port.port, own(), *ip)));
             }
         }
-        let weight = u16::try_from(100 / targets.len().max(1)).unwrap_or(1).max(1);
+        let different: BTreeSet<_> = targets.iter().map(|(port, target, _)| (*port, target)).collect();
+        let weight = u16::try_from(100 / different.len().max(1)).unwrap_or(1).max(1);
         let mut node = Node::default();
         for (port, target, ip) in targets {
             let record = RData::SRV(SRV::new(0, weight, port, target.clone()));

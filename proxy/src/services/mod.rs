@@ -18,6 +18,9 @@ pub mod frontends;
 pub mod health;
 pub mod nft;
 pub mod rules;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use frontends::Key;
 use rules::{Chain, Change, Frame, Rules};
