@@ -165,7 +165,7 @@ fn names_and_services(c: &mut Cluster, ns: &str) -> Result<()> {
     start(c, ns, "server", "mkdir -p /www; echo here > /www/index.html; exec httpd -f -p 8080 -h /www")?;
     start(c, ns, "client", "sleep 3600")?;
     c.ok(&["-n", ns, "expose", "pod", "server", "--port=80", "--target-port=8080"])?;
-    let wget = |host: &str| c.kubectl(&["-n", ns, "exec", "client", "--", "wget", "-T", "2", "-q", "-O", "-", host]);
+    let wget = |host: &str| c.kubectl(&["-n", ns, "exec", "client", "--", "wget", "-q", "-O", "-", host]);
     for host in ["http://server/".to_owned(), format!("http://server.{ns}.svc.cluster.local/")] {
         c.eventually(&format!("{host} answers"), |_| Ok(wget(&host)?.out == "here\n"))?;
     }
