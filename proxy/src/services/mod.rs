@@ -140,7 +140,9 @@ impl Proxy {
                 if !chains.is_empty() {
                     nft::load(&chains).await?;
                 }
-                netlink::apply(&self.frame.table, &difference).map_err(nft::Error::Refused)?;
+                let table = self.frame.table.clone();
+                let call = tokio::task::spawn_blocking(move || netlink::apply(&table, &difference));
+                call.await.map_err(std::io::Error::other).flatten().map_err(nft::Error::Refused)?;
             } else {
                 nft::load(&(chains + &rules::script(&self.frame, &difference))).await?;
             }

@@ -4,7 +4,8 @@
 //! everything else together. So differences of elements go this way; tables, chains, rules and very large differences
 //! go through `nft`, which knows how to write them.
 //!
-//! The kernel works a transaction through within the call that sends it: there is nothing to wait for.
+//! The kernel works a transaction through within the call that sends it. One that only adds takes a fraction of a
+//! millisecond; one that deletes waits for a grace period, which is some milliseconds: call it where blocking is fine.
 
 use std::io;
 
