@@ -47,6 +47,8 @@ fn main() -> anyhow::Result<()> {
             let mut times: Vec<Duration> = Vec::new();
             for i in 0..20 {
                 put(&mut index, i * 7 % services, count, true);
+                // As far apart as in service: the kernel first frees what the last change removed.
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 let started = Instant::now();
                 let changes = proxy.take(&mut index);
                 proxy.apply(&changes).await?;

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns, unshare};
 use skiff_proxy::index::Index;
 use skiff_proxy::model::{Endpoint, Id, Port, Protocol, Service, Slice, SlicePort};
-use skiff_proxy::services::Proxy;
 use skiff_proxy::services::rules::Frame;
+use skiff_proxy::services::{Proxy, nft};
 
 const PODS: [&str; 2] = ["10.244.0.2", "10.244.0.3"];
 const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -171,7 +171,7 @@ impl World {
     }
 
     fn put(&mut self, service: Service, endpoints: &[usize]) {
-        let id = Id { namespace: "default".into(), name: "web".into() };
+        let id = id("web");
         let slice = Slice {
             ports: [Protocol::Tcp, Protocol::Udp]
                 .map(|p| SlicePort { name: p.name().into(), protocol: p, port: 8080 })
@@ -189,7 +189,7 @@ impl World {
                 .collect(),
         };
         self.index.put_service(id.clone(), service);
-        self.index.put_slice(Id { namespace: "default".into(), name: "web-1".into() }, id, slice);
+        self.index.put_slice(self::id("web-1"), id, slice);
         self.load();
     }
 
@@ -197,6 +197,10 @@ impl World {
         let changes = self.proxy.take(&mut self.index);
         self.runtime.block_on(self.proxy.apply(&changes)).unwrap();
     }
+}
+
+fn id(name: &str) -> Id {
+    Id { namespace: "default".into(), name: name.into() }
 }
 
 /// A Service on port 80, over TCP and UDP, and on the node's port 30080.
@@ -234,6 +238,23 @@ fn a_virtual_address_reaches_every_endpoint_from_everywhere() {
 }
 
 #[test]
+fn a_lost_table_is_noticed_and_a_wrong_one_replaced() {
+    with_world(|world| {
+        world.put(service(), &[0]);
+        assert!(world.runtime.block_on(nft::present("skp")));
+        // Somebody meddles: the difference does not load, and says so; then everything is loaded.
+        sh("nft delete element ip skp vip_tcp '{ 0 . 10.96.0.77 . 80 : 10.244.0.2 . 8080 }'");
+        world.index.remove_service(&id("web"));
+        let changes = world.proxy.take(&mut world.index);
+        assert!(world.runtime.block_on(world.proxy.apply(&changes)).is_err());
+        world.put(service(), &[0, 1]);
+        assert_eq!(world.reached(From::Pod(0), VIP, 80, 20), ["0", "1"]);
+        world.runtime.block_on(nft::remove("skp")).unwrap();
+        assert!(!world.runtime.block_on(nft::present("skp")));
+    });
+}
+
+#[test]
 fn without_endpoints_clients_are_refused_at_once() {
     with_world(|world| {
         world.put(service(), &[]);
@@ -245,7 +266,7 @@ fn without_endpoints_clients_are_refused_at_once() {
         refused(world.ask(From::Client, NODE, 30080));
         world.put(service(), &[1]);
         assert_eq!(world.reached(From::Pod(0), VIP, 80, 3), ["1"]);
-        world.index.remove_service(&Id { namespace: "default".into(), name: "web".into() });
+        world.index.remove_service(&id("web"));
         world.load();
         refused(world.ask(From::Pod(0), VIP, 80));
     });

@@ -11,7 +11,8 @@ use super::nft::{self, Error};
 use super::rules::{Change, Rules};
 use crate::model::Protocol;
 
-/// Calls of `conntrack` after one update; beyond that, whole frontends are forgotten instead of single endpoints.
+/// Calls of `conntrack` after one update; beyond that, whole frontends are forgotten instead of single endpoints, and
+/// beyond that all redirected flows.
 const PRECISE: usize = 64;
 
 /// What must be forgotten after some changes.
@@ -55,6 +56,13 @@ fn endpoints(frontend: Option<&Frontend>) -> &[SocketAddrV4] {
 pub async fn forget(flows: &BTreeSet<(Key, Option<Ipv4Addr>)>) {
     let coarse: BTreeSet<_> = flows.iter().map(|(key, _)| (*key, None)).collect();
     let flows = if flows.len() > PRECISE { &coarse } else { flows };
+    if flows.len() > PRECISE {
+        // At a start with many Services: every redirected flow finds its way again with its next packet.
+        if let Err(Error::Start { source, .. }) = nft::run("conntrack", &["-D", "-p", "udp", "--dst-nat"], "").await {
+            tracing::warn!(error = %source, "conntrack is missing: UDP clients of removed endpoints may hang");
+        }
+        return;
+    }
     for (key, endpoint) in flows {
         let port = key.port.to_string();
         let mut args = vec!["-D".to_string(), "-p".into(), "udp".into(), "--dport".into(), port];

@@ -1,6 +1,7 @@
 //! The service proxy: virtual addresses and node ports, in the kernel.
 //!
-//! [`frontends`] holds the rules of Services, [`rules`] writes them as an nftables table, [`nft`] loads it, [`flows`]
+//! [`frontends`] holds the rules of Services, [`rules`] writes them as an nftables table of [`elements`], [`nft`] loads
+//! the whole and [`netlink`] small differences, [`flows`]
 //! clears away what removed endpoints leave behind, [`health`] answers load balancers. [`Proxy`] knows what is loaded
 //! and applies differences. The table stays when the process ends: Services answer while Skiff is being updated.
 
@@ -13,9 +14,11 @@ use tokio_util::sync::CancellationToken;
 use crate::index::{Index, Shared};
 use crate::model::Id;
 
+pub mod elements;
 pub mod flows;
 pub mod frontends;
 pub mod health;
+pub mod netlink;
 pub mod nft;
 pub mod rules;
 #[cfg(test)]
@@ -130,15 +133,24 @@ impl Proxy {
         if self.loaded && changes.is_empty() {
             return Ok(());
         }
-        let script = if self.loaded {
-            rules::update(&self.frame, changes.iter().cloned(), &mut self.chains)
+        let loaded = std::mem::replace(&mut self.loaded, false);
+        if loaded {
+            let (chains, difference) = rules::update(&self.frame, changes.iter().cloned(), &mut self.chains);
+            if netlink::fits(&difference) {
+                if !chains.is_empty() {
+                    nft::load(&chains).await?;
+                }
+                let table = self.frame.table.clone();
+                let call = tokio::task::spawn_blocking(move || netlink::apply(&table, &difference));
+                call.await.map_err(std::io::Error::other).flatten().map_err(nft::Error::Refused)?;
+            } else {
+                nft::load(&(chains + &rules::script(&self.frame, &difference))).await?;
+            }
         } else {
             let (script, chains) = rules::replace(&self.frame, &self.rules);
             self.chains = chains;
-            script
-        };
-        self.loaded = false;
-        nft::load(&script).await?;
+            nft::load(&script).await?;
+        }
         self.loaded = true;
         let stale = flows::stale(changes);
         flows::forget(&stale.flows).await;

@@ -29,6 +29,9 @@ pub enum Error {
         /// The first lines it printed.
         message: String,
     },
+    /// The kernel refused a change of elements.
+    #[error("the kernel refused a change of the table")]
+    Refused(#[source] std::io::Error),
     /// The program did not end in time.
     #[error("{0} took too long")]
     Timeout(&'static str),

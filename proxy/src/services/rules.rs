@@ -23,6 +23,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
+use super::elements::{Difference, Element, Part, Value};
 use super::frontends::{Action, Frontend, Key, Scope};
 use crate::model::Protocol;
 
@@ -184,20 +185,27 @@ table ip {table} {{
     let changes = rules.frontends.iter().map(|(key, f)| Change::Frontend(*key, None, Some(f.clone())));
     let hairpins = rules.hairpins.keys().map(|ip| Change::Hairpin(*ip, true));
     let mut chains = BTreeSet::new();
-    script += &update(frame, changes.chain(hairpins), &mut chains);
+    let (text, difference) = update(frame, changes.chain(hairpins), &mut chains);
+    script += &text;
+    script += &self::script(frame, &difference);
     (script, chains)
 }
 
-/// The script that makes `changes`, and no more. Adds to `chains` the ones that the script adds.
-pub fn update(frame: &Frame, changes: impl Iterator<Item = Change>, chains: &mut BTreeSet<Chain>) -> String {
+/// What makes `changes`, and no more: a script for new chains, and the elements. The script comes first; chains that
+/// nothing uses yet change nothing. Adds the new chains to `chains`.
+pub fn update(
+    frame: &Frame,
+    changes: impl Iterator<Item = Change>,
+    chains: &mut BTreeSet<Chain>,
+) -> (String, Difference) {
     let mut script = String::new();
-    // All that goes, before all that comes: a new frontend may have the key of an old one.
-    let mut gone: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
-    let mut come: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    let mut difference = Difference::default();
     for change in changes {
         match change {
-            Change::Hairpin(ip, true) => come.entry("hairpins").or_default().push(format!("{ip} . {ip}")),
-            Change::Hairpin(ip, false) => gone.entry("hairpins").or_default().push(format!("{ip} . {ip}")),
+            Change::Hairpin(ip, comes) => {
+                let key = vec![Part::Address(ip); 2];
+                difference.push(comes, Element { map: "hairpins", key, value: Value::None });
+            }
             Change::Frontend(key, old, new) => {
                 for chain in new.iter().flat_map(|f| needed(key, f)) {
                     if chains.insert(chain) {
@@ -206,18 +214,26 @@ pub fn update(frame: &Frame, changes: impl Iterator<Item = Change>, chains: &mut
                 }
                 let old = old.map(|f| elements(key, &f)).unwrap_or_default();
                 let new = new.map(|f| elements(key, &f)).unwrap_or_default();
-                for (map, element) in old.difference(&new) {
-                    gone.entry(map).or_default().push(element.clone());
+                for element in old.difference(&new) {
+                    difference.push(false, element.clone());
                 }
-                for (map, element) in new.difference(&old) {
-                    come.entry(map).or_default().push(element.clone());
+                for element in new.difference(&old) {
+                    difference.push(true, element.clone());
                 }
             }
         }
     }
-    for (verb, maps) in [("delete", gone), ("add", come)] {
+    (script, difference)
+}
+
+/// The elements' changes as a script.
+pub fn script(frame: &Frame, difference: &Difference) -> String {
+    let mut script = String::new();
+    // All that goes, before all that comes: a new frontend may have the key of an old one.
+    for (verb, maps) in [("delete", &difference.gone), ("add", &difference.come)] {
         for (map, elements) in maps {
             for part in elements.chunks(BATCH) {
+                let part: Vec<String> = part.iter().map(Element::to_string).collect();
                 let _ = writeln!(script, "{verb} element ip {} {map} {{ {} }}", frame.table, part.join(", "));
             }
         }
@@ -306,48 +322,44 @@ fn selector(scope: Scope, protocol: Protocol) -> String {
     }
 }
 
-/// The elements that stand for one frontend: map or set, and the element's text.
-fn elements(key: Key, frontend: &Frontend) -> BTreeSet<(&'static str, String)> {
+/// The elements that stand for one frontend.
+fn elements(key: Key, frontend: &Frontend) -> BTreeSet<Element> {
     let mut made = BTreeSet::new();
     let names = names(key.scope, key.protocol);
     let on_node = matches!(key.scope, Scope::Node | Scope::NodeExternal);
-    let protocol = key.protocol.name();
-    let text = if on_node {
-        format!("{protocol} . {}", key.port)
-    } else {
-        format!("{} . {protocol} . {}", key.address, key.port)
-    };
+    let address = (!on_node).then_some(Part::Address(key.address));
+    let full: Vec<Part> = address.into_iter().chain([Part::Protocol(key.protocol), Part::Port(key.port)]).collect();
     match &frontend.action {
-        Action::Balance { endpoints, affinity, .. } => {
+        Action::Balance { endpoints, .. } => {
             for chain in needed(key, frontend) {
                 let map = match chain {
                     Chain::Spread { .. } => Some(names.frontends),
                     Chain::Remember(_) => names.sticky,
                 };
-                made.extend(map.map(|map| (map, format!("{text} : goto {}", chain_name(chain)))));
+                let value = || Value::Goto(chain_name(chain));
+                made.extend(map.map(|map| Element { map, key: full.clone(), value: value() }));
             }
-            debug_assert!(affinity.is_none_or(|seconds| seconds > 0), "the API refuses a timeout of zero");
-            let own = if on_node { key.port.to_string() } else { format!("{} . {}", key.address, key.port) };
-            for (slot, endpoint) in endpoints.iter().enumerate() {
-                let element = format!("{slot} . {own} : {} . {}", endpoint.ip(), endpoint.port());
-                made.insert((names.endpoints, element));
+            for (slot, endpoint) in (0..).zip(endpoints) {
+                let key = [Part::Slot(slot)].into_iter().chain(address).chain([Part::Port(key.port)]).collect();
+                made.insert(Element { map: names.endpoints, key, value: Value::Endpoint(*endpoint) });
             }
         }
         Action::Drop => {
-            made.insert((names.frontends, format!("{text} : drop")));
+            made.insert(Element { map: names.frontends, key: full.clone(), value: Value::Drop });
         }
         // A port of this node needs no rule: the node refuses by itself what nobody listens on. And where outside
         // clients are refused, everybody is, by the element of the frontend for everybody.
         Action::Refuse if key.scope == Scope::Vip => {
-            made.insert(("refused", text.clone()));
+            made.insert(Element { map: "refused", key: full.clone(), value: Value::None });
         }
         Action::Refuse => {}
     }
     if key.scope == Scope::Vip && !frontend.sources.is_empty() {
-        made.insert(("filtered", text.clone()));
+        made.insert(Element { map: "filtered", key: full.clone(), value: Value::None });
         // Overlapping ranges of one frontend would be an error to nft.
         for range in Ipv4Net::aggregate(&frontend.sources.to_vec()) {
-            made.insert(("sources", format!("{text} . {range}")));
+            let key = full.iter().copied().chain([Part::Range(range)]).collect();
+            made.insert(Element { map: "sources", key, value: Value::None });
         }
     }
     made

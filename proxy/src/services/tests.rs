@@ -218,7 +218,9 @@ proptest! {
                 play(&mut index, step);
             }
             let changes = proxy.take(&mut index);
-            loaded.load(&rules::update(&proxy.frame, changes.into_iter(), &mut proxy.chains));
+            let (chains, difference) = rules::update(&proxy.frame, changes.into_iter(), &mut proxy.chains);
+            loaded.load(&chains);
+            loaded.load(&rules::script(&proxy.frame, &difference));
             let mut whole = Loaded::default();
             whole.load(&rules::replace(&proxy.frame, &proxy.rules).0);
             prop_assert_eq!(&loaded.elements, &whole.elements);
