@@ -334,6 +334,10 @@ async fn dispatch(
     let t = call.target.clone();
     let registry = server.registry.load_full();
     if !registry.has_version(&t.group, &t.version) {
+        // A group that is served answers for its versions; what is no group at all is no API path.
+        if registry.has_group(&t.group) {
+            return Err(Status::no_such_path());
+        }
         return Ok(discovery::not_found_text());
     }
     let Some(kind) = registry.get(&t.group, &t.version, &t.resource).cloned() else {

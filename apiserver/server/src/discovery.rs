@@ -165,7 +165,9 @@ fn route(
             Ok(Some(r))
         }
         ["openapi", "v2"] => Ok(Some(openapi_v2(server, accept, headers))),
-        ["openapi", "v3", rest @ ..] => Ok(openapi_v3(server, rest, query, headers)),
+        ["openapi", "v3", rest @ ..] => {
+            Ok(Some(openapi_v3(server, rest, query, headers).unwrap_or_else(|| text(404, String::new()))))
+        }
         ["api"] => {
             if let Some(r) = aggregated(server, accept, headers, true) {
                 get_only()?;

@@ -41,6 +41,9 @@ pub fn apply(patch: PatchType, old: &Value, body: &[u8], shape: &Struct) -> Resu
             let parsed = strategic::parse(body)?;
             let mut value = old.clone();
             strategic_merge(&mut value, &parsed.value, shape)?;
+            if let Err(why) = skiff_core::patch::restore::fits(&value, shape) {
+                return Err(skiff_core::patch::restore::refused(&parsed.value, &why));
+            }
             let text = skiff_core::patch::go::print(&parsed.value);
             Ok(Patched { value, duplicates: duplicate_fields(&parsed.duplicates), text })
         }

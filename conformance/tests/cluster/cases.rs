@@ -87,9 +87,10 @@ fn streams(c: &mut Cluster, ns: &str) -> Result<()> {
     c.ok(&["-n", ns, "cp", &local, "a:/tmp/copied"])?;
     ensure!(c.ok(&["-n", ns, "exec", "a", "--", "cat", "/tmp/copied"])? == "content");
     let mut forward = c.background(&["-n", ns, "port-forward", "pod/a", ":8080"])?;
-    let line =
-        forward.stdout.take().map(|o| BufReader::new(o).lines().next()).context("port-forward prints its port")?;
-    let line = line.context("port-forward prints its port")??;
+    // Kept open: kubectl prints a line per connection, and ends when nobody reads it.
+    let mut printed = BufReader::new(forward.stdout.take().context("port-forward prints its port")?);
+    let mut line = String::new();
+    printed.read_line(&mut line)?;
     let port = line.split("127.0.0.1:").nth(1).and_then(|r| r.split(' ').next()).context("a port")?.to_owned();
     let page = http(&format!("127.0.0.1:{port}"));
     forward.kill()?;

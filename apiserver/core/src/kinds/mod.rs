@@ -9,6 +9,7 @@ mod event;
 mod namespace;
 mod node;
 mod pod;
+mod rbac;
 mod registry;
 mod service;
 mod workloads;

@@ -61,13 +61,14 @@ impl Strategy for NamespaceStrategy {
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         let spec = Path::new("spec");
         let path = spec.child("finalizers");
-        for f in obj["spec"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        for (i, f) in obj["spec"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).enumerate() {
+            let at = path.index(i);
             let complaints = names::is_qualified_name(f);
             for why in &complaints {
-                errors.invalid(&path, f, why);
+                errors.invalid(&at, f, why);
             }
             if complaints.is_empty() && !f.contains('/') && f != "kubernetes" {
-                errors.invalid(&path, f, "name is neither a standard finalizer name nor is it fully qualified");
+                errors.invalid(&at, f, "name is neither a standard finalizer name nor is it fully qualified");
             }
         }
     }

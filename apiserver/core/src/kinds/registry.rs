@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Plain, Strategy, Traits, config, defaults, event, namespace, node, pod, service, workloads};
-use crate::meta::NameRule;
+use super::{Plain, Strategy, Traits, config, defaults, event, namespace, node, pod, rbac, service, workloads};
 
 const D: Traits = Traits::DEFAULT;
 /// Desired state counted by generation.
@@ -21,9 +20,6 @@ const fn locked(t: Traits) -> Traits {
 }
 const fn creating(t: Traits) -> Traits {
     Traits { create_on_update: true, ..t }
-}
-const fn segment(t: Traits) -> Traits {
-    Traits { name: NameRule::PathSegment, ..t }
 }
 
 /// A kind whose only rules of its own are defaults.
@@ -128,10 +124,10 @@ pub fn strategy(group: &str, plural: &str) -> Arc<dyn Strategy> {
         ("networking.k8s.io", "ingressclasses") => with(G, defaults::ingress_class),
         ("networking.k8s.io", "servicecidrs") => plain(S),
         ("policy", "poddisruptionbudgets") => plain(locked(GS)),
-        ("rbac.authorization.k8s.io", "roles" | "clusterroles") => plain(segment(creating(D))),
-        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
-            with(segment(creating(D)), defaults::binding)
-        }
+        ("rbac.authorization.k8s.io", "roles") => Arc::new(rbac::Role { cluster: false }),
+        ("rbac.authorization.k8s.io", "clusterroles") => Arc::new(rbac::Role { cluster: true }),
+        ("rbac.authorization.k8s.io", "rolebindings") => Arc::new(rbac::Binding { cluster: false }),
+        ("rbac.authorization.k8s.io", "clusterrolebindings") => Arc::new(rbac::Binding { cluster: true }),
         ("scheduling.k8s.io", "priorityclasses") => with(G, defaults::priority_class),
         ("storage.k8s.io", "storageclasses") => with(R, defaults::storage_class),
         ("storage.k8s.io", "csidrivers") => with(locked(R), defaults::csi_driver),

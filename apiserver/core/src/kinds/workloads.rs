@@ -163,7 +163,7 @@ impl Strategy for Deployment {
                     }
                 }
             }
-            t => errors.not_supported(&sp.child("type"), t, &["Recreate", "RollingUpdate"]),
+            t => errors.not_supported(&sp, t, &["Recreate", "RollingUpdate"]),
         }
         not_negative(obj, &["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], errors);
         if let Some(d) = obj["spec"]["progressDeadlineSeconds"].as_i64()

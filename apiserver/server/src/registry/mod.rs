@@ -264,6 +264,12 @@ impl Registry {
         self.kinds.get(group).is_some_and(|v| v.contains_key(version))
     }
 
+    /// Whether any version of a group is served.
+    #[must_use]
+    pub fn has_group(&self, group: &str) -> bool {
+        self.kinds.contains_key(group)
+    }
+
     /// The kind with this plural name.
     #[must_use]
     pub fn get(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Kind>> {

@@ -62,7 +62,7 @@ pub fn create(
                 }
             }
             if !errors.is_empty() {
-                return Err(Status::invalid(&r.group, &r.kind, "", &errors));
+                return Err(Status::invalid(&r.group, "", "", &errors));
             }
             decide(server, &user, &a)
         }
@@ -145,7 +145,7 @@ fn access_attributes(kind: &Kind, spec: &Value) -> Result<Attributes, Status> {
         );
     }
     if !errors.is_empty() {
-        return Err(Status::invalid(kind.group(), &kind.resource.kind, "", &errors));
+        return Err(Status::invalid(kind.group(), "", "", &errors));
     }
     let text = |v: &Value, k: &str| v[k].as_str().unwrap_or_default().to_owned();
     if !path.is_null() {

@@ -76,7 +76,7 @@ fn host_of(pod: &Value) -> Option<&str> {
 /// # Errors
 /// 400, 404, 500.
 pub async fn log(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call, raw_query: &str) -> Result<Answer, Status> {
-    skiff_core::kinds::validate_log_options(&|k| call.query.get(k).map(str::to_owned))?;
+    skiff_core::kinds::validate_log_options(&call.target.name, &|k| call.query.get(k).map(str::to_owned))?;
     let pod = pod(kind, call).await?;
     let c = container(&pod, call.query.get("container").unwrap_or_default())?;
     let Some(node) = host_of(&pod) else {

@@ -115,7 +115,7 @@ impl Strategy for PodStrategy {
 ///
 /// # Errors
 /// 422 in upstream's words.
-pub fn validate_log_options(get: &dyn Fn(&str) -> Option<String>) -> Result<(), Status> {
+pub fn validate_log_options(pod: &str, get: &dyn Fn(&str) -> Option<String>) -> Result<(), Status> {
     let mut errors = Errors::new();
     let number = |k: &str| get(k).and_then(|v| v.parse::<i64>().ok());
     if let Some(n) = number("tailLines").filter(|n| *n < 0) {
@@ -130,5 +130,5 @@ pub fn validate_log_options(get: &dyn Fn(&str) -> Option<String>) -> Result<(), 
     } else if let Some(n) = since.filter(|n| *n < 1) {
         errors.invalid(&Path::new("sinceSeconds"), n, "must be greater than 0");
     }
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("", "PodLogOptions", "", &errors)) }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("", "PodLogOptions", pod, &errors)) }
 }
