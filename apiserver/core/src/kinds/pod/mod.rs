@@ -4,6 +4,7 @@ mod defaults;
 mod qos;
 mod update;
 mod validate;
+mod warnings;
 
 use serde_json::{Value, json};
 
@@ -15,6 +16,7 @@ use crate::status::Status;
 
 pub(super) use defaults::default_template;
 pub(super) use validate::{validate_label_selector, validate_template};
+pub(super) use warnings::of_template as template_warnings;
 
 /// Rules of Pods.
 pub(super) struct PodStrategy;
@@ -44,12 +46,18 @@ impl Strategy for PodStrategy {
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         validate::validate_pod(obj, errors);
+        if obj["spec"]["ephemeralContainers"].as_array().is_some_and(|l| !l.is_empty()) {
+            let spec = Path::new("spec");
+            errors.forbidden(&spec.child("ephemeralContainers"), "cannot be set on create");
+        }
     }
 
     fn prepare_update(&self, new: &mut Value, old: &Value) {
         carry(new, old, "status");
         let before = old["metadata"]["generation"].as_i64().unwrap_or(0);
-        let changed = new.get("spec") != old.get("spec");
+        // What only a subresource may change does not count here: `update::validate` tells by it that the change did
+        // not come through the subresource, and refuses it.
+        let changed = new.get("spec") != old.get("spec") && !update::needs_subresource(&new["spec"], &old["spec"]);
         meta::meta_mut(new).insert("generation".into(), (before + i64::from(changed)).into());
     }
 
@@ -60,10 +68,20 @@ impl Strategy for PodStrategy {
     fn prepare_status(&self, new: &mut Value, old: &Value) {
         carry(new, old, "spec");
         carry_meta(new, old, &["ownerReferences", "deletionTimestamp", "generation"]);
-        // The class is decided once.
-        if let Some(q) = old["status"].get("qosClass") {
+        // The class is decided once: leaving it out keeps it, changing it is refused.
+        if let Some(q) = old["status"].get("qosClass")
+            && new["status"]["qosClass"].as_str().is_none_or(str::is_empty)
+        {
             new["status"]["qosClass"] = q.clone();
         }
+    }
+
+    fn validate_status(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        validate::validate_status(new, old, errors);
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+        warnings::of_pod(new, old, out);
     }
 
     fn prepare_subresource(&self, _name: &str, new: &mut Value, old: &Value) {

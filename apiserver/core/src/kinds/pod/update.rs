@@ -9,9 +9,19 @@ const ONLY: &str = "pod updates may not change fields other than `spec.container
 
 /// Checks an update.
 pub(super) fn validate(new: &Value, old: &Value, errors: &mut Errors) {
-    super::validate::validate_pod(new, errors);
     let spec = Path::new("spec");
     let (n, o) = (&new["spec"], &old["spec"]);
+    let through_subresource = needs_subresource(n, o) && new["metadata"]["generation"] != old["metadata"]["generation"];
+    if through_subresource && n["ephemeralContainers"] != o["ephemeralContainers"] {
+        ephemeral(new, old, errors);
+        return;
+    }
+    // What was accepted once stays acceptable: an old pod must remain updatable.
+    let (mut before, mut now) = (Errors::new(), Errors::new());
+    super::validate::validate_pod(old, &mut before);
+    super::validate::validate_pod(new, &mut now);
+    now.0.retain(|e| !before.0.contains(e));
+    errors.0.append(&mut now.0);
     let count = |v: &Value, k: &str| v[k].as_array().map_or(0, Vec::len);
     for list in ["containers", "initContainers"] {
         if count(n, list) != count(o, list) {
@@ -40,8 +50,9 @@ pub(super) fn validate(new: &Value, old: &Value, errors: &mut Errors) {
     let added: Vec<&Value> = ng.iter().filter(|g| !og.contains(g)).collect();
     if !added.is_empty() {
         let names: Vec<&str> = added.iter().filter_map(|g| g["name"].as_str()).collect();
+        let at = ng.iter().position(|g| added.contains(&g)).unwrap_or(0);
         errors.forbidden(
-            &gates,
+            &gates.index(at).child("name"),
             format!("only deletion is allowed, but found new scheduling gate '{}'", names.join(",")),
         );
     }
@@ -52,6 +63,11 @@ pub(super) fn validate(new: &Value, old: &Value, errors: &mut Errors) {
         for (i, c) in munged.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
             if let Some(v) = old_list.get(i).and_then(|c| c.get("image")) {
                 c["image"] = v.clone();
+            }
+            if through_subresource && let Some(was) = old_list.get(i) {
+                for key in ["resources", "resizePolicy"] {
+                    super::carry(c, was, key);
+                }
             }
         }
     }
@@ -82,6 +98,33 @@ pub(super) fn validate(new: &Value, old: &Value, errors: &mut Errors) {
     }
     if munged != *o {
         errors.forbidden(&spec, ONLY);
+    }
+}
+
+/// Whether something differs that only a subresource (ephemeralcontainers, resize) may change.
+pub(super) fn needs_subresource(new: &Value, old: &Value) -> bool {
+    let parts = |spec: &Value| -> Vec<Value> {
+        let all = ["containers", "initContainers"].iter().flat_map(|l| spec[*l].as_array().into_iter().flatten());
+        all.map(|c| json!([c["resources"], c["resizePolicy"]])).collect()
+    };
+    new["ephemeralContainers"] != old["ephemeralContainers"] || parts(new) != parts(old)
+}
+
+/// Ephemeral containers may be added, never changed or removed.
+fn ephemeral(new: &Value, old: &Value, errors: &mut Errors) {
+    super::validate::validate_ephemeral(new, errors);
+    let spec = Path::new("spec");
+    let at = spec.child("ephemeralContainers");
+    for was in old["spec"]["ephemeralContainers"].as_array().into_iter().flatten() {
+        let name = was["name"].as_str().unwrap_or_default();
+        let now = new["spec"]["ephemeralContainers"].as_array().into_iter().flatten().find(|c| c["name"] == name);
+        match now {
+            None => errors.forbidden(&at, format!("existing ephemeral containers {name:?} may not be removed")),
+            Some(c) if c != was => {
+                errors.forbidden(&at, format!("existing ephemeral containers {name:?} may not be changed"));
+            }
+            Some(_) => {}
+        }
     }
 }
 

@@ -1,0 +1,230 @@
+//! Containers of all three sorts: names, images, ports, and what each sort may not have.
+
+use serde_json::Value;
+
+use super::{Context, complain, env, given, list, need, one_of, probes, resources, security, text, volumes};
+use crate::invalid::Errors;
+use crate::names;
+use crate::path::Path;
+
+/// Checks `containers`, `initContainers` and `ephemeralContainers` of a spec.
+pub(super) fn validate(spec: &Value, context: &Context<'_>, path: &Path<'_>, errors: &mut Errors) {
+    let at = path.child("containers");
+    if list(spec, "containers").is_empty() {
+        errors.required(&at, "");
+    }
+    let mut seen = vec![];
+    for (i, c) in list(spec, "containers").iter().enumerate() {
+        let here = at.index(i);
+        common(c, context, &here, errors);
+        unique(c, &mut seen, &here, errors);
+        probes::validate(c, context.grace, &here, errors);
+        restart_policy(c, false, &here, errors);
+    }
+    host_ports(list(spec, "containers"), &at, errors);
+    init(spec, context, &mut seen, &path.child("initContainers"), errors);
+    ephemeral(spec, context, &mut seen, &path.child("ephemeralContainers"), errors);
+    if context.host_network {
+        for key in ["containers", "initContainers"] {
+            let at = path.child(key);
+            for (i, c) in list(spec, key).iter().enumerate() {
+                host_network_ports(c, &at.index(i).child("ports"), errors);
+            }
+        }
+    }
+}
+
+/// Checks only the ephemeral containers of a pod, as their subresource does.
+pub(in crate::kinds::pod) fn validate_ephemeral(pod: &Value, errors: &mut Errors) {
+    let spec = &pod["spec"];
+    let context = Context::new(spec, super::usable_volumes(spec));
+    let both = list(spec, "containers").iter().chain(list(spec, "initContainers"));
+    let mut seen: Vec<&str> = both.map(|c| text(c, "name")).collect();
+    let path = Path::new("spec");
+    ephemeral(spec, &context, &mut seen, &path.child("ephemeralContainers"), errors);
+}
+
+fn unique<'a>(c: &'a Value, seen: &mut Vec<&'a str>, at: &Path<'_>, errors: &mut Errors) {
+    let name = text(c, "name");
+    if name.is_empty() {
+        return;
+    }
+    if seen.contains(&name) {
+        errors.duplicate(&at.child("name"), name);
+    } else {
+        seen.push(name);
+    }
+}
+
+fn restart_policy(c: &Value, init: bool, at: &Path<'_>, errors: &mut Errors) {
+    if !given(c, "restartPolicy") {
+        return;
+    }
+    if init {
+        one_of(c, "restartPolicy", &["Always", "Never", "OnFailure"], at, errors);
+    } else if text(c, "restartPolicy").is_empty() {
+        errors.required(&at.child("restartPolicy"), "");
+    } else {
+        one_of(c, "restartPolicy", &["Always", "Never", "OnFailure"], at, errors);
+    }
+}
+
+fn init<'a>(spec: &'a Value, context: &Context<'_>, seen: &mut Vec<&'a str>, path: &Path<'_>, errors: &mut Errors) {
+    for (i, c) in list(spec, "initContainers").iter().enumerate() {
+        let at = path.index(i);
+        common(c, context, &at, errors);
+        restart_policy(c, true, &at, errors);
+        unique(c, seen, &at, errors);
+        // A sidecar runs beside the others and is watched like them.
+        if text(c, "restartPolicy") == "Always" {
+            probes::validate(c, context.grace, &at, errors);
+        } else {
+            for key in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+                if given(c, key) {
+                    let why = "may not be set for init containers without restartPolicy=Always";
+                    errors.forbidden(&at.child(key), why);
+                }
+            }
+        }
+        host_ports(std::slice::from_ref(c), path, errors);
+    }
+}
+
+fn ephemeral<'a>(
+    spec: &'a Value,
+    context: &Context<'_>,
+    seen: &mut Vec<&'a str>,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    let targets: Vec<&str> =
+        ["containers", "initContainers"].iter().flat_map(|k| list(spec, k)).map(|c| text(c, "name")).collect();
+    for (i, c) in list(spec, "ephemeralContainers").iter().enumerate() {
+        let at = path.index(i);
+        // What is refused as a whole is not looked into.
+        let mut rest = c.clone();
+        let mut refused = vec![];
+        for key in
+            ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources", "resizePolicy"]
+        {
+            let empty = match &c[key] {
+                Value::Null => true,
+                Value::Array(a) => a.is_empty(),
+                // Resources are a struct that is always there; probes count when given at all.
+                Value::Object(o) => key == "resources" && o.is_empty(),
+                _ => false,
+            };
+            if !empty {
+                refused.push(key);
+            }
+            if let Some(m) = rest.as_object_mut() {
+                m.remove(key);
+            }
+        }
+        common(&rest, context, &at, errors);
+        unique(c, seen, &at, errors);
+        let target = text(c, "targetContainerName");
+        if !target.is_empty() && !targets.contains(&target) {
+            errors.not_found(&at.child("targetContainerName"), target);
+        }
+        for key in refused {
+            errors.forbidden(&at.child(key), "cannot be set for an Ephemeral Container");
+        }
+        let mounts = at.child("volumeMounts");
+        for (j, m) in list(c, "volumeMounts").iter().enumerate() {
+            let here = mounts.index(j);
+            for key in ["subPath", "subPathExpr"] {
+                if !text(m, key).is_empty() {
+                    errors.forbidden(&here.child(key), "cannot be set for an Ephemeral Container");
+                }
+            }
+        }
+    }
+}
+
+fn common(c: &Value, context: &Context<'_>, path: &Path<'_>, errors: &mut Errors) {
+    if need(c, "name", path, errors) {
+        let name = text(c, "name");
+        complain(&path.child("name"), name, names::is_dns1123_label(name), errors);
+    }
+    need(c, "image", path, errors);
+    one_of(c, "terminationMessagePolicy", &["FallbackToLogsOnError", "File"], path, errors);
+    ports(c, &path.child("ports"), errors);
+    env::validate(c, &path.child("env"), errors);
+    env::validate_from(c, &path.child("envFrom"), errors);
+    volumes::validate_mounts(c, &context.volumes, &path.child("volumeMounts"), errors);
+    volumes::validate_devices(c, &context.volumes, &path.child("volumeDevices"), errors);
+    one_of(c, "imagePullPolicy", &["Always", "IfNotPresent", "Never"], path, errors);
+    if given(c, "resources") {
+        resources::validate(&c["resources"], context, &path.child("resources"), errors);
+    }
+    resources::validate_resize_policy(c, &path.child("resizePolicy"), errors);
+    security::validate_container(c, context.host_users, &path.child("securityContext"), errors);
+}
+
+fn ports(c: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let mut seen = vec![];
+    for (i, p) in list(c, "ports").iter().enumerate() {
+        let at = path.index(i);
+        let name = text(p, "name");
+        if !name.is_empty() {
+            let why = names::is_port_name(name);
+            if !why.is_empty() {
+                complain(&at.child("name"), name, why, errors);
+            } else if seen.contains(&name) {
+                errors.duplicate(&at.child("name"), name);
+            } else {
+                seen.push(name);
+            }
+        }
+        match p["containerPort"].as_i64().unwrap_or(0) {
+            0 => errors.required(&at.child("containerPort"), ""),
+            n => {
+                for why in names::is_port(n) {
+                    errors.invalid(&at.child("containerPort"), n, why);
+                }
+            }
+        }
+        if let Some(n) = p["hostPort"].as_i64().filter(|n| *n != 0) {
+            for why in names::is_port(n) {
+                errors.invalid(&at.child("hostPort"), n, why);
+            }
+        }
+        if need(p, "protocol", &at, errors) {
+            one_of(p, "protocol", &["SCTP", "TCP", "UDP"], &at, errors);
+        }
+        let ip = text(p, "hostIP");
+        if !ip.is_empty()
+            && let Some(why) = super::bad_ip(ip)
+        {
+            errors.invalid(&at.child("hostIP"), ip, why);
+        }
+    }
+}
+
+/// Two containers cannot have the same port of the host.
+fn host_ports(containers: &[Value], path: &Path<'_>, errors: &mut Errors) {
+    let mut seen = vec![];
+    for (i, c) in containers.iter().enumerate() {
+        let here = path.index(i);
+        let here = here.child("ports");
+        for (j, p) in list(c, "ports").iter().enumerate() {
+            let Some(port) = p["hostPort"].as_i64().filter(|n| *n != 0) else { continue };
+            let key = format!("{}/{}/{port}", text(p, "protocol"), text(p, "hostIP"));
+            if seen.contains(&key) {
+                errors.duplicate(&here.index(j).child("hostPort"), key);
+            } else {
+                seen.push(key);
+            }
+        }
+    }
+}
+
+fn host_network_ports(c: &Value, path: &Path<'_>, errors: &mut Errors) {
+    for (i, p) in list(c, "ports").iter().enumerate() {
+        if p["hostPort"].as_i64().unwrap_or(0) != p["containerPort"].as_i64().unwrap_or(0) {
+            let why = "must match `hostPort` when `hostNetwork` is true";
+            errors.invalid(&path.index(i).child("containerPort"), p["containerPort"].clone(), why);
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Validation of pods, pod specs and pod templates.
+//!
+//! Rules are grouped as a pod is: containers, env, volumes, probes, resources, security, placement. Faults come in
+//! upstream's order and words, because clients print them and tests compare them. Works on normalised values: a wrong
+//! type was refused before.
+
+mod containers;
+mod env;
+mod network;
+mod placement;
+mod probes;
+mod resources;
+mod security;
+mod sources;
+mod volumes;
+
+use serde_json::Value;
+
+use crate::invalid::{self, ErrorType, Errors, FieldError};
+use crate::names;
+use crate::path::Path;
+
+pub(super) use containers::validate_ephemeral;
+pub(super) use network::bad_ip;
+pub(super) use volumes::usable as usable_volumes;
+
+/// Text at `key`; empty when absent.
+pub(super) fn text<'a>(v: &'a Value, key: &str) -> &'a str {
+    v[key].as_str().unwrap_or_default()
+}
+
+/// List at `key`; empty when absent.
+pub(super) fn list<'a>(v: &'a Value, key: &str) -> &'a [Value] {
+    v[key].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Whether a nested message was given at all.
+pub(super) fn given(v: &Value, key: &str) -> bool {
+    !v[key].is_null()
+}
+
+/// Refuses a value outside `allowed`. Absent counts as fine.
+fn one_of(v: &Value, key: &str, allowed: &[&str], path: &Path<'_>, errors: &mut Errors) {
+    if let Some(s) = v[key].as_str().filter(|s| !allowed.contains(s)) {
+        errors.not_supported(&path.child(key), s, allowed);
+    }
+}
+
+/// Demands a text that is not empty.
+fn need(v: &Value, key: &str, path: &Path<'_>, errors: &mut Errors) -> bool {
+    let there = !text(v, key).is_empty();
+    if !there {
+        errors.required(&path.child(key), "");
+    }
+    there
+}
+
+/// Each complaint becomes an "invalid value" at `path`.
+fn complain(path: &Path<'_>, value: &str, why: Vec<String>, errors: &mut Errors) {
+    for w in why {
+        errors.invalid(path, value, w);
+    }
+}
+
+/// "Not found" with an explanation.
+fn not_found_because(path: &Path<'_>, value: &str, why: &str, errors: &mut Errors) {
+    let body = format!("Not found: {}: {why}", invalid::quote_str(value));
+    errors.0.push(FieldError { kind: ErrorType::NotFound, path: path.to_string(), body });
+}
+
+const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
+const ID_RANGE: &str = "must be between 0 and 2147483647, inclusive";
+
+/// Checks a Pod.
+pub(super) fn validate_pod(obj: &Value, errors: &mut Errors) {
+    let root = Path::new("metadata");
+    security::validate_annotations(obj, &root.child("annotations"), errors);
+    let path = Path::new("spec");
+    let spec = &obj["spec"];
+    validate_spec(spec, &obj["metadata"], &path, errors);
+    // Templates were never held to this.
+    for key in ["containers", "initContainers"] {
+        let at = path.child(key);
+        for (i, c) in list(spec, key).iter().enumerate() {
+            let image = text(c, "image");
+            if image.trim() != image {
+                errors.invalid(&at.index(i).child("image"), image, "must not have leading or trailing whitespace");
+            }
+        }
+    }
+}
+
+/// Checks a pod template at `path`.
+pub(in crate::kinds) fn validate_template(t: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let m = path.child("metadata");
+    names::validate_labels(t["metadata"]["labels"].as_object(), &m.child("labels"), errors);
+    let annotations = m.child("annotations");
+    names::validate_annotations(t["metadata"]["annotations"].as_object(), &annotations, errors);
+    security::validate_annotations(t, &annotations, errors);
+    let spec = path.child("spec");
+    validate_spec(&t["spec"], &t["metadata"], &spec, errors);
+    if !list(&t["spec"], "ephemeralContainers").is_empty() {
+        errors.forbidden(&spec.child("ephemeralContainers"), "ephemeral containers not allowed in pod template");
+    }
+}
+
+/// Checks a `metav1.LabelSelector` at `path`.
+pub(in crate::kinds) fn validate_label_selector(s: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let labels = path.child("matchLabels");
+    names::validate_labels(s["matchLabels"].as_object(), &labels, errors);
+    let list = path.child("matchExpressions");
+    for (i, e) in s["matchExpressions"].as_array().into_iter().flatten().enumerate() {
+        let at = list.index(i);
+        let values = e["values"].as_array().map_or(0, Vec::len);
+        match e["operator"].as_str().unwrap_or_default() {
+            "In" | "NotIn" => {
+                if values == 0 {
+                    errors.required(&at.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
+                }
+            }
+            "Exists" | "DoesNotExist" => {
+                if values > 0 {
+                    errors.forbidden(
+                        &at.child("values"),
+                        "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                    );
+                }
+            }
+            o => errors.invalid(&at.child("operator"), o, "not a valid selector operator"),
+        }
+        names::validate_label_name(e["key"].as_str().unwrap_or_default(), &at.child("key"), errors);
+        let vp = at.child("values");
+        for (j, v) in e["values"].as_array().into_iter().flatten().enumerate() {
+            let v = v.as_str().unwrap_or_default();
+            complain(&vp.index(j), v, names::is_label_value(v), errors);
+        }
+    }
+}
+
+/// What containers are checked against.
+struct Context<'a> {
+    volumes: Vec<&'a Value>,
+    claims: Vec<&'a str>,
+    grace: i64,
+    host_users: bool,
+    host_network: bool,
+}
+
+impl<'a> Context<'a> {
+    fn new(spec: &'a Value, volumes: Vec<&'a Value>) -> Self {
+        Self {
+            volumes,
+            claims: list(spec, "resourceClaims").iter().map(|c| text(c, "name")).collect(),
+            grace: spec["terminationGracePeriodSeconds"].as_i64().unwrap_or(30),
+            host_users: spec["hostUsers"] != false,
+            host_network: spec["hostNetwork"] == true,
+        }
+    }
+}
+
+fn validate_spec(spec: &Value, meta: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let volumes = volumes::validate(spec, meta, &path.child("volumes"), errors);
+    let context = Context::new(spec, volumes);
+    resources::validate_pod_claims(spec, &path.child("resourceClaims"), errors);
+    containers::validate(spec, &context, path, errors);
+    one_of(spec, "restartPolicy", &["Always", "OnFailure", "Never"], path, errors);
+    network::validate_policy(spec, path, errors);
+    names::validate_labels(spec["nodeSelector"].as_object(), &path.child("nodeSelector"), errors);
+    security::validate_pod_context(spec, path, errors);
+    placement::validate_affinity(spec, meta, &path.child("affinity"), errors);
+    network::validate_dns(spec, path, errors);
+    let gates = path.child("readinessGates");
+    for (i, g) in list(spec, "readinessGates").iter().enumerate() {
+        let t = text(g, "conditionType");
+        complain(&gates.index(i).child("conditionType"), t, names::is_qualified_name(t), errors);
+    }
+    let gates = path.child("schedulingGates");
+    let mut seen = vec![];
+    for (i, g) in list(spec, "schedulingGates").iter().enumerate() {
+        let (at, name) = (gates.index(i), text(g, "name"));
+        complain(&at.child("name"), name, names::is_qualified_name(name), errors);
+        if seen.contains(&name) {
+            errors.duplicate(&at, name);
+        }
+        seen.push(name);
+    }
+    placement::validate_spread(spec, &path.child("topologySpreadConstraints"), errors);
+    security::validate_host_users(spec, path, errors);
+    for key in ["serviceAccountName", "nodeName"] {
+        subdomain_if_given(spec, key, path, errors);
+    }
+    if let Some(n) = spec["activeDeadlineSeconds"].as_i64().filter(|n| !(1..=i64::from(i32::MAX)).contains(n)) {
+        errors.invalid(&path.child("activeDeadlineSeconds"), n, "must be between 1 and 2147483647, inclusive");
+    }
+    network::validate_host_names(spec, path, errors);
+    placement::validate_tolerations(spec, &path.child("tolerations"), errors);
+    network::validate_aliases(spec, &path.child("hostAliases"), errors);
+    for key in ["priorityClassName", "runtimeClassName"] {
+        subdomain_if_given(spec, key, path, errors);
+    }
+    one_of(spec, "preemptionPolicy", &["Never", "PreemptLowerPriority"], path, errors);
+    resources::validate_overhead(spec, &path.child("overhead"), errors);
+    if given(spec, "os") {
+        let os = path.child("os");
+        match text(&spec["os"], "name") {
+            "linux" | "windows" => {}
+            "" => errors.required(&os.child("name"), "cannot be empty"),
+            other => errors.not_supported(&os.child("name"), other, &["linux", "windows"]),
+        }
+    }
+    if given(spec, "resources") {
+        resources::validate(&spec["resources"], &context, &path.child("resources"), errors);
+    }
+}
+
+fn subdomain_if_given(v: &Value, key: &str, path: &Path<'_>, errors: &mut Errors) {
+    let s = text(v, key);
+    if !s.is_empty() {
+        complain(&path.child(key), s, names::is_dns1123_subdomain(s), errors);
+    }
+}
+
+/// Checks what a status update writes.
+pub(super) fn validate_status(new: &Value, old: &Value, errors: &mut Errors) {
+    let path = Path::new("status");
+    let (n, o) = (&new["status"], &old["status"]);
+    subdomain_if_given(n, "nominatedNodeName", &path, errors);
+    if text(n, "qosClass") != text(o, "qosClass") {
+        errors.invalid(&path.child("qosClass"), text(n, "qosClass"), "field is immutable");
+    }
+    for key in ["podIPs", "hostIPs"] {
+        let at = path.child(key);
+        let all = list(n, key);
+        let mut families = vec![];
+        for (i, ip) in all.iter().enumerate() {
+            let ip = text(ip, "ip");
+            if let Some(why) = bad_ip(ip) {
+                errors.invalid(&at.index(i), ip, why);
+            } else {
+                families.push(ip.contains(':'));
+            }
+        }
+        let twice = families.iter().filter(|f| **f).count() > 1 || families.iter().filter(|f| !**f).count() > 1;
+        if twice {
+            let shown = Value::Array(all.to_vec()).to_string();
+            errors.invalid_raw(&at, shown, "may specify no more than one IP for each IP family");
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Where a pod may run: affinity, tolerations, topology spread.
+
+use serde_json::Value;
+
+use super::{complain, given, list, one_of, text, validate_label_selector};
+use crate::invalid::Errors;
+use crate::names;
+use crate::path::Path;
+
+const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+const WEIGHT: &str = "must be in the range 1-100";
+
+pub(super) fn validate_affinity(spec: &Value, meta: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let a = &spec["affinity"];
+    node(&a["nodeAffinity"], &path.child("nodeAffinity"), errors);
+    for key in ["podAffinity", "podAntiAffinity"] {
+        let (at, v) = (path.child(key), &a[key]);
+        let here = at.child(REQUIRED);
+        for (i, term) in list(v, REQUIRED).iter().enumerate() {
+            pod_term(term, meta, &here.index(i), errors);
+        }
+        let here = at.child(PREFERRED);
+        for (i, w) in list(v, PREFERRED).iter().enumerate() {
+            let one = here.index(i);
+            weight(w, &one, errors);
+            pod_term(&w["podAffinityTerm"], meta, &one.child("podAffinityTerm"), errors);
+        }
+    }
+}
+
+fn weight(w: &Value, at: &Path<'_>, errors: &mut Errors) {
+    let n = w["weight"].as_i64().unwrap_or(0);
+    if !(1..=100).contains(&n) {
+        errors.invalid(&at.child("weight"), n, WEIGHT);
+    }
+}
+
+fn node(v: &Value, path: &Path<'_>, errors: &mut Errors) {
+    if given(v, REQUIRED) {
+        let at = path.child(REQUIRED);
+        let at = at.child("nodeSelectorTerms");
+        let terms = list(&v[REQUIRED], "nodeSelectorTerms");
+        if terms.is_empty() {
+            errors.required(&at, "must have at least one node selector term");
+        }
+        for (i, t) in terms.iter().enumerate() {
+            node_term(t, &at.index(i), errors);
+        }
+    }
+    let at = path.child(PREFERRED);
+    for (i, w) in list(v, PREFERRED).iter().enumerate() {
+        let one = at.index(i);
+        weight(w, &one, errors);
+        node_term(&w["preference"], &one.child("preference"), errors);
+    }
+}
+
+fn node_term(t: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let at = path.child("matchExpressions");
+    for (i, e) in list(t, "matchExpressions").iter().enumerate() {
+        let here = at.index(i);
+        let values = list(e, "values");
+        match text(e, "operator") {
+            "In" | "NotIn" => {
+                if values.is_empty() {
+                    errors.required(&here.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
+                }
+            }
+            "Exists" | "DoesNotExist" => {
+                if !values.is_empty() {
+                    let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                    errors.forbidden(&here.child("values"), why);
+                }
+            }
+            "Gt" | "Lt" => {
+                if values.len() != 1 {
+                    let why = "must be specified single value when `operator` is 'Lt' or 'Gt'";
+                    errors.required(&here.child("values"), why);
+                }
+            }
+            o => errors.invalid(&here.child("operator"), o, "not a valid selector operator"),
+        }
+        names::validate_label_name(text(e, "key"), &here.child("key"), errors);
+        let vp = here.child("values");
+        for (j, v) in values.iter().enumerate() {
+            let v = v.as_str().unwrap_or_default();
+            complain(&vp.index(j), v, names::is_label_value(v), errors);
+        }
+    }
+    let at = path.child("matchFields");
+    for (i, e) in list(t, "matchFields").iter().enumerate() {
+        let here = at.index(i);
+        let values = list(e, "values");
+        match text(e, "operator") {
+            "In" | "NotIn" => {
+                if values.len() != 1 {
+                    let why = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
+                    errors.required(&here.child("values"), why);
+                }
+            }
+            o => errors.invalid(&here.child("operator"), o, "not a valid selector operator"),
+        }
+        if text(e, "key") == "metadata.name" {
+            let vp = here.child("values");
+            for (j, v) in values.iter().enumerate() {
+                let v = v.as_str().unwrap_or_default();
+                complain(&vp.index(j), v, names::is_dns1123_subdomain(v), errors);
+            }
+        } else {
+            errors.invalid(&here.child("key"), text(e, "key"), "not a valid field selector key");
+        }
+    }
+}
+
+fn pod_term(t: &Value, meta: &Value, path: &Path<'_>, errors: &mut Errors) {
+    if given(t, "labelSelector") {
+        validate_label_selector(&t["labelSelector"], &path.child("labelSelector"), errors);
+    }
+    if given(t, "namespaceSelector") {
+        validate_label_selector(&t["namespaceSelector"], &path.child("namespaceSelector"), errors);
+    }
+    for n in list(t, "namespaces") {
+        let n = n.as_str().unwrap_or_default();
+        complain(&path.child("namespace"), n, names::is_dns1123_label(n), errors);
+    }
+    label_keys(t, meta, path, errors);
+    let key = text(t, "topologyKey");
+    let at = path.child("topologyKey");
+    if key.is_empty() {
+        errors.required(&at, "can not be empty");
+    }
+    names::validate_label_name(key, &at, errors);
+}
+
+/// `matchLabelKeys` and `mismatchLabelKeys`: each key is named once, here or in the selector.
+fn label_keys(t: &Value, meta: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let keys = |k: &str| -> Vec<String> { list(t, k).iter().filter_map(|v| v.as_str().map(str::to_owned)).collect() };
+    let (matching, mismatching) = (keys("matchLabelKeys"), keys("mismatchLabelKeys"));
+    for (name, all) in [("matchLabelKeys", &matching), ("mismatchLabelKeys", &mismatching)] {
+        let at = path.child(name);
+        if !all.is_empty() && !given(t, "labelSelector") {
+            errors.forbidden(&at, "must not be specified when labelSelector is not set");
+            continue;
+        }
+        for (i, key) in all.iter().enumerate() {
+            complain(&at.index(i), key, names::is_qualified_name(key), errors);
+        }
+    }
+    let selector = &t["labelSelector"];
+    if !selector.is_null() {
+        let named = |key: &String| {
+            selector["matchLabels"].get(key.as_str()).is_some()
+                || list(selector, "matchExpressions").iter().any(|e| text(e, "key") == key.as_str())
+        };
+        // A label the pod has becomes part of the selector, so a key in both lists is there twice as well.
+        let has = |key: &String| meta["labels"].get(key.as_str()).is_some();
+        for (i, key) in matching.iter().enumerate() {
+            if named(key) || has(key) && mismatching.contains(key) {
+                errors.invalid(&path.index(i), key.as_str(), "exists in both matchLabelKeys and labelSelector");
+            }
+        }
+        for (i, key) in mismatching.iter().enumerate().filter(|(_, k)| !matching.contains(k)) {
+            if named(key) {
+                errors.invalid(&path.index(i), key.as_str(), "exists in both mismatchLabelKeys and labelSelector");
+            }
+        }
+    }
+    let at = path.child("matchLabelKeys");
+    for (i, key) in matching.iter().enumerate().filter(|(_, k)| mismatching.contains(k)) {
+        errors.invalid(&at.index(i), key.as_str(), "exists in both matchLabelKeys and mismatchLabelKeys");
+    }
+}
+
+pub(super) fn validate_tolerations(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
+    for (i, t) in list(spec, "tolerations").iter().enumerate() {
+        let at = path.index(i);
+        let (key, operator, value, effect) = (text(t, "key"), text(t, "operator"), text(t, "value"), text(t, "effect"));
+        let op = at.child("operator");
+        if !key.is_empty() {
+            names::validate_label_name(key, &at.child("key"), errors);
+        } else if operator != "Exists" {
+            let why = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            errors.invalid(&op, operator, why);
+        }
+        if given(t, "tolerationSeconds") && effect != "NoExecute" {
+            let why = "effect must be 'NoExecute' when `tolerationSeconds` is set";
+            errors.invalid(&at.child("effect"), effect, why);
+        }
+        match operator {
+            "" | "Equal" => {
+                let why = names::is_label_value(value);
+                if !why.is_empty() {
+                    errors.invalid(&op, value, why.join(";"));
+                }
+            }
+            "Exists" => {
+                if !value.is_empty() {
+                    errors.invalid(&op, value, "value must be empty when `operator` is 'Exists'");
+                }
+            }
+            // Known, behind a feature gate that is off.
+            "Lt" | "Gt" => errors.not_supported(&op, operator, &["Equal", "Exists", "Lt", "Gt"]),
+            _ => errors.not_supported(&op, operator, &["Equal", "Exists"]),
+        }
+        if !effect.is_empty() {
+            one_of(t, "effect", &["NoSchedule", "PreferNoSchedule", "NoExecute"], &at, errors);
+        }
+    }
+}
+
+pub(super) fn validate_spread(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let all = list(spec, "topologySpreadConstraints");
+    for (i, c) in all.iter().enumerate() {
+        let at = path.index(i);
+        let skew = c["maxSkew"].as_i64().unwrap_or(0);
+        if skew <= 0 {
+            errors.invalid(&at.child("maxSkew"), skew, "must be greater than zero");
+        }
+        let key = text(c, "topologyKey");
+        if key.is_empty() {
+            errors.required(&at.child("topologyKey"), "can not be empty");
+        } else {
+            names::validate_label_name(key, &at.child("topologyKey"), errors);
+        }
+        let when = text(c, "whenUnsatisfiable");
+        if unknown_when(when) {
+            errors.not_supported(&at.child("whenUnsatisfiable"), when, &["DoNotSchedule", "ScheduleAnyway"]);
+        }
+        if all[i + 1..].iter().any(|o| text(o, "topologyKey") == key && text(o, "whenUnsatisfiable") == when) {
+            errors.duplicate(&at.child("{topologyKey, whenUnsatisfiable}"), format!("{{{key}, {when}}}"));
+        }
+        if let Some(n) = c["minDomains"].as_i64() {
+            let here = at.child("minDomains");
+            if n <= 0 {
+                errors.invalid(&here, n, "must be greater than zero");
+            }
+            if when != "DoNotSchedule" {
+                let why = format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {when}");
+                errors.invalid(&here, n, why);
+            }
+        }
+        for policy in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
+            one_of(c, policy, &["Honor", "Ignore"], &at, errors);
+        }
+        let keys = at.child("matchLabelKeys");
+        let given_keys = list(c, "matchLabelKeys");
+        if !given_keys.is_empty() && !given(c, "labelSelector") {
+            errors.forbidden(&keys, "must not be specified when labelSelector is not set");
+        } else {
+            for (j, k) in given_keys.iter().enumerate() {
+                let k = k.as_str().unwrap_or_default();
+                complain(&keys.index(j), k, names::is_qualified_name(k), errors);
+                let selector = &c["labelSelector"];
+                if selector["matchLabels"].get(k).is_some()
+                    || list(selector, "matchExpressions").iter().any(|e| text(e, "key") == k)
+                {
+                    errors.invalid(&keys.index(j), k, "exists in both matchLabelKeys and labelSelector");
+                }
+            }
+        }
+        if given(c, "labelSelector") {
+            validate_label_selector(&c["labelSelector"], &at.child("labelSelector"), errors);
+        }
+    }
+}
+
+fn unknown_when(when: &str) -> bool {
+    !matches!(when, "DoNotSchedule" | "ScheduleAnyway")
+}
