@@ -12,6 +12,8 @@ mod probes;
 mod resources;
 mod security;
 mod sources;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
 use serde_json::Value;
