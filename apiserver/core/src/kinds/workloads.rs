@@ -56,6 +56,12 @@ fn not_negative(obj: &Value, keys: &[&str], errors: &mut Errors) {
     }
 }
 
+fn template_warnings(new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+    let spec = Path::new("spec");
+    let before = old.map(|o| &o["spec"]["template"]);
+    super::pod::template_warnings(&new["spec"]["template"], before, &spec.child("template"), out);
+}
+
 fn replicas_only(template: &Value, errors: &mut Errors, path: &Path<'_>) {
     let spec = path.child("spec");
     let policy = template["spec"]["restartPolicy"].as_str().unwrap_or_default();
@@ -129,6 +135,10 @@ impl Strategy for Deployment {
         if of_status { &[&["spec"], &["metadata", "labels"]] } else { &[&["status"]] }
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+        template_warnings(new, old, out);
+    }
+
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         let spec = Path::new("spec");
         not_negative(obj, &["replicas"], errors);
@@ -191,6 +201,10 @@ impl Strategy for ReplicaSet {
         let Some(spec) = object(obj, "spec") else { return };
         set(spec, "replicas", 1);
         template(spec);
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+        template_warnings(new, old, out);
     }
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
@@ -274,6 +288,10 @@ impl Strategy for StatefulSet {
         for c in spec.get_mut("volumeClaimTemplates").and_then(Value::as_array_mut).into_iter().flatten() {
             super::defaults::claim(c);
         }
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+        template_warnings(new, old, out);
     }
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
@@ -363,6 +381,10 @@ impl Strategy for DaemonSet {
         }
         set(spec, "revisionHistoryLimit", 10);
         template(spec);
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+        template_warnings(new, old, out);
     }
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {

@@ -34,7 +34,7 @@ fn mirror_addresses(obj: &mut Value) {
         let first = s.get(list).and_then(|l| l.get(0)).and_then(|a| a["ip"].as_str()).unwrap_or_default().to_owned();
         if single.is_empty() && !first.is_empty() {
             s.insert(one.into(), first.into());
-        } else if !single.is_empty() && first.is_empty() && one == "podIP" {
+        } else if !single.is_empty() && first != single && one == "podIP" {
             s.insert(list.into(), json!([{"ip": single}]));
         }
     }
@@ -205,6 +205,9 @@ fn default_container(c: &mut Map<String, Value>) {
 
 /// Whether an image name means "the latest": no tag and no digest, or the tag `latest`.
 fn is_latest(image: &str) -> bool {
+    if image.contains(char::is_whitespace) {
+        return false;
+    }
     let (image, digest) = image.split_once('@').map_or((image, ""), |(i, d)| (i, d));
     let last = image.rsplit('/').next().unwrap_or_default();
     // A reference that cannot be parsed has no tag, and is pulled like one that means a fixed version.

@@ -41,6 +41,8 @@ impl Strategy for PodStrategy {
             }]);
         }
         obj["status"] = status;
+        drop_disabled(&mut obj["spec"]);
+        app_armor_fields(obj);
         meta::meta_mut(obj).insert("generation".into(), 1.into());
     }
 
@@ -49,6 +51,11 @@ impl Strategy for PodStrategy {
         if obj["spec"]["ephemeralContainers"].as_array().is_some_and(|l| !l.is_empty()) {
             let spec = Path::new("spec");
             errors.forbidden(&spec.child("ephemeralContainers"), "cannot be set on create");
+        }
+        let gated = obj["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty());
+        if gated && obj["spec"]["nodeName"].as_str().is_some_and(|n| !n.is_empty()) {
+            let spec = Path::new("spec");
+            errors.forbidden(&spec.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
         }
     }
 
@@ -129,6 +136,37 @@ impl Strategy for PodStrategy {
     }
 }
 
+/// Drops fields behind feature gates that are off, and repairs a negative grace.
+fn drop_disabled(spec: &mut Value) {
+    if spec["terminationGracePeriodSeconds"].as_i64().is_some_and(|g| g < 0) {
+        spec["terminationGracePeriodSeconds"] = 1.into();
+    }
+    for list in ["containers", "initContainers"] {
+        for c in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            let Some(c) = c.as_object_mut() else { continue };
+            let Some(l) = c.get_mut("lifecycle").and_then(Value::as_object_mut) else { continue };
+            if l.remove("stopSignal").is_some() && l.is_empty() {
+                c.remove("lifecycle");
+            }
+        }
+    }
+}
+
+/// AppArmor profiles given by annotation also appear as fields.
+fn app_armor_fields(obj: &mut Value) {
+    let profiles = validate::annotated_profiles(obj);
+    for list in ["containers", "initContainers"] {
+        for c in obj["spec"].get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            let found = profiles.iter().find(|(name, _)| c["name"] == name.as_str());
+            if let Some((_, profile)) = found
+                && c["securityContext"]["appArmorProfile"].is_null()
+            {
+                c["securityContext"]["appArmorProfile"] = profile.clone();
+            }
+        }
+    }
+}
+
 /// Checks the options of a log request; `get` answers a query parameter.
 ///
 /// # Errors
@@ -144,7 +182,7 @@ pub fn validate_log_options(pod: &str, get: &dyn Fn(&str) -> Option<String>) -> 
     }
     let (since, at) = (number("sinceSeconds"), get("sinceTime").filter(|t| !t.is_empty()));
     if since.is_some() && at.is_some() {
-        errors.forbidden(&Path::new(""), "at most one of `sinceTime` or `sinceSeconds` may be specified");
+        errors.forbidden(&Path::new("[]"), "at most one of `sinceTime` or `sinceSeconds` may be specified");
     } else if let Some(n) = since.filter(|n| *n < 1) {
         errors.invalid(&Path::new("sinceSeconds"), n, "must be greater than 0");
     }

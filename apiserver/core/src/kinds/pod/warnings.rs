@@ -56,7 +56,7 @@ fn check(pod: &Value, path: &Path<'_>, out: &mut Vec<String>) {
         let here = annotations.key(key);
         if let Some(name) = key.strip_prefix(APP_ARMOR) {
             let mut all = ["containers", "initContainers"].iter().flat_map(|l| list(spec, l));
-            if all.any(|c| text(c, "name") == name && c["securityContext"]["appArmorProfile"].is_null()) {
+            if all.any(|c| text(c, "name") == name) {
                 out.push(format!("{here}: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
             }
         } else if key == SECCOMP || key.starts_with(SECCOMP_CONTAINER) {
@@ -174,6 +174,13 @@ fn containers(spec: &Value, at: &Path<'_>, out: &mut Vec<String>) {
                         out.push(format!("{me}: duplicate port definition with {other_at}"));
                     }
                 }
+                // Selecting a port by name finds the first of that name in the pod.
+                let name = text(p, "name");
+                let first = ports.iter().find(|(o, _)| !name.is_empty() && text(o, "name") == name);
+                if let Some((_, first)) = first {
+                    let q = quote_str(name);
+                    out.push(format!("{me}: duplicate port name {q} with {first}, services and probes that select ports by name will use {first}"));
+                }
                 ports.push((p, me.to_string()));
             }
         }
@@ -214,7 +221,7 @@ fn volumes(spec: &Value, at: &Path<'_>, out: &mut Vec<String>) {
         let name = quote_str(text(v, "name"));
         for (key, why) in [
             ("photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+"),
-            ("gitRepo", "deprecated in v1.11"),
+            ("gitRepo", "deprecated in v1.11, and disabled by default in v1.33+"),
             ("scaleIO", "deprecated in v1.16, non-functional in v1.22+"),
             ("flocker", "deprecated in v1.22, non-functional in v1.25+"),
             ("storageos", "deprecated in v1.22, non-functional in v1.25+"),

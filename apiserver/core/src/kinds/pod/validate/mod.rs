@@ -12,6 +12,8 @@ mod probes;
 mod resources;
 mod security;
 mod sources;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
 use serde_json::Value;
@@ -22,6 +24,7 @@ use crate::path::Path;
 
 pub(super) use containers::validate_ephemeral;
 pub(super) use network::bad_ip;
+pub(super) use security::annotated_profiles;
 pub(super) use volumes::usable as usable_volumes;
 
 /// Text at `key`; empty when absent.
@@ -68,6 +71,8 @@ fn not_found_because(path: &Path<'_>, value: &str, why: &str, errors: &mut Error
     errors.0.push(FieldError { kind: ErrorType::NotFound, path: path.to_string(), body });
 }
 
+/// Marks the copy that a kubelet makes of a pod it runs from a file.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 const ID_RANGE: &str = "must be between 0 and 2147483647, inclusive";
 
@@ -77,6 +82,12 @@ pub(super) fn validate_pod(obj: &Value, errors: &mut Errors) {
     security::validate_annotations(obj, &root.child("annotations"), errors);
     let path = Path::new("spec");
     let spec = &obj["spec"];
+    if let Some(mirror) = obj["metadata"]["annotations"][MIRROR].as_str()
+        && text(spec, "nodeName").is_empty()
+    {
+        let at = root.child("annotations");
+        errors.invalid(&at.key(MIRROR), mirror, "must set spec.nodeName if mirror pod annotation is set");
+    }
     validate_spec(spec, &obj["metadata"], &path, errors);
     // Templates were never held to this.
     for key in ["containers", "initContainers"] {
@@ -178,7 +189,7 @@ fn validate_spec(spec: &Value, meta: &Value, path: &Path<'_>, errors: &mut Error
     let mut seen = vec![];
     for (i, g) in list(spec, "schedulingGates").iter().enumerate() {
         let (at, name) = (gates.index(i), text(g, "name"));
-        complain(&at.child("name"), name, names::is_qualified_name(name), errors);
+        complain(&at, name, names::is_qualified_name(name), errors);
         if seen.contains(&name) {
             errors.duplicate(&at, name);
         }
@@ -209,7 +220,7 @@ fn validate_spec(spec: &Value, meta: &Value, path: &Path<'_>, errors: &mut Error
         }
     }
     if given(spec, "resources") {
-        resources::validate(&spec["resources"], &context, &path.child("resources"), errors);
+        resources::validate_pod_level(spec, &context, &path.child("resources"), errors);
     }
 }
 

@@ -148,6 +148,45 @@ fn is_extended_or_huge(name: &str) -> bool {
     name.starts_with(HUGE) || !is_native(name)
 }
 
+/// `resources` of a pod: fewer names, and room for what its containers ask.
+pub(super) fn validate_pod_level(spec: &Value, context: &Context<'_>, path: &Path<'_>, errors: &mut Errors) {
+    let r = &spec["resources"];
+    let mut bad = false;
+    for sort in ["limits", "requests"] {
+        let at = path.child(sort);
+        for (name, _) in quantities(r, sort) {
+            if !matches!(name.as_str(), "cpu" | "memory") && !name.starts_with(HUGE) {
+                errors.not_supported(&at.key(name), name.as_str(), &["cpu", "hugepages-", "memory"]);
+                bad = true;
+            }
+        }
+    }
+    if bad {
+        let at = path.child("limits");
+        for (name, _) in quantities(r, "requests") {
+            if is_extended_or_huge(name) && r["limits"][name.as_str()].is_null() {
+                errors.required(&at, "Limit must be set for non overcommitable resources");
+            }
+        }
+        return;
+    }
+    validate(r, context, path, errors);
+    let at = path.child("requests");
+    for (name, q) in quantities(r, "requests") {
+        let mut sum = Quantity::ZERO;
+        for c in list(spec, "containers") {
+            if let Some(ask) = c["resources"]["requests"][name.as_str()].as_str().and_then(|q| Quantity::parse(q).ok())
+            {
+                sum = sum.add(&ask);
+            }
+        }
+        if q < sum {
+            let why = format!("must be greater than or equal to aggregate container requests of {sum}");
+            errors.invalid(&at.key(name), q.to_string(), why);
+        }
+    }
+}
+
 /// `overhead` of a pod.
 pub(super) fn validate_overhead(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     for (name, q) in quantities(spec, "overhead") {
@@ -164,15 +203,13 @@ pub(super) fn validate_resize_policy(c: &Value, path: &Path<'_>, errors: &mut Er
         let (at, name) = (path.index(i), text(p, "resourceName"));
         match name {
             "cpu" | "memory" => {}
-            "" => errors.required(&at.child("resourceName"), ""),
-            other => errors.not_supported(&at.child("resourceName"), other, &["cpu", "memory"]),
+            "" => errors.required(path, ""),
+            other => errors.not_supported(path, other, &["cpu", "memory"]),
         }
         match text(p, "restartPolicy") {
             "NotRequired" | "RestartContainer" => {}
-            "" => errors.required(&at.child("restartPolicy"), ""),
-            other => {
-                errors.not_supported(&at.child("restartPolicy"), other, &["NotRequired", "RestartContainer"]);
-            }
+            "" => errors.required(path, ""),
+            other => errors.not_supported(path, other, &["NotRequired", "RestartContainer"]),
         }
         if seen.contains(&name) {
             errors.duplicate(&at, name);

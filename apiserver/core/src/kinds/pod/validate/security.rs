@@ -1,6 +1,6 @@
 //! Security contexts of pods and containers, user namespaces, AppArmor annotations.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{ID_RANGE, complain, given, list, need, one_of, text};
 use crate::invalid::{Errors, quote_str};
@@ -220,4 +220,19 @@ pub(super) fn validate_annotations(obj: &Value, at: &Path<'_>, errors: &mut Erro
             errors.forbidden(&here.child("localhostProfile"), "apparmor profile in annotation and field must match");
         }
     }
+}
+
+/// The profiles that well-formed AppArmor annotations give, by container.
+pub(in crate::kinds::pod) fn annotated_profiles(obj: &Value) -> Vec<(String, Value)> {
+    let all = obj["metadata"]["annotations"].as_object().into_iter().flatten();
+    all.filter_map(|(key, value)| {
+        let name = key.strip_prefix(APP_ARMOR)?.to_owned();
+        let profile = match value.as_str()? {
+            "runtime/default" => json!({"type": "RuntimeDefault"}),
+            "unconfined" => json!({"type": "Unconfined"}),
+            other => json!({"type": "Localhost", "localhostProfile": other.strip_prefix("localhost/")?}),
+        };
+        Some((name, profile))
+    })
+    .collect()
 }

@@ -42,10 +42,8 @@ pub(super) fn validate(kind: &str, s: &Value, at: &Path<'_>, errors: &mut Errors
         "gcePersistentDisk" | "awsElasticBlockStore" => {
             between(s, "partition", i64::from(kind != "gcePersistentDisk"), 255, at, errors);
         }
-        "nfs" => {
-            if !text(s, "path").starts_with('/') {
-                errors.invalid(&at.child("path"), text(s, "path"), "must be an absolute path");
-            }
+        "nfs" if !text(s, "path").starts_with('/') => {
+            errors.invalid(&at.child("path"), text(s, "path"), "must be an absolute path");
         }
         "iscsi" => iscsi(s, at, errors),
         "fc" => fibre(s, at, errors),

@@ -1,0 +1,109 @@
+//! Rules that the recorded answers do not reach, and laws over all of them.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::super::{PodStrategy, defaults, update};
+use super::*;
+use crate::kinds::Strategy;
+
+fn pod(spec: Value) -> Value {
+    let mut p = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "generation": 1}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}});
+    for (k, v) in spec.as_object().into_iter().flatten() {
+        p["spec"][k] = v.clone();
+    }
+    defaults::default_pod(&mut p);
+    p
+}
+
+fn faults(spec: Value) -> Vec<String> {
+    let mut e = Errors::new();
+    validate_pod(&pod(spec), &mut e);
+    e.0.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn ordinary_pods_pass() {
+    for spec in [
+        json!({}),
+        json!({"containers": [{"name": "c", "image": "i", "lifecycle": {"preStop": {"httpGet": {"port": "web"}}},
+            "startupProbe": {"httpGet": {"port": 80}}, "ports": [{"containerPort": 80, "hostPort": 80}]}]}),
+        json!({"initContainers": [{"name": "s", "image": "i", "restartPolicy": "Always", "livenessProbe": {"exec": {"command": ["a"]}}}]}),
+        json!({"volumes": [{"name": "t", "projected": {"sources": [
+            {"serviceAccountToken": {"path": "token"}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}}]}}],
+            "containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "t", "mountPath": "/t", "readOnly": true}]}]}),
+        json!({"hostNetwork": true, "containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 80}]}]}),
+    ] {
+        assert_eq!(faults(spec.clone()), [""; 0], "{spec}");
+    }
+}
+
+#[test]
+fn faults_beyond_the_recorded_ones() {
+    for (spec, want) in [
+        (
+            json!({"initContainers": [{"name": "i", "image": "i", "livenessProbe": {"exec": {"command": ["a"]}}}]}),
+            "spec.initContainers[0].livenessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
+        ),
+        (
+            json!({"containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 1, "hostPort": 9}, {"containerPort": 2, "hostPort": 9}]}]}),
+            "spec.containers[0].ports[1].hostPort: Duplicate value: \"TCP//9\"",
+        ),
+        (
+            json!({"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}]}),
+            "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+        ),
+        (
+            json!({"containers": [{"name": "c", "image": "i", "env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "status.phase"}}}]}]}),
+            "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: \"status.phase\": supported values: \"metadata.name\", \"metadata.namespace\", \"metadata.uid\", \"spec.nodeName\", \"spec.serviceAccountName\", \"status.hostIP\", \"status.hostIPs\", \"status.podIP\", \"status.podIPs\"",
+        ),
+        (
+            json!({"activeDeadlineSeconds": 0}),
+            "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",
+        ),
+    ] {
+        assert_eq!(faults(spec), [want]);
+    }
+}
+
+#[test]
+fn only_the_subresource_adds_ephemeral_containers_and_resizes() {
+    let old = pod(json!({}));
+    for spec in [
+        json!({"ephemeralContainers": [{"name": "e", "image": "i"}]}),
+        json!({"containers": [{"name": "c", "image": "i:1", "resources": {"requests": {"cpu": "2m"}}}]}),
+    ] {
+        for (through, fine) in [(true, true), (false, false)] {
+            let mut new = pod(spec.clone());
+            if through {
+                PodStrategy.prepare_subresource("any", &mut new, &old);
+            } else {
+                PodStrategy.prepare_update(&mut new, &old);
+            }
+            let mut e = Errors::new();
+            update::validate(&new, &old, &mut e);
+            assert_eq!(e.is_empty(), fine, "{spec} through the subresource: {through}: {:?}", e.0);
+        }
+    }
+}
+
+proptest! {
+    /// A pod that was accepted stays acceptable when nothing changes, and validation of any strings never panics.
+    #[test]
+    fn unchanged_is_allowed(name in ".{0,8}", image in ".{0,8}", mount in ".{0,8}", key in ".{0,8}", q in "-?[0-9]{1,4}[mki]{0,2}") {
+        let p = pod(json!({
+            "containers": [{"name": name, "image": image, "volumeMounts": [{"name": key, "mountPath": mount}],
+                "resources": {"limits": {key.as_str(): q.as_str(), "memory": q.as_str()}},
+                "env": [{"name": key, "valueFrom": {"fieldRef": {"fieldPath": mount}}}]}],
+            "nodeSelector": {key.as_str(): mount.as_str()},
+            "tolerations": [{"key": key, "operator": name}],
+            "volumes": [{"name": key, "configMap": {"name": name, "items": [{"key": key, "path": mount}]}}],
+            "hostname": name, "hostAliases": [{"ip": image}],
+        }));
+        let mut e = Errors::new();
+        update::validate(&p, &p, &mut e);
+        prop_assert!(e.is_empty(), "{:?}", e.0);
+    }
+}
