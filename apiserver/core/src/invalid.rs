@@ -232,7 +232,7 @@ mod tests {
             [
                 "spec.a: Required value",
                 "spec.b: Invalid value: -1: must be greater than or equal to 0",
-                "spec.c: Unsupported value: \"x\": supported values: \"a\", \"b\"",
+                "spec.c: Unsupported value: \"x\": supported values: \"b\", \"a\"",
                 "spec: Too long: may not be more than 63 bytes",
             ]
         );

@@ -55,7 +55,7 @@ fn is_cpu_utilization(m: &Value) -> bool {
 /// v2 to v1: the CPU target becomes a field, what v1 cannot say becomes annotations.
 fn hpa_v1(obj: &mut Value) {
     let mut notes = Map::new();
-    if let Some(spec) = obj["spec"].as_object_mut() {
+    if let Some(spec) = obj.get_mut("spec").and_then(Value::as_object_mut) {
         if let Some(Value::Array(metrics)) = spec.remove("metrics") {
             let (mut cpu, mut rest) = (None, vec![]);
             for m in metrics {
@@ -76,7 +76,7 @@ fn hpa_v1(obj: &mut Value) {
             notes.insert(BEHAVIOR.into(), b.to_string().into());
         }
     }
-    if let Some(status) = obj["status"].as_object_mut() {
+    if let Some(status) = obj.get_mut("status").and_then(Value::as_object_mut) {
         for (key, note) in [("currentMetrics", CURRENT), ("conditions", CONDITIONS)] {
             if let Some(v) = status.remove(key)
                 && v.as_array().is_some_and(|a| !a.is_empty())
@@ -105,7 +105,7 @@ fn hpa_v2(obj: &mut Value) {
     if meta::meta(obj).and_then(|m| m.get("annotations")).is_some_and(|a| a.as_object().is_some_and(Map::is_empty)) {
         meta::meta_mut(obj).remove("annotations");
     }
-    if let Some(spec) = obj["spec"].as_object_mut() {
+    if let Some(spec) = obj.get_mut("spec").and_then(Value::as_object_mut) {
         let mut list = match metrics {
             Some(Value::Array(a)) => a,
             _ => vec![],
@@ -121,7 +121,7 @@ fn hpa_v2(obj: &mut Value) {
             spec.insert("behavior".into(), b);
         }
     }
-    if let Some(status) = obj["status"].as_object_mut() {
+    if let Some(status) = obj.get_mut("status").and_then(Value::as_object_mut) {
         status.remove("currentCPUUtilizationPercentage");
         for (key, v) in [("currentMetrics", current), ("conditions", conditions)] {
             if let Some(v) = v {
