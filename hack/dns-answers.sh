@@ -9,7 +9,11 @@ query() {
   for label in $2; do printf "\\x$(printf %x ${#label})%s" "$label"; done
   printf '\x00\x00\x01\x00\x01'
 }
-query "$@" >&3
+# One write is one datagram, so the message is made whole first.
+message=$(mktemp)
+trap 'rm -f "$message"' EXIT
+query "$@" >"$message"
+cat "$message" >&3
 answer=$(timeout 2 dd bs=512 count=1 <&3 2>/dev/null | od -An -tx1 -v | tr -d ' \n')
 exec 3>&-
 # Same id, an answer, no error, at least one record.
