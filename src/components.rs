@@ -226,7 +226,10 @@ fn node_facts<'a>(args: &'a NodeArgs, name: &'a str, address: IpAddr) -> Node<'a
 
 /// Removes what node agent and proxy left on this machine.
 pub(crate) async fn cleanup(args: &DownArgs) -> anyhow::Result<()> {
-    let name = node_name(None)?;
+    let name = match std::fs::read_to_string(args.data_dir.join("node")) {
+        Ok(n) => n,
+        Err(_) => node_name(None)?,
+    };
     let node = Node {
         name: &name,
         address: [127, 0, 0, 1].into(),

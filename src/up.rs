@@ -32,6 +32,8 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
     let begun = Instant::now();
     let node = node_name(args.node_name.clone())?;
     make_private(&args.data_dir)?;
+    // `down` finds this node's containers by its name.
+    std::fs::write(args.data_dir.join("node"), &node).context("cannot write to the data directory")?;
     let address = args.advertise_address.unwrap_or_else(|| advertise(args.listen.ip()));
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!(
