@@ -185,6 +185,11 @@ impl Errors {
         self.push(ErrorType::Duplicate, path, Some(quote(&value.into())), "");
     }
 
+    /// Like [`Errors::duplicate`] with the value already printed and a reason.
+    pub fn duplicate_raw(&mut self, path: &impl fmt::Display, shown: String, detail: impl AsRef<str>) {
+        self.push(ErrorType::Duplicate, path, Some(shown), detail.as_ref());
+    }
+
     /// `path: Not found: "v"`.
     pub fn not_found(&mut self, path: &impl fmt::Display, value: impl Into<Value>) {
         self.push(ErrorType::NotFound, path, Some(quote(&value.into())), "");

@@ -63,6 +63,22 @@ pub fn finalizers(obj: &Value) -> Vec<&str> {
     list.into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
+/// Drops owner references that are there twice, word for word; answers the uids of what went.
+pub fn dedup_owners(obj: &mut Value) -> Vec<String> {
+    let Some(list) = obj.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut) else { return vec![] };
+    let mut seen: Vec<Value> = Vec::with_capacity(list.len());
+    let mut gone = vec![];
+    for reference in std::mem::take(list) {
+        if seen.contains(&reference) {
+            gone.push(reference["uid"].as_str().unwrap_or_default().to_owned());
+        } else {
+            seen.push(reference);
+        }
+    }
+    *list = seen;
+    gone
+}
+
 /// Which grammar a kind's name follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameRule {
@@ -151,7 +167,7 @@ fn validate_owners(m: &Map<String, Value>, path: &Path<'_>, errors: &mut Errors)
         let version = get("apiVersion");
         let parts: Vec<&str> = version.split('/').collect();
         if parts.len() > 2 {
-            errors.invalid(&at.child("apiVersion"), version, format!("unexpected GroupVersion string: {version}"));
+            errors.invalid(&at.child("apiVersion"), version, "must be <group>/<version> or <version>");
         } else if version.is_empty() || parts.last().is_some_and(|v| v.is_empty()) {
             errors.required(&at.child("apiVersion"), "must not be empty");
         }
@@ -171,8 +187,8 @@ fn validate_owners(m: &Map<String, Value>, path: &Path<'_>, errors: &mut Errors)
                     Value::Array(list.clone()).to_string(),
                     format!(
                         "Only one reference can have Controller set to true. Found \"true\" in references for {} and {}",
-                        first.get("name").and_then(Value::as_str).unwrap_or_default(),
-                        get("name")
+                        format_args!("{}/{}", first["kind"].as_str().unwrap_or_default(), first["name"].as_str().unwrap_or_default()),
+                        format_args!("{}/{}", get("kind"), get("name"))
                     ),
                 );
             } else {
@@ -185,15 +201,10 @@ fn validate_owners(m: &Map<String, Value>, path: &Path<'_>, errors: &mut Errors)
 fn validate_finalizers(m: &Map<String, Value>, path: &Path<'_>, errors: &mut Errors) {
     let at = path.child("finalizers");
     let (mut orphan, mut foreground) = (false, false);
-    for (i, f) in m.get("finalizers").and_then(Value::as_array).into_iter().flatten().enumerate() {
+    for f in m.get("finalizers").and_then(Value::as_array).into_iter().flatten() {
         let f = f.as_str().unwrap_or_default();
-        let here = at.index(i);
-        let complaints = names::is_qualified_name(f);
-        for why in &complaints {
+        for why in names::is_qualified_name(f) {
             errors.invalid(&at, f, why);
-        }
-        if complaints.is_empty() && !f.contains('/') && !matches!(f, "orphan" | "foregroundDeletion" | "kubernetes") {
-            errors.invalid(&here, f, "name is neither a standard finalizer name nor is it fully qualified");
         }
         orphan |= f == "orphan";
         foreground |= f == "foregroundDeletion";
@@ -201,6 +212,22 @@ fn validate_finalizers(m: &Map<String, Value>, path: &Path<'_>, errors: &mut Err
     if orphan && foreground {
         let list = m.get("finalizers").cloned().unwrap_or_default();
         errors.invalid_raw(&at, list.to_string(), "finalizer orphan and foregroundDeletion cannot be both set");
+    }
+}
+
+/// Built-in kinds ask more of finalizers than custom ones: without a domain only the standard names are allowed.
+pub fn validate_standard_finalizers(obj: &Value, errors: &mut Errors) {
+    let metadata = Path::new("metadata");
+    let at = metadata.child("finalizers");
+    for (i, f) in finalizers(obj).into_iter().enumerate() {
+        standard_finalizer(f, &at.index(i), errors);
+    }
+}
+
+/// Complains about a name without a domain that is none of the standard finalizers.
+pub fn standard_finalizer(name: &str, at: &Path<'_>, errors: &mut Errors) {
+    if !name.contains('/') && !matches!(name, "orphan" | "foregroundDeletion" | "kubernetes") {
+        errors.invalid(at, name, "name is neither a standard finalizer name nor is it fully qualified");
     }
 }
 

@@ -16,8 +16,8 @@ use serde_json::json;
 use skiff_core::resources::Verbs;
 use skiff_core::status::Status;
 
-use crate::auth::User;
 use crate::auth::rbac::Attributes;
+use crate::auth::{self, User};
 use crate::body::Body;
 use crate::discovery;
 use crate::negotiate::{Encoding, Form, Offer, View, negotiate, routable};
@@ -104,12 +104,18 @@ where
         Ok(u) => u,
         Err(s) => return (respond::status(&s, plain), label),
     };
-    let user = match impersonate(&server, &parts.headers, user) {
+    let known = matches!(parts.method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
+    let target = Target::parse(&parts.method, &path, &query);
+    let action = match &target {
+        Target::Resource(t) => attributes(t, &query),
+        Target::Path => {
+            Attributes { verb: parts.method.as_str().to_lowercase(), path: path.clone(), ..Attributes::default() }
+        }
+    };
+    let user = match auth::impersonation::impersonate(&server, &parts.headers, user, &action) {
         Ok(u) => u,
         Err(s) => return (respond::status(&s, plain), label),
     };
-    let known = matches!(parts.method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
-    let target = Target::parse(&parts.method, &path, &query);
     let target = match target {
         Target::Resource(t) if known && !path.starts_with("//") => t,
         _ => {
@@ -123,8 +129,7 @@ where
     label.group.clone_from(&target.group);
     label.version.clone_from(&target.version);
     label.long = target.verb == Verb::Watch;
-    let a = attributes(&target, &query);
-    if let Err(s) = server.authorise(&user, &a) {
+    if let Err(s) = server.authorise(&user, &action) {
         return (respond::status(&s, plain), label);
     }
     let limit = BODY_MAX;
@@ -244,64 +249,6 @@ fn authenticate(server: &Inner, headers: &HeaderMap, peer: Option<Peer>) -> Resu
     }
 }
 
-/// Acting as another user, if the headers ask for it and the caller may.
-fn impersonate(server: &Inner, headers: &HeaderMap, user: User) -> Result<User, Status> {
-    let get = |k: &str| headers.get(k).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let name = get("impersonate-user");
-    let groups: Vec<String> =
-        headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok().map(str::to_owned)).collect();
-    let uid = get("impersonate-uid");
-    let extra: Vec<(String, String)> = headers
-        .iter()
-        .filter_map(|(k, v)| {
-            let key = k.as_str().strip_prefix("impersonate-extra-")?;
-            let key = percent_encoding::percent_decode_str(key).decode_utf8_lossy().into_owned();
-            Some((key, v.to_str().ok()?.to_owned()))
-        })
-        .collect();
-    if name.is_empty() {
-        if groups.is_empty() && uid.is_empty() && extra.is_empty() {
-            return Ok(user);
-        }
-        let what = "requested impersonation without impersonating a user";
-        return Err(Status::internal(what));
-    }
-    let check = |group: &str, resource: &str, ns: &str, name: &str| {
-        let a = Attributes::resource("impersonate", group, resource, ns, name);
-        server.authorise(&user, &a).map(drop)
-    };
-    let account = name.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':'));
-    match account {
-        Some((ns, sa)) => check("", "serviceaccounts", ns, sa)?,
-        None => check("", "users", "", name)?,
-    }
-    for g in &groups {
-        check("", "groups", "", g)?;
-    }
-    if !uid.is_empty() {
-        check("authentication.k8s.io", "uids", "", uid)?;
-    }
-    for (k, v) in &extra {
-        check("authentication.k8s.io", &format!("userextras/{k}"), "", v)?;
-    }
-    let mut out = User { name: name.to_owned(), uid: uid.to_owned(), groups, ..User::default() };
-    if out.groups.is_empty()
-        && let Some((ns, _)) = account
-    {
-        out.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{ns}")];
-    }
-    let anonymous = out.name == crate::auth::identity::ANONYMOUS;
-    let membership =
-        if anonymous { crate::auth::identity::UNAUTHENTICATED } else { crate::auth::identity::AUTHENTICATED };
-    if !out.in_group(crate::auth::identity::AUTHENTICATED) && !out.in_group(crate::auth::identity::UNAUTHENTICATED) {
-        out.groups.push(membership.into());
-    }
-    for (k, v) in extra {
-        out.extra.entry(k).or_default().push(v);
-    }
-    Ok(out)
-}
-
 fn attributes(t: &ResourceRequest, query: &Query) -> Attributes {
     Attributes {
         verb: t.verb.as_str().into(),
@@ -381,7 +328,7 @@ async fn dispatch(
     } else {
         Offer { protobuf: kind.resource.model.name.starts_with("io.k8s."), ..Offer::BUILT_IN }
     };
-    let offer = if t.verb == Verb::Watch { Offer { yaml: false, ..offer } } else { offer };
+    let offer = if t.verb == Verb::Watch { Offer { yaml: false, stream: true, ..offer } } else { offer };
     let form = negotiate(Some(&accept), pretty, offer)?;
     let answer = match t.verb {
         Verb::Get => get::get(&kind, call).await?,

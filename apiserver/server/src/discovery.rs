@@ -59,6 +59,13 @@ fn text(code: u16, body: String) -> Response {
     r
 }
 
+/// A code and nothing else.
+fn bare(code: u16) -> Response {
+    let mut r = http::Response::new(Body::empty());
+    *r.status_mut() = http::StatusCode::from_u16(code).unwrap_or_default();
+    r
+}
+
 /// Answers a request outside the API objects.
 ///
 /// # Errors
@@ -166,7 +173,12 @@ fn route(
         }
         ["openapi", "v2"] => Ok(Some(openapi_v2(server, accept, headers))),
         ["openapi", "v3", rest @ ..] => {
-            Ok(Some(openapi_v3(server, rest, query, headers).unwrap_or_else(|| text(404, String::new()))))
+            let mut r = openapi_v3(server, rest, query, headers).unwrap_or_else(|| bare(404));
+            // Upstream's handler names the type of a body only when it writes one.
+            if rest.is_empty() && *method == Method::HEAD {
+                r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            }
+            Ok(Some(r))
         }
         ["api"] => {
             if let Some(r) = aggregated(server, accept, headers, true) {

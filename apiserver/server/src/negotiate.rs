@@ -108,15 +108,22 @@ pub struct Offer {
     pub metadata: bool,
     /// Whether YAML is (not for watches).
     pub yaml: bool,
+    /// Whether it is a stream of events.
+    pub stream: bool,
 }
 
 impl Offer {
     /// Everything a built-in kind offers.
-    pub const BUILT_IN: Self = Self { protobuf: true, table: true, metadata: true, yaml: true };
+    pub const BUILT_IN: Self = Self { protobuf: true, table: true, metadata: true, yaml: true, stream: false };
     /// Plain objects only: statuses and virtual resources.
-    pub const OBJECT: Self = Self { protobuf: true, table: false, metadata: false, yaml: true };
+    pub const OBJECT: Self = Self { protobuf: true, table: false, metadata: false, yaml: true, stream: false };
 
     fn names(self) -> Vec<&'static str> {
+        if self.stream {
+            let mut v = vec!["application/json;stream=watch"];
+            v.extend(self.protobuf.then_some("application/vnd.kubernetes.protobuf;stream=watch"));
+            return v;
+        }
         let mut v = vec!["application/json"];
         if self.yaml {
             v.push("application/yaml");

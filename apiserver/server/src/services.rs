@@ -210,7 +210,9 @@ pub struct ServiceHooks;
 
 impl ServiceHooks {
     /// Fills in what is missing; answers what was newly taken.
-    fn allocate(server: &Arc<Inner>, s: &mut Value, old: Option<&Value>) -> Result<Allocated, Status> {
+    ///
+    /// Like upstream's, a dry run takes an asked node port as it is, in or out of the range, unless somebody has it.
+    fn allocate(server: &Arc<Inner>, s: &mut Value, old: Option<&Value>, dry_run: bool) -> Result<Allocated, Status> {
         let a = &server.addresses;
         a.load(server);
         let (mut addresses, mut ports) = (vec![], vec![]);
@@ -269,7 +271,7 @@ impl ServiceHooks {
                 }
                 // The same port over another protocol shares its node port.
                 let shared = given.iter().find(|(n, _)| *n == number).map(|(_, p)| *p);
-                let ask = if wanted > 0 { Some(u16::try_from(wanted).unwrap_or(0)) } else { shared };
+                let ask = if wanted == 0 { shared } else { Some(u16::try_from(wanted).unwrap_or(0)) };
                 let path = spec.child("ports");
                 match a.take_port(ask, &protocol, &owner) {
                     Ok(n) => {
@@ -277,6 +279,7 @@ impl ServiceHooks {
                         given.push((number, n));
                         s["spec"]["ports"][i]["nodePort"] = n.into();
                     }
+                    Err(Taken::OutOfRange) if dry_run => {}
                     Err(t) => {
                         let why = match t {
                             Taken::InUse => "provided port is already allocated".to_owned(),
@@ -324,9 +327,9 @@ impl Hooks for ServiceHooks {
         obj: &'a mut Value,
         dry_run: bool,
     ) -> BoxFuture<'a, Result<Undo, Status>> {
+        // The caller gives everything back after a dry run.
         Box::pin(async move {
-            let (a, p) = Self::allocate(server, obj, None)?;
-            let _ = dry_run; // The caller gives everything back after a dry run.
+            let (a, p) = Self::allocate(server, obj, None, dry_run)?;
             Ok(Self::undo(server, a, p))
         })
     }
@@ -339,20 +342,20 @@ impl Hooks for ServiceHooks {
         dry_run: bool,
     ) -> BoxFuture<'a, Result<Undo, Status>> {
         Box::pin(async move {
-            let (a, p) = Self::allocate(server, new, Some(old))?;
-            if !dry_run {
-                let (now_a, now_p) = (cluster_ips(new), node_ports(new));
-                let gone_a: Vec<_> = cluster_ips(old).into_iter().filter(|x| !now_a.contains(x)).collect();
-                let gone_p: Vec<_> = node_ports(old).into_iter().filter(|x| !now_p.contains(x)).collect();
-                // Released a moment before the write: a failed write keeps the old Service, which is read again then.
-                server.addresses.release(&gone_a, &gone_p);
-            }
+            let (a, p) = Self::allocate(server, new, Some(old), dry_run)?;
             Ok(Self::undo(server, a, p))
         })
     }
 
     fn patch_allocated(&self, new: &mut Value, old: &Value) {
         skiff_core::kinds::service_patch_allocated(new, old);
+    }
+
+    fn after_update(&self, server: &Arc<Inner>, new: &Value, old: &Value) {
+        let (now_a, now_p) = (cluster_ips(new), node_ports(new));
+        let gone_a: Vec<_> = cluster_ips(old).into_iter().filter(|x| !now_a.contains(x)).collect();
+        let gone_p: Vec<_> = node_ports(old).into_iter().filter(|x| !now_p.contains(x)).collect();
+        server.addresses.release(&gone_a, &gone_p);
     }
 
     fn after_delete(&self, server: &Arc<Inner>, obj: &Value) {

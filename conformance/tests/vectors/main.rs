@@ -6,7 +6,9 @@
 //! names (the reasons are in docs/compatibility.md): one that is not listed must pass, and one that is listed must fail,
 //! so that the list stays true.
 //!
-//!     cargo test -p skiff-conformance --test vectors [-- AREA or AREA/NAME ...]
+//!     cargo test -p skiff-conformance --test vectors [-- AREA or AREA/NAME ... [--show]]
+//!
+//! `--show` also prints the first difference of each scenario that is known to differ.
 
 mod normal;
 mod play;
@@ -23,6 +25,7 @@ use skiff_storage::embedded::{Embedded, Options};
 #[tokio::main]
 async fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let show = std::env::args().any(|a| a == "--show");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let known: BTreeSet<String> = std::fs::read_to_string(root.join("known-differences.txt"))
         .expect("the list of known differences is part of the tree")
@@ -53,7 +56,12 @@ async fn main() -> ExitCode {
     for (name, difference) in results {
         match (difference, known.contains(&name)) {
             (None, false) => passed += 1,
-            (Some(_), true) => differing += 1,
+            (Some(d), true) => {
+                differing += 1;
+                if show {
+                    println!("differs {name}: {d}");
+                }
+            }
             (Some(d), false) => {
                 failed += 1;
                 println!("FAIL {name}: {d}");

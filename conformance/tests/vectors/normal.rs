@@ -23,7 +23,7 @@ static LIST_VALUE: LazyLock<Regex> = LazyLock::new(|| re(r"Invalid value: [\[{].
 static STRUCT: LazyLock<Regex> = LazyLock::new(|| re(r#"[{]"[A-Z]"#));
 static QUOTED_ADDRESS: LazyLock<Regex> = LazyLock::new(|| re(r#""(10\.\d+\.\d+\.\d+)""#));
 static QUOTED_OBJECT: LazyLock<Regex> = LazyLock::new(|| re(r#"Invalid value: "\{.*\}": "#));
-static RECORD: LazyLock<Regex> = LazyLock::new(|| re(r"(ResourceVersion in (?:record|the precondition)) \(\d+\)"));
+static RECORD: LazyLock<Regex> = LazyLock::new(|| re(r"(ResourceVersion in (?:record|the precondition)) \((\d+)\)"));
 static TOO_LARGE: LazyLock<Regex> = LazyLock::new(|| re(r"Too large resource version: \d+, current: \d+"));
 static VERSION: LazyLock<Regex> = LazyLock::new(|| re(r"(resource version|resourceVersion)[: ]+\d+( \(\d+\))?"));
 static TOO_OLD: LazyLock<Regex> = LazyLock::new(|| re(r"too old resource version.*"));
@@ -128,7 +128,12 @@ fn text(s: &str, vars: &Vars, sent: &str, key: &str) -> String {
     let own = |m: &regex::Captures<'_>| if sent.contains(&m[1]) { m[0].to_owned() } else { "\"<ip>\"".into() };
     v = QUOTED_ADDRESS.replace_all(&v, own).into_owned();
     v = QUOTED_OBJECT.replace_all(&v, "Invalid value: <value>: ").into_owned();
-    v = RECORD.replace_all(&v, "$1 (<rv>)").into_owned();
+    // A saved revision stays recognisable, however short it is in a young store.
+    let saved = |m: &regex::Captures<'_>| match vars.iter().find(|(_, x)| **x == m[2]) {
+        Some((k, _)) => format!("{} ({{{k}}})", &m[1]),
+        None => format!("{} (<rv>)", &m[1]),
+    };
+    v = RECORD.replace_all(&v, saved).into_owned();
     v = TOO_LARGE.replace_all(&v, "Too large resource version").into_owned();
     v = VERSION.replace_all(&v, "$1 <rv>").into_owned();
     TOO_OLD.replace_all(&v, "too old resource version").into_owned()

@@ -43,6 +43,8 @@ pub struct Traits {
     pub orphan_by_default: bool,
     /// Whether deletion is graceful (pods).
     pub graceful: bool,
+    /// Whether a finalizer without a domain has to be one of the standard names (every built-in kind).
+    pub standard_finalizers: bool,
 }
 
 impl Traits {
@@ -56,6 +58,7 @@ impl Traits {
         returns_deleted: false,
         orphan_by_default: false,
         graceful: false,
+        standard_finalizers: true,
     };
 }
 

@@ -8,6 +8,17 @@ use crate::meta::{self, NameRule};
 use crate::names;
 use crate::path::Path;
 
+fn spec_finalizers(obj: &Value) -> impl Iterator<Item = &str> {
+    obj["spec"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+fn finalizer(name: &str, at: &Path<'_>, errors: &mut Errors) {
+    for why in names::is_qualified_name(name) {
+        errors.invalid(at, name, why);
+    }
+    meta::standard_finalizer(name, at, errors);
+}
+
 /// Rules of Namespaces.
 pub(super) struct NamespaceStrategy;
 
@@ -59,17 +70,19 @@ impl Strategy for NamespaceStrategy {
     }
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
+        // Upstream names the item on updates only.
         let spec = Path::new("spec");
-        let path = spec.child("finalizers");
-        for (i, f) in obj["spec"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).enumerate() {
-            let at = path.index(i);
-            let complaints = names::is_qualified_name(f);
-            for why in &complaints {
-                errors.invalid(&at, f, why);
-            }
-            if complaints.is_empty() && !f.contains('/') && f != "kubernetes" {
-                errors.invalid(&at, f, "name is neither a standard finalizer name nor is it fully qualified");
-            }
+        let list = spec.child("finalizers");
+        for f in spec_finalizers(obj) {
+            finalizer(f, &list, errors);
+        }
+    }
+
+    fn validate_update(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        let spec = Path::new("spec");
+        let list = spec.child("finalizers");
+        for (i, f) in spec_finalizers(new).enumerate() {
+            finalizer(f, &list.index(i), errors);
         }
     }
 

@@ -2,11 +2,21 @@
 
 use serde_json::{Value, json};
 
-use super::{Strategy, Traits, carry, reset_status};
+use super::{Strategy, Traits, carry};
 use crate::invalid::Errors;
-use crate::meta;
 use crate::names;
 use crate::path::Path;
+
+fn forget_config(obj: &mut Value) {
+    if let Some(spec) = obj.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.remove("configSource");
+    }
+}
+
+/// A string that may be absent, as JSON.
+fn text_json(v: &Value) -> String {
+    Value::from(v.as_str().unwrap_or_default()).to_string()
+}
 
 /// Rules of Nodes.
 pub(super) struct NodeStrategy;
@@ -38,13 +48,15 @@ impl Strategy for NodeStrategy {
     }
 
     fn prepare_create(&self, obj: &mut Value) {
-        // A node agent registers with its status; upstream keeps it on create.
-        let _ = reset_status;
-        let _ = meta::name(obj);
+        // A node agent registers with its status, so that stays. Configuration from the API is no longer a feature.
+        forget_config(obj);
     }
 
     fn prepare_update(&self, new: &mut Value, old: &Value) {
         carry(new, old, "status");
+        if old["spec"].get("configSource").is_none() {
+            forget_config(new);
+        }
     }
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
@@ -69,7 +81,15 @@ impl Strategy for NodeStrategy {
             }
             let key = (text("key").to_owned(), text("effect").to_owned());
             if seen.contains(&key) {
-                errors.invalid_raw(&at, t.to_string(), "taints must be unique by key and effect pair");
+                // Upstream prints the taint with its Go field names.
+                let shown = format!(
+                    "{{\"Key\":{},\"Value\":{},\"Effect\":{},\"TimeAdded\":{}}}",
+                    t["key"],
+                    text_json(&t["value"]),
+                    t["effect"],
+                    t["timeAdded"]
+                );
+                errors.duplicate_raw(&at, shown, "taints must be unique by key and effect pair");
             }
             seen.push(key);
         }
@@ -88,10 +108,7 @@ impl Strategy for NodeStrategy {
             errors.forbidden(&spec.child("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid");
         }
         if set(old, "providerID") && new["spec"].get("providerID") != old["spec"].get("providerID") {
-            errors.forbidden(
-                &spec.child("providerID"),
-                "node updates may not change providerID except from \"\" to valid",
-            );
+            errors.invalid_raw(&spec.child("providerID"), "null", "field cannot be modified once set");
         }
         self.validate(new, errors);
     }

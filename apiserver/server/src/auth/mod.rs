@@ -2,6 +2,7 @@
 
 pub mod escalation;
 pub mod identity;
+pub mod impersonation;
 pub mod node;
 pub mod rbac;
 pub mod token;

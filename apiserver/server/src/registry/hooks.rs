@@ -38,6 +38,9 @@ pub trait Hooks: Send + Sync {
     /// (a Service's addresses).
     fn patch_allocated(&self, _new: &mut Value, _old: &Value) {}
 
+    /// After an update is stored.
+    fn after_update(&self, _server: &Arc<Inner>, _new: &Value, _old: &Value) {}
+
     /// After an object is gone from the store.
     fn after_delete(&self, _server: &Arc<Inner>, _obj: &Value) {}
 

@@ -38,31 +38,33 @@ pub fn create(
         "TokenReview" => token_review(server, obj)?,
         "SelfSubjectAccessReview" => {
             let a = access_attributes(kind, &obj["spec"])?;
+            nameless(kind, obj)?;
             decide(server, &call.user, &a)
         }
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {
-            let a = access_attributes(kind, &obj["spec"])?;
             let user = review_user(&obj["spec"]);
+            let local = r.kind == "LocalSubjectAccessReview";
             let mut errors = Errors::new();
             let spec = Path::new("spec");
             if user.name.is_empty() && user.groups.is_empty() {
                 errors.invalid(&spec.child("user"), "", "at least one of user or group must be specified");
             }
-            if r.kind == "LocalSubjectAccessReview" {
+            let elsewhere = &obj["spec"]["nonResourceAttributes"];
+            if local && !elsewhere.is_null() {
+                let why = "disallowed on this kind of request";
+                errors.invalid_raw(&spec.child("nonResourceAttributes"), elsewhere.to_string(), why);
+            } else if local {
                 let ns = obj["spec"]["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
                 if ns != call.target.namespace {
                     errors.invalid(&spec.child("resourceAttributes.namespace"), ns, "must match metadata.namespace");
                 }
-                if !obj["spec"]["nonResourceAttributes"].is_null() {
-                    errors.invalid_raw(
-                        &spec.child("nonResourceAttributes"),
-                        obj["spec"]["nonResourceAttributes"].to_string(),
-                        "disallowed on this kind of request",
-                    );
-                }
             }
             if !errors.is_empty() {
                 return Err(Status::invalid(&r.group, "", "", &errors));
+            }
+            let a = access_attributes(kind, &obj["spec"])?;
+            if !local {
+                nameless(kind, obj)?;
             }
             decide(server, &user, &a)
         }
@@ -128,23 +130,11 @@ fn review_user(spec: &Value) -> User {
 
 fn access_attributes(kind: &Kind, spec: &Value) -> Result<Attributes, Status> {
     let (res, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
-    let at = Path::new("spec");
-    let mut errors = Errors::new();
-    if !res.is_null() && !path.is_null() {
-        errors.invalid_raw(
-            &at.child("nonResourceAttributes"),
-            path.to_string(),
-            "cannot be specified in combination with resourceAttributes",
-        );
-    }
-    if res.is_null() && path.is_null() {
-        errors.invalid_raw(
-            &at.child("resourceAttributes"),
-            "null",
-            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-        );
-    }
-    if !errors.is_empty() {
+    if res.is_null() == path.is_null() {
+        let mut errors = Errors::new();
+        let shown = if res.is_null() { "null".to_owned() } else { spec.to_string() };
+        let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+        errors.invalid_raw(&Path::new("spec"), shown, why);
         return Err(Status::invalid(kind.group(), "", "", &errors));
     }
     let text = |v: &Value, k: &str| v[k].as_str().unwrap_or_default().to_owned();
@@ -162,6 +152,19 @@ fn access_attributes(kind: &Kind, spec: &Value) -> Result<Attributes, Status> {
         namespace: text(res, "namespace"),
         path: String::new(),
     })
+}
+
+/// A review about the whole cluster has no name of its own.
+fn nameless(kind: &Kind, obj: &Value) -> Result<(), Status> {
+    let rest = obj["metadata"].as_object().is_some_and(|m| {
+        m.iter().any(|(k, v)| !matches!(k.as_str(), "managedFields" | "creationTimestamp") && !v.is_null() && v != "")
+    });
+    if !rest {
+        return Ok(());
+    }
+    let mut errors = Errors::new();
+    errors.invalid_raw(&Path::new("metadata"), obj["metadata"].to_string(), "must be empty");
+    Err(Status::invalid(kind.group(), "", "", &errors))
 }
 
 fn decide(server: &Inner, user: &User, a: &Attributes) -> Value {

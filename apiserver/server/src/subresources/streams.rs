@@ -49,13 +49,12 @@ fn container(pod: &Value, asked: &str) -> Result<String, Status> {
         return match main.as_slice() {
             [one] if init.is_empty() || main.len() == 1 => Ok((*one).to_owned()),
             [] => Err(Status::bad_request(format!("a container name must be specified for pod {name}"))),
-            many => {
-                let mut text =
-                    format!("a container name must be specified for pod {name}, choose one of: [{}]", many.join(" "));
-                if !init.is_empty() {
-                    text.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
-                }
-                Err(Status::bad_request(text))
+            _ => {
+                let all: Vec<&str> = init.iter().chain(&main).chain(&ephemeral).copied().collect();
+                let list = all.join(" ");
+                Err(Status::bad_request(format!(
+                    "a container name must be specified for pod {name}, choose one of: [{list}]"
+                )))
             }
         };
     }

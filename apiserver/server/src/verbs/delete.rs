@@ -252,8 +252,8 @@ fn finalizers_after(before: &[String], orphan_by_default: bool, options: &Delete
     };
     let mut out: Vec<String> = before.iter().filter(|f| *f != ORPHAN && *f != FOREGROUND).cloned().collect();
     match wanted {
-        Propagation::Orphan => out.insert(0, ORPHAN.into()),
-        Propagation::Foreground => out.insert(0, FOREGROUND.into()),
+        Propagation::Orphan => out.push(ORPHAN.into()),
+        Propagation::Foreground => out.push(FOREGROUND.into()),
         Propagation::Background => {}
     }
     // What was there keeps its place.

@@ -159,6 +159,7 @@ pub fn decode_patched(
     let got = (value["kind"].as_str().unwrap_or_default(), value["apiVersion"].as_str().unwrap_or_default());
     let got = (got.0.to_owned(), got.1.to_owned());
     let (got, want) = ((got.0.as_str(), got.1.as_str()), (want.0, want.1.as_str()));
+    let mut nameless = vec![];
     if got != want {
         if how == PatchType::Strategic {
             // Upstream merges into the typed object, where a kind cannot change: such a patch changes nothing else.
@@ -168,8 +169,11 @@ pub fn decode_patched(
             let why = format!("no kind {} is registered for version {}", quote_str(got.0), quote_str(got.1));
             return Err(crate::patching::undecodable(&patched.text, &why));
         } else {
-            value["kind"] = want.0.into();
-            value["apiVersion"] = want.1.into();
+            // Nothing says what it is: no field is known, and the name is missed below.
+            let Value::Object(fields) = &value else { return Err(Status::bad_request("the patched object is none")) };
+            nameless = fields.keys().map(|k| format!("unknown field {}", quote_str(k))).collect();
+            nameless.sort();
+            value = serde_json::json!({"kind": want.0, "apiVersion": want.1});
         }
     }
     let mut faults = codec::Faults::default();
@@ -181,6 +185,7 @@ pub fn decode_patched(
         value["metadata"]["managedFields"] = Value::Array(vec![]);
     }
     let mut strict: Vec<String> = patched.duplicates;
+    strict.extend(nameless);
     strict.extend(unknown(&faults));
     if !strict.is_empty() {
         match options.validation {
@@ -202,8 +207,8 @@ fn read_apply(kind: &Kind, call: &mut Call, options: &WriteOptions) -> Result<Va
     let parsed = codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
     if !parsed.duplicates.is_empty() && options.validation == FieldValidation::Strict {
         return Err(Status::bad_request(format!(
-            "error strict decoding patch: error converting YAML to JSON: yaml: unmarshal errors: {}",
-            parsed.duplicates.join(", ")
+            "error strict decoding patch: error converting YAML to JSON: yaml: unmarshal errors:\n  {}",
+            parsed.duplicates.join("\n  ")
         )));
     }
     let value = parsed.value;

@@ -42,15 +42,18 @@ pub async fn create(
     if !matches!(meta::text(&obj, "resourceVersion"), "" | "0") {
         return Err(Status::untyped("resourceVersion should not be set on objects to be created"));
     }
+    wipe_new(&mut obj);
+    dedup_owners(&mut obj, &mut call.warnings);
     let generated = meta::name(&obj).is_empty() && !meta::text(&obj, "generateName").is_empty();
     let base = meta::text(&obj, "generateName").to_owned();
-    if generated {
-        let name = generate_name(&base);
-        meta::meta_mut(&mut obj).insert("name".into(), name.into());
-    }
     kind.strategy.default(&mut obj);
     if owner == Owner::Update {
         ownership::track(kind, call, &mut obj, None, &options.manager);
+    }
+    // After ownership: what follows from a generated name is not the client's.
+    if generated {
+        let name = generate_name(&base);
+        meta::meta_mut(&mut obj).insert("name".into(), name.into());
     }
     stamp_new(&mut obj);
     admission::mutate(server, kind, call, Operation::Create, &mut obj, None, options.dry_run).await?;
@@ -59,6 +62,9 @@ pub async fn create(
     retype(kind, &mut obj)?;
     let mut errors = Errors::new();
     meta::validate(&obj, kind.resource.namespaced, kind.strategy.traits().name, &mut errors);
+    if kind.strategy.traits().standard_finalizers {
+        meta::validate_standard_finalizers(&obj, &mut errors);
+    }
     kind.strategy.validate(&obj, &mut errors);
     if !errors.is_empty() {
         let name = meta::name(&obj);
@@ -128,12 +134,28 @@ pub fn generate_name(base: &str) -> String {
     cut + &tail
 }
 
-/// Sets what the server alone decides on a new object.
-fn stamp_new(obj: &mut Value) {
+/// Drops repeated owner references, with upstream's warning.
+fn dedup_owners(obj: &mut Value, warnings: &mut Vec<String>) {
+    let gone = meta::dedup_owners(obj);
+    if !gone.is_empty() {
+        warnings.push(format!(
+            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            gone.join(", ")
+        ));
+    }
+}
+
+/// Drops what a client cannot set on a new object, before ownership sees it.
+fn wipe_new(obj: &mut Value) {
     let m = meta::meta_mut(obj);
     for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         m.remove(key);
     }
+}
+
+/// Sets what the server alone decides on a new object.
+fn stamp_new(obj: &mut Value) {
+    let m = meta::meta_mut(obj);
     m.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
     m.insert("creationTimestamp".into(), now().into());
 }
@@ -230,6 +252,7 @@ pub async fn update(
     let objects = Arc::clone(kind.stored()?);
     let old = kind.load(old_object)?;
     carry_identity(&mut new, &old);
+    dedup_owners(&mut new, &mut call.warnings);
     if owner == Owner::Update {
         ownership::track(kind, call, &mut new, Some(&old), &options.manager);
     }
@@ -244,6 +267,9 @@ pub async fn update(
     server_owned(&mut new, &old);
     let mut errors = Errors::new();
     meta::validate_update(&new, &old, &mut errors);
+    if kind.strategy.traits().standard_finalizers {
+        meta::validate_standard_finalizers(&new, &mut errors);
+    }
     match part {
         Part::Status => kind.strategy.validate_status(&new, &old, &mut errors),
         _ => kind.strategy.validate_update(&new, &old, &mut errors),
@@ -297,7 +323,10 @@ pub async fn update(
         return Ok(Attempt::Done(answer(Content::Parsed(new))));
     }
     match objects.store.commit(&old_object.key, Compare::At(old_object.revision), Op::Put(payload.clone())).await {
-        Ok(revision) => Ok(Attempt::Done(answer(Content::Stored(payload.stamp(revision))))),
+        Ok(revision) => {
+            kind.hooks.after_update(server, &new, &old);
+            Ok(Attempt::Done(answer(Content::Stored(payload.stamp(revision)))))
+        }
         Err(Error::Conflict { .. }) => {
             give_back(undo);
             raced(kind, &old, locked)
@@ -339,9 +368,11 @@ fn carry_identity(new: &mut Value, old: &Value) {
 
 /// What only the server changes, whatever the client sent.
 fn server_owned(new: &mut Value, old: &Value) {
+    // The time of deletion cannot be changed once there. For the rest, left out means unchanged; another value is refused
+    // by validation.
     for key in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
-        // Left out means unchanged; another value is refused by validation.
-        if new["metadata"].get(key).is_none_or(Value::is_null) {
+        let fixed = key == "deletionTimestamp" && meta::deleting(old);
+        if fixed || new["metadata"].get(key).is_none_or(Value::is_null) {
             kinds::carry_meta(new, old, &[key]);
         }
     }

@@ -186,5 +186,9 @@ pub fn validate_log_options(pod: &str, get: &dyn Fn(&str) -> Option<String>) -> 
     } else if let Some(n) = since.filter(|n| *n < 1) {
         errors.invalid(&Path::new("sinceSeconds"), n, "must be greater than 0");
     }
+    // One of the two streams alone is a feature that is off by default upstream (KEP-3288).
+    if get("stream").is_some_and(|s| !s.is_empty()) {
+        errors.forbidden(&Path::new("stream"), "may not be specified");
+    }
     if errors.is_empty() { Ok(()) } else { Err(Status::invalid("", "PodLogOptions", pod, &errors)) }
 }

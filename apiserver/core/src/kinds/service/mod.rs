@@ -168,14 +168,16 @@ pub fn patch_allocated(new: &mut Value, old: &Value) {
         }
     }
     if needs_node_ports(old) && needs_node_ports(new) {
+        // A port is known by its name: its number may be what changes.
         let before = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
+        let name = |p: &Value| p["name"].as_str().unwrap_or_default().to_owned();
         let taken: Vec<i64> =
             new["spec"]["ports"].as_array().into_iter().flatten().filter_map(|p| p["nodePort"].as_i64()).collect();
         for p in new["spec"].get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
             if p["nodePort"].as_i64().unwrap_or(0) != 0 {
                 continue;
             }
-            let found = before.iter().find(|b| b["port"] == p["port"] && b["protocol"] == p["protocol"]);
+            let found = before.iter().find(|b| name(b) == name(p));
             if let Some(n) = found.and_then(|b| b["nodePort"].as_i64()).filter(|n| *n != 0 && !taken.contains(n)) {
                 p["nodePort"] = n.into();
             }

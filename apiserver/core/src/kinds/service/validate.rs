@@ -323,7 +323,9 @@ fn traffic(spec: &Value, kind: &str, root: &Path<'_>, errors: &mut Errors) {
         errors.invalid(&root.child("healthCheckNodePort"), check, why);
     }
     match spec["internalTrafficPolicy"].as_str() {
-        None if kind != "ExternalName" => errors.required(&root.child("internalTrafficPolicy"), ""),
+        None if matches!(kind, "ClusterIP" | "NodePort" | "LoadBalancer") => {
+            errors.required(&root.child("internalTrafficPolicy"), "")
+        }
         None | Some("Cluster" | "Local") => {}
         Some(other) => errors.not_supported(&root.child("internalTrafficPolicy"), other, &["Cluster", "Local"]),
     }
