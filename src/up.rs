@@ -32,8 +32,9 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
     let begun = Instant::now();
     let node = node_name(args.node_name.clone())?;
     make_private(&args.data_dir)?;
-    // `down` finds this node's containers by its name.
-    std::fs::write(args.data_dir.join("node"), &node).context("cannot write to the data directory")?;
+    if parts == Parts::All {
+        check_engine(&args.engine)?;
+    }
     let address = args.advertise_address.unwrap_or_else(|| advertise(args.listen.ip()));
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!(
@@ -42,7 +43,9 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
         )
     })?;
     let port = listener.local_addr()?.port();
-    let store = Embedded::open(args.data_dir.join("store"), Options::default())?;
+    let store = open_store(&args.data_dir)?;
+    // `down` finds this node's containers by its name. Written by whoever holds the store, and nobody else.
+    std::fs::write(args.data_dir.join("node"), &node).context("cannot write to the data directory")?;
     let mut failed = store.failed();
     let pki = Arc::new(Pki::load_or_create(&args.data_dir.join("pki"))?);
     let kubelet_client = pki.cluster.client("kube-apiserver-kubelet-client", &["system:masters"])?;
@@ -108,6 +111,46 @@ pub(crate) async fn signal() -> &'static str {
     tokio::select! {
         () = wait(SignalKind::terminate()) => "SIGTERM",
         () = wait(SignalKind::interrupt()) => "SIGINT",
+    }
+}
+
+fn open_store(dir: &Path) -> anyhow::Result<Embedded> {
+    use skiff_storage::embedded::OpenError;
+    Embedded::open(dir.join("store"), Options::default()).map_err(|e| match e {
+        OpenError::InUse { .. } => anyhow::Error::new(e).context(
+            "another skiff uses this data directory: it is running already; stop it, or choose another with --data-dir",
+        ),
+        e => anyhow::Error::new(e)
+            .context("the data cannot be read: restore a backup, or start empty with another --data-dir"),
+    })
+}
+
+/// Time the engine has to answer before `up` gives up.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A cluster without an engine is a mistake that is better said at once than shown as a node that never gets ready. An
+/// engine that goes away later is waited for.
+fn check_engine(socket: &Path) -> anyhow::Result<()> {
+    use std::io::{Read as _, Write as _};
+    let ping = || -> std::io::Result<bool> {
+        let mut s = std::os::unix::net::UnixStream::connect(socket)?;
+        s.set_read_timeout(Some(ENGINE_PATIENCE))?;
+        s.set_write_timeout(Some(ENGINE_PATIENCE))?;
+        s.write_all(b"GET /_ping HTTP/1.0\r\nHost: engine\r\n\r\n")?;
+        let mut answer = [0; 64];
+        let n = s.read(&mut answer)?;
+        Ok(answer[..n].starts_with(b"HTTP/1.") && answer[..n].windows(5).any(|w| w == b" 200 "))
+    };
+    let advice = || {
+        format!(
+            "no container engine answers at {}: start Docker (for example `systemctl start docker`), or name its socket with --engine",
+            socket.display()
+        )
+    };
+    match ping() {
+        Ok(true) => Ok(()),
+        Ok(false) => bail!("{}: it answers, but is no Docker Engine", advice()),
+        Err(e) => Err(anyhow::Error::new(e).context(advice())),
     }
 }
 

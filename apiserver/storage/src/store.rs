@@ -219,6 +219,14 @@ pub enum Error {
         /// Present revision.
         current: Revision,
     },
+    /// There is too little room on the disk; deletions and reads go on. Nothing of the write was kept.
+    #[error("the disk is full: {} MiB are free, {} MiB are kept in reserve", free >> 20, reserve >> 20)]
+    Full {
+        /// Free bytes.
+        free: u64,
+        /// Bytes kept free.
+        reserve: u64,
+    },
     /// The store cannot take writes (disk full, read-only, I/O error). Nothing of the write was kept.
     #[error("storage is unavailable: {0}")]
     Unavailable(String),

@@ -201,6 +201,10 @@ pub fn storage_error(e: skiff_storage::Error) -> Status {
         }
         Error::Future { requested, current } => Status::too_large_resource_version(requested, current),
         Error::Conflict { .. } => Status::internal("unexpected conflict"),
+        e @ Error::Full { .. } => {
+            let what = format!("{e}. Free space on the disk of the data directory, or delete objects");
+            Status::new(507, "InsufficientStorage", what)
+        }
         e @ (Error::Unavailable(_) | Error::Closed) => Status::unavailable(e.to_string()).retry_after(1),
     }
 }

@@ -15,6 +15,7 @@ mod committer;
 mod disk;
 mod live;
 mod sequencer;
+mod space;
 
 use std::collections::VecDeque;
 use std::fs::{File, TryLockError};
@@ -32,6 +33,7 @@ use self::committer::Sinks;
 use self::disk::Disk;
 use self::live::{Bounds, Live};
 use self::sequencer::{Pending, Sequencer, Verdict};
+use self::space::Space;
 use crate::store::{Attached, BuildSink, Change, Compare, Entry, Error, Op, Progress, Range, Result, Revision, Store};
 
 /// KiB of values that may wait for the disk; more writers wait for room.
@@ -133,6 +135,7 @@ struct Shared {
     ended: watch::Sender<bool>,
     room: Arc<Semaphore>,
     bounds: Bounds,
+    space: Space,
 }
 
 /// Numbers for metrics.
@@ -210,6 +213,7 @@ impl Embedded {
             ended: watch::Sender::new(false),
             room: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
             bounds,
+            space: Space::new(dir.to_owned()),
         });
         let (tell, done) = mpsc::sync_channel(1);
         let committer = Arc::clone(&shared);
@@ -402,6 +406,7 @@ impl Store for Embedded {
                 Op::Put(payload) => payload.bytes.len(),
                 Op::Delete => 0,
             };
+            self.shared.space.admit(compare, &op)?;
             let kib = u32::try_from(size / 1024 + 1).unwrap_or(QUEUE_KIB).min(QUEUE_KIB);
             let room = Arc::clone(&self.shared.room);
             let permit = room.acquire_many_owned(kib).await.map_err(|_| Error::Closed)?;
