@@ -48,6 +48,9 @@ pub async fn create(
         let name = generate_name(&base);
         meta::meta_mut(&mut obj).insert("name".into(), name.into());
     }
+    if let Some(refusal) = kind.hooks.refuse_create(meta::name(&obj)) {
+        return Err(refusal);
+    }
     kind.strategy.default(&mut obj);
     if owner == Owner::Update {
         ownership::track(kind, call, &mut obj, None, &options.manager);
@@ -154,7 +157,7 @@ fn renormalise(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
 /// The typed form: what a field prints when it holds nothing.
 fn retype(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
     let mut faults = codec::Faults::default();
-    codec::normalize(obj, &kind.resource.model, &mut faults).map_err(|e| Status::internal(e.to_string()))?;
+    kind.normalize(obj, &mut faults).map_err(|e| Status::internal(e.to_string()))?;
     drop_creation_zero(obj);
     Ok(())
 }
