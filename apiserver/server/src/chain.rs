@@ -282,15 +282,26 @@ async fn dispatch(
     let registry = server.registry.load_full();
     if !registry.has_version(&t.group, &t.version) {
         // A group that is served answers for its versions; what is no group at all is no API path.
-        if registry.has_group(&t.group) {
+        if registry.has_group(&t.group) && !registry.any_untyped(&t.group, "") {
             return Err(Status::no_such_path());
         }
         return Ok(discovery::not_found_text());
     }
     let Some(kind) = registry.get(&t.group, &t.version, &t.resource).cloned() else {
+        // Where only definitions make kinds, nothing answers for what they did not make.
+        if registry.any_untyped(&t.group, &t.version) {
+            return Ok(discovery::not_found_text());
+        }
         return Err(Status::no_such_path());
     };
+    if kind.strategy.traits().untyped && check_scope(&kind, &t).is_err() {
+        let all = t.verb == Verb::DeleteCollection;
+        return if all { Err(Status::method_not_allowed()) } else { Ok(discovery::not_found_text()) };
+    }
     check_scope(&kind, &t)?;
+    if let Some(text) = kind.strategy.deprecation() {
+        call.warnings.push(text.to_owned());
+    }
     if t.name.contains('/') {
         return Err(Status::no_such_path());
     }
@@ -326,7 +337,7 @@ async fn dispatch(
     let offer = if virtual_kind {
         Offer::OBJECT
     } else {
-        Offer { protobuf: kind.resource.model.name.starts_with("io.k8s."), ..Offer::BUILT_IN }
+        Offer { protobuf: !kind.strategy.traits().untyped, ..Offer::BUILT_IN }
     };
     let offer = if t.verb == Verb::Watch { Offer { yaml: false, stream: true, ..offer } } else { offer };
     let form = negotiate(Some(&accept), pretty, offer)?;
@@ -344,7 +355,11 @@ async fn dispatch(
         Verb::DeleteCollection => {
             let items = delete::delete_collection(server, &kind, call).await?;
             let revision = kind.stored()?.cache.revision();
-            let v = respond::list_value(&kind, items, json!({"resourceVersion": revision.to_string()}));
+            let mut m = json!({"resourceVersion": revision.to_string()});
+            if kind.strategy.traits().untyped {
+                m["continue"] = "".into();
+            }
+            let v = respond::list_value(&kind, items, m);
             Answer::Value {
                 code: 200,
                 value: v,
@@ -382,7 +397,9 @@ async fn subresource(
     raw_query: &str,
     pretty: bool,
 ) -> Result<Response, Status> {
-    let sub = kind.resource.subresource(&call.target.subresource).cloned().ok_or_else(Status::no_such_path)?;
+    let sub = kind.resource.subresource(&call.target.subresource).cloned().ok_or_else(|| {
+        if kind.strategy.traits().untyped { kind.not_found(&call.target.name) } else { Status::no_such_path() }
+    })?;
     if !call.target.rest.is_empty() && sub.name != "proxy" {
         return Err(Status::no_such_path());
     }
@@ -392,7 +409,7 @@ async fn subresource(
         return Err(Status::method_not_allowed());
     }
     if sub.name == "status" {
-        let offer = Offer { protobuf: kind.resource.model.name.starts_with("io.k8s."), ..Offer::BUILT_IN };
+        let offer = Offer { protobuf: !kind.strategy.traits().untyped, ..Offer::BUILT_IN };
         let form = negotiate(Some(call.header("accept")), pretty, offer)?;
         let answer = match verb {
             Verb::Get => get::get(kind, call).await?,

@@ -3,15 +3,17 @@
 use serde_json::Value;
 use skiff_core::codec::{self, DecodeError, Decoded, Parsed};
 use skiff_core::invalid::quote_str;
+use skiff_core::kinds::Strategy;
 use skiff_core::schema::Struct;
 use skiff_core::status::Status;
 
 use crate::negotiate::{Encoding, body_encoding};
+use crate::registry::Kind;
 use crate::verbs::Call;
 use crate::verbs::options::FieldValidation;
 
 /// What a body must be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Expected<'a> {
     /// Group of the kind.
     pub group: &'a str,
@@ -21,9 +23,30 @@ pub struct Expected<'a> {
     pub kind: &'a str,
     /// Its shape.
     pub shape: &'a Struct,
+    /// The kind's rules; `None` for bodies that are no objects of a resource.
+    pub rules: Option<&'a dyn Strategy>,
 }
 
-impl Expected<'_> {
+impl<'a> Expected<'a> {
+    /// An object of a kind.
+    #[must_use]
+    pub fn of(kind: &'a Kind) -> Self {
+        let r = &kind.resource;
+        let rules = Some(&*kind.strategy);
+        Self { group: &r.group, version: &r.version, kind: &r.kind, shape: &r.model, rules }
+    }
+
+    fn untyped(&self) -> bool {
+        self.rules.is_some_and(|r| r.traits().untyped)
+    }
+
+    fn normalize(&self, value: &mut Value, faults: &mut codec::Faults) -> Result<(), codec::TypeError> {
+        match self.rules {
+            Some(rules) => rules.normalize(value, self.shape, faults),
+            None => codec::normalize(value, self.shape, faults),
+        }
+    }
+
     fn api_version(&self) -> String {
         skiff_core::resources::group_version(self.group, self.version)
     }
@@ -34,7 +57,7 @@ impl Expected<'_> {
 /// # Errors
 /// 400 and 415 in upstream's words.
 pub fn body(call: &mut Call, expected: Expected<'_>, validation: FieldValidation) -> Result<Value, Status> {
-    let encoding = body_encoding(call.headers.get("content-type").and_then(|v| v.to_str().ok()), true)?;
+    let encoding = body_encoding(call.headers.get("content-type").and_then(|v| v.to_str().ok()), !expected.untyped())?;
     let decoded = decode(&call.body, encoding, expected)?;
     report(decoded, expected, validation, &mut call.warnings)
 }
@@ -105,10 +128,14 @@ fn decode(bytes: &[u8], encoding: Encoding, expected: Expected<'_>) -> Result<De
                 }
                 e => unrecognised(expected, bytes, &format!("couldn't get version/kind; json parse error: {e}")),
             })?;
-            let parsed = typed(parsed, expected)?;
+            let parsed = typed(bytes, parsed, expected)?;
             let forget = forgets_owners(&parsed.value);
-            let mut decoded = codec::json::decode_parsed(bytes, parsed, expected.shape)
-                .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()))?;
+            let mut decoded = if expected.untyped() {
+                untyped(parsed, expected)
+            } else {
+                codec::json::decode_parsed(bytes, parsed, expected.shape)
+            }
+            .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()))?;
             if forget {
                 decoded.value["metadata"]["managedFields"] = Value::Array(vec![]);
             }
@@ -116,7 +143,11 @@ fn decode(bytes: &[u8], encoding: Encoding, expected: Expected<'_>) -> Result<De
         }
         Encoding::Yaml => {
             let parsed = codec::parse_yaml(bytes).map_err(|e| unrecognised(expected, bytes, &e.to_string()))?;
-            typed(Parsed { value: parsed.value.clone(), duplicates: vec![] }, expected)?;
+            let parsed = typed(bytes, Parsed { value: parsed.value, duplicates: parsed.duplicates }, expected)?;
+            if expected.untyped() {
+                return untyped(parsed, expected)
+                    .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()));
+            }
             codec::decode_yaml(bytes, expected.shape)
                 .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()))
         }
@@ -126,15 +157,45 @@ fn decode(bytes: &[u8], encoding: Encoding, expected: Expected<'_>) -> Result<De
                 skiff_core::schema::kind(g, v, kind).or(Some(expected.shape))
             })
             .map_err(|e| unrecognised(expected, bytes, &e.to_string()))?;
-            let parsed = typed(Parsed { value, duplicates: vec![] }, expected)?;
+            let parsed = typed(bytes, Parsed { value, duplicates: vec![] }, expected)?;
             let mut value = parsed.value;
             let mut faults = codec::Faults::default();
-            codec::normalize(&mut value, expected.shape, &mut faults)
+            expected
+                .normalize(&mut value, &mut faults)
                 .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()))?;
             // Unknown fields of protobuf are dropped without a word, whatever the strictness.
             Ok(Decoded { value, strict: vec![] })
         }
     }
+}
+
+/// Reads an object that upstream has no type for: what was given twice is told first, then what was dropped.
+fn untyped(parsed: Parsed, expected: Expected<'_>) -> Result<Decoded, DecodeError> {
+    let Parsed { mut value, duplicates } = parsed;
+    let mut faults = codec::Faults::default();
+    expected.normalize(&mut value, &mut faults)?;
+    let told = |what: &'static str| move |path: &String| format!("{what} field {}", quote_str(path));
+    let strict = duplicates.iter().map(told("duplicate")).chain(faults.unknown.iter().map(told("unknown")));
+    Ok(Decoded { strict: strict.collect(), value })
+}
+
+/// Checks kind and version that an untyped object gives itself.
+///
+/// # Errors
+/// 400 for another version, 422 for another kind.
+pub fn check_untyped(kind: &str, api_version: &str, name: &str, expected: Expected<'_>) -> Result<(), Status> {
+    if api_version != expected.api_version() {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({})",
+            expected.api_version()
+        )));
+    }
+    if kind != expected.kind {
+        let mut e = skiff_core::invalid::Errors::new();
+        e.invalid(&skiff_core::path::Path::new("kind"), kind, format!("must be {}", expected.kind));
+        return Err(Status::invalid(expected.group, kind, name, &e));
+    }
+    Ok(())
 }
 
 /// Whether an object asks to drop all owners: the empty list, which the typed form cannot tell from none.
@@ -147,7 +208,7 @@ pub fn forgets_owners(value: &Value) -> bool {
 const READ_ONLY: [(&str, &str, &str); 1] = [("policy", "v1beta1", "Eviction")];
 
 /// Checks `kind` and `apiVersion` of a body against what is expected.
-fn typed(mut parsed: Parsed, expected: Expected<'_>) -> Result<Parsed, Status> {
+fn typed(bytes: &[u8], mut parsed: Parsed, expected: Expected<'_>) -> Result<Parsed, Status> {
     if parsed.value.is_null() {
         parsed.value = Value::Object(serde_json::Map::new());
     }
@@ -157,6 +218,16 @@ fn typed(mut parsed: Parsed, expected: Expected<'_>) -> Result<Parsed, Status> {
     }
     let text = |k: &str| parsed.value.get(k).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (kind, api_version) = (text("kind"), text("apiVersion"));
+    if expected.untyped() {
+        for (shown, given) in [("Kind", &kind), ("apiVersion", &api_version)] {
+            if given.is_empty() {
+                let whole = String::from_utf8_lossy(bytes);
+                return Err(unrecognised(expected, bytes, &format!("Object '{shown}' is missing in '{whole}'")));
+            }
+        }
+        check_untyped(&kind, &api_version, skiff_core::meta::name(&parsed.value), expected)?;
+        return Ok(parsed);
+    }
     let (group, version) = match api_version.split_once('/') {
         Some((g, v)) => (g.to_owned(), v.to_owned()),
         None => (String::new(), api_version.clone()),
@@ -209,7 +280,7 @@ pub fn delete_options(call: &Call) -> Result<Value, Status> {
     let Some(shape) = skiff_core::schema::model("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions") else {
         return Err(Status::internal("DeleteOptions has no schema"));
     };
-    let expected = Expected { group: "meta.k8s.io", version: "v1", kind: "DeleteOptions", shape };
+    let expected = Expected { group: "meta.k8s.io", version: "v1", kind: "DeleteOptions", shape, rules: None };
     let read = |bytes: &[u8]| -> Result<Value, DecodeError> {
         let mut value = match encoding {
             Encoding::Json => codec::parse_json(bytes)?.value,

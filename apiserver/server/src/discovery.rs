@@ -6,6 +6,8 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, Method};
 use serde_json::{Value, json};
+use skiff_core::openapi::Custom;
+use skiff_core::resources::Verbs;
 use skiff_core::schema::{Handle, model};
 use skiff_core::status::Status;
 
@@ -13,6 +15,7 @@ use crate::auth::User;
 use crate::auth::rbac::Attributes;
 use crate::body::Body;
 use crate::negotiate::{Encoding, Form, Offer, clauses, negotiate, routable};
+use crate::registry::{Kind, Registry};
 use crate::request::Query;
 use crate::respond;
 use crate::server::Inner;
@@ -186,7 +189,8 @@ fn route(
                 return Ok(Some(r));
             }
             value(
-                &serde_json::to_value(catalog().api_versions(&address(server))).unwrap_or_default(),
+                &serde_json::to_value(catalog(&server.registry.load()).api_versions(&address(server)))
+                    .unwrap_or_default(),
                 "io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions",
             )
         }
@@ -196,24 +200,24 @@ fn route(
                 return Ok(Some(r));
             }
             value(
-                &serde_json::to_value(catalog().group_list()).unwrap_or_default(),
+                &serde_json::to_value(catalog(&server.registry.load()).group_list()).unwrap_or_default(),
                 "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList",
             )
         }
-        ["apis", group] => match catalog().group(group) {
+        ["apis", group] => match catalog(&server.registry.load()).group(group) {
             Some(v) => {
                 value(&serde_json::to_value(v).unwrap_or_default(), "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup")
             }
             None => Ok(None),
         },
-        ["api", v] => match catalog().resource_list("", v) {
+        ["api", v] => match catalog(&server.registry.load()).resource_list("", v) {
             Some(v) => value(
                 &serde_json::to_value(v).unwrap_or_default(),
                 "io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList",
             ),
             None => Ok(None),
         },
-        ["apis", g, v] => match catalog().resource_list(g, v) {
+        ["apis", g, v] => match catalog(&server.registry.load()).resource_list(g, v) {
             Some(v) => value(
                 &serde_json::to_value(v).unwrap_or_default(),
                 "io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList",
@@ -238,8 +242,24 @@ fn route(
     }
 }
 
-fn catalog() -> skiff_core::discovery::Catalog {
-    skiff_core::discovery::Catalog::new([])
+fn catalog(registry: &Registry) -> skiff_core::discovery::Catalog {
+    let shown = |k: &Arc<Kind>| {
+        let mut resource = k.resource.clone();
+        // What is going away is only read and deleted.
+        if k.hooks.refuse_create("").is_some() {
+            let read = Verbs::GET.and(Verbs::LIST).and(Verbs::WATCH);
+            resource.verbs = read.and(Verbs::DELETE).and(Verbs::DELETE_COLLECTION);
+        }
+        resource
+    };
+    let custom: Vec<_> = registry.custom().iter().map(shown).collect();
+    skiff_core::discovery::Catalog::new(&custom)
+}
+
+/// What definitions add to the OpenAPI documents.
+fn published(kinds: &[Arc<Kind>]) -> Vec<Custom<'_>> {
+    let described = kinds.iter().filter_map(|k| Some((&k.resource, k.strategy.published()?)));
+    described.map(|(resource, p)| Custom { resource, schema: p.schema, selectable: p.selectable }).collect()
 }
 
 fn address(server: &Inner) -> String {
@@ -369,8 +389,8 @@ fn aggregated(server: &Arc<Inner>, accept: &str, headers: &HeaderMap, core: bool
         return None;
     }
     let name = if core { "aggregated-api" } else { "aggregated-apis" };
-    let doc = server.document(name, || {
-        let c = catalog();
+    let doc = server.document(name, |registry| {
+        let c = catalog(registry);
         let v = if core { c.aggregated_core() } else { c.aggregated() };
         Document::new(serde_json::to_vec(&v).unwrap_or_default(), MEDIA)
     });
@@ -400,9 +420,13 @@ fn openapi_v2(server: &Arc<Inner>, accept: &str, headers: &HeaderMap) -> Respons
     let proto =
         clauses(accept).first().is_some_and(|c| c.media.starts_with("application/com.github.proto-openapi.spec.v2"));
     let doc = if proto {
-        server.document("openapi-v2-proto", || Document::new(skiff_core::openapi::document_v2_protobuf(&[]), PROTO))
+        server.document("openapi-v2-proto", |r| {
+            Document::new(skiff_core::openapi::document_v2_protobuf(&published(&r.custom())), PROTO)
+        })
     } else {
-        server.document("openapi-v2-json", || Document::new(skiff_core::openapi::document_v2(&[]), "application/json"))
+        server.document("openapi-v2-json", |r| {
+            Document::new(skiff_core::openapi::document_v2(&published(&r.custom())), "application/json")
+        })
     };
     let mut r = serve(&doc, headers);
     r.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
@@ -411,8 +435,8 @@ fn openapi_v2(server: &Arc<Inner>, accept: &str, headers: &HeaderMap) -> Respons
 
 fn openapi_v3(server: &Arc<Inner>, rest: &[&str], query: &Query, headers: &HeaderMap) -> Option<Response> {
     if rest.is_empty() {
-        let doc = server.document("openapi-v3", || {
-            Document::new(skiff_core::openapi::index_v3(&[]).to_string(), "application/json")
+        let doc = server.document("openapi-v3", |r| {
+            Document::new(skiff_core::openapi::index_v3(&published(&r.custom())).to_string(), "application/json")
         });
         return Some(serve(&doc, headers));
     }
@@ -422,10 +446,13 @@ fn openapi_v3(server: &Arc<Inner>, rest: &[&str], query: &Query, headers: &Heade
         ["apis", g, v] => (*g, *v),
         _ => return None,
     };
-    if !server.registry.load().has_version(group, version) {
+    let registry = server.registry.load_full();
+    if !registry.has_version(group, version) {
         return None;
     }
-    let hash = skiff_core::openapi::hash_v3(group, version, &[]);
+    let kinds = registry.custom();
+    let custom = published(&kinds);
+    let hash = skiff_core::openapi::hash_v3(group, version, &custom);
     if let Some(given) = query.get("hash").filter(|h| *h != hash) {
         tracing::debug!(given, name, "redirecting to the present hash");
         let mut r = http::Response::new(Body::empty());
@@ -436,7 +463,7 @@ fn openapi_v3(server: &Arc<Inner>, rest: &[&str], query: &Query, headers: &Heade
         return Some(r);
     }
     // Built on demand and not kept: clients keep it (it is immutable under its hash), and together they are megabytes.
-    let bytes = skiff_core::openapi::document_v3(group, version, &[])?;
+    let bytes = skiff_core::openapi::document_v3(group, version, &custom)?;
     let doc = Document { bytes: bytes.into(), etag: format!("\"{hash}\""), media: "application/json" };
     let mut r = serve(&doc, headers);
     if query.get("hash").is_some() {

@@ -8,6 +8,7 @@ pub mod auth;
 pub mod body;
 pub mod bootstrap;
 pub mod chain;
+pub mod custom;
 pub mod decode;
 pub mod discovery;
 pub mod kubelets;
@@ -123,6 +124,7 @@ impl Builder {
         let kubelets = kubelets::Kubelets::new(&pki.cluster.cert, config.kubelet_client.as_ref())?;
         let inner = Arc::new(Inner::new(config, self.store, registry, tokens, kubelets));
         bootstrap::run(&inner).await?;
+        custom::start(&inner).await?;
         inner.ready.send_replace(true);
         Ok(Server { inner, pki })
     }
@@ -158,7 +160,8 @@ async fn built_in(store: &Arc<dyn Store>) -> skiff_storage::Result<Registry> {
             ("", "services") => Arc::new(services::ServiceHooks),
             _ => Arc::new(registry::hooks::NoHooks),
         };
-        registry.insert(Arc::new(Kind { resource: r.clone(), strategy, hooks, collection }));
+        let ended = tokio_util::sync::CancellationToken::new();
+        registry.insert(Arc::new(Kind { resource: r.clone(), strategy, hooks, collection, ended }));
     }
     Ok(registry)
 }

@@ -68,7 +68,7 @@ pub fn write(answer: Answer, form: Form, call: &Call) -> Result<http::Response<B
                 && form.encoding == Encoding::Json
                 && form.view == View::Object
                 && !form.pretty
-                && kind.is_storage_version()
+                && kind.verbatim()
             {
                 let mut b = BytesMut::with_capacity(bytes.len() + 1);
                 b.put_slice(bytes);
@@ -159,7 +159,7 @@ pub fn list(kind: &Arc<Kind>, listing: Listing, form: Form, call: &Call) -> Resu
     let r = &kind.resource;
     let mut m = Map::new();
     m.insert("resourceVersion".into(), listing.revision.to_string().into());
-    if !listing.next.is_empty() {
+    if !listing.next.is_empty() || (kind.strategy.traits().untyped && form.view == View::Object) {
         m.insert("continue".into(), listing.next.as_str().into());
     }
     if let Some(n) = listing.remaining {
@@ -171,13 +171,14 @@ pub fn list(kind: &Arc<Kind>, listing: Listing, form: Form, call: &Call) -> Resu
         let text = format!("you requested PartialObjectMetadata, but the requested object is a list ({what})");
         return Err(Status::new(406, "NotAcceptable", text));
     }
-    if form.encoding == Encoding::Json && form.view == View::Object && !form.pretty && kind.is_storage_version() {
+    if form.encoding == Encoding::Json && form.view == View::Object && !form.pretty && kind.verbatim() {
         let head = format!(
             "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{m},\"items\":[",
             Value::from(&*r.list_kind),
             Value::from(r.group_version())
         );
-        return Ok(Answer::Http(response(200, Encoding::Json, stream(head.into(), listing.objects))));
+        let whole = kind.strategy.traits().untyped;
+        return Ok(Answer::Http(response(200, Encoding::Json, stream(head.into(), listing.objects, whole))));
     }
     let items: Vec<Value> = listing.objects.iter().map(|o| kind.load(o)).collect::<Result<_, _>>()?;
     Ok(match form.view {
@@ -199,10 +200,10 @@ pub fn list(kind: &Arc<Kind>, listing: Listing, form: Form, call: &Call) -> Resu
     })
 }
 
-/// A list object; items of typed lists carry no kind and version.
+/// A list object; items of typed lists carry no kind and version, those of untyped ones do.
 #[must_use]
 pub fn list_value(kind: &Kind, mut items: Vec<Value>, metadata: Value) -> Value {
-    for i in &mut items {
+    for i in items.iter_mut().filter(|_| !kind.strategy.traits().untyped) {
         if let Value::Object(o) = i {
             o.remove("kind");
             o.remove("apiVersion");
@@ -212,8 +213,8 @@ pub fn list_value(kind: &Kind, mut items: Vec<Value>, metadata: Value) -> Value 
     json!({"kind": r.list_kind, "apiVersion": r.group_version(), "metadata": metadata, "items": items})
 }
 
-/// Header, stored bytes without their kind and version, footer. Small objects are gathered, large ones sent as they are.
-fn stream(head: Bytes, objects: Vec<Arc<Object>>) -> Body {
+/// Header, stored bytes (without their kind and version unless `whole`), footer. Small objects are gathered, large ones sent as they are.
+fn stream(head: Bytes, objects: Vec<Arc<Object>>, whole: bool) -> Body {
     let mut objects = objects.into_iter();
     let mut pending = BytesMut::from(&head[..]);
     let mut first = true;
@@ -234,7 +235,7 @@ fn stream(head: Bytes, objects: Vec<Arc<Object>>) -> Body {
             };
             pending.put_slice(if first { b"{" } else { b",{" });
             first = false;
-            let item = o.value.slice(object::item_offset(&o.value)..);
+            let item = o.value.slice(if whole { 1 } else { object::item_offset(&o.value) }..);
             if item.len() >= CHUNK {
                 large = Some(item);
                 return Some(pending.split().freeze());
@@ -256,6 +257,9 @@ pub fn partial(v: &Value) -> Value {
 /// Column definitions of a kind.
 #[must_use]
 pub fn columns(kind: &Kind) -> Vec<Value> {
+    if let Some(own) = kind.strategy.columns() {
+        return own.definitions();
+    }
     let t = tables::of(kind.group(), kind.plural());
     let described = |c: &tables::Column| format!("{} of the {}.", c.name, kind.resource.kind);
     let row = |c: &tables::Column| json!({"name": c.name, "type": c.kind, "format": c.format, "description": described(c), "priority": c.priority});
@@ -271,7 +275,8 @@ pub fn table(kind: &Kind, items: &[Value], metadata: &Value, v1: bool, include: 
     let mut rows = Vec::with_capacity(items.len());
     for item in items {
         let mut row = Map::new();
-        row.insert("cells".into(), Value::Array((shape.cells)(item, now)));
+        let cells = kind.strategy.columns().map_or_else(|| (shape.cells)(item, now), |own| own.cells(item, now));
+        row.insert("cells".into(), Value::Array(cells));
         let conditions = tables::row_conditions(kind.group(), kind.plural(), item);
         if !conditions.is_empty() {
             row.insert("conditions".into(), Value::Array(conditions));

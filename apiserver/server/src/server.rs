@@ -58,7 +58,7 @@ pub struct Inner {
     rbac: ArcSwap<Index>,
     rebuild: Mutex<()>,
     verified: Mutex<HashMap<[u8; 32], (crate::auth::token::Claims, std::time::Instant)>>,
-    documents: Mutex<HashMap<String, Arc<crate::discovery::Document>>>,
+    documents: Mutex<(u64, HashMap<String, Arc<crate::discovery::Document>>)>,
 }
 
 /// Verified tokens remembered at once; beyond that the memory is dropped and signatures are checked again.
@@ -89,7 +89,7 @@ impl Inner {
             rbac: ArcSwap::default(),
             rebuild: Mutex::new(()),
             verified: Mutex::new(HashMap::new()),
-            documents: Mutex::new(HashMap::new()),
+            documents: Mutex::default(),
         }
     }
 
@@ -214,17 +214,31 @@ impl Inner {
             && (k.pod.is_some() || k.node.as_ref().is_none_or(|r| same("nodes", "", r)))
     }
 
-    /// A built document (discovery, OpenAPI), made once.
+    /// A built document (discovery, OpenAPI), made once for every state of the registry.
     pub fn document(
         &self,
         name: &str,
-        build: impl FnOnce() -> crate::discovery::Document,
+        build: impl FnOnce(&Registry) -> crate::discovery::Document,
     ) -> Arc<crate::discovery::Document> {
-        if let Some(d) = self.documents.lock().get(name) {
-            return Arc::clone(d);
+        let registry = self.registry.load_full();
+        {
+            let mut documents = self.documents.lock();
+            if documents.0 < registry.generation {
+                *documents = (registry.generation, HashMap::new());
+            }
+            if documents.0 == registry.generation
+                && let Some(d) = documents.1.get(name)
+            {
+                return Arc::clone(d);
+            }
         }
-        let made = Arc::new(build());
-        Arc::clone(self.documents.lock().entry(name.to_owned()).or_insert(made))
+        let made = Arc::new(build(&registry));
+        let mut documents = self.documents.lock();
+        // Made from a state that has passed: good for this answer alone.
+        if documents.0 == registry.generation {
+            return Arc::clone(documents.1.entry(name.to_owned()).or_insert(made));
+        }
+        made
     }
 }
 

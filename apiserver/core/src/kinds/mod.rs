@@ -20,9 +20,12 @@ pub use pod::validate_log_options;
 pub use registry::strategy;
 pub use service::patch_allocated as service_patch_allocated;
 
+use crate::codec::{self, Faults, TypeError};
+use crate::custom::columns::Columns;
 use crate::invalid::Errors;
 use crate::meta::{self, NameRule};
 use crate::resources::Resource;
+use crate::schema::Struct;
 
 /// What verbs have to know about a kind.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +46,9 @@ pub struct Traits {
     pub orphan_by_default: bool,
     /// Whether deletion is graceful (pods).
     pub graceful: bool,
-    /// Whether a finalizer without a domain has to be one of the standard names (every built-in kind).
-    pub standard_finalizers: bool,
+    /// Whether upstream holds the objects without a type of their own: they are JSON and YAML only, know no strategic
+    /// merge, name their kind in lists too, and may have finalizers without a domain.
+    pub untyped: bool,
 }
 
 impl Traits {
@@ -58,8 +62,28 @@ impl Traits {
         returns_deleted: false,
         orphan_by_default: false,
         graceful: false,
-        standard_finalizers: true,
+        untyped: false,
     };
+}
+
+/// What a kind publishes about itself besides its structure.
+#[derive(Clone, Copy, Debug)]
+pub struct Published<'a> {
+    /// `openAPIV3Schema` of the definition.
+    pub schema: Option<&'a Value>,
+    /// Paths of the fields that selectors may name.
+    pub selectable: &'a [String],
+}
+
+/// Where the scale subresource finds its numbers, as simple paths (`.spec.replicas`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScalePaths {
+    /// Desired replicas.
+    pub spec: String,
+    /// Present replicas.
+    pub status: String,
+    /// The selector as text; empty when there is none.
+    pub selector: String,
 }
 
 /// The rules of one kind. Every method has the answer of a kind without rules of its own.
@@ -69,6 +93,26 @@ pub trait Strategy: Send + Sync {
         const T: Traits = Traits::DEFAULT;
         &T
     }
+
+    /// Reads a decoded body along the kind's structure: what is unknown is dropped and reported, the rest gets its
+    /// canonical form.
+    ///
+    /// # Errors
+    /// A value of the wrong type.
+    fn normalize(&self, value: &mut Value, model: &Struct, faults: &mut Faults) -> Result<(), TypeError> {
+        codec::normalize(value, model, faults)
+    }
+
+    /// Whether [`Strategy::read`] may change anything. If not, stored bytes are answered as they are.
+    fn reads(&self) -> bool {
+        false
+    }
+
+    /// Brings a stored object, already named as of this version, to what the present structure makes of it.
+    fn read(&self, _obj: &mut Value) {}
+
+    /// Takes out of an object what the stored version, another one than this, does not know.
+    fn store(&self, _obj: &mut Value) {}
 
     /// Fills in defaults. Runs on every decoded object of the kind, before admission sees it and after it changed it.
     fn default(&self, _obj: &mut Value) {}
@@ -139,6 +183,11 @@ pub trait Strategy: Send + Sync {
     /// `Warning` headers for an accepted write.
     fn warnings(&self, _new: &Value, _old: Option<&Value>, _out: &mut Vec<String>) {}
 
+    /// A finalizer that every deletion of the kind begins with.
+    fn deletion_finalizer(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Marks the object when its deletion begins (a namespace becomes Terminating).
     fn on_delete(&self, _obj: &mut Value) {}
 
@@ -178,6 +227,26 @@ pub trait Strategy: Send + Sync {
     /// The name under which a selectable field of this version is indexed, where versions name it differently.
     fn stored_field<'a>(&self, field: &'a str) -> &'a str {
         field
+    }
+
+    /// The columns of tables, of kinds that the table of built-in columns does not know.
+    fn columns(&self) -> Option<&Columns> {
+        None
+    }
+
+    /// What discovery documents say beyond the resource's description; `None` of built-in kinds.
+    fn published(&self) -> Option<Published<'_>> {
+        None
+    }
+
+    /// Where `scale` finds its numbers, if not where workloads have them.
+    fn scale_paths(&self) -> Option<&ScalePaths> {
+        None
+    }
+
+    /// The warning every request to a deprecated version gets.
+    fn deprecation(&self) -> Option<&str> {
+        None
     }
 
     /// The value of a field named in [`Strategy::fields`].

@@ -146,7 +146,7 @@ pub fn strategy(group: &str, plural: &str) -> Arc<dyn Strategy> {
             with(locked(G), defaults::validating_webhooks)
         }
         ("admissionregistration.k8s.io", _) => plain(locked(GS)),
-        ("apiextensions.k8s.io", _) => plain(locked(GS)),
+        ("apiextensions.k8s.io", _) => Arc::new(crate::custom::definition::DefinitionStrategy),
         ("apiregistration.k8s.io", _) => plain(locked(S)),
         ("resource.k8s.io", "resourceslices") => {
             selectable(Traits { returns_deleted: true, ..G }, none, &["spec.nodeName", "spec.driver"])

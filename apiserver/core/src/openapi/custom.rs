@@ -9,7 +9,8 @@ const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 
 /// `com.example.v1.Thing` for group `example.com`.
-pub(super) fn model_name(group: &str, version: &str, kind: &str) -> String {
+#[must_use]
+pub fn model_name(group: &str, version: &str, kind: &str) -> String {
     let mut parts: Vec<&str> = group.rsplit('.').collect();
     parts.extend([version, kind]);
     parts.join(".")

@@ -23,6 +23,8 @@ use sha2::{Digest as _, Sha256};
 use crate::resources::{self, Resource};
 use models::{Dialect, Models};
 
+pub use custom::model_name as custom_model_name;
+
 /// The version that documents carry.
 const VERSION: &str = "v1.37.0";
 

@@ -13,6 +13,11 @@ pub type Undo = Option<Box<dyn FnOnce() + Send>>;
 
 /// Server-side rules of one resource. Every method has the answer of a resource without such rules.
 pub trait Hooks: Send + Sync {
+    /// Whether no object may be made now; `Some` refuses.
+    fn refuse_create(&self, _name: &str) -> Option<Status> {
+        None
+    }
+
     /// After validation of a new object, before it is stored. May fill in allocated values.
     fn before_create<'a>(
         &'a self,

@@ -14,12 +14,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
+use skiff_core::codec;
 use skiff_core::kinds::Strategy;
 use skiff_core::resources::{Resource, group_version};
 use skiff_core::status::Status;
 use skiff_storage::cache::{Cache, Config, Extract, Meta, Object};
 use skiff_storage::{Revision, Store};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 pub use hooks::Hooks;
 
@@ -36,6 +38,8 @@ pub struct Kind {
     pub hooks: Arc<dyn Hooks>,
     /// Where objects live; `None` for resources that are only answered (reviews).
     pub collection: Option<Arc<Collection>>,
+    /// Cancelled when the kind is served no more in this form: its watches end, and clients begin new ones.
+    pub ended: CancellationToken,
 }
 
 impl std::fmt::Debug for Kind {
@@ -98,10 +102,25 @@ impl Kind {
     pub fn load_bytes(&self, bytes: &[u8]) -> Result<Value, Status> {
         let mut v: Value =
             serde_json::from_slice(bytes).map_err(|e| Status::internal(format!("stored object: {e}")))?;
-        if !self.is_storage_version() {
+        if !self.verbatim() {
             convert::convert(&mut v, &self.api_version());
+            self.strategy.read(&mut v);
         }
         Ok(v)
+    }
+
+    /// Whether stored bytes are answered as they are.
+    #[must_use]
+    pub fn verbatim(&self) -> bool {
+        self.is_storage_version() && !self.strategy.reads()
+    }
+
+    /// Reads a value along the kind's structure.
+    ///
+    /// # Errors
+    /// A value of the wrong type.
+    pub fn normalize(&self, value: &mut Value, faults: &mut codec::Faults) -> Result<(), codec::TypeError> {
+        self.strategy.normalize(value, &self.resource.model, faults)
     }
 
     /// The form of `value` (in this version) that is stored.
@@ -110,6 +129,7 @@ impl Kind {
         if let Some((g, v)) = &self.resource.storage
             && !self.is_storage_version()
         {
+            self.strategy.store(&mut value);
             convert::convert(&mut value, &group_version(g, v));
         }
         value
@@ -249,8 +269,10 @@ fn extractor(strategy: Arc<dyn Strategy>) -> Extract {
 }
 
 /// All served kinds.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Registry {
+    /// Counts changes; documents about what is served are kept under it.
+    pub generation: u64,
     kinds: HashMap<String, HashMap<String, HashMap<String, Arc<Kind>>>>,
 }
 
@@ -260,6 +282,25 @@ impl Registry {
         let r = &kind.resource;
         let versions = self.kinds.entry(r.group.to_string()).or_default();
         versions.entry(r.version.to_string()).or_default().insert(r.plural.to_string(), Arc::clone(&kind));
+    }
+
+    /// Replaces the versions of a resource; none withdraws it. Answers what was there.
+    pub fn replace(&mut self, group: &str, plural: &str, kinds: Vec<Arc<Kind>>) -> Vec<Arc<Kind>> {
+        self.generation += 1;
+        let mut gone = Vec::new();
+        if let Some(versions) = self.kinds.get_mut(group) {
+            for resources in versions.values_mut() {
+                gone.extend(resources.remove(plural));
+            }
+            versions.retain(|_, resources| !resources.is_empty());
+            if versions.is_empty() {
+                self.kinds.remove(group);
+            }
+        }
+        for kind in kinds {
+            self.insert(kind);
+        }
+        gone
     }
 
     /// Whether a group-version is served.
@@ -274,6 +315,14 @@ impl Registry {
         self.kinds.contains_key(group)
     }
 
+    /// Whether definitions make the kinds of a group-version; an empty version means any.
+    #[must_use]
+    pub fn any_untyped(&self, group: &str, version: &str) -> bool {
+        let versions = self.kinds.get(group).into_iter().flatten();
+        let mut kinds = versions.filter(|(v, _)| version.is_empty() || *v == version).flat_map(|(_, k)| k.values());
+        kinds.any(|k| k.strategy.traits().untyped)
+    }
+
     /// The kind with this plural name.
     #[must_use]
     pub fn get(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Kind>> {
@@ -286,6 +335,17 @@ impl Registry {
         let mut found: Vec<_> = self.kinds.get(group)?.values().filter_map(|m| m.get(plural)).collect();
         found.sort_by_key(|k| !k.is_storage_version());
         found.first().copied()
+    }
+
+    /// The kinds that definitions make, in a fixed order.
+    #[must_use]
+    pub fn custom(&self) -> Vec<Arc<Kind>> {
+        let mut found: Vec<Arc<Kind>> = self.iter().filter(|k| k.strategy.published().is_some()).cloned().collect();
+        found.sort_by(|a, b| {
+            let name = |k: &Kind| (k.resource.group.clone(), k.resource.plural.clone(), k.resource.version.clone());
+            name(a).cmp(&name(b))
+        });
+        found
     }
 
     /// Every kind.

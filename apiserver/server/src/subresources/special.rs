@@ -29,7 +29,7 @@ pub fn body(
     options_kind: &str,
 ) -> Result<(Value, WriteOptions), Status> {
     let options = write_options(call, options_kind)?;
-    let expected = Expected { group, version, kind: &sub.kind, shape: &sub.model };
+    let expected = Expected { group, version, kind: &sub.kind, shape: &sub.model, rules: None };
     let obj = decode::body(call, expected, options.validation)?;
     Ok((obj, options))
 }
@@ -103,7 +103,7 @@ pub async fn handle(
         Verb::Get => return get::get(kind, call).await,
         Verb::Update => {
             let options = write_options(call, "UpdateOptions")?;
-            let expected = Expected { group: &r.group, version: &r.version, kind: &r.kind, shape: &r.model };
+            let expected = Expected::of(kind);
             let mut obj = decode::body(call, expected, options.validation)?;
             check_identity(kind, call, &mut obj)?;
             (options, Some(obj), None)

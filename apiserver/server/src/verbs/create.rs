@@ -18,9 +18,7 @@ use crate::server::Inner;
 /// As upstream's server answers.
 pub async fn create(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call) -> Result<Answer, Status> {
     let options = write_options(call, "CreateOptions")?;
-    let r = &kind.resource;
-    let expected = Expected { group: &r.group, version: &r.version, kind: &r.kind, shape: &r.model };
-    let mut obj = decode::body(call, expected, options.validation)?;
+    let mut obj = decode::body(call, Expected::of(kind), options.validation)?;
     settle_namespace(kind, call, &mut obj)?;
     if let Some(answer) = crate::subresources::virtual_create(server, kind, call, &obj, &options).await? {
         return Ok(answer);

@@ -169,6 +169,12 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions) -> Step {
     let mut new = old.clone();
     let before = meta::finalizers(old).into_iter().map(str::to_owned).collect::<Vec<_>>();
     let after = finalizers_after(&before, traits.orphan_by_default, options);
+    let mut after = after;
+    if !meta::deleting(old)
+        && let Some(f) = kind.strategy.deletion_finalizer().filter(|f| !after.iter().any(|a| a == f))
+    {
+        after.push(f.to_owned());
+    }
     let grace = if traits.graceful { kind.strategy.grace(old, options.grace) } else { 0 };
     if meta::deleting(old) {
         let left = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);

@@ -85,7 +85,7 @@ fn validate_options(call: &Call, patch: PatchType) -> Result<(), Status> {
 /// # Errors
 /// As upstream's server answers.
 pub async fn patch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call, part: Part) -> Result<Answer, Status> {
-    let patch = patch_type(call, kind.resource.model.name.starts_with("io.k8s."))?;
+    let patch = patch_type(call, !kind.strategy.traits().untyped)?;
     let options = write_options(call, "PatchOptions")?;
     validate_options(call, patch)?;
     let objects = Arc::clone(kind.stored()?);
@@ -161,7 +161,9 @@ pub fn decode_patched(
     let (got, want) = ((got.0.as_str(), got.1.as_str()), (want.0, want.1.as_str()));
     let mut nameless = vec![];
     if got != want {
-        if how == PatchType::Strategic {
+        if kind.strategy.traits().untyped {
+            decode::check_untyped(got.0, got.1, meta::name(&value), Expected::of(kind))?;
+        } else if how == PatchType::Strategic {
             // Upstream merges into the typed object, where a kind cannot change: such a patch changes nothing else.
             value["kind"] = want.0.into();
             value["apiVersion"] = want.1.into();
@@ -178,7 +180,7 @@ pub fn decode_patched(
     }
     let mut faults = codec::Faults::default();
     let forget = decode::forgets_owners(&value);
-    if let Err(e) = codec::normalize(&mut value, &r.model, &mut faults) {
+    if let Err(e) = kind.normalize(&mut value, &mut faults) {
         return Err(crate::patching::undecodable(&patched.text, &e.to_string()));
     }
     if forget {
@@ -246,10 +248,9 @@ async fn create_by_apply(
 
 /// Decodes the merged object of an apply.
 fn decode_applied(kind: &Kind, call: &mut Call, mut merged: Value, options: &WriteOptions) -> Result<Value, Status> {
-    let r = &kind.resource;
-    let expected = Expected { group: &r.group, version: &r.version, kind: &r.kind, shape: &r.model };
+    let expected = Expected::of(kind);
     let mut faults = codec::Faults::default();
-    codec::normalize(&mut merged, &r.model, &mut faults).map_err(|e| Status::bad_request(e.to_string()))?;
+    kind.normalize(&mut merged, &mut faults).map_err(|e| Status::bad_request(e.to_string()))?;
     let decoded = codec::Decoded { value: merged, strict: unknown(&faults) };
     decode::report(decoded, expected, options.validation, &mut call.warnings)
 }

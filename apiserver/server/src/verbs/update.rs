@@ -26,9 +26,7 @@ pub const RACE_TRIES: usize = 256;
 /// As upstream's server answers.
 pub async fn update(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call, part: Part) -> Result<Answer, Status> {
     let options = write_options(call, "UpdateOptions")?;
-    let r = &kind.resource;
-    let expected = Expected { group: &r.group, version: &r.version, kind: &r.kind, shape: &r.model };
-    let mut obj = decode::body(call, expected, options.validation)?;
+    let mut obj = decode::body(call, Expected::of(kind), options.validation)?;
     check_identity(kind, call, &mut obj)?;
     replace(server, kind, call, obj, part, &options).await
 }

@@ -168,7 +168,7 @@ struct Frames {
 
 impl Frames {
     fn plain(&self) -> bool {
-        self.form.encoding == Encoding::Json && self.form.view == View::Object && self.kind.is_storage_version()
+        self.form.encoding == Encoding::Json && self.form.view == View::Object && self.kind.verbatim()
     }
 
     fn object(&mut self, event: &str, bytes: &Bytes) -> Option<Bytes> {
@@ -214,7 +214,7 @@ impl Frames {
         if self.form.view == View::Object {
             // A typed object has its non-optional parts even when empty, as clients' decoders expect.
             let mut faults = skiff_core::codec::Faults::default();
-            drop(skiff_core::codec::normalize(&mut v, &r.model, &mut faults));
+            drop(self.kind.normalize(&mut v, &mut faults));
         }
         if let View::Table(v1) = self.form.view {
             let version = if v1 { "meta.k8s.io/v1" } else { "meta.k8s.io/v1beta1" };
@@ -279,6 +279,7 @@ impl Stream {
         }
         loop {
             let server = Arc::clone(&self.server);
+            let ended = self.frames.kind.ended.clone();
             let event = tokio::select! {
                 biased;
                 event = self.watcher.next() => event,
@@ -292,6 +293,10 @@ impl Stream {
                     return if self.bookmarks { self.progress() } else { None };
                 }
                 () = server.shutdown.cancelled() => return None,
+                () = ended.cancelled() => {
+                    self.done = true;
+                    return None;
+                }
             };
             let mut next = Some(event);
             while let Some(event) = next {

@@ -46,6 +46,9 @@ pub async fn create(
     dedup_owners(&mut obj, &mut call.warnings);
     let generated = meta::name(&obj).is_empty() && !meta::text(&obj, "generateName").is_empty();
     let base = meta::text(&obj, "generateName").to_owned();
+    if let Some(refusal) = kind.hooks.refuse_create(meta::name(&obj)) {
+        return Err(refusal);
+    }
     kind.strategy.default(&mut obj);
     if owner == Owner::Update {
         ownership::track(kind, call, &mut obj, None, &options.manager);
@@ -62,7 +65,7 @@ pub async fn create(
     retype(kind, &mut obj)?;
     let mut errors = Errors::new();
     meta::validate(&obj, kind.resource.namespaced, kind.strategy.traits().name, &mut errors);
-    if kind.strategy.traits().standard_finalizers {
+    if !kind.strategy.traits().untyped {
         meta::validate_standard_finalizers(&obj, &mut errors);
     }
     kind.strategy.validate(&obj, &mut errors);
@@ -176,7 +179,7 @@ fn renormalise(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
 /// The typed form: what a field prints when it holds nothing.
 fn retype(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
     let mut faults = codec::Faults::default();
-    codec::normalize(obj, &kind.resource.model, &mut faults).map_err(|e| Status::internal(e.to_string()))?;
+    kind.normalize(obj, &mut faults).map_err(|e| Status::internal(e.to_string()))?;
     drop_creation_zero(obj);
     Ok(())
 }
@@ -267,7 +270,7 @@ pub async fn update(
     server_owned(&mut new, &old);
     let mut errors = Errors::new();
     meta::validate_update(&new, &old, &mut errors);
-    if kind.strategy.traits().standard_finalizers {
+    if !kind.strategy.traits().untyped {
         meta::validate_standard_finalizers(&new, &mut errors);
     }
     match part {

@@ -1,0 +1,80 @@
+//! The rules of CustomResourceDefinition itself.
+
+use serde_json::{Value, json};
+
+use super::CLEANUP;
+use crate::kinds::{Strategy, Traits};
+use crate::meta;
+
+/// The rules of a definition.
+#[derive(Debug)]
+pub struct DefinitionStrategy;
+
+impl Strategy for DefinitionStrategy {
+    fn traits(&self) -> &Traits {
+        const T: Traits = Traits { generation: true, status: true, unconditional_update: false, ..Traits::DEFAULT };
+        &T
+    }
+
+    fn default(&self, obj: &mut Value) {
+        let Some(spec) = obj.get_mut("spec").and_then(Value::as_object_mut) else { return };
+        if let Some(names) = spec.get_mut("names").and_then(Value::as_object_mut) {
+            let kind = names.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let empty = |v: Option<&Value>| v.and_then(Value::as_str).unwrap_or_default().is_empty();
+            if !kind.is_empty() {
+                if empty(names.get("singular")) {
+                    names.insert("singular".into(), kind.to_lowercase().into());
+                }
+                if empty(names.get("listKind")) {
+                    names.insert("listKind".into(), format!("{kind}List").into());
+                }
+            }
+        }
+        let conversion = spec.entry("conversion").or_insert(Value::Null);
+        if conversion.is_null() {
+            *conversion = json!({"strategy": "None"});
+        }
+        if let Some(webhook) = conversion.get_mut("webhook")
+            && let Some(service) = webhook.get_mut("clientConfig").and_then(|c| c.get_mut("service"))
+            && let Some(service) = service.as_object_mut()
+        {
+            service.entry("port").or_insert(json!(443));
+        }
+    }
+
+    fn prepare_create(&self, obj: &mut Value) {
+        meta::meta_mut(obj).insert("generation".into(), 1.into());
+        obj["status"] = json!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": []});
+        remember_storage(obj);
+    }
+
+    fn prepare_update(&self, new: &mut Value, old: &Value) {
+        crate::kinds::carry(new, old, "status");
+        let before = old["metadata"]["generation"].as_i64().unwrap_or(0);
+        let changed = self.desired_changed(new, old);
+        meta::meta_mut(new).insert("generation".into(), (before + i64::from(changed)).into());
+        remember_storage(new);
+    }
+
+    fn deletion_finalizer(&self) -> Option<&'static str> {
+        Some(CLEANUP)
+    }
+}
+
+/// Adds the storage version to `status.storedVersions`: from now on objects may be stored in it.
+fn remember_storage(obj: &mut Value) {
+    let versions = obj["spec"]["versions"].as_array().into_iter().flatten();
+    let storage: Vec<Value> = versions.filter(|v| v["storage"] == true).map(|v| v["name"].clone()).collect();
+    let Some(status) = obj.get_mut("status").and_then(Value::as_object_mut) else { return };
+    let stored = status.entry("storedVersions").or_insert(Value::Null);
+    if !stored.is_array() {
+        *stored = json!([]);
+    }
+    if let Value::Array(list) = stored {
+        for name in storage {
+            if !list.contains(&name) {
+                list.push(name);
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The structural schema of a version, compiled once: what pruning, defaulting, validation and ownership walk along.
+//!
+//! A definition's schema is JSON that was checked before it got here; compiling never fails, it only leaves out what does
+//! not make sense (a pattern that is no regular expression), because a definition that was stored once must go on being
+//! served.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use regex::Regex;
+use serde_json::Value;
+
+/// A value's type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// `object`
+    Object,
+    /// `array`
+    Array,
+    /// `string`
+    String,
+    /// `integer`
+    Integer,
+    /// `number`
+    Number,
+    /// `boolean`
+    Boolean,
+}
+
+impl Type {
+    /// Every type by its name, in the order of error texts.
+    pub const ALL: [(&'static str, Self); 6] = [
+        ("array", Self::Array),
+        ("boolean", Self::Boolean),
+        ("integer", Self::Integer),
+        ("number", Self::Number),
+        ("object", Self::Object),
+        ("string", Self::String),
+    ];
+
+    /// The type of this name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(n, _)| *n == name).map(|(_, t)| *t)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, t)| *t == self).map_or("", |(n, _)| n)
+    }
+}
+
+/// What members an object may have besides the declared ones.
+#[derive(Clone, Debug, Default)]
+pub enum Additional {
+    /// None.
+    #[default]
+    No,
+    /// Any.
+    Any,
+    /// Those that follow a schema.
+    Schema(Box<Node>),
+}
+
+/// `x-kubernetes-list-type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ListType {
+    /// Replaced as a whole.
+    #[default]
+    Atomic,
+    /// Unique scalars (or atomic values).
+    Set,
+    /// Objects by key.
+    Map,
+}
+
+/// A bound with its exclusiveness.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    /// The bound.
+    pub value: f64,
+    /// Whether the bound itself is outside.
+    pub exclusive: bool,
+}
+
+/// One value's schema.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    /// `type`; none where anything goes (or int-or-string).
+    pub kind: Option<Type>,
+    /// `nullable`
+    pub nullable: bool,
+    /// `x-kubernetes-preserve-unknown-fields`
+    pub preserve: bool,
+    /// `x-kubernetes-embedded-resource`
+    pub embedded: bool,
+    /// `x-kubernetes-int-or-string`
+    pub int_or_string: bool,
+    /// `default`
+    pub default: Option<Value>,
+    /// `properties`
+    pub properties: BTreeMap<String, Node>,
+    /// `additionalProperties`
+    pub additional: Additional,
+    /// `items`
+    pub items: Option<Box<Node>>,
+    /// `x-kubernetes-list-type`; none when not stated.
+    pub list: Option<ListType>,
+    /// `x-kubernetes-list-map-keys`
+    pub keys: Vec<String>,
+    /// `x-kubernetes-map-type: atomic`
+    pub atomic_map: bool,
+    /// `format`
+    pub format: String,
+    /// `enum`
+    pub values: Vec<Value>,
+    /// `pattern`, with its text.
+    pub pattern: Option<(String, Arc<Regex>)>,
+    /// `minimum`
+    pub minimum: Option<Bound>,
+    /// `maximum`
+    pub maximum: Option<Bound>,
+    /// `multipleOf`
+    pub multiple_of: Option<f64>,
+    /// `minLength`
+    pub min_length: Option<i64>,
+    /// `maxLength`
+    pub max_length: Option<i64>,
+    /// `minItems`
+    pub min_items: Option<i64>,
+    /// `maxItems`
+    pub max_items: Option<i64>,
+    /// `minProperties`
+    pub min_properties: Option<i64>,
+    /// `maxProperties`
+    pub max_properties: Option<i64>,
+    /// `uniqueItems`
+    pub unique_items: bool,
+    /// `required`
+    pub required: Vec<String>,
+    /// `allOf`
+    pub all_of: Vec<Node>,
+    /// `anyOf`
+    pub any_of: Vec<Node>,
+    /// `oneOf`
+    pub one_of: Vec<Node>,
+    /// `not`
+    pub not: Option<Box<Node>>,
+    /// `x-kubernetes-validations` as written.
+    pub rules: Vec<Value>,
+}
+
+impl Node {
+    /// Compiles a schema.
+    #[must_use]
+    pub fn compile(schema: &Value) -> Self {
+        let flag = |key: &str| schema.get(key).and_then(Value::as_bool).unwrap_or(false);
+        let text = |key: &str| schema.get(key).and_then(Value::as_str).unwrap_or_default();
+        let whole = |key: &str| schema.get(key).and_then(Value::as_i64);
+        let float = |key: &str| schema.get(key).and_then(Value::as_f64);
+        let list = |key: &str| schema.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let nodes = |key: &str| list(key).iter().map(Self::compile).collect::<Vec<_>>();
+        let strings = |key: &str| list(key).iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>();
+        let bound = |key: &str, exclusive: &str| float(key).map(|value| Bound { value, exclusive: flag(exclusive) });
+        let properties = schema.get("properties").and_then(Value::as_object);
+        Self {
+            kind: Type::parse(text("type")),
+            nullable: flag("nullable"),
+            preserve: flag("x-kubernetes-preserve-unknown-fields"),
+            embedded: flag("x-kubernetes-embedded-resource"),
+            int_or_string: flag("x-kubernetes-int-or-string"),
+            default: schema.get("default").filter(|d| !d.is_null()).cloned(),
+            properties: properties
+                .into_iter()
+                .flatten()
+                .map(|(name, schema)| (name.clone(), Self::compile(schema)))
+                .collect(),
+            additional: match schema.get("additionalProperties") {
+                Some(Value::Bool(true)) => Additional::Any,
+                Some(schema @ Value::Object(_)) => Additional::Schema(Box::new(Self::compile(schema))),
+                _ => Additional::No,
+            },
+            items: schema.get("items").filter(|i| i.is_object()).map(|i| Box::new(Self::compile(i))),
+            list: match text("x-kubernetes-list-type") {
+                "atomic" => Some(ListType::Atomic),
+                "set" => Some(ListType::Set),
+                "map" => Some(ListType::Map),
+                _ => None,
+            },
+            keys: strings("x-kubernetes-list-map-keys"),
+            atomic_map: text("x-kubernetes-map-type") == "atomic",
+            format: text("format").to_owned(),
+            values: list("enum").to_vec(),
+            pattern: Some(text("pattern"))
+                .filter(|p| !p.is_empty())
+                .and_then(|p| Some((p.to_owned(), Arc::new(Regex::new(p).ok()?)))),
+            minimum: bound("minimum", "exclusiveMinimum"),
+            maximum: bound("maximum", "exclusiveMaximum"),
+            multiple_of: float("multipleOf"),
+            min_length: whole("minLength"),
+            max_length: whole("maxLength"),
+            min_items: whole("minItems"),
+            max_items: whole("maxItems"),
+            min_properties: whole("minProperties"),
+            max_properties: whole("maxProperties"),
+            unique_items: flag("uniqueItems"),
+            required: strings("required"),
+            all_of: nodes("allOf"),
+            any_of: nodes("anyOf"),
+            one_of: nodes("oneOf"),
+            not: schema.get("not").filter(|n| n.is_object()).map(|n| Box::new(Self::compile(n))),
+            rules: list("x-kubernetes-validations").to_vec(),
+        }
+    }
+
+    /// The schema of a version that has none: everything is kept.
+    #[must_use]
+    pub fn open() -> Self {
+        Self { kind: Some(Type::Object), preserve: true, ..Self::default() }
+    }
+
+    /// The schema of a member, if it is known.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<&Node> {
+        self.properties.get(name).or(match &self.additional {
+            Additional::Schema(node) => Some(node),
+            Additional::Any | Additional::No => None,
+        })
+    }
+
+    /// Whether any value below has a default.
+    #[must_use]
+    pub fn has_defaults(&self) -> bool {
+        self.default.is_some()
+            || self.properties.values().any(Self::has_defaults)
+            || matches!(&self.additional, Additional::Schema(n) if n.has_defaults())
+            || self.items.as_ref().is_some_and(|n| n.has_defaults())
+    }
+}

@@ -1,0 +1,193 @@
+//! The rules of a custom kind: the same trait that a built-in kind implements by hand.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use serde_json::Value;
+
+use super::coerce;
+use super::columns::Columns;
+use super::schema::Node;
+use crate::codec::{Faults, TypeError};
+use crate::kinds::{Published, ScalePaths, Strategy, Traits, carry};
+use crate::meta;
+use crate::resources::Resource;
+use crate::schema::Struct;
+
+/// One version of a custom kind.
+#[derive(Debug)]
+pub struct Custom {
+    traits: Traits,
+    root: Node,
+    columns: Columns,
+    schema: Option<Value>,
+    selectable: Vec<String>,
+    fields: &'static [&'static str],
+    scale: Option<ScalePaths>,
+    deprecated: Option<String>,
+    /// The schema of the stored version, where that is another one.
+    stored: Option<Arc<Node>>,
+    /// Whether stored objects have to be read along the schema before they are shown.
+    reads: bool,
+}
+
+impl Custom {
+    /// Compiles a version of a definition. `first`: no object was ever stored under another schema.
+    #[must_use]
+    pub fn compile(
+        group: &str,
+        kind: &str,
+        name: &str,
+        version: &Value,
+        first: bool,
+        stored: Option<Arc<Node>>,
+    ) -> Self {
+        let schema = version.get("schema").and_then(|s| s.get("openAPIV3Schema")).filter(|s| !s.is_null()).cloned();
+        let root = schema.as_ref().map_or_else(Node::open, Node::compile);
+        let subresources = version.get("subresources");
+        let has = |sub: &str| subresources.and_then(|s| s.get(sub)).filter(|s| !s.is_null());
+        let text = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let scale = has("scale").map(|s| ScalePaths {
+            spec: text(s, "specReplicasPath"),
+            status: text(s, "statusReplicasPath"),
+            selector: text(s, "labelSelectorPath"),
+        });
+        let deprecated = (version.get("deprecated") == Some(&Value::Bool(true))).then(|| {
+            let own = version.get("deprecationWarning").and_then(Value::as_str);
+            own.map_or_else(|| format!("{group}/{name} {kind} is deprecated"), str::to_owned)
+        });
+        let selectable: Vec<String> = super::selectable(version).map(str::to_owned).collect();
+        let fields = intern(selectable.iter().map(|p| p.trim_start_matches('.').to_owned()).collect());
+        let traits = Traits {
+            unconditional_update: false,
+            generation: true,
+            status: has("status").is_some(),
+            untyped: true,
+            ..Traits::DEFAULT
+        };
+        let reads = !first && !(root.preserve && root.properties.is_empty());
+        let columns = Columns::compile(version.get("additionalPrinterColumns"));
+        Self { traits, root, columns, schema, selectable, fields, scale, deprecated, stored, reads }
+    }
+
+    /// The compiled schema.
+    #[must_use]
+    pub fn root(&self) -> &Node {
+        &self.root
+    }
+
+    /// Where the scale subresource finds its numbers.
+    #[must_use]
+    pub fn scale(&self) -> Option<&ScalePaths> {
+        self.scale.as_ref()
+    }
+}
+
+/// Names of selectable fields for as long as the process lives: caches and selectors hold them by reference. A set is kept
+/// once however often a definition comes and goes, so the memory grows with different definitions only.
+pub(super) fn intern(mut names: Vec<String>) -> &'static [&'static str] {
+    static KNOWN: LazyLock<Mutex<BTreeMap<Vec<String>, &'static [&'static str]>>> = LazyLock::new(Mutex::default);
+    names.sort_unstable();
+    names.dedup();
+    if names.is_empty() {
+        return &[];
+    }
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(list) = known.get(&names) {
+        return list;
+    }
+    let list: Vec<&'static str> = names.iter().map(|n| &*Box::leak(n.clone().into_boxed_str())).collect();
+    let list: &'static [&'static str] = Box::leak(list.into_boxed_slice());
+    known.insert(names, list);
+    list
+}
+
+impl Strategy for Custom {
+    fn traits(&self) -> &Traits {
+        &self.traits
+    }
+
+    fn normalize(&self, value: &mut Value, _model: &Struct, faults: &mut Faults) -> Result<(), TypeError> {
+        coerce::read(value, &self.root, faults)
+    }
+
+    fn default(&self, obj: &mut Value) {
+        coerce::default(obj, &self.root);
+    }
+
+    fn reads(&self) -> bool {
+        self.reads
+    }
+
+    fn read(&self, obj: &mut Value) {
+        if let Some(stored) = &self.stored {
+            coerce::refresh(obj, stored);
+            coerce::narrow(obj, &self.root);
+        } else {
+            coerce::refresh(obj, &self.root);
+        }
+    }
+
+    fn store(&self, obj: &mut Value) {
+        if let Some(stored) = &self.stored {
+            coerce::narrow(obj, stored);
+        }
+    }
+
+    fn prepare_create(&self, obj: &mut Value) {
+        if self.traits.status
+            && let Value::Object(o) = obj
+        {
+            o.remove("status");
+        }
+        meta::meta_mut(obj).insert("generation".into(), 1.into());
+    }
+
+    /// Everything but metadata counts; what the status subresource owns was carried over before.
+    fn desired_changed(&self, new: &Value, old: &Value) -> bool {
+        let (Value::Object(n), Value::Object(o)) = (new, old) else { return false };
+        n.keys().chain(o.keys()).filter(|k| *k != "metadata").any(|k| n.get(k) != o.get(k))
+    }
+
+    /// Nothing but status (and who owns it) is taken from the request, labels and annotations neither.
+    fn prepare_status(&self, new: &mut Value, old: &Value) {
+        let mut out = old.clone();
+        carry(&mut out, new, "status");
+        let managed = new["metadata"].get("managedFields").cloned();
+        let m = meta::meta_mut(&mut out);
+        match managed {
+            Some(v) => drop(m.insert("managedFields".into(), v)),
+            None => drop(m.remove("managedFields")),
+        }
+        *new = out;
+    }
+
+    fn fields(&self) -> &'static [&'static str] {
+        self.fields
+    }
+
+    fn unsupported_field(&self, field: &str, resource: &Resource) -> Option<String> {
+        let known = match field {
+            "metadata.name" => true,
+            "metadata.namespace" => resource.namespaced,
+            _ => self.fields.contains(&field),
+        };
+        (!known).then(|| format!("field label not supported: {field}"))
+    }
+
+    fn columns(&self) -> Option<&Columns> {
+        Some(&self.columns)
+    }
+
+    fn published(&self) -> Option<Published<'_>> {
+        Some(Published { schema: self.schema.as_ref(), selectable: &self.selectable })
+    }
+
+    fn scale_paths(&self) -> Option<&ScalePaths> {
+        self.scale.as_ref()
+    }
+
+    fn deprecation(&self) -> Option<&str> {
+        self.deprecated.as_deref()
+    }
+}

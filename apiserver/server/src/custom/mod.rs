@@ -1,0 +1,268 @@
+//! Definitions at work: what a CustomResourceDefinition makes is put into the registry while the server runs.
+//!
+//! One task follows the collection of definitions. It alone changes the registry. For every change it decides which names
+//! a definition gets, serves its kinds, and only then writes the conditions that say so: whoever sees `Established` can
+//! use the kind. A definition that is being deleted gets a task that deletes its objects and then lets it go.
+//!
+//! Nothing here polls: the tasks wait on watches. What is served survives a restart, because [`start`] serves what is
+//! established before the server answers anybody.
+
+mod cleanup;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use skiff_core::custom::{Definition, names};
+use skiff_core::kinds::Strategy;
+use skiff_core::meta;
+use skiff_core::status::Status;
+use skiff_storage::cache::Watcher;
+use skiff_storage::{Compare, Error, Op};
+use tokio_util::sync::CancellationToken;
+
+use crate::registry::{Collection, Hooks, Kind, Registry, object, storage_error};
+use crate::server::Inner;
+
+const GROUP: &str = "apiextensions.k8s.io";
+const PLURAL: &str = "customresourcedefinitions";
+/// How long the task waits after an error of the store.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Server-side rules of a custom kind.
+struct CustomHooks {
+    group: String,
+    plural: String,
+    terminating: bool,
+}
+
+impl Hooks for CustomHooks {
+    fn refuse_create(&self, name: &str) -> Option<Status> {
+        let why = "create not allowed while custom resource definition is terminating";
+        self.terminating.then(|| Status::forbidden(&self.group, &self.plural, name, why))
+    }
+}
+
+/// The rules by which stored objects are indexed: the selectable fields of all versions.
+struct Indexed(&'static [&'static str]);
+
+impl Strategy for Indexed {
+    fn fields(&self) -> &'static [&'static str] {
+        self.0
+    }
+}
+
+/// What is served of one definition.
+struct Served {
+    uid: String,
+    group: String,
+    plural: String,
+    /// What it was made from: spec, names, and whether it is going.
+    made_from: Value,
+    collection: Arc<Collection>,
+    fields: &'static [&'static str],
+}
+
+/// The one writer of the registry.
+struct Follower {
+    server: Arc<Inner>,
+    definitions: Arc<Collection>,
+    served: HashMap<String, Served>,
+    cleaning: HashMap<String, CancellationToken>,
+}
+
+/// Serves every established definition, and follows definitions from then on.
+///
+/// # Errors
+/// When the store cannot be read or written.
+pub async fn start(server: &Arc<Inner>) -> Result<(), Status> {
+    let definitions = server.collection(GROUP, PLURAL)?;
+    let mut follower = Follower {
+        server: Arc::clone(server),
+        definitions: Arc::clone(&definitions),
+        served: HashMap::new(),
+        cleaning: HashMap::new(),
+    };
+    let watcher = follower.catch_up().await?;
+    tokio::spawn(follower.run(watcher));
+    Ok(())
+}
+
+impl Follower {
+    /// Brings everything in line with what is stored; the watch begins where that was read.
+    async fn catch_up(&mut self) -> Result<Watcher, Status> {
+        self.definitions.consistent().await?;
+        let snapshot = self.definitions.cache.list(&self.definitions.prefix);
+        let watcher =
+            self.definitions.cache.watch(&self.definitions.prefix, snapshot.revision).map_err(storage_error)?;
+        let present: Vec<String> = snapshot.objects.iter().map(|o| o.meta.name.clone()).collect();
+        let gone: Vec<String> = self.served.keys().filter(|n| !present.contains(n)).cloned().collect();
+        for name in gone {
+            self.withdraw(&name);
+        }
+        for name in present {
+            self.settle(&name).await?;
+        }
+        Ok(watcher)
+    }
+
+    async fn run(mut self, mut watcher: Watcher) {
+        let stop = self.server.shutdown.clone();
+        loop {
+            let event = tokio::select! {
+                event = watcher.next() => event,
+                () = stop.cancelled() => return,
+            };
+            let done = match event {
+                Some(Ok(event)) => self.changed(&event.object.meta.name).await,
+                // The watch fell behind or the store is closing: begin anew.
+                Some(Err(_)) | None => Err(Status::unavailable("the watch of definitions ended")),
+            };
+            let Err(mut why) = done else { continue };
+            loop {
+                tracing::warn!(why = %why.message, "definitions are read anew");
+                tokio::select! {
+                    () = tokio::time::sleep(PAUSE) => {}
+                    () = stop.cancelled() => return,
+                }
+                match self.catch_up().await {
+                    Ok(w) => {
+                        watcher = w;
+                        break;
+                    }
+                    Err(e) => why = e,
+                }
+            }
+        }
+    }
+
+    /// A definition changed. Names it gave up may be what others wait for.
+    async fn changed(&mut self, name: &str) -> Result<(), Status> {
+        self.settle(name).await?;
+        let waiting = |crd: &Value| meta::name(crd) != name && !names::established(&crd["status"]);
+        let others: Vec<String> =
+            self.definitions.values().iter().filter(|c| waiting(c)).map(|c| meta::name(c).to_owned()).collect();
+        for other in others {
+            self.settle(&other).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings one definition in line: names, kinds, conditions, cleaning up.
+    async fn settle(&mut self, name: &str) -> Result<(), Status> {
+        let Some(found) = self.definitions.peek("", name) else {
+            self.withdraw(name);
+            return Ok(());
+        };
+        let Ok(crd) = serde_json::from_slice::<Value>(&found.value) else { return Ok(()) };
+        let all = self.definitions.values();
+        let status = names::settle(&crd, &all, &crate::verbs::write::now());
+        let mut wanted = crd.clone();
+        wanted["status"] = status;
+        if names::established(&wanted["status"]) {
+            self.serve(&wanted).await?;
+        } else {
+            self.withdraw(name);
+        }
+        if wanted["status"] != crd["status"] {
+            let payload = object::encode(&wanted);
+            match self.definitions.store.commit(&found.key, Compare::At(found.revision), Op::Put(payload)).await {
+                // A conflict means that somebody wrote in between: the watch tells, and this runs again.
+                Ok(_) | Err(Error::Conflict { .. }) => {}
+                Err(e) => return Err(storage_error(e)),
+            }
+        }
+        if meta::deleting(&wanted) {
+            self.clean(&wanted);
+        }
+        Ok(())
+    }
+
+    /// Puts the kinds of an established definition into the registry, unless they are there.
+    async fn serve(&mut self, crd: &Value) -> Result<(), Status> {
+        let deleting = meta::deleting(crd);
+        let made_from = serde_json::json!([crd["spec"], crd["status"]["acceptedNames"], deleting, meta::uid(crd)]);
+        let known = self.served.get(meta::name(crd));
+        if known.is_some_and(|s| s.made_from == made_from) {
+            return Ok(());
+        }
+        let Some(definition) = Definition::compile(crd) else { return Ok(()) };
+        let same = |s: &&Served| {
+            s.uid == definition.uid && s.fields == definition.fields && s.collection.namespaced == definition.namespaced
+        };
+        let collection = match known.filter(same) {
+            Some(s) => Arc::clone(&s.collection),
+            None => Arc::new(open(&self.server, &definition).await?),
+        };
+        let kinds = definition.versions.iter().map(|v| {
+            let hooks = CustomHooks {
+                group: definition.group.clone(),
+                plural: definition.plural.clone(),
+                terminating: deleting,
+            };
+            Arc::new(Kind {
+                resource: v.resource.clone(),
+                strategy: Arc::clone(&v.strategy) as Arc<dyn Strategy>,
+                hooks: Arc::new(hooks),
+                collection: Some(Arc::clone(&collection)),
+                ended: CancellationToken::new(),
+            })
+        });
+        replace(&self.server, &definition.group, &definition.plural, kinds.collect());
+        let served = Served {
+            uid: definition.uid,
+            group: definition.group,
+            plural: definition.plural,
+            made_from,
+            collection,
+            fields: definition.fields,
+        };
+        self.served.insert(definition.name, served);
+        Ok(())
+    }
+
+    fn withdraw(&mut self, name: &str) {
+        if let Some(task) = self.cleaning.remove(name) {
+            task.cancel();
+        }
+        if let Some(s) = self.served.remove(name) {
+            replace(&self.server, &s.group, &s.plural, vec![]);
+        }
+    }
+
+    /// Begins to delete the objects of a definition that is being deleted.
+    fn clean(&mut self, crd: &Value) {
+        let name = meta::name(crd).to_owned();
+        if self.cleaning.contains_key(&name) {
+            return;
+        }
+        let stop = self.server.shutdown.child_token();
+        self.cleaning.insert(name.clone(), stop.clone());
+        let served = self.served.get(&name).map(|s| (s.group.clone(), s.plural.clone()));
+        let (server, definitions) = (Arc::clone(&self.server), Arc::clone(&self.definitions));
+        tokio::spawn(async move {
+            tokio::select! {
+                () = cleanup::run(&server, &definitions, &name, served) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+}
+
+async fn open(server: &Inner, definition: &Definition) -> Result<Collection, Status> {
+    let prefix = format!("/registry/{}/{}/", definition.group, definition.plural);
+    let indexed = Arc::new(Indexed(definition.fields));
+    Collection::open(Arc::clone(&server.store), prefix, definition.namespaced, indexed).await.map_err(storage_error)
+}
+
+/// Swaps the registry for one with these kinds. There is one writer, so nothing is lost.
+fn replace(server: &Inner, group: &str, plural: &str, kinds: Vec<Arc<Kind>>) {
+    let mut registry: Registry = (**server.registry.load()).clone();
+    let gone = registry.replace(group, plural, kinds);
+    server.registry.store(Arc::new(registry));
+    // Only now: whoever is told to come back finds what is new.
+    for kind in gone {
+        kind.ended.cancel();
+    }
+}
