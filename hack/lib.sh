@@ -46,7 +46,8 @@ ensure_engine() {
   if command -v systemctl >/dev/null 2>&1 && systemctl is-system-running >/dev/null 2>&1; then
     systemctl start docker
   else
-    setsid dockerd >"$run/dockerd.log" 2>&1 </dev/null &
+    # Containers outlive a restart of the engine, as pods expect.
+    setsid dockerd --live-restore >"$run/dockerd.log" 2>&1 </dev/null &
     echo $! >"$run/dockerd.pid"
   fi
   for _ in $(seq 300); do engine_answers && return 0; sleep 0.1; done

@@ -1,7 +1,7 @@
 //! Starting and stopping the cluster under test, and asking kubectl.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -85,18 +85,89 @@ impl Cluster {
 
     /// Runs kubectl.
     pub(crate) fn kubectl(&self, args: &[&str]) -> Result<Output> {
-        run(self.command(args).args(args))
+        run(self.command().args(args))
     }
 
-    fn command(&self, _args: &[&str]) -> Command {
-        let mut c = Command::new(&self.kubectl);
+    fn command(&self) -> Command {
+        self.command_of(&self.kubectl)
+    }
+
+    fn command_of(&self, program: &Path) -> Command {
+        let mut c = Command::new(program);
         c.env("KUBECONFIG", self.dir.path().join("kubeconfig")).env("HOME", self.dir.path());
         c
     }
 
+    /// Runs kubectl with a variable set.
+    pub(crate) fn with_env(&self, name: &str, value: &str, args: &[&str]) -> Result<Output> {
+        run(self.command().env(name, value).args(args))
+    }
+
+    /// Runs another release of kubectl.
+    pub(crate) fn with_program(&self, program: &Path, args: &[&str]) -> Result<Output> {
+        run(self.command_of(program).args(args))
+    }
+
+    /// Runs kubectl without the administrator's certificate: credentials are in `args`.
+    pub(crate) fn as_token(&self, args: &[&str]) -> Result<Output> {
+        let server = format!("--server=https://127.0.0.1:{PORT}");
+        let ca = self.dir.path().join("data/pki/ca.crt");
+        let ca = format!("--certificate-authority={}", ca.display());
+        let mut c = Command::new(&self.kubectl);
+        c.env("KUBECONFIG", "/dev/null").env("HOME", self.dir.path()).args([&server, &ca]).args(args);
+        run(&mut c)
+    }
+
+    /// Releases of kubectl beside the one in use.
+    pub(crate) fn releases(&self) -> Vec<PathBuf> {
+        let dir = self.kubectl.parent().map(Path::to_owned).unwrap_or_default();
+        let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+        let mut all: Vec<PathBuf> =
+            names.filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("kubectl.1."))).collect();
+        all.sort();
+        all
+    }
+
+    /// Runs kubectl in a terminal of 40 rows and 100 columns, typing `input`.
+    pub(crate) fn terminal(&self, args: &[&str], input: &str) -> Result<Output> {
+        use std::io::Write as _;
+        let line: Vec<String> = std::iter::once(self.kubectl.to_string_lossy().into_owned())
+            .chain(args.iter().map(|a| (*a).to_owned()))
+            .map(|a| format!("'{}'", a.replace('\'', "'\\''")))
+            .collect();
+        let mut c = self.command_of(Path::new("script"));
+        c.args(["-q", "-e", "-c", &format!("stty rows 40 cols 100; exec {}", line.join(" ")), "/dev/null"]);
+        let mut child = c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut stdin = child.stdin.take().context("a pipe was asked for")?;
+        stdin.write_all(input.as_bytes())?;
+        let end = Instant::now() + PATIENCE;
+        // Typing goes on as long as the program does: an end of input would be typed as one.
+        let output = std::thread::spawn({
+            let mut out = child.stdout.take().context("a pipe was asked for")?;
+            move || {
+                let mut text = vec![];
+                let _ = std::io::Read::read_to_end(&mut out, &mut text);
+                String::from_utf8_lossy(&text).into_owned()
+            }
+        });
+        let status = loop {
+            if let Some(s) = child.try_wait()? {
+                break s;
+            }
+            if Instant::now() > end {
+                child.kill()?;
+                break child.wait()?;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        drop(stdin);
+        let out = output.join().unwrap_or_default();
+        Ok(Output { code: status.code().unwrap_or(-1), out, err: String::new() })
+    }
+
     /// Runs kubectl in the background.
     pub(crate) fn background(&self, args: &[&str]) -> Result<Child> {
-        let mut c = self.command(args);
+        let mut c = self.command();
         Ok(c.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?)
     }
 
@@ -166,6 +237,56 @@ impl Cluster {
         Ok(all)
     }
 
+    /// Ids of the containers of a namespace, running or not.
+    pub(crate) fn containers_of(&self, ns: &str) -> Result<Vec<String>> {
+        let filter = format!("label=io.kubernetes.pod.namespace={ns}");
+        let o = run(Command::new("docker").args(["ps", "-a", "-q", "--filter", &filter]))?;
+        Ok(o.out.lines().map(str::to_owned).collect())
+    }
+
+    /// Microseconds of CPU per 100 ms that the engine gives the container whose name begins so.
+    pub(crate) fn cgroup_quota(&self, name: &str) -> Result<i64> {
+        let o = run(Command::new("docker").args(["ps", "-q", "--filter", &format!("name={name}")]))?;
+        let id = o.out.lines().next().with_context(|| format!("no container {name}"))?.to_owned();
+        let o = run(Command::new("docker").args(["inspect", "-f", "{{.HostConfig.CpuQuota}}", &id]))?;
+        Ok(o.out.trim().parse()?)
+    }
+
+    /// Whether the engine keeps containers running while it is down.
+    pub(crate) fn live_restore(&self) -> Result<bool> {
+        let o = run(Command::new("docker").args(["info", "-f", "{{.LiveRestoreEnabled}}"]))?;
+        Ok(o.out.trim() == "true")
+    }
+
+    /// Whether the engine was started by hack/ and may be restarted.
+    pub(crate) fn owns_engine(&self) -> bool {
+        engine_pid().is_some()
+    }
+
+    /// Ends the engine and starts it again with the same command line.
+    pub(crate) fn restart_engine(&self) -> Result<()> {
+        let pid = engine_pid().context("no engine of ours")?;
+        let line = std::fs::read(format!("/proc/{pid}/cmdline"))?;
+        let words: Vec<String> = line
+            .split(|b| *b == 0)
+            .filter(|w| !w.is_empty())
+            .map(|w| String::from_utf8_lossy(w).into_owned())
+            .collect();
+        run(Command::new("kill").arg(pid.to_string()))?;
+        let answers = || Ok(run(Command::new("docker").args(["version", "--format", "x"]))?.code == 0);
+        self.eventually("the engine has ended", |_| Ok(!Path::new(&format!("/proc/{pid}")).exists()))?;
+        let log = File::options().create(true).append(true).open(format!("{}/dockerd.log", run_dir()))?;
+        let child = Command::new("setsid")
+            .args(&words)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start the engine again")?;
+        std::fs::write(format!("{}/dockerd.pid", run_dir()), child.id().to_string())?;
+        self.eventually("the engine answers", |_| answers())
+    }
+
     pub(crate) fn show_log(&self) {
         let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -193,6 +314,17 @@ impl Cluster {
             Err(e) => println!("down: {e:#}"),
         }
     }
+}
+
+fn run_dir() -> String {
+    std::env::var("SKIFF_RUN_DIR").unwrap_or_else(|_| "/run/skiff".to_owned())
+}
+
+/// The engine that hack/ started, if it runs.
+fn engine_pid() -> Option<u32> {
+    let pid: u32 = std::fs::read_to_string(format!("{}/dockerd.pid", run_dir())).ok()?.trim().parse().ok()?;
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    (name.trim() == "dockerd").then_some(pid)
 }
 
 fn spawn(binary: &PathBuf, dir: &tempfile::TempDir) -> Result<Child> {

@@ -1,4 +1,4 @@
-//! What people do with a cluster, one case each.
+//! The first things people do: the example, streams, roll-outs, refusals, names, healing, a crash.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
@@ -6,40 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::start;
 use crate::cluster::Cluster;
-
-type Case = fn(&mut Cluster, &str) -> Result<()>;
-
-/// All cases by name.
-pub(crate) const ALL: &[(&str, Case)] = &[
-    ("web_example", web_example),
-    ("streams", streams),
-    ("rollout", rollout),
-    ("bad_manifests", bad_manifests),
-    ("server_side_apply", server_side_apply),
-    ("names_and_services", names_and_services),
-    ("self_healing", self_healing),
-    ("crash", crash),
-];
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/web.yaml");
 
-fn pod(name: &str, command: &str) -> String {
-    format!(
-        r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"{name}","labels":{{"app":"{name}"}}}},"spec":{{"terminationGracePeriodSeconds":1,
-        "containers":[{{"name":"c","image":"skiff/busybox:1","command":["sh","-c","{command}"]}}]}}}}"#
-    )
-}
-
-fn start(c: &Cluster, ns: &str, name: &str, command: &str) -> Result<()> {
-    let o = c.apply(&["-n", ns, "apply"], &pod(name, command))?;
-    ensure!(o.code == 0, "{}", o.err);
-    c.ok(&["-n", ns, "wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"])?;
-    Ok(())
-}
-
 /// docs/examples/web.yaml as the README shows it.
-fn web_example(c: &mut Cluster, ns: &str) -> Result<()> {
+pub(crate) fn web_example(c: &mut Cluster, ns: &str) -> Result<()> {
     c.ok(&["-n", ns, "apply", "-f", EXAMPLE])?;
     c.ok(&["-n", ns, "rollout", "status", "deployment/web", "--timeout=90s"])?;
     let table = c.ok(&["-n", ns, "get", "deployment", "web"])?;
@@ -75,7 +48,7 @@ fn http(at: &str) -> Result<String> {
 }
 
 /// logs, exec with an exit code, cp, port-forward, attach-less run.
-fn streams(c: &mut Cluster, ns: &str) -> Result<()> {
+pub(crate) fn streams(c: &mut Cluster, ns: &str) -> Result<()> {
     start(c, ns, "a", "echo one; echo two; mkdir -p /www; echo page > /www/index.html; exec httpd -f -p 8080 -h /www")?;
     ensure!(c.ok(&["-n", ns, "logs", "a"])? == "one\ntwo\n");
     ensure!(c.ok(&["-n", ns, "logs", "a", "--tail=1"])? == "two\n");
@@ -102,7 +75,7 @@ fn streams(c: &mut Cluster, ns: &str) -> Result<()> {
 }
 
 /// set image, rollout history and undo, scale.
-fn rollout(c: &mut Cluster, ns: &str) -> Result<()> {
+pub(crate) fn rollout(c: &mut Cluster, ns: &str) -> Result<()> {
     c.ok(&["-n", ns, "create", "deployment", "d", "--image=skiff/busybox:1", "--replicas=2", "--", "sleep", "3600"])?;
     c.ok(&["-n", ns, "rollout", "status", "deployment/d", "--timeout=90s"])?;
     c.ok(&["-n", ns, "set", "env", "deployment/d", "STEP=two"])?;
@@ -120,7 +93,7 @@ fn rollout(c: &mut Cluster, ns: &str) -> Result<()> {
 }
 
 /// Bad input is refused with the field at fault, and nothing is stored.
-fn bad_manifests(c: &mut Cluster, ns: &str) -> Result<()> {
+pub(crate) fn bad_manifests(c: &mut Cluster, ns: &str) -> Result<()> {
     let pod = |spec: &str| format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: bad}}\nspec: {spec}\n");
     let deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: bad}\nspec: {template: {spec: {containers: [{name: a, image: b}]}}}\n";
     let cases = [
@@ -143,7 +116,7 @@ fn bad_manifests(c: &mut Cluster, ns: &str) -> Result<()> {
 }
 
 /// Field ownership: a conflict names the owner, force takes over.
-fn server_side_apply(c: &mut Cluster, ns: &str) -> Result<()> {
+pub(crate) fn server_side_apply(c: &mut Cluster, ns: &str) -> Result<()> {
     let map = |v: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: m}}\ndata: {{k: {v}}}\n");
     let apply = |manager: &str, v: &str, force: bool| {
         let manager = format!("--field-manager={manager}");
@@ -162,7 +135,7 @@ fn server_side_apply(c: &mut Cluster, ns: &str) -> Result<()> {
 }
 
 /// Names and addresses: Service, headless, endpoints that come and go.
-fn names_and_services(c: &mut Cluster, ns: &str) -> Result<()> {
+pub(crate) fn names_and_services(c: &mut Cluster, ns: &str) -> Result<()> {
     start(c, ns, "server", "mkdir -p /www; echo here > /www/index.html; exec httpd -f -p 8080 -h /www")?;
     start(c, ns, "client", "sleep 3600")?;
     c.ok(&["-n", ns, "expose", "pod", "server", "--port=80", "--target-port=8080"])?;
@@ -177,7 +150,7 @@ fn names_and_services(c: &mut Cluster, ns: &str) -> Result<()> {
 }
 
 /// A pod that goes is replaced; a container that ends is started again.
-fn self_healing(c: &mut Cluster, ns: &str) -> Result<()> {
+pub(crate) fn self_healing(c: &mut Cluster, ns: &str) -> Result<()> {
     c.ok(&["-n", ns, "create", "deployment", "d", "--image=skiff/busybox:1", "--", "sleep", "3600"])?;
     c.ok(&["-n", ns, "rollout", "status", "deployment/d", "--timeout=90s"])?;
     let before = c.ok(&["-n", ns, "get", "pods", "-o", "name"])?;
@@ -193,7 +166,7 @@ fn self_healing(c: &mut Cluster, ns: &str) -> Result<()> {
 }
 
 /// `kill -9` of the whole process: every object is there again, and no container noticed.
-fn crash(c: &mut Cluster, ns: &str) -> Result<()> {
+pub(crate) fn crash(c: &mut Cluster, ns: &str) -> Result<()> {
     start(c, ns, "steady", "sleep 3600")?;
     for i in 0..20 {
         c.ok(&["-n", ns, "create", "configmap", &format!("m{i}"), "--from-literal=k=v"])?;

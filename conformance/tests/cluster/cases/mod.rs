@@ -1,0 +1,53 @@
+//! What people do with a cluster, one case each.
+
+mod basic;
+mod daily;
+mod faults;
+mod terminal;
+mod volumes;
+
+use anyhow::{Result, ensure};
+
+use crate::cluster::Cluster;
+
+type Case = fn(&mut Cluster, &str) -> Result<()>;
+
+/// All cases by name. Each has a namespace of its own.
+pub(crate) const ALL: &[(&str, Case)] = &[
+    ("web_example", basic::web_example),
+    ("streams", basic::streams),
+    ("rollout", basic::rollout),
+    ("bad_manifests", basic::bad_manifests),
+    ("server_side_apply", basic::server_side_apply),
+    ("names_and_services", basic::names_and_services),
+    ("self_healing", basic::self_healing),
+    ("daily", daily::daily),
+    ("edit_and_diff", daily::edit_and_diff),
+    ("events", daily::events),
+    ("identities", daily::identities),
+    ("explain", daily::explain),
+    ("every_version", daily::every_version),
+    ("terminal", terminal::terminal),
+    ("run_and_remove", terminal::run_and_remove),
+    ("volumes", volumes::volumes),
+    ("environment", volumes::environment),
+    ("life_cycle", volumes::life_cycle),
+    ("limits", volumes::limits),
+    ("crash", basic::crash),
+    ("crash_while_busy", faults::crash_while_busy),
+    ("engine_restart", faults::engine_restart),
+];
+
+fn pod(name: &str, command: &str) -> String {
+    format!(
+        r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"{name}","labels":{{"app":"{name}"}}}},"spec":{{"terminationGracePeriodSeconds":1,
+        "containers":[{{"name":"c","image":"skiff/busybox:1","command":["sh","-c","{command}"]}}]}}}}"#
+    )
+}
+
+pub(crate) fn start(c: &Cluster, ns: &str, name: &str, command: &str) -> Result<()> {
+    let o = c.apply(&["-n", ns, "apply"], &pod(name, command))?;
+    ensure!(o.code == 0, "{}", o.err);
+    c.ok(&["-n", ns, "wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"])?;
+    Ok(())
+}
