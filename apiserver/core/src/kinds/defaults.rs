@@ -79,39 +79,6 @@ pub(super) fn claim_spec(spec: &mut Map<String, Value>) {
     set(spec, "volumeMode", "Filesystem");
 }
 
-pub(super) fn volume(obj: &mut Value) {
-    if let Some(spec) = object(obj, "spec") {
-        set_text(spec, "persistentVolumeReclaimPolicy", "Retain");
-        set(spec, "volumeMode", "Filesystem");
-        if let Some(h) = spec.get_mut("hostPath").and_then(Value::as_object_mut) {
-            set(h, "type", "");
-        }
-    }
-    if let Value::Object(o) = obj {
-        let status = o.entry("status").or_insert_with(|| json!({}));
-        if let Some(s) = status.as_object_mut() {
-            set_text(s, "phase", "Pending");
-        }
-    }
-}
-
-pub(super) fn pod_template_object(obj: &mut Value) {
-    if let Some(t) = obj.get_mut("template") {
-        super::pod::default_template(t);
-    }
-}
-
-pub(super) fn cron_job(obj: &mut Value) {
-    let Some(spec) = object(obj, "spec") else { return };
-    set_text(spec, "concurrencyPolicy", "Allow");
-    set(spec, "suspend", false);
-    set(spec, "successfulJobsHistoryLimit", 3);
-    set(spec, "failedJobsHistoryLimit", 1);
-    if let Some(t) = spec.get_mut("jobTemplate") {
-        super::workloads::default_job_template(t);
-    }
-}
-
 pub(super) fn autoscaler(obj: &mut Value) {
     let v2 = obj.get("apiVersion") == Some(&json!("autoscaling/v2"));
     let Some(spec) = object(obj, "spec") else { return };
@@ -142,10 +109,6 @@ pub(super) fn autoscaler(obj: &mut Value) {
             rules.insert("policies".into(), policies);
         }
     }
-}
-
-pub(super) fn ingress(obj: &mut Value) {
-    let _ = obj; // pathType has no default in networking.k8s.io/v1: it is required.
 }
 
 pub(super) fn network_policy(obj: &mut Value) {
@@ -206,6 +169,7 @@ pub(super) fn csi_driver(obj: &mut Value) {
     set(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
     set(spec, "requiresRepublish", false);
     set(spec, "seLinuxMount", false);
+    set(spec, "preventPodSchedulingIfMissing", false);
     if spec.get("volumeLifecycleModes").is_none_or(|v| v.as_array().is_none_or(Vec::is_empty)) {
         spec.insert("volumeLifecycleModes".into(), json!(["Persistent"]));
     }

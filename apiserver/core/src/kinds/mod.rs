@@ -3,15 +3,19 @@
 //! A kind contributes a [`Strategy`]; verbs never ask which kind they handle. Everything here works on `Value`s that have
 //! been through the typed round trip (`codec::json`), does no I/O, and is found under the resource's name.
 
+mod check;
 mod config;
 mod defaults;
 mod event;
+mod limits;
 mod namespace;
+mod net;
 mod node;
 mod pod;
 mod rbac;
 mod registry;
 mod service;
+mod storage;
 mod workloads;
 
 use serde_json::Value;
@@ -177,6 +181,11 @@ pub trait Strategy: Send + Sync {
         }
     }
 
+    /// The group that a refusal names, where it is not the request's (Events are one kind in two groups).
+    fn error_group(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Checks a status update (metadata excluded).
     fn validate_status(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 
@@ -185,6 +194,11 @@ pub trait Strategy: Send + Sync {
 
     /// A finalizer that every deletion of the kind begins with.
     fn deletion_finalizer(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What a client is told that deletes without saying what becomes of the dependents, where these are orphaned.
+    fn deletion_warning(&self) -> Option<&'static str> {
         None
     }
 
