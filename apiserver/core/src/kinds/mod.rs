@@ -3,15 +3,19 @@
 //! A kind contributes a [`Strategy`]; verbs never ask which kind they handle. Everything here works on `Value`s that have
 //! been through the typed round trip (`codec::json`), does no I/O, and is found under the resource's name.
 
+mod autoscaler;
+mod certificates;
 mod check;
 mod config;
 mod defaults;
 mod event;
+mod flow;
 mod limits;
 mod namespace;
 mod net;
 mod node;
 mod pod;
+mod policy;
 mod rbac;
 mod registry;
 mod service;
@@ -20,6 +24,7 @@ mod workloads;
 
 use serde_json::Value;
 
+pub use flow::mandatory as mandatory_flow;
 pub use pod::validate_log_options;
 pub use registry::strategy;
 pub use service::patch_allocated as service_patch_allocated;
@@ -208,6 +213,11 @@ pub trait Strategy: Send + Sync {
     /// Prepares an update through a subresource other than `status` (ephemeralcontainers, resize, finalize, approval);
     /// `new` already has nothing else changed.
     fn prepare_subresource(&self, _name: &str, _new: &mut Value, _old: &Value) {}
+
+    /// Checks such an update. `name` is the subresource.
+    fn validate_subresource(&self, _name: &str, new: &Value, old: &Value, errors: &mut Errors) {
+        self.validate_update(new, old, errors);
+    }
 
     /// Seconds a graceful deletion takes, given what the request asked for. 0: at once.
     fn grace(&self, _obj: &Value, _asked: Option<i64>) -> i64 {

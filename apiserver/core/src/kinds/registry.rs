@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::{Plain, Strategy, Traits};
 use super::{
-    Plain, Strategy, Traits, config, defaults, event, limits, namespace, net, node, pod, rbac, service, storage,
-    workloads,
+    autoscaler, certificates, config, defaults, event, flow, limits, namespace, net, node, pod, policy, rbac, service,
+    storage, workloads,
 };
 
 const D: Traits = Traits::DEFAULT;
@@ -20,9 +21,6 @@ const R: Traits = Traits { returns_deleted: true, ..D };
 const RS: Traits = Traits { returns_deleted: true, status: true, ..D };
 const fn locked(t: Traits) -> Traits {
     Traits { unconditional_update: false, ..t }
-}
-const fn creating(t: Traits) -> Traits {
-    Traits { create_on_update: true, ..t }
 }
 
 /// A kind whose only rules of its own are defaults.
@@ -83,32 +81,30 @@ pub fn strategy(group: &str, plural: &str) -> Arc<dyn Strategy> {
         ("batch", "jobs") => Arc::new(workloads::Job),
         ("batch", "cronjobs") => Arc::new(workloads::CronJob),
         ("apps", "controllerrevisions") => Arc::new(workloads::ControllerRevision),
-        ("autoscaling", "horizontalpodautoscalers") => with(GS, defaults::autoscaler),
-        ("coordination.k8s.io", "leases") => with(creating(locked(D)), none),
+        ("autoscaling", "horizontalpodautoscalers") => Arc::new(autoscaler::Autoscaler),
+        ("coordination.k8s.io", "leases") => Arc::new(policy::Lease),
         ("discovery.k8s.io", "endpointslices") => Arc::new(net::EndpointSlice),
         ("networking.k8s.io", "ingresses") => Arc::new(net::Ingress),
         ("networking.k8s.io", "networkpolicies") => Arc::new(net::Policy),
         ("networking.k8s.io", "ingressclasses") => Arc::new(net::IngressClass),
         ("networking.k8s.io", "servicecidrs") => Arc::new(net::Range),
         ("networking.k8s.io", "ipaddresses") => Arc::new(net::Address),
-        ("policy", "poddisruptionbudgets") => plain(locked(GS)),
+        ("policy", "poddisruptionbudgets") => Arc::new(policy::Budget),
         ("rbac.authorization.k8s.io", "roles") => Arc::new(rbac::Role { cluster: false }),
         ("rbac.authorization.k8s.io", "clusterroles") => Arc::new(rbac::Role { cluster: true }),
         ("rbac.authorization.k8s.io", "rolebindings") => Arc::new(rbac::Binding { cluster: false }),
         ("rbac.authorization.k8s.io", "clusterrolebindings") => Arc::new(rbac::Binding { cluster: true }),
-        ("scheduling.k8s.io", "priorityclasses") => with(G, defaults::priority_class),
+        ("scheduling.k8s.io", "priorityclasses") => Arc::new(policy::PriorityClass),
         ("storage.k8s.io", "storageclasses") => Arc::new(storage::Class),
         ("storage.k8s.io", "volumeattributesclasses") => Arc::new(storage::AttributesClass),
         ("storage.k8s.io", "csidrivers") => Arc::new(storage::Driver),
         ("storage.k8s.io", "csinodes") => Arc::new(storage::Node),
         ("storage.k8s.io", "csistoragecapacities") => Arc::new(storage::Capacity),
         ("storage.k8s.io", "volumeattachments") => Arc::new(storage::Attachment),
-        ("certificates.k8s.io", "certificatesigningrequests") => {
-            selectable(S, defaults::signing_request, &["spec.signerName"])
-        }
+        ("certificates.k8s.io", "certificatesigningrequests") => Arc::new(certificates::SigningRequest),
         ("certificates.k8s.io", "clustertrustbundles") => selectable(D, none, &["spec.signerName"]),
-        ("flowcontrol.apiserver.k8s.io", "flowschemas") => with(GS, defaults::flow_schema),
-        ("flowcontrol.apiserver.k8s.io", _) => with(GS, defaults::priority_level),
+        ("flowcontrol.apiserver.k8s.io", "flowschemas") => Arc::new(flow::Schema),
+        ("flowcontrol.apiserver.k8s.io", _) => Arc::new(flow::Level),
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations") => {
             with(locked(G), defaults::mutating_webhooks)
         }

@@ -280,7 +280,8 @@ pub async fn update(
     }
     match part {
         Part::Status => kind.strategy.validate_status(&new, &old, &mut errors),
-        _ => kind.strategy.validate_update(&new, &old, &mut errors),
+        Part::Other => kind.strategy.validate_subresource(&call.target.subresource, &new, &old, &mut errors),
+        Part::Main => kind.strategy.validate_update(&new, &old, &mut errors),
     }
     if !errors.is_empty() {
         return Err(refusal(kind, meta::name(&old), &errors));
