@@ -168,6 +168,11 @@ impl Errors {
         self.push(ErrorType::Invalid, path, Some(text.into()), detail.as_ref());
     }
 
+    /// `path: Invalid value: detail`, for values that upstream leaves out of the text.
+    pub fn invalid_untold(&mut self, path: &impl fmt::Display, detail: impl AsRef<str>) {
+        self.push(ErrorType::Invalid, path, None, detail.as_ref());
+    }
+
     /// Like [`Errors::invalid`] with the cause reason `FieldValueTypeInvalid`.
     pub fn type_invalid(&mut self, path: &impl fmt::Display, value: impl Into<Value>, detail: impl AsRef<str>) {
         self.push(ErrorType::TypeInvalid, path, Some(quote(&value.into())), detail.as_ref());

@@ -4,7 +4,6 @@ use serde_json::{Map, Value};
 
 use super::{Strategy, Traits};
 use crate::invalid::Errors;
-use crate::meta;
 use crate::names;
 use crate::path::Path;
 
@@ -151,6 +150,19 @@ impl Strategy for SecretStrategy {
         }
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+        use base64::Engine as _;
+        let changed = old.is_none_or(|o| o["data"] != new["data"]);
+        if new["type"] != "kubernetes.io/tls" || !changed {
+            return;
+        }
+        let bytes = |k: &str| {
+            let text = new["data"][k].as_str().unwrap_or_default();
+            base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default()
+        };
+        out.extend(tls_complaint(&bytes("tls.crt"), &bytes("tls.key")));
+    }
+
     fn prepare_update(&self, new: &mut Value, old: &Value) {
         // The type is kept when a client leaves it out.
         if new["type"] == "Opaque" && old["type"] != "Opaque" && new.get("type").is_none() {
@@ -177,7 +189,63 @@ impl Strategy for ServiceAccountStrategy {
     }
 
     fn prepare_create(&self, obj: &mut Value) {
-        // References to Secrets are the token controller's, and come with no kind.
-        let _ = meta::name(obj);
+        names_only(obj);
     }
+
+    fn prepare_update(&self, new: &mut Value, _old: &Value) {
+        names_only(new);
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+        const MOUNTABLE: &str = "kubernetes.io/enforce-mountable-secrets";
+        let has = |v: &Value| v["metadata"]["annotations"].get(MOUNTABLE).is_some();
+        if has(new) && !old.is_some_and(has) {
+            out.push(format!("metadata.annotations[{MOUNTABLE}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"));
+        }
+    }
+}
+
+/// References to Secrets are names, whatever else was sent.
+fn names_only(obj: &mut Value) {
+    for s in obj.get_mut("secrets").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(o) = s.as_object_mut() {
+            o.retain(|k, _| k == "name");
+        }
+    }
+}
+
+/// Complaint about the certificate or the key of a TLS secret: what a server would say that loads the two.
+fn tls_complaint(cert: &[u8], key: &[u8]) -> Option<String> {
+    for (data, what, wanted) in [(cert, "certificate", "CERTIFICATE"), (key, "key", "PRIVATE KEY")] {
+        let text = String::from_utf8_lossy(data);
+        let kinds: Vec<&str> = text
+            .lines()
+            .filter_map(|l| l.trim_end().strip_prefix("-----BEGIN ")?.strip_suffix("-----"))
+            .filter(|k| text.contains(&format!("-----END {k}-----")))
+            .collect();
+        let found = kinds.iter().any(|k| *k == wanted || (what == "key" && k.ends_with(" PRIVATE KEY")));
+        if found {
+            continue;
+        }
+        if kinds.is_empty() {
+            return Some(format!("tls: failed to find any PEM data in {what} input"));
+        }
+        if what == "key" {
+            if kinds == ["CERTIFICATE"] {
+                return Some("tls: found a certificate rather than a key in the PEM for the private key".into());
+            }
+            let skipped = kinds.join(" ");
+            return Some(format!(
+                "tls: failed to find PEM block with type ending in \"PRIVATE KEY\" in key input after skipping PEM blocks of the following types: [{skipped}]"
+            ));
+        }
+        if kinds.len() == 1 && kinds[0].ends_with("PRIVATE KEY") {
+            return Some("tls: failed to find certificate PEM data in certificate input, but did find a private key; PEM inputs may have been switched".into());
+        }
+        let skipped = kinds.join(" ");
+        return Some(format!(
+            "tls: failed to find \"CERTIFICATE\" PEM block in certificate input after skipping PEM blocks of the following types: [{skipped}]"
+        ));
+    }
+    None
 }

@@ -79,75 +79,6 @@ pub(super) fn claim_spec(spec: &mut Map<String, Value>) {
     set(spec, "volumeMode", "Filesystem");
 }
 
-pub(super) fn volume(obj: &mut Value) {
-    if let Some(spec) = object(obj, "spec") {
-        set_text(spec, "persistentVolumeReclaimPolicy", "Retain");
-        set(spec, "volumeMode", "Filesystem");
-        if let Some(h) = spec.get_mut("hostPath").and_then(Value::as_object_mut) {
-            set(h, "type", "");
-        }
-    }
-    if let Value::Object(o) = obj {
-        let status = o.entry("status").or_insert_with(|| json!({}));
-        if let Some(s) = status.as_object_mut() {
-            set_text(s, "phase", "Pending");
-        }
-    }
-}
-
-pub(super) fn pod_template_object(obj: &mut Value) {
-    if let Some(t) = obj.get_mut("template") {
-        super::pod::default_template(t);
-    }
-}
-
-pub(super) fn cron_job(obj: &mut Value) {
-    let Some(spec) = object(obj, "spec") else { return };
-    set_text(spec, "concurrencyPolicy", "Allow");
-    set(spec, "suspend", false);
-    set(spec, "successfulJobsHistoryLimit", 3);
-    set(spec, "failedJobsHistoryLimit", 1);
-    if let Some(t) = spec.get_mut("jobTemplate") {
-        super::workloads::default_job_template(t);
-    }
-}
-
-pub(super) fn autoscaler(obj: &mut Value) {
-    let v2 = obj.get("apiVersion") == Some(&json!("autoscaling/v2"));
-    let Some(spec) = object(obj, "spec") else { return };
-    set(spec, "minReplicas", 1);
-    if !v2 {
-        return;
-    }
-    if spec.get("metrics").is_none_or(|m| m.as_array().is_none_or(Vec::is_empty)) {
-        spec.insert(
-            "metrics".into(),
-            json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]),
-        );
-    }
-    let Some(behavior) = spec.get_mut("behavior").and_then(Value::as_object_mut) else { return };
-    let up = json!([
-        {"type": "Pods", "value": 4, "periodSeconds": 15},
-        {"type": "Percent", "value": 100, "periodSeconds": 15},
-    ]);
-    let down = json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]);
-    for (key, policies, window) in [("scaleUp", up, Some(0)), ("scaleDown", down, None)] {
-        let rules = behavior.entry(key).or_insert_with(|| json!({}));
-        let Some(rules) = rules.as_object_mut() else { continue };
-        if let Some(w) = window {
-            set(rules, "stabilizationWindowSeconds", w);
-        }
-        set_text(rules, "selectPolicy", "Max");
-        if rules.get("policies").is_none_or(|p| p.as_array().is_none_or(Vec::is_empty)) {
-            rules.insert("policies".into(), policies);
-        }
-    }
-}
-
-pub(super) fn ingress(obj: &mut Value) {
-    let _ = obj; // pathType has no default in networking.k8s.io/v1: it is required.
-}
-
 pub(super) fn network_policy(obj: &mut Value) {
     let Some(spec) = object(obj, "spec") else { return };
     if spec.get("policyTypes").is_none_or(|p| p.as_array().is_none_or(Vec::is_empty)) {
@@ -206,15 +137,9 @@ pub(super) fn csi_driver(obj: &mut Value) {
     set(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
     set(spec, "requiresRepublish", false);
     set(spec, "seLinuxMount", false);
+    set(spec, "preventPodSchedulingIfMissing", false);
     if spec.get("volumeLifecycleModes").is_none_or(|v| v.as_array().is_none_or(Vec::is_empty)) {
         spec.insert("volumeLifecycleModes".into(), json!(["Persistent"]));
-    }
-}
-
-pub(super) fn signing_request(obj: &mut Value) {
-    let Some(spec) = object(obj, "spec") else { return };
-    if spec.get("usages").is_none_or(|v| v.as_array().is_none_or(Vec::is_empty)) {
-        spec.insert("usages".into(), json!(["digital signature", "key encipherment"]));
     }
 }
 

@@ -2,7 +2,12 @@
 
 use serde_json::Value;
 
+use super::check::{IMMUTABLE, complain, given, text};
 use super::{Strategy, Traits};
+use crate::invalid::Errors;
+use crate::meta;
+use crate::names;
+use crate::path::Path;
 
 /// Rules of Events; `group` says that the view is that of events.k8s.io.
 pub(super) struct Event {
@@ -35,10 +40,128 @@ const GROUP: &[&str] = &[
     "type",
 ];
 
+const ROOT: Path<'static> = Path::new("");
+/// What may not change in the newer view, with the name of the field in the older.
+const FIXED: &[(&str, &str)] = &[
+    ("regarding", "involvedObject"),
+    ("reason", "reason"),
+    ("note", "message"),
+    ("deprecatedSource", "source"),
+    ("deprecatedFirstTimestamp", "firstTimestamp"),
+    ("deprecatedLastTimestamp", "lastTimestamp"),
+    ("deprecatedCount", "count"),
+    ("eventTime", "eventTime"),
+    ("action", "action"),
+    ("related", "related"),
+    ("reportingController", "reportingController"),
+    ("reportingInstance", "reportingInstance"),
+    ("type", "type"),
+];
+const SHORT: usize = 128;
+const LONG: usize = 1024;
+
+impl Event {
+    /// What holds in both views: the namespace, and what an event with a time must say.
+    fn common(&self, obj: &Value, errors: &mut Errors) {
+        let (about, message, controller) = if self.group {
+            ("regarding", "note", "reportingController")
+        } else {
+            ("involvedObject", "message", "reportingComponent")
+        };
+        let (ns, of) = (meta::namespace(obj), text(&obj[about], "namespace"));
+        let elsewhere = if of.is_empty() { !matches!(ns, "" | "default") } else { ns != of };
+        if elsewhere {
+            errors.invalid(&ROOT.child("involvedObject.namespace"), of, "does not match event.namespace");
+        }
+        if !given(obj, "eventTime") {
+            return;
+        }
+        let by = text(obj, controller);
+        let at = ROOT.child(controller);
+        if by.is_empty() {
+            errors.required(&at, "");
+        }
+        complain(&at, by, names::is_qualified_name(by), errors);
+        for (key, shown, needed, max) in [
+            ("reportingInstance", "reportingInstance", true, SHORT),
+            ("action", "action", true, SHORT),
+            ("reason", "reason", true, SHORT),
+            (message, "message", false, LONG),
+        ] {
+            let s = text(obj, key);
+            let at = ROOT.child(shown);
+            if s.is_empty() && needed {
+                errors.required(&at, "");
+            }
+            if s.len() > max {
+                errors.invalid(&at, "", format!("can have at most {max} characters"));
+            }
+        }
+    }
+
+    /// What the newer view demands.
+    fn new_style(&self, obj: &Value, errors: &mut Errors) {
+        const UNSET: &str = "needs to be unset";
+        if !given(obj, "eventTime") {
+            errors.required(&ROOT.child("eventTime"), "");
+        }
+        let kind = text(obj, "type");
+        if !matches!(kind, "Normal" | "Warning") {
+            errors.invalid(&ROOT.child("type"), "", format!("has invalid value: {kind}"));
+        }
+        for (key, shown) in
+            [("deprecatedFirstTimestamp", "firstTimestamp"), ("deprecatedLastTimestamp", "lastTimestamp")]
+        {
+            if given(obj, key) {
+                errors.invalid(&ROOT.child(shown), "", UNSET);
+            }
+        }
+        if obj["deprecatedCount"].as_i64().unwrap_or(0) != 0 {
+            errors.invalid(&ROOT.child("count"), "", UNSET);
+        }
+        let source = &obj["deprecatedSource"];
+        if !text(source, "component").is_empty() || !text(source, "host").is_empty() {
+            errors.invalid(&ROOT.child("source"), "", UNSET);
+        }
+        if given(obj, "series") {
+            let at = ROOT.child("series");
+            if obj["series"]["count"].as_i64().unwrap_or(0) < 2 {
+                errors.invalid(&at.child("count"), "", "should be at least 2");
+            }
+            if !given(&obj["series"], "lastObservedTime") {
+                errors.required(&at.child("lastObservedTime"), "");
+            }
+        }
+    }
+}
+
 impl Strategy for Event {
     fn traits(&self) -> &Traits {
         const T: Traits = Traits { create_on_update: true, ..Traits::DEFAULT };
         &T
+    }
+
+    fn validate(&self, obj: &Value, errors: &mut Errors) {
+        self.common(obj, errors);
+        if self.group {
+            self.new_style(obj, errors);
+        }
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        self.common(new, errors);
+        if self.group {
+            for (key, shown) in FIXED {
+                if new[*key] != old[*key] {
+                    let value = if new[*key].is_null() { "".into() } else { new[*key].clone() };
+                    errors.invalid(&ROOT.child(shown), value, IMMUTABLE);
+                }
+            }
+        }
+    }
+
+    fn error_group(&self) -> Option<&'static str> {
+        Some("")
     }
 
     fn fields(&self) -> &'static [&'static str] {

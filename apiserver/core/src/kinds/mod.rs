@@ -3,19 +3,28 @@
 //! A kind contributes a [`Strategy`]; verbs never ask which kind they handle. Everything here works on `Value`s that have
 //! been through the typed round trip (`codec::json`), does no I/O, and is found under the resource's name.
 
+mod autoscaler;
+mod certificates;
+mod check;
 mod config;
 mod defaults;
 mod event;
+mod flow;
+mod limits;
 mod namespace;
+mod net;
 mod node;
 mod pod;
+mod policy;
 mod rbac;
 mod registry;
 mod service;
+mod storage;
 mod workloads;
 
 use serde_json::Value;
 
+pub use flow::mandatory as mandatory_flow;
 pub use pod::validate_log_options;
 pub use registry::strategy;
 pub use service::patch_allocated as service_patch_allocated;
@@ -177,6 +186,11 @@ pub trait Strategy: Send + Sync {
         }
     }
 
+    /// The group that a refusal names, where it is not the request's (Events are one kind in two groups).
+    fn error_group(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Checks a status update (metadata excluded).
     fn validate_status(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 
@@ -188,12 +202,22 @@ pub trait Strategy: Send + Sync {
         None
     }
 
+    /// What a client is told that deletes without saying what becomes of the dependents, where these are orphaned.
+    fn deletion_warning(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Marks the object when its deletion begins (a namespace becomes Terminating).
     fn on_delete(&self, _obj: &mut Value) {}
 
     /// Prepares an update through a subresource other than `status` (ephemeralcontainers, resize, finalize, approval);
     /// `new` already has nothing else changed.
     fn prepare_subresource(&self, _name: &str, _new: &mut Value, _old: &Value) {}
+
+    /// Checks such an update. `name` is the subresource.
+    fn validate_subresource(&self, _name: &str, new: &Value, old: &Value, errors: &mut Errors) {
+        self.validate_update(new, old, errors);
+    }
 
     /// Seconds a graceful deletion takes, given what the request asked for. 0: at once.
     fn grace(&self, _obj: &Value, _asked: Option<i64>) -> i64 {

@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Plain, Strategy, Traits, config, defaults, event, namespace, node, pod, rbac, service, workloads};
+use super::{Plain, Strategy, Traits};
+use super::{
+    autoscaler, certificates, config, defaults, event, flow, limits, namespace, net, node, pod, policy, rbac, service,
+    storage, workloads,
+};
 
 const D: Traits = Traits::DEFAULT;
 /// Desired state counted by generation.
@@ -17,9 +21,6 @@ const R: Traits = Traits { returns_deleted: true, ..D };
 const RS: Traits = Traits { returns_deleted: true, status: true, ..D };
 const fn locked(t: Traits) -> Traits {
     Traits { unconditional_update: false, ..t }
-}
-const fn creating(t: Traits) -> Traits {
-    Traits { create_on_update: true, ..t }
 }
 
 /// A kind whose only rules of its own are defaults.
@@ -40,41 +41,6 @@ impl Strategy for Defaulted {
 }
 
 fn none(_: &mut Value) {}
-
-/// Claims wait until they are bound.
-struct Claim;
-
-impl Strategy for Claim {
-    fn traits(&self) -> &Traits {
-        &RS
-    }
-
-    fn default(&self, obj: &mut Value) {
-        defaults::claim(obj);
-    }
-
-    fn prepare_create(&self, obj: &mut Value) {
-        obj["status"] = serde_json::json!({"phase": "Pending"});
-    }
-}
-
-/// PersistentVolumes remember when their phase changed last.
-struct Volume;
-
-impl Strategy for Volume {
-    fn traits(&self) -> &Traits {
-        &RS
-    }
-
-    fn default(&self, obj: &mut Value) {
-        defaults::volume(obj);
-    }
-
-    fn prepare_create(&self, obj: &mut Value) {
-        let now = crate::time::format(jiff::Timestamp::now());
-        obj["status"] = serde_json::json!({"phase": "Pending", "lastPhaseTransitionTime": now});
-    }
-}
 
 fn plain(t: Traits) -> Arc<dyn Strategy> {
     Arc::new(Plain(t))
@@ -99,46 +65,46 @@ pub fn strategy(group: &str, plural: &str) -> Arc<dyn Strategy> {
         ("", "configmaps") => Arc::new(config::ConfigMapStrategy),
         ("", "secrets") => Arc::new(config::SecretStrategy),
         ("", "serviceaccounts") => Arc::new(config::ServiceAccountStrategy),
-        ("", "endpoints") => with(creating(D), defaults::endpoints),
+        ("", "endpoints") => Arc::new(net::Endpoints),
         ("", "events") => Arc::new(event::Event { group: false }),
         ("events.k8s.io", "events") => Arc::new(event::Event { group: true }),
-        ("", "limitranges") => with(creating(D), defaults::limit_range),
-        ("", "persistentvolumeclaims") => Arc::new(Claim),
-        ("", "persistentvolumes") => Arc::new(Volume),
-        ("", "podtemplates") => {
-            with(Traits { returns_deleted: true, generation: true, ..D }, defaults::pod_template_object)
-        }
+        ("", "limitranges") => Arc::new(limits::Range),
+        ("", "persistentvolumeclaims") => Arc::new(storage::Claim),
+        ("", "persistentvolumes") => Arc::new(storage::Volume),
+        ("", "podtemplates") => Arc::new(workloads::PodTemplate),
         ("", "replicationcontrollers") => Arc::new(workloads::ReplicationController),
-        ("", "resourcequotas") => plain(RS),
+        ("", "resourcequotas") => Arc::new(limits::Quota),
         ("apps", "deployments") => Arc::new(workloads::Deployment),
         ("apps", "replicasets") => Arc::new(workloads::ReplicaSet),
         ("apps", "statefulsets") => Arc::new(workloads::StatefulSet),
         ("apps", "daemonsets") => Arc::new(workloads::DaemonSet),
         ("batch", "jobs") => Arc::new(workloads::Job),
-        ("batch", "cronjobs") => with(Traits { orphan_by_default: false, ..GS }, defaults::cron_job),
-        ("autoscaling", "horizontalpodautoscalers") => with(GS, defaults::autoscaler),
-        ("coordination.k8s.io", "leases") => with(creating(locked(D)), none),
-        ("discovery.k8s.io", "endpointslices") => with(G, defaults::endpoint_slice),
-        ("networking.k8s.io", "ingresses") => with(GS, defaults::ingress),
-        ("networking.k8s.io", "networkpolicies") => with(G, defaults::network_policy),
-        ("networking.k8s.io", "ingressclasses") => with(G, defaults::ingress_class),
-        ("networking.k8s.io", "servicecidrs") => plain(S),
-        ("policy", "poddisruptionbudgets") => plain(locked(GS)),
+        ("batch", "cronjobs") => Arc::new(workloads::CronJob),
+        ("apps", "controllerrevisions") => Arc::new(workloads::ControllerRevision),
+        ("autoscaling", "horizontalpodautoscalers") => Arc::new(autoscaler::Autoscaler),
+        ("coordination.k8s.io", "leases") => Arc::new(policy::Lease),
+        ("discovery.k8s.io", "endpointslices") => Arc::new(net::EndpointSlice),
+        ("networking.k8s.io", "ingresses") => Arc::new(net::Ingress),
+        ("networking.k8s.io", "networkpolicies") => Arc::new(net::Policy),
+        ("networking.k8s.io", "ingressclasses") => Arc::new(net::IngressClass),
+        ("networking.k8s.io", "servicecidrs") => Arc::new(net::Range),
+        ("networking.k8s.io", "ipaddresses") => Arc::new(net::Address),
+        ("policy", "poddisruptionbudgets") => Arc::new(policy::Budget),
         ("rbac.authorization.k8s.io", "roles") => Arc::new(rbac::Role { cluster: false }),
         ("rbac.authorization.k8s.io", "clusterroles") => Arc::new(rbac::Role { cluster: true }),
         ("rbac.authorization.k8s.io", "rolebindings") => Arc::new(rbac::Binding { cluster: false }),
         ("rbac.authorization.k8s.io", "clusterrolebindings") => Arc::new(rbac::Binding { cluster: true }),
-        ("scheduling.k8s.io", "priorityclasses") => with(G, defaults::priority_class),
-        ("storage.k8s.io", "storageclasses") => with(R, defaults::storage_class),
-        ("storage.k8s.io", "csidrivers") => with(locked(R), defaults::csi_driver),
-        ("storage.k8s.io", "csinodes" | "volumeattributesclasses") => plain(R),
-        ("storage.k8s.io", "volumeattachments") => plain(locked(RS)),
-        ("certificates.k8s.io", "certificatesigningrequests") => {
-            selectable(S, defaults::signing_request, &["spec.signerName"])
-        }
+        ("scheduling.k8s.io", "priorityclasses") => Arc::new(policy::PriorityClass),
+        ("storage.k8s.io", "storageclasses") => Arc::new(storage::Class),
+        ("storage.k8s.io", "volumeattributesclasses") => Arc::new(storage::AttributesClass),
+        ("storage.k8s.io", "csidrivers") => Arc::new(storage::Driver),
+        ("storage.k8s.io", "csinodes") => Arc::new(storage::Node),
+        ("storage.k8s.io", "csistoragecapacities") => Arc::new(storage::Capacity),
+        ("storage.k8s.io", "volumeattachments") => Arc::new(storage::Attachment),
+        ("certificates.k8s.io", "certificatesigningrequests") => Arc::new(certificates::SigningRequest),
         ("certificates.k8s.io", "clustertrustbundles") => selectable(D, none, &["spec.signerName"]),
-        ("flowcontrol.apiserver.k8s.io", "flowschemas") => with(GS, defaults::flow_schema),
-        ("flowcontrol.apiserver.k8s.io", _) => with(GS, defaults::priority_level),
+        ("flowcontrol.apiserver.k8s.io", "flowschemas") => Arc::new(flow::Schema),
+        ("flowcontrol.apiserver.k8s.io", _) => Arc::new(flow::Level),
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations") => {
             with(locked(G), defaults::mutating_webhooks)
         }

@@ -11,10 +11,21 @@ pub fn convert(obj: &mut Value, api_version: &str) {
         return;
     }
     match (obj["kind"].as_str().unwrap_or_default(), from.as_str(), api_version) {
-        ("Event", "v1", "events.k8s.io/v1") => rename(obj, EVENT),
+        ("Event", "v1", "events.k8s.io/v1") => {
+            rename(obj, EVENT);
+            // What the older view always prints, the newer leaves out when empty.
+            if let Value::Object(o) = obj {
+                o.retain(|k, v| !(matches!(k.as_str(), "reportingController" | "reportingInstance") && v == ""));
+            }
+        }
         ("Event", "events.k8s.io/v1", "v1") => {
             let back: Vec<(&str, &str)> = EVENT.iter().map(|(a, b)| (*b, *a)).collect();
             rename(obj, &back);
+            for key in ["reportingComponent", "reportingInstance"] {
+                if obj.get(key).is_none_or(Value::is_null) {
+                    obj[key] = "".into();
+                }
+            }
         }
         ("HorizontalPodAutoscaler", "autoscaling/v2", "autoscaling/v1") => hpa_v1(obj),
         ("HorizontalPodAutoscaler", "autoscaling/v1", "autoscaling/v2") => hpa_v2(obj),
@@ -138,7 +149,7 @@ mod tests {
     #[test]
     fn events_round_trip() {
         let core = json!({"apiVersion":"v1","kind":"Event","metadata":{"name":"a"},"involvedObject":{"kind":"Pod"},
-            "message":"m","reason":"r","count":2,"reportingComponent":"c"});
+            "message":"m","reason":"r","count":2,"reportingComponent":"c","reportingInstance":""});
         let mut v = core.clone();
         convert(&mut v, "events.k8s.io/v1");
         assert_eq!(v["note"], "m");

@@ -59,9 +59,10 @@ fn keep_only(sub: &str, new: &Value, old: &Value) -> Value {
             }
         },
         "approval" => {
-            if let Some(v) = new["status"].get("conditions") {
-                out["status"]["conditions"] = v.clone();
+            if !out["status"].is_object() {
+                out["status"] = Value::Object(serde_json::Map::new());
             }
+            skiff_core::kinds::carry(&mut out["status"], &new["status"], "conditions");
         }
         "resize" => {
             for list in ["containers", "initContainers"] {

@@ -87,6 +87,9 @@ async fn delete_one(
         preconditions(kind, &old, name, &found, options)?;
         admission::validate(server, kind, call, Operation::Delete, &old, Some(&old), options.dry_run).await?;
         let step = plan(kind, &old, options);
+        if options.propagation.is_none() && kind.strategy.traits().orphan_by_default {
+            call.warnings.extend(kind.strategy.deletion_warning().map(str::to_owned));
+        }
         let (op, outcome) = match step {
             Step::Nothing => return Ok(Outcome::Pending(old)),
             Step::Mark(new) => (Op::Put(object::encode(&kind.to_storage((*new).clone()))), Outcome::Pending(*new)),

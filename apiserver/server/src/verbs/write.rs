@@ -72,7 +72,7 @@ pub async fn create(
     if !errors.is_empty() {
         let name = meta::name(&obj);
         let name = if name.is_empty() { &base } else { name };
-        return Err(Status::invalid(kind.group(), &kind.resource.kind, name, &errors));
+        return Err(refusal(kind, name, &errors));
     }
     kind.strategy.warnings(&obj, None, &mut call.warnings);
     forget_empty_lists(&mut obj, &kind.resource.model);
@@ -124,6 +124,11 @@ pub async fn create(
         }
     }
     Err(Status::internal("unreachable: the loop above always returns"))
+}
+
+fn refusal(kind: &Kind, name: &str, errors: &Errors) -> Status {
+    let group = kind.strategy.error_group().unwrap_or(kind.group());
+    Status::invalid(group, &kind.resource.kind, name, errors)
 }
 
 /// Five characters from an alphabet without vowels and look-alikes, after at most 58 of the base.
@@ -275,10 +280,11 @@ pub async fn update(
     }
     match part {
         Part::Status => kind.strategy.validate_status(&new, &old, &mut errors),
-        _ => kind.strategy.validate_update(&new, &old, &mut errors),
+        Part::Other => kind.strategy.validate_subresource(&call.target.subresource, &new, &old, &mut errors),
+        Part::Main => kind.strategy.validate_update(&new, &old, &mut errors),
     }
     if !errors.is_empty() {
-        return Err(Status::invalid(kind.group(), &kind.resource.kind, meta::name(&old), &errors));
+        return Err(refusal(kind, meta::name(&old), &errors));
     }
     kind.strategy.warnings(&new, Some(&old), &mut call.warnings);
     forget_empty_lists(&mut new, &kind.resource.model);

@@ -253,6 +253,30 @@ fn field_refs(v: &mut Value) {
     }
 }
 
+/// Defaults of the sources that pods and PersistentVolumes have in common.
+pub(in crate::kinds) fn default_source(v: &mut Map<String, Value>) {
+    let texts = [
+        ("hostPath", "type", ""),
+        ("iscsi", "iscsiInterface", "default"),
+        ("rbd", "pool", "rbd"),
+        ("rbd", "user", "admin"),
+        ("rbd", "keyring", "/etc/ceph/keyring"),
+        ("azureDisk", "cachingMode", "ReadWrite"),
+        ("azureDisk", "kind", "Shared"),
+        ("azureDisk", "fsType", "ext4"),
+        ("scaleIO", "storageMode", "ThinProvisioned"),
+        ("scaleIO", "fsType", "xfs"),
+    ];
+    for (source, key, value) in texts {
+        if let Some(s) = v.get_mut(source).and_then(Value::as_object_mut) {
+            set(s, key, value);
+        }
+    }
+    if let Some(s) = v.get_mut("azureDisk").and_then(Value::as_object_mut) {
+        set(s, "readOnly", false);
+    }
+}
+
 fn default_volume(v: &mut Map<String, Value>) {
     const MODE: i64 = 0o644;
     let sources = v.iter().filter(|(k, v)| *k != "name" && !v.is_null()).count();
@@ -278,26 +302,7 @@ fn default_volume(v: &mut Map<String, Value>) {
             }
         }
     }
-    let texts = [
-        ("hostPath", "type", ""),
-        ("iscsi", "iscsiInterface", "default"),
-        ("rbd", "pool", "rbd"),
-        ("rbd", "user", "admin"),
-        ("rbd", "keyring", "/etc/ceph/keyring"),
-        ("azureDisk", "cachingMode", "ReadWrite"),
-        ("azureDisk", "kind", "Shared"),
-        ("azureDisk", "fsType", "ext4"),
-        ("scaleIO", "storageMode", "ThinProvisioned"),
-        ("scaleIO", "fsType", "xfs"),
-    ];
-    for (source, key, value) in texts {
-        if let Some(s) = v.get_mut(source).and_then(Value::as_object_mut) {
-            set(s, key, value);
-        }
-    }
-    if let Some(s) = v.get_mut("azureDisk").and_then(Value::as_object_mut) {
-        set(s, "readOnly", false);
-    }
+    default_source(v);
     if let Some(i) = v.get_mut("image").and_then(Value::as_object_mut) {
         let reference = i.get("reference").and_then(Value::as_str).unwrap_or_default().to_owned();
         set_text(i, "pullPolicy", if is_latest(&reference) { "Always" } else { "IfNotPresent" });

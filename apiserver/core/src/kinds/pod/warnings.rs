@@ -20,6 +20,24 @@ const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 const SECCOMP: &str = "seccomp.security.alpha.kubernetes.io/pod";
 const SECCOMP_CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/";
 
+/// Kinds of volumes that no longer work, or will not.
+const RETIRED: &[(&str, &str)] = &[
+    ("photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+"),
+    ("gitRepo", "deprecated in v1.11, and disabled by default in v1.33+"),
+    ("scaleIO", "deprecated in v1.16, non-functional in v1.22+"),
+    ("flocker", "deprecated in v1.22, non-functional in v1.25+"),
+    ("storageos", "deprecated in v1.22, non-functional in v1.25+"),
+    ("quobyte", "deprecated in v1.22, non-functional in v1.25+"),
+    ("glusterfs", "deprecated in v1.25, non-functional in v1.26+"),
+    ("cephfs", "deprecated in v1.28, non-functional in v1.31+"),
+    ("rbd", "deprecated in v1.28, non-functional in v1.31+"),
+];
+
+/// What is wrong with a kind of volume, if it is on its way out.
+pub(in crate::kinds) fn retired_volume(kind: &str) -> Option<&'static str> {
+    RETIRED.iter().find(|(k, _)| *k == kind).map(|(_, why)| *why)
+}
+
 fn old_label(key: &str) -> Option<String> {
     let (_, since, new) = OLD_LABELS.iter().find(|(old, ..)| *old == key)?;
     Some(format!("deprecated since {since}; use \"{new}\" instead"))
@@ -107,22 +125,28 @@ fn check(pod: &Value, path: &Path<'_>, out: &mut Vec<String>) {
 fn node_affinity(spec: &Value, at: &Path<'_>, out: &mut Vec<String>) {
     let a = &spec["affinity"]["nodeAffinity"];
     let at = at.child("affinity.nodeAffinity");
-    let mut term = |t: &Value, here: &Path<'_>| {
-        let list_at = here.child("matchExpressions");
-        for (i, e) in list(t, "matchExpressions").iter().enumerate() {
-            if let Some(why) = old_label(text(e, "key")) {
-                out.push(format!("{}: {} is {why}", list_at.index(i).child("key"), text(e, "key")));
-            }
-        }
-    };
-    let required = at.child("requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms");
-    let terms = &a["requiredDuringSchedulingIgnoredDuringExecution"];
-    for (i, t) in list(terms, "nodeSelectorTerms").iter().enumerate() {
-        term(t, &required.index(i));
-    }
+    let required = at.child("requiredDuringSchedulingIgnoredDuringExecution");
+    of_node_selector(&a["requiredDuringSchedulingIgnoredDuringExecution"], &required, out);
     let preferred = at.child("preferredDuringSchedulingIgnoredDuringExecution");
     for (i, w) in list(a, "preferredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
-        term(&w["preference"], &preferred.index(i).child("preference"));
+        node_term(&w["preference"], &preferred.index(i).child("preference"), out);
+    }
+}
+
+/// Warnings about the labels that a node selector asks for.
+pub(in crate::kinds) fn of_node_selector(selector: &Value, path: &Path<'_>, out: &mut Vec<String>) {
+    let terms = path.child("nodeSelectorTerms");
+    for (i, t) in list(selector, "nodeSelectorTerms").iter().enumerate() {
+        node_term(t, &terms.index(i), out);
+    }
+}
+
+fn node_term(t: &Value, path: &Path<'_>, out: &mut Vec<String>) {
+    let all = path.child("matchExpressions");
+    for (i, e) in list(t, "matchExpressions").iter().enumerate() {
+        if let Some(why) = old_label(text(e, "key")) {
+            out.push(format!("{}: {} is {why}", all.index(i).child("key"), text(e, "key")));
+        }
     }
 }
 
@@ -219,17 +243,7 @@ fn volumes(spec: &Value, at: &Path<'_>, out: &mut Vec<String>) {
     for (i, v) in list(spec, "volumes").iter().enumerate() {
         let here = all.index(i);
         let name = quote_str(text(v, "name"));
-        for (key, why) in [
-            ("photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+"),
-            ("gitRepo", "deprecated in v1.11, and disabled by default in v1.33+"),
-            ("scaleIO", "deprecated in v1.16, non-functional in v1.22+"),
-            ("flocker", "deprecated in v1.22, non-functional in v1.25+"),
-            ("storageos", "deprecated in v1.22, non-functional in v1.25+"),
-            ("quobyte", "deprecated in v1.22, non-functional in v1.25+"),
-            ("glusterfs", "deprecated in v1.25, non-functional in v1.26+"),
-            ("cephfs", "deprecated in v1.28, non-functional in v1.31+"),
-            ("rbd", "deprecated in v1.28, non-functional in v1.31+"),
-        ] {
+        for (key, why) in RETIRED {
             if given(v, key) {
                 out.push(format!("{}: {why}", here.child(key)));
             }

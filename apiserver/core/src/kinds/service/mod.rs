@@ -26,6 +26,7 @@ impl Strategy for ServiceStrategy {
 
     fn default(&self, obj: &mut Value) {
         default_service(obj);
+        super::net::default_modes(obj);
     }
 
     fn prepare_create(&self, obj: &mut Value) {
@@ -47,6 +48,10 @@ impl Strategy for ServiceStrategy {
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         validate::validate_update(new, old, errors);
+    }
+
+    fn validate_status(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        super::net::load_balancer_status(new, true, errors);
     }
 
     fn warnings(&self, new: &Value, _old: Option<&Value>, out: &mut Vec<String>) {

@@ -18,62 +18,23 @@ mod volumes;
 
 use serde_json::Value;
 
-use crate::invalid::{self, ErrorType, Errors, FieldError};
+use crate::invalid::Errors;
+use crate::kinds::check::subdomain_if_given;
+use crate::kinds::check::{NOT_NEGATIVE, complain, need, not_found_because, one_of};
 use crate::names;
 use crate::path::Path;
 
+pub(in crate::kinds) use crate::kinds::check::label_selector as validate_label_selector;
+pub(super) use crate::kinds::check::{given, list, text};
 pub(super) use containers::validate_ephemeral;
 pub(super) use network::bad_ip;
+pub(in crate::kinds) use placement::validate_node_selector;
 pub(super) use security::annotated_profiles;
+pub(in crate::kinds) use sources::validate as validate_source;
 pub(super) use volumes::usable as usable_volumes;
-
-/// Text at `key`; empty when absent.
-pub(super) fn text<'a>(v: &'a Value, key: &str) -> &'a str {
-    v[key].as_str().unwrap_or_default()
-}
-
-/// List at `key`; empty when absent.
-pub(super) fn list<'a>(v: &'a Value, key: &str) -> &'a [Value] {
-    v[key].as_array().map_or(&[], Vec::as_slice)
-}
-
-/// Whether a nested message was given at all.
-pub(super) fn given(v: &Value, key: &str) -> bool {
-    !v[key].is_null()
-}
-
-/// Refuses a value outside `allowed`. Absent counts as fine.
-fn one_of(v: &Value, key: &str, allowed: &[&str], path: &Path<'_>, errors: &mut Errors) {
-    if let Some(s) = v[key].as_str().filter(|s| !allowed.contains(s)) {
-        errors.not_supported(&path.child(key), s, allowed);
-    }
-}
-
-/// Demands a text that is not empty.
-fn need(v: &Value, key: &str, path: &Path<'_>, errors: &mut Errors) -> bool {
-    let there = !text(v, key).is_empty();
-    if !there {
-        errors.required(&path.child(key), "");
-    }
-    there
-}
-
-/// Each complaint becomes an "invalid value" at `path`.
-fn complain(path: &Path<'_>, value: &str, why: Vec<String>, errors: &mut Errors) {
-    for w in why {
-        errors.invalid(path, value, w);
-    }
-}
-
-/// "Not found" with an explanation.
-fn not_found_because(path: &Path<'_>, value: &str, why: &str, errors: &mut Errors) {
-    let body = format!("Not found: {}: {why}", invalid::quote_str(value));
-    errors.0.push(FieldError { kind: ErrorType::NotFound, path: path.to_string(), body });
-}
 
 /// Marks the copy that a kubelet makes of a pod it runs from a file.
 const MIRROR: &str = "kubernetes.io/config.mirror";
-const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 const ID_RANGE: &str = "must be between 0 and 2147483647, inclusive";
 
 /// Checks a Pod.
@@ -112,39 +73,6 @@ pub(in crate::kinds) fn validate_template(t: &Value, path: &Path<'_>, errors: &m
     validate_spec(&t["spec"], &t["metadata"], &spec, errors);
     if !list(&t["spec"], "ephemeralContainers").is_empty() {
         errors.forbidden(&spec.child("ephemeralContainers"), "ephemeral containers not allowed in pod template");
-    }
-}
-
-/// Checks a `metav1.LabelSelector` at `path`.
-pub(in crate::kinds) fn validate_label_selector(s: &Value, path: &Path<'_>, errors: &mut Errors) {
-    let labels = path.child("matchLabels");
-    names::validate_labels(s["matchLabels"].as_object(), &labels, errors);
-    let list = path.child("matchExpressions");
-    for (i, e) in s["matchExpressions"].as_array().into_iter().flatten().enumerate() {
-        let at = list.index(i);
-        let values = e["values"].as_array().map_or(0, Vec::len);
-        match e["operator"].as_str().unwrap_or_default() {
-            "In" | "NotIn" => {
-                if values == 0 {
-                    errors.required(&at.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
-                }
-            }
-            "Exists" | "DoesNotExist" => {
-                if values > 0 {
-                    errors.forbidden(
-                        &at.child("values"),
-                        "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-                    );
-                }
-            }
-            o => errors.invalid(&at.child("operator"), o, "not a valid selector operator"),
-        }
-        names::validate_label_name(e["key"].as_str().unwrap_or_default(), &at.child("key"), errors);
-        let vp = at.child("values");
-        for (j, v) in e["values"].as_array().into_iter().flatten().enumerate() {
-            let v = v.as_str().unwrap_or_default();
-            complain(&vp.index(j), v, names::is_label_value(v), errors);
-        }
     }
 }
 
@@ -221,13 +149,6 @@ fn validate_spec(spec: &Value, meta: &Value, path: &Path<'_>, errors: &mut Error
     }
     if given(spec, "resources") {
         resources::validate_pod_level(spec, &context, &path.child("resources"), errors);
-    }
-}
-
-fn subdomain_if_given(v: &Value, key: &str, path: &Path<'_>, errors: &mut Errors) {
-    let s = text(v, key);
-    if !s.is_empty() {
-        complain(&path.child(key), s, names::is_dns1123_subdomain(s), errors);
     }
 }
 

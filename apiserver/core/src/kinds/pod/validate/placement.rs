@@ -38,21 +38,25 @@ fn weight(w: &Value, at: &Path<'_>, errors: &mut Errors) {
 
 fn node(v: &Value, path: &Path<'_>, errors: &mut Errors) {
     if given(v, REQUIRED) {
-        let at = path.child(REQUIRED);
-        let at = at.child("nodeSelectorTerms");
-        let terms = list(&v[REQUIRED], "nodeSelectorTerms");
-        if terms.is_empty() {
-            errors.required(&at, "must have at least one node selector term");
-        }
-        for (i, t) in terms.iter().enumerate() {
-            node_term(t, &at.index(i), errors);
-        }
+        validate_node_selector(&v[REQUIRED], &path.child(REQUIRED), errors);
     }
     let at = path.child(PREFERRED);
     for (i, w) in list(v, PREFERRED).iter().enumerate() {
         let one = at.index(i);
         weight(w, &one, errors);
         node_term(&w["preference"], &one.child("preference"), errors);
+    }
+}
+
+/// Checks a node selector: at least one term.
+pub(in crate::kinds) fn validate_node_selector(v: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let at = path.child("nodeSelectorTerms");
+    let terms = list(v, "nodeSelectorTerms");
+    if terms.is_empty() {
+        errors.required(&at, "must have at least one node selector term");
+    }
+    for (i, t) in terms.iter().enumerate() {
+        node_term(t, &at.index(i), errors);
     }
 }
 

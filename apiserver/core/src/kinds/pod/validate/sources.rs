@@ -15,7 +15,7 @@ const VOLUME_FIELDS: &[&str] =
     &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
 /// Checks source `s` of the given kind.
-pub(super) fn validate(kind: &str, s: &Value, at: &Path<'_>, errors: &mut Errors) {
+pub(in crate::kinds) fn validate(kind: &str, s: &Value, at: &Path<'_>, errors: &mut Errors) {
     for key in required(kind) {
         if s[*key].is_array() || matches!(*key, "monitors") {
             if list(s, key).is_empty() {
@@ -257,30 +257,7 @@ fn claim_template(s: &Value, at: &Path<'_>, errors: &mut Errors) {
     }
     names::validate_labels(t["metadata"]["labels"].as_object(), &meta_at.child("labels"), errors);
     names::validate_annotations(t["metadata"]["annotations"].as_object(), &meta_at.child("annotations"), errors);
-    let (spec, at) = (&t["spec"], at.child("spec"));
-    let modes_at = at.child("accessModes");
-    let modes = list(spec, "accessModes");
-    if modes.is_empty() {
-        errors.required(&modes_at, "at least 1 access mode is required");
-    }
-    let known = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    for m in modes.iter().filter_map(Value::as_str).filter(|m| !known.contains(m)) {
-        errors.not_supported(&modes_at, m, &known);
-    }
-    if modes.len() > 1 && modes.iter().any(|m| m == "ReadWriteOncePod") {
-        errors.forbidden(&modes_at, "may not use ReadWriteOncePod with other access modes");
-    }
-    if given(spec, "selector") {
-        super::validate_label_selector(&spec["selector"], &at.child("selector"), errors);
-    }
-    let resources = at.child("resources");
-    let storage = resources.key("storage");
-    match spec["resources"]["requests"]["storage"].as_str().and_then(|q| Quantity::parse(q).ok()) {
-        None => errors.required(&storage, ""),
-        Some(q) if q.sign() <= 0 => errors.invalid(&storage, q.to_string(), "must be greater than zero"),
-        Some(_) => {}
-    }
-    one_of(spec, "volumeMode", &["Block", "Filesystem"], &at, errors);
+    crate::kinds::storage::validate_claim_spec(&t["spec"], &at.child("spec"), errors);
 }
 
 fn iscsi(s: &Value, at: &Path<'_>, errors: &mut Errors) {

@@ -1,0 +1,284 @@
+//! HorizontalPodAutoscaler, in both of its versions.
+
+use serde_json::{Map, Value, json};
+
+use super::check::{complain, given, list, need, not_negative, one_of, quantity_not_negative, text};
+use super::defaults::{object, set, set_text};
+use super::{Strategy, Traits};
+use crate::invalid::Errors;
+use crate::names;
+use crate::path::Path;
+use crate::quantity::Quantity;
+
+/// What v1 cannot say stands in this annotation.
+const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
+const WINDOW_MAX: i64 = 3600;
+const PERIOD_MAX: i64 = 1800;
+
+/// Rules of HorizontalPodAutoscalers.
+pub(super) struct Autoscaler;
+
+impl Strategy for Autoscaler {
+    fn traits(&self) -> &Traits {
+        const T: Traits = Traits { generation: true, status: true, ..Traits::DEFAULT };
+        &T
+    }
+
+    fn default(&self, obj: &mut Value) {
+        let v2 = obj.get("apiVersion") == Some(&json!("autoscaling/v2"));
+        let annotated = !v2 && readable_metrics(obj);
+        let Some(spec) = object(obj, "spec") else { return };
+        set(spec, "minReplicas", 1);
+        if !v2 {
+            if !annotated {
+                set(spec, "targetCPUUtilizationPercentage", 80);
+            }
+            return;
+        }
+        if spec.get("metrics").is_none_or(|m| m.as_array().is_none_or(Vec::is_empty)) {
+            let target = json!({"type": "Utilization", "averageUtilization": 80});
+            let cpu = json!([{"type": "Resource", "resource": {"name": "cpu", "target": target}}]);
+            spec.insert("metrics".into(), cpu);
+        }
+        if let Some(behavior) = spec.get_mut("behavior").and_then(Value::as_object_mut) {
+            default_behavior(behavior);
+        }
+    }
+
+    fn validate(&self, obj: &Value, errors: &mut Errors) {
+        let (spec, path) = (&obj["spec"], Path::new("spec"));
+        let min = spec["minReplicas"].as_i64();
+        if let Some(n) = min.filter(|n| *n < 1) {
+            errors.invalid(&path.child("minReplicas"), n, "must be greater than or equal to 1");
+        }
+        let max = spec["maxReplicas"].as_i64().unwrap_or(0);
+        let at = path.child("maxReplicas");
+        if max < 1 {
+            errors.invalid(&at, max, "must be greater than 0");
+        }
+        if min.is_some_and(|n| max < n) {
+            errors.invalid(&at, max, "must be greater than or equal to `minReplicas`");
+        }
+        reference(&spec["scaleTargetRef"], &path.child("scaleTargetRef"), errors);
+        let all = path.child("metrics");
+        if let Some(n) = spec["targetCPUUtilizationPercentage"].as_i64().filter(|n| *n < 1) {
+            let target = all.index(0);
+            errors.invalid(&target.child("resource.target.averageUtilization"), n, "must be greater than 0");
+        }
+        for (i, m) in list(spec, "metrics").iter().enumerate() {
+            metric(m, &all.index(i), errors);
+        }
+        let at = path.child("behavior");
+        for key in ["scaleUp", "scaleDown"] {
+            if given(&spec["behavior"], key) {
+                rules(&spec["behavior"][key], &at.child(key), errors);
+            }
+        }
+    }
+
+    fn validate_status(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        not_negative(&new["status"], &["currentReplicas", "desiredReplicas"], &Path::new("status"), errors);
+    }
+}
+
+/// Whether the annotation holds metrics; one that cannot be read is dropped.
+fn readable_metrics(obj: &mut Value) -> bool {
+    let Some(notes) = obj.get_mut("metadata").and_then(|m| m.get_mut("annotations")).and_then(Value::as_object_mut)
+    else {
+        return false;
+    };
+    let Some(text) = notes.get(METRICS).and_then(Value::as_str) else { return false };
+    let count = serde_json::from_str::<Vec<Value>>(text).map(|l| l.len());
+    if count.is_err() {
+        notes.remove(METRICS);
+        if notes.is_empty()
+            && let Some(m) = obj.get_mut("metadata").and_then(Value::as_object_mut)
+        {
+            m.remove("annotations");
+        }
+    }
+    count.is_ok_and(|n| n > 0)
+}
+
+fn default_behavior(behavior: &mut Map<String, Value>) {
+    let up = json!([
+        {"type": "Pods", "value": 4, "periodSeconds": 15},
+        {"type": "Percent", "value": 100, "periodSeconds": 15},
+    ]);
+    let down = json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]);
+    for (key, policies, window) in [("scaleUp", up, Some(0)), ("scaleDown", down, None)] {
+        let rules = behavior.entry(key).or_insert_with(|| json!({}));
+        let Some(rules) = rules.as_object_mut() else { continue };
+        if let Some(w) = window {
+            set(rules, "stabilizationWindowSeconds", w);
+        }
+        set_text(rules, "selectPolicy", "Max");
+        set(rules, "policies", policies);
+    }
+}
+
+/// Kind, name and version of an object.
+fn reference(r: &Value, path: &Path<'_>, errors: &mut Errors) {
+    for key in ["kind", "name"] {
+        if need(r, key, path, errors) {
+            complain(&path.child(key), text(r, key), names::is_path_segment(text(r, key)), errors);
+        }
+    }
+    let version = text(r, "apiVersion");
+    if version.matches('/').count() > 1 {
+        let why = format!("unexpected GroupVersion string: {version}");
+        errors.invalid(&path.child("apiVersion"), version, why);
+    }
+}
+
+fn metric(m: &Value, path: &Path<'_>, errors: &mut Errors) {
+    const SOURCES: [(&str, &str); 5] = [
+        ("Object", "object"),
+        ("External", "external"),
+        ("Pods", "pods"),
+        ("Resource", "resource"),
+        ("ContainerResource", "containerResource"),
+    ];
+    let kind = text(m, "type");
+    if kind.is_empty() {
+        errors.required(&path.child("type"), "must specify a metric source type");
+    }
+    one_of(m, "type", &["ContainerResource", "External", "Object", "Pods", "Resource"], path, errors);
+    let present: Vec<&str> = SOURCES.iter().map(|(_, key)| *key).filter(|k| given(m, k)).collect();
+    // Only the first is looked at.
+    if let Some(first) = present.first() {
+        source(first, &m[*first], &path.child(first), errors);
+    }
+    let expected = SOURCES.iter().find(|(k, _)| *k == kind).map(|(_, key)| *key);
+    if let Some(e) = expected.filter(|e| !present.contains(e)) {
+        errors.required(&path.child(e), "must populate information for the given metric source");
+    }
+    if present.len() > 1 || (present.len() == 1 && expected.is_some_and(|e| !present.contains(&e))) {
+        let mut others: Vec<&str> = present.into_iter().filter(|p| Some(*p) != expected).collect();
+        others.sort_unstable();
+        for other in others {
+            errors.forbidden(&path.child(other), "must populate the given metric source only");
+        }
+    }
+}
+
+fn source(key: &str, s: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let target = path.child("target");
+    let t = &s["target"];
+    match key {
+        "object" => {
+            reference(&s["describedObject"], &path.child("describedObject"), errors);
+            identifier(s, path, errors);
+            amounts(t, &target, errors);
+            if !given(t, "value") && !given(t, "averageValue") {
+                errors.required(&target.child("averageValue"), "must set either a target value or averageValue");
+            }
+        }
+        "external" => {
+            identifier(s, path, errors);
+            amounts(t, &target, errors);
+            match (given(t, "value"), given(t, "averageValue")) {
+                (false, false) => {
+                    let why = "must set either a target value for metric or a per-pod target";
+                    errors.required(&target.child("averageValue"), why);
+                }
+                (true, true) => {
+                    let why = "may not set both a target value for metric and a per-pod target";
+                    errors.forbidden(&target.child("value"), why);
+                }
+                _ => {}
+            }
+        }
+        "pods" => {
+            identifier(s, path, errors);
+            amounts(t, &target, errors);
+            if quantity(&t["averageValue"]).is_none_or(|q| q.sign() <= 0) {
+                errors.required(&target.child("averageValue"), "must specify a positive target averageValue");
+            }
+        }
+        _ => {
+            if text(s, "name").is_empty() {
+                errors.required(&path.child("name"), "must specify a resource name");
+            }
+            if key == "containerResource" && text(s, "container").is_empty() {
+                errors.required(&path.child("container"), "must specify a container");
+            }
+            amounts(t, &target, errors);
+            match (given(t, "averageUtilization"), given(t, "averageValue")) {
+                (false, false) => {
+                    let why = "must set either a target raw value or a target utilization";
+                    errors.required(&target.child("averageUtilization"), why);
+                }
+                (true, true) => {
+                    let why = "may not set both a target raw value and a target utilization";
+                    errors.forbidden(&target.child("averageValue"), why);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn quantity(v: &Value) -> Option<Quantity> {
+    v.as_str().and_then(|q| Quantity::parse(q).ok())
+}
+
+fn identifier(s: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let metric = path.child("metric");
+    let name = text(&s["metric"], "name");
+    if name.is_empty() {
+        errors.required(&metric.child("name"), "must specify a metric name");
+    } else {
+        complain(&metric.child("name"), name, names::is_path_segment(name), errors);
+    }
+}
+
+fn amounts(t: &Value, path: &Path<'_>, errors: &mut Errors) {
+    match text(t, "type") {
+        "" => errors.required(&path.child("type"), "must specify a metric target type"),
+        "Utilization" | "Value" | "AverageValue" => {}
+        other => errors.invalid(&path.child("type"), other, "must be either Utilization, Value, or AverageValue"),
+    }
+    for key in ["value", "averageValue"] {
+        if let Some(q) = quantity(&t[key]).filter(|q| q.sign() <= 0) {
+            errors.invalid(&path.child(key), q.to_string(), "must be positive");
+        }
+    }
+    if let Some(n) = t["averageUtilization"].as_i64().filter(|n| *n < 1) {
+        errors.invalid(&path.child("averageUtilization"), n, "must be greater than 0");
+    }
+}
+
+fn rules(r: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let at = path.child("stabilizationWindowSeconds");
+    if let Some(n) = r["stabilizationWindowSeconds"].as_i64() {
+        if n < 0 {
+            errors.invalid(&at, n, "must be greater than or equal to zero");
+        }
+        if n > WINDOW_MAX {
+            errors.invalid(&at, n, format!("must be less than or equal to {WINDOW_MAX}"));
+        }
+    }
+    one_of(r, "selectPolicy", &["Disabled", "Max", "Min"], path, errors);
+    let all = path.child("policies");
+    let policies = list(r, "policies");
+    if policies.is_empty() {
+        errors.required(&all, "must specify at least one Policy");
+    }
+    for (i, p) in policies.iter().enumerate() {
+        let at = all.index(i);
+        if !matches!(text(p, "type"), "Percent" | "Pods") {
+            errors.not_supported(&at.child("type"), text(p, "type"), &["Percent", "Pods"]);
+        }
+        for key in ["value", "periodSeconds"] {
+            let n = p[key].as_i64().unwrap_or(0);
+            if n <= 0 {
+                errors.invalid(&at.child(key), n, "must be greater than zero");
+            }
+            if key == "periodSeconds" && n > PERIOD_MAX {
+                errors.invalid(&at.child(key), n, format!("must be less than or equal to {PERIOD_MAX}"));
+            }
+        }
+    }
+    quantity_not_negative(&r["tolerance"], &path.child("tolerance"), errors);
+}
