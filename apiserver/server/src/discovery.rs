@@ -168,9 +168,11 @@ fn route(
             Ok(Some(r))
         }
         ["openapi", "v2"] => Ok(Some(openapi_v2(server, accept, headers))),
-        ["openapi", "v3", rest @ ..] => {
-            Ok(Some(openapi_v3(server, rest, query, headers).unwrap_or_else(|| text(404, String::new()))))
-        }
+        ["openapi", "v3", rest @ ..] => Ok(Some(openapi_v3(server, rest, query, headers).unwrap_or_else(|| {
+            let mut r = text(404, String::new());
+            r.headers_mut().remove(CONTENT_TYPE);
+            r
+        }))),
         ["api"] => {
             if let Some(r) = aggregated(server, accept, headers, true) {
                 get_only()?;

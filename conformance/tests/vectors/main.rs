@@ -98,7 +98,8 @@ async fn play_area(server: &Server, area: &Path, wanted: &[String]) -> Vec<(Stri
         }
         let text = std::fs::read(&file).expect("a readable scenario");
         let scenario: Value = serde_json::from_slice(&text).expect("a scenario is JSON");
-        out.push((name, play::scenario(server, &scenario).await));
+        let bodies = play::bodies(&text);
+        out.push((name, play::scenario(server, &scenario, &bodies).await));
     }
     out
 }

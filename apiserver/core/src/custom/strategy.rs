@@ -164,6 +164,15 @@ impl Strategy for Custom {
         }
     }
 
+    /// Metadata through `status` is as it was, so nobody owns it by that.
+    fn reset_fields(&self, of_status: bool) -> &'static [&'static [&'static str]] {
+        match (of_status, self.traits.status) {
+            (true, _) => &[&["metadata"], &["spec"]],
+            (false, true) => &[&["status"]],
+            (false, false) => &[],
+        }
+    }
+
     fn prepare_create(&self, obj: &mut Value) {
         if self.traits.status
             && let Value::Object(o) = obj

@@ -44,7 +44,13 @@ fn fault(message: impl Into<String>) -> DecodeError {
 }
 
 fn scan_fault(error: &ScanError) -> DecodeError {
-    fault(format!("yaml: line {}: {}", error.marker().line(), error.info()))
+    // The words of the library upstream reads with, where clients are likely to see them.
+    let info = match error.info() {
+        "unclosed bracket '['" => "did not find expected ',' or ']'",
+        "unclosed bracket '{'" => "did not find expected ',' or '}'",
+        other => other,
+    };
+    fault(format!("yaml: line {}: {info}", error.marker().line()))
 }
 
 #[derive(Clone, Copy, Default)]
