@@ -212,7 +212,8 @@ impl Errors {
 
     /// `path: Too many: N: must have at most M items`.
     pub fn too_many(&mut self, path: &impl fmt::Display, actual: usize, max: usize) {
-        self.push(ErrorType::TooMany, path, Some(actual.to_string()), &format!("must have at most {max} items"));
+        let items = if max == 1 { "item" } else { "items" };
+        self.push(ErrorType::TooMany, path, Some(actual.to_string()), &format!("must have at most {max} {items}"));
     }
 
     /// `path: Internal error: detail`.

@@ -309,7 +309,7 @@ async fn dispatch(
         call.warnings.push("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into());
     }
     let accept = call.header("accept").to_owned();
-    if !subresources::takes_stream(&t) && t.subresource != "log" {
+    if !subresources::takes_stream(&t) && !kind.strategy.traits().untyped && t.subresource != "log" {
         routable(&accept)?;
     }
     if let Some(why) = skiff_core::names::is_path_segment(&t.name).first() {

@@ -131,7 +131,7 @@ fn decode(bytes: &[u8], encoding: Encoding, expected: Expected<'_>) -> Result<De
             let parsed = typed(bytes, parsed, expected)?;
             let forget = forgets_owners(&parsed.value);
             let mut decoded = if expected.untyped() {
-                untyped(parsed, expected)
+                untyped(parsed, expected, |d| d.iter().map(|p| format!("duplicate field {}", quote_str(p))).collect())
             } else {
                 codec::json::decode_parsed(bytes, parsed, expected.shape)
             }
@@ -145,7 +145,7 @@ fn decode(bytes: &[u8], encoding: Encoding, expected: Expected<'_>) -> Result<De
             let parsed = codec::parse_yaml(bytes).map_err(|e| unrecognised(expected, bytes, &e.to_string()))?;
             let parsed = typed(bytes, Parsed { value: parsed.value, duplicates: parsed.duplicates }, expected)?;
             if expected.untyped() {
-                return untyped(parsed, expected)
+                return untyped(parsed, expected, |d| codec::yaml::duplicates_fault(d).into_iter().collect())
                     .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()));
             }
             codec::decode_yaml(bytes, expected.shape)
@@ -170,13 +170,17 @@ fn decode(bytes: &[u8], encoding: Encoding, expected: Expected<'_>) -> Result<De
 }
 
 /// Reads an object that upstream has no type for: what was given twice is told first, then what was dropped.
-fn untyped(parsed: Parsed, expected: Expected<'_>) -> Result<Decoded, DecodeError> {
+fn untyped(
+    parsed: Parsed,
+    expected: Expected<'_>,
+    twice: fn(&[String]) -> Vec<String>,
+) -> Result<Decoded, DecodeError> {
     let Parsed { mut value, duplicates } = parsed;
     let mut faults = codec::Faults::default();
     expected.normalize(&mut value, &mut faults)?;
-    let told = |what: &'static str| move |path: &String| format!("{what} field {}", quote_str(path));
-    let strict = duplicates.iter().map(told("duplicate")).chain(faults.unknown.iter().map(told("unknown")));
-    Ok(Decoded { strict: strict.collect(), value })
+    let mut strict = twice(&duplicates);
+    strict.extend(faults.unknown.iter().map(|path| format!("unknown field {}", quote_str(path))));
+    Ok(Decoded { strict, value })
 }
 
 /// Checks kind and version that an untyped object gives itself.

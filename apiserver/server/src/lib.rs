@@ -147,7 +147,7 @@ async fn built_in(store: &Arc<dyn Store>) -> skiff_storage::Result<Registry> {
                     Some(c) => c,
                     None => {
                         let opened =
-                            Collection::open(Arc::clone(store), prefix.clone(), r.namespaced, stored_strategy(r))
+                            Collection::open(Arc::clone(store), prefix.clone(), r.namespaced, stored_strategy(r), 0)
                                 .await?;
                         let c = Arc::new(opened);
                         collections.insert(prefix, Arc::clone(&c));

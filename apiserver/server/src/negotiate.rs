@@ -162,7 +162,10 @@ pub fn negotiate(accept: Option<&str>, pretty: bool, offer: Offer) -> Result<For
     if accept.is_empty() {
         return Ok(form(Encoding::Json, View::Object));
     }
-    routable(accept)?;
+    // Kinds without protobuf are not behind the router that refuses what no route offers.
+    if offer.protobuf {
+        routable(accept)?;
+    }
     for c in clauses(accept) {
         let encoding = match c.media {
             "*/*" | "application/json" => Encoding::Json,
@@ -185,7 +188,7 @@ pub fn negotiate(accept: Option<&str>, pretty: bool, offer: Offer) -> Result<For
         let pretty = c.param("pretty").map_or(pretty, |p| p != "0");
         return Ok(Form { encoding, view, pretty });
     }
-    Err(Status::not_acceptable(&offer.names()))
+    Err(Status::not_acceptable(&Offer { protobuf: true, ..offer }.names()))
 }
 
 /// The encoding of a request body by its Content-Type. `protobuf` says whether the kind has one.

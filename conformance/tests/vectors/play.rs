@@ -75,8 +75,51 @@ async fn call(
     Answer { status, kind, warnings, body: data }
 }
 
+/// The JSON bodies of a scenario as the recorder sent them: members in the order of the file, a space after `,` and `:`.
+pub(crate) fn bodies(text: &[u8]) -> Vec<Option<String>> {
+    #[derive(serde::Deserialize)]
+    struct Request<'a> {
+        #[serde(borrow, default)]
+        body: Option<&'a serde_json::value::RawValue>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Step<'a> {
+        #[serde(borrow)]
+        request: Request<'a>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Scenario<'a> {
+        #[serde(borrow)]
+        steps: Vec<Step<'a>>,
+    }
+    let scenario: Scenario<'_> = serde_json::from_slice(text).expect("a scenario has steps");
+    scenario.steps.iter().map(|s| s.request.body.map(|b| spaced(b.get()))).collect()
+}
+
+fn spaced(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    let (mut inside, mut escaped) = (false, false);
+    for c in json.chars() {
+        if inside {
+            out.push(c);
+            (inside, escaped) = (escaped || c != '"', !escaped && c == '\\');
+            continue;
+        }
+        match c {
+            '"' => inside = true,
+            c if c.is_whitespace() => continue,
+            _ => {}
+        }
+        out.push(c);
+        if matches!(c, ',' | ':') {
+            out.push(' ');
+        }
+    }
+    out
+}
+
 /// Plays a scenario; answers its first difference, or none.
-pub(crate) async fn scenario(server: &Server, scenario: &Value) -> Option<String> {
+pub(crate) async fn scenario(server: &Server, scenario: &Value, bodies: &[Option<String>]) -> Option<String> {
     let id = format!("x{}", &uuid::Uuid::new_v4().simple().to_string()[..7]);
     let mut vars = Vars::from([("ns".to_owned(), format!("v-{id}")), ("id".to_owned(), id)]);
     let ns = vars["ns"].clone();
@@ -88,7 +131,8 @@ pub(crate) async fn scenario(server: &Server, scenario: &Value) -> Option<String
     call(server, "POST", &format!("/api/v1/namespaces/{ns}/serviceaccounts"), &json_type, Some(account)).await;
     let mut difference = None;
     for (i, step) in scenario["steps"].as_array().into_iter().flatten().enumerate() {
-        let d = play_step(server, &step["request"], &step["expect"], &mut vars).await;
+        let body = bodies.get(i).cloned().flatten();
+        let d = play_step(server, &step["request"], body, &step["expect"], &mut vars).await;
         if let Some(d) = d
             && difference.is_none()
         {
@@ -100,7 +144,13 @@ pub(crate) async fn scenario(server: &Server, scenario: &Value) -> Option<String
     difference
 }
 
-async fn play_step(server: &Server, request: &Value, expect: &Value, vars: &mut Vars) -> Option<String> {
+async fn play_step(
+    server: &Server,
+    request: &Value,
+    body: Option<String>,
+    expect: &Value,
+    vars: &mut Vars,
+) -> Option<String> {
     if let Some(wait) = request["wait"].as_f64() {
         // Recorded pauses let a watch or a clock move on; they are part of the scenario.
         tokio::time::sleep(Duration::from_secs_f64(wait)).await;
@@ -109,7 +159,7 @@ async fn play_step(server: &Server, request: &Value, expect: &Value, vars: &mut 
         Value::Null if request.get("body").is_none() => None,
         Value::String(s) => Some(fill(&Value::String(s.clone()), vars).as_str().unwrap_or_default().to_owned()),
         Value::Null => None,
-        v => Some(fill(v, vars).to_string()),
+        _ => body.map(|b| fill(&b.into(), vars).as_str().unwrap_or_default().to_owned()),
     };
     let mut headers: Vec<(String, Option<String>)> = request["headers"]
         .as_object()

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::CLEANUP;
+use super::{CLEANUP, rules, structural};
+use crate::invalid::Errors;
 use crate::kinds::{Strategy, Traits};
 use crate::meta;
 
@@ -56,9 +57,44 @@ impl Strategy for DefinitionStrategy {
         remember_storage(new);
     }
 
+    fn validate(&self, obj: &Value, errors: &mut Errors) {
+        let names = &obj["spec"]["names"];
+        let wanted = format!("{}.{}", text(names, "plural"), text(&obj["spec"], "group"));
+        if meta::name(obj) != wanted {
+            errors.invalid(&"metadata.name", meta::name(obj), "must be spec.names.plural+\".\"+spec.group");
+        }
+        rules::spec(&obj["spec"], errors);
+        rules::stored_versions(obj, obj, errors);
+        rules::approval(obj, None, errors);
+        rules::preserve(obj, None, errors);
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        rules::spec(&new["spec"], errors);
+        rules::immutable(new, old, errors);
+        rules::stored_versions(new, old, errors);
+        rules::approval(new, Some(old), errors);
+        rules::preserve(new, Some(old), errors);
+    }
+
+    fn validate_status(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        rules::stored_versions(new, new, errors);
+    }
+
+    fn warnings(&self, new: &Value, _old: Option<&Value>, out: &mut Vec<String>) {
+        for version in new["spec"]["versions"].as_array().into_iter().flatten() {
+            let schema = version.get("schema").and_then(|s| s.get("openAPIV3Schema"));
+            out.extend(schema.map(structural::unknown_formats).unwrap_or_default());
+        }
+    }
+
     fn deletion_finalizer(&self) -> Option<&'static str> {
         Some(CLEANUP)
     }
+}
+
+fn text<'a>(v: &'a Value, key: &str) -> &'a str {
+    v.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// Adds the storage version to `status.storedVersions`: from now on objects may be stored in it.

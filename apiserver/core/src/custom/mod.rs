@@ -2,6 +2,7 @@
 //!
 //! - [`schema`]: a version's schema, compiled once; [`coerce`]: defaults and pruning; [`shape`]: ownership.
 //! - [`names`]: which definitions get the names they ask for, and the conditions that say so.
+//! - [`definition`]: the rules of a definition; [`validate`], [`formats`]: those of values.
 //! - [`strategy`]: the rules of a custom kind, the same trait as a built-in's.
 //!
 //! A [`Definition`] is compiled from the stored object and gives one [`Resource`] with one [`Custom`] strategy for every
@@ -10,11 +11,16 @@
 pub mod coerce;
 pub mod columns;
 pub mod definition;
+pub mod formats;
 pub mod jsonpath;
 pub mod names;
+mod patterns;
+mod rules;
 pub mod schema;
 pub mod shape;
 pub mod strategy;
+mod structural;
+pub mod validate;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -8,7 +8,9 @@ use serde_json::Value;
 use super::coerce;
 use super::columns::Columns;
 use super::schema::Node;
+use super::validate;
 use crate::codec::{Faults, TypeError};
+use crate::invalid::{Errors, ROOT};
 use crate::kinds::{Published, ScalePaths, Strategy, Traits, carry};
 use crate::meta;
 use crate::resources::Resource;
@@ -76,11 +78,39 @@ impl Custom {
         &self.root
     }
 
+    /// What the schema says of the values, the numbers of scale, and embedded objects.
+    fn values(&self, obj: &Value, old: Option<&Value>, errors: &mut Errors) {
+        validate::check(obj, &self.root, old, "", errors);
+        if let Some(scale) = &self.scale {
+            for path in [&scale.spec, &scale.status] {
+                let name = path.as_str();
+                match lookup(obj, path) {
+                    None | Some(Value::Null) => {}
+                    Some(v) => match v.as_i64() {
+                        None => errors.invalid(&name, 0, format!("{name} accessor error: {v} is of the wrong type")),
+                        Some(n) if n < 0 => errors.invalid(&name, n, "should be a non-negative integer"),
+                        Some(n) if n > i64::from(i32::MAX) => {
+                            errors.invalid(&name, n, format!("should be less than or equal to {}", i32::MAX));
+                        }
+                        Some(_) => {}
+                    },
+                }
+            }
+        }
+        validate::embedded(obj, &self.root, &ROOT, errors);
+    }
+
     /// Where the scale subresource finds its numbers.
     #[must_use]
     pub fn scale(&self) -> Option<&ScalePaths> {
         self.scale.as_ref()
     }
+}
+
+/// The value at a simple path (`.spec.replicas`).
+#[must_use]
+pub fn lookup<'v>(obj: &'v Value, path: &str) -> Option<&'v Value> {
+    path.trim_start_matches('.').split('.').try_fold(obj, |v, name| v.get(name))
 }
 
 /// Names of selectable fields for as long as the process lives: caches and selectors hold them by reference. A set is kept
@@ -134,6 +164,15 @@ impl Strategy for Custom {
         }
     }
 
+    /// Metadata through `status` is as it was, so nobody owns it by that.
+    fn reset_fields(&self, of_status: bool) -> &'static [&'static [&'static str]] {
+        match (of_status, self.traits.status) {
+            (true, _) => &[&["metadata"], &["spec"]],
+            (false, true) => &[&["status"]],
+            (false, false) => &[],
+        }
+    }
+
     fn prepare_create(&self, obj: &mut Value) {
         if self.traits.status
             && let Value::Object(o) = obj
@@ -160,6 +199,26 @@ impl Strategy for Custom {
             None => drop(m.remove("managedFields")),
         }
         *new = out;
+    }
+
+    fn validate(&self, obj: &Value, errors: &mut Errors) {
+        self.values(obj, None, errors);
+        validate::unique(obj, &self.root, &ROOT, errors);
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        self.values(new, Some(old), errors);
+        // Duplicates that were there before may stay.
+        let (mut found, mut before) = (Errors::new(), Errors::new());
+        validate::unique(new, &self.root, &ROOT, &mut found);
+        validate::unique(old, &self.root, &ROOT, &mut before);
+        if before.is_empty() {
+            errors.0.append(&mut found.0);
+        }
+    }
+
+    fn validate_status(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        self.validate_update(new, old, errors);
     }
 
     fn fields(&self) -> &'static [&'static str] {

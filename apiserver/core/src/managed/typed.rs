@@ -166,9 +166,12 @@ fn fault(value: &Value, t: Type<'_>, path: &mut Vec<Step>, out: &mut Vec<String>
                 Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime | Shape::Duration
                     if !value.is_string() =>
                 {
-                    "string"
+                    let shown = go::literal(value);
+                    return report(path, format!("expected string, got &value.valueUnstructured{{Value:{shown}}}"));
                 }
-                Shape::Bool if !value.is_boolean() => "boolean",
+                Shape::Bool if !value.is_boolean() => {
+                    return report(path, format!("expected boolean, got &{{{}}}", go::print(value)));
+                }
                 Shape::Int32 | Shape::Int64 | Shape::Double if !value.is_number() => "numeric (int or float)",
                 Shape::Quantity | Shape::IntOrString if value.is_object() || value.is_array() => "scalar",
                 _ => return,

@@ -62,6 +62,24 @@ fn number(n: &serde_json::Number, out: &mut String) {
     }
 }
 
+/// A value as upstream's language would write it in a program (`%#v`).
+#[must_use]
+pub fn literal(value: &Value) -> String {
+    let list = |items: Vec<String>| items.join(", ");
+    match value {
+        Value::Null => "interface {}(nil)".to_owned(),
+        Value::String(s) => crate::invalid::quote_str(s),
+        Value::Array(items) => format!("[]interface {{}}{{{}}}", list(items.iter().map(literal).collect())),
+        Value::Object(members) => {
+            let mut keys: Vec<&String> = members.keys().collect();
+            keys.sort_unstable();
+            let member = |k: &&String| format!("{}:{}", crate::invalid::quote_str(k), literal(&members[*k]));
+            format!("map[string]interface {{}}{{{}}}", list(keys.iter().map(member).collect()))
+        }
+        other => print(other),
+    }
+}
+
 /// The type of a decoded value, as upstream names it in messages.
 #[must_use]
 pub fn type_name(value: &Value) -> &'static str {

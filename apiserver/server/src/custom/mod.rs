@@ -19,7 +19,7 @@ use skiff_core::kinds::Strategy;
 use skiff_core::meta;
 use skiff_core::status::Status;
 use skiff_storage::cache::Watcher;
-use skiff_storage::{Compare, Error, Op};
+use skiff_storage::{Compare, Error, Op, Revision};
 use tokio_util::sync::CancellationToken;
 
 use crate::registry::{Collection, Hooks, Kind, Registry, object, storage_error};
@@ -70,6 +70,8 @@ struct Follower {
     definitions: Arc<Collection>,
     served: HashMap<String, Served>,
     cleaning: HashMap<String, CancellationToken>,
+    /// Whether definitions that appear are new; what is there at the start may be old.
+    started: bool,
 }
 
 /// Serves every established definition, and follows definitions from then on.
@@ -83,8 +85,10 @@ pub async fn start(server: &Arc<Inner>) -> Result<(), Status> {
         definitions: Arc::clone(&definitions),
         served: HashMap::new(),
         cleaning: HashMap::new(),
+        started: false,
     };
     let watcher = follower.catch_up().await?;
+    follower.started = true;
     tokio::spawn(follower.run(watcher));
     Ok(())
 }
@@ -161,7 +165,7 @@ impl Follower {
         let mut wanted = crd.clone();
         wanted["status"] = status;
         if names::established(&wanted["status"]) {
-            self.serve(&wanted).await?;
+            self.serve(&wanted, found.revision).await?;
         } else {
             self.withdraw(name);
         }
@@ -180,7 +184,7 @@ impl Follower {
     }
 
     /// Puts the kinds of an established definition into the registry, unless they are there.
-    async fn serve(&mut self, crd: &Value) -> Result<(), Status> {
+    async fn serve(&mut self, crd: &Value, revision: Revision) -> Result<(), Status> {
         let deleting = meta::deleting(crd);
         let made_from = serde_json::json!([crd["spec"], crd["status"]["acceptedNames"], deleting, meta::uid(crd)]);
         let known = self.served.get(meta::name(crd));
@@ -193,7 +197,7 @@ impl Follower {
         };
         let collection = match known.filter(same) {
             Some(s) => Arc::clone(&s.collection),
-            None => Arc::new(open(&self.server, &definition).await?),
+            None => Arc::new(open(&self.server, &definition, if self.started { revision } else { 0 }).await?),
         };
         let kinds = definition.versions.iter().map(|v| {
             let hooks = CustomHooks {
@@ -250,10 +254,12 @@ impl Follower {
     }
 }
 
-async fn open(server: &Inner, definition: &Definition) -> Result<Collection, Status> {
+async fn open(server: &Inner, definition: &Definition, since: Revision) -> Result<Collection, Status> {
     let prefix = format!("/registry/{}/{}/", definition.group, definition.plural);
     let indexed = Arc::new(Indexed(definition.fields));
-    Collection::open(Arc::clone(&server.store), prefix, definition.namespaced, indexed).await.map_err(storage_error)
+    Collection::open(Arc::clone(&server.store), prefix, definition.namespaced, indexed, since)
+        .await
+        .map_err(storage_error)
 }
 
 /// Swaps the registry for one with these kinds. There is one writer, so nothing is lost.

@@ -146,6 +146,8 @@ pub struct Collection {
     pub cache: Cache,
     /// The store below it.
     pub store: Arc<dyn Store>,
+    /// A watch cannot begin before this revision: the kind did not exist.
+    pub since: Revision,
 }
 
 impl Collection {
@@ -158,10 +160,11 @@ impl Collection {
         prefix: String,
         namespaced: bool,
         strategy: Arc<dyn Strategy>,
+        since: Revision,
     ) -> skiff_storage::Result<Self> {
         let indexed = strategy.fields().iter().copied().filter(|f| *f == "spec.nodeName").collect();
         let cache = Cache::open(Arc::clone(&store), &prefix, Config { extract: extractor(strategy), indexed }).await?;
-        Ok(Self { prefix, namespaced, cache, store })
+        Ok(Self { prefix, namespaced, cache, store, since })
     }
 
     /// Key of one object.

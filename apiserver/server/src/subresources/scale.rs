@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use skiff_core::codec;
-use skiff_core::invalid::Errors;
+use skiff_core::custom::strategy::lookup;
+use skiff_core::invalid::{Errors, quote_str};
 use skiff_core::meta;
 use skiff_core::path::Path;
 use skiff_core::resources::Subresource;
@@ -48,6 +49,40 @@ pub fn view(obj: &Value) -> Value {
     json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": m, "spec": s, "status": status})
 }
 
+/// The Scale view of an object of a kind, by the paths the kind gives.
+///
+/// # Errors
+/// 500 when there are no desired replicas.
+fn view_of(kind: &Kind, obj: &Value, strict: bool) -> Result<Value, Status> {
+    let Some(paths) = kind.strategy.scale_paths() else { return Ok(view(obj)) };
+    let number = |path: &str| lookup(obj, path).and_then(Value::as_i64);
+    let replicas = number(&paths.spec);
+    if strict && replicas.is_none() {
+        let why = format!("the spec replicas field {} does not exist", quote_str(&paths.spec));
+        return Err(Status::internal(why));
+    }
+    let mut plain = serde_json::json!({"metadata": obj["metadata"], "spec": {"replicas": replicas},
+        "status": {"replicas": number(&paths.status)}});
+    plain = view(&plain);
+    if let Some(selector) = lookup(obj, &paths.selector).and_then(Value::as_str).filter(|s| !s.is_empty()) {
+        plain["status"]["selector"] = selector.into();
+    }
+    Ok(plain)
+}
+
+/// Sets the desired replicas.
+fn set_replicas(kind: &Kind, obj: &mut Value, replicas: i64) {
+    let path = kind.strategy.scale_paths().map_or(".spec.replicas", |p| p.spec.as_str());
+    let mut at = obj;
+    for name in path.trim_start_matches('.').split('.') {
+        if !at.is_object() {
+            *at = json!({});
+        }
+        at = &mut at[name];
+    }
+    *at = replicas.into();
+}
+
 /// Answers the scale subresource.
 ///
 /// # Errors
@@ -60,18 +95,21 @@ pub async fn handle(
 ) -> Result<Answer, Status> {
     let objects = Arc::clone(kind.stored()?);
     let (ns, name) = (call.target.namespace.clone(), call.target.name.clone());
-    let answer = |v: &Value| Answer::Value { code: 200, value: view(v), model: Some(sub.model.clone()) };
+    let answer = |v: &Value| {
+        let value = view_of(kind, v, true)?;
+        Ok(Answer::Value { code: 200, value, model: Some(sub.model.clone()) })
+    };
     let (options, given, how) = match call.target.verb {
         Verb::Get => {
             let found = objects.get(&ns, &name).await?.ok_or_else(|| kind.not_found(&name))?;
-            return Ok(answer(&kind.load(&found)?));
+            return answer(&kind.load(&found)?);
         }
         Verb::Update => {
             let (obj, options) = super::special::body(sub, "autoscaling", "v1", call, "UpdateOptions")?;
             (options, Some(obj), None)
         }
         Verb::Patch => {
-            let how = patch::patch_type(call, true)?;
+            let how = patch::patch_type(call, !kind.strategy.traits().untyped)?;
             (write_options(call, "PatchOptions")?, None, Some(how))
         }
         _ => return Err(Status::method_not_allowed()),
@@ -81,7 +119,7 @@ pub async fn handle(
         let old = kind.load(&found)?;
         let wanted = match (&given, how) {
             (Some(v), _) => v.clone(),
-            (None, Some(how)) => patched(sub, call, how, &view(&old), &options)?,
+            (None, Some(how)) => patched(sub, call, how, &view_of(kind, &old, false)?, &options)?,
             (None, None) => return Err(Status::method_not_allowed()),
         };
         let wanted_name = meta::name(&wanted);
@@ -95,7 +133,10 @@ pub async fn handle(
                 "the name of the object ({wanted_name}) does not match the name on the URL ({name})"
             )));
         }
-        validate(&wanted, &name)?;
+        // Kinds of definitions are checked as what they are, by their own rules.
+        if kind.strategy.scale_paths().is_none() {
+            validate(&wanted, &name)?;
+        }
         let uid = meta::uid(&wanted);
         if !uid.is_empty() && uid != meta::uid(&old) {
             let why = crate::verbs::update::uid_mismatch(&found.key, uid, meta::uid(&old));
@@ -104,7 +145,7 @@ pub async fn handle(
         let given_version = meta::text(&wanted, "resourceVersion");
         let locked = !matches!(given_version, "" | "0") && check_version(kind, &wanted, &name, found.revision)?;
         let mut new = old.clone();
-        new["spec"]["replicas"] = wanted["spec"]["replicas"].as_i64().unwrap_or(0).into();
+        set_replicas(kind, &mut new, wanted["spec"]["replicas"].as_i64().unwrap_or(0));
         let attempt = write::update(
             server,
             kind,
@@ -122,7 +163,7 @@ pub async fn handle(
                 crate::verbs::Content::Stored(b) => kind.load_bytes(&b)?,
                 crate::verbs::Content::Parsed(v) => v,
             };
-            return Ok(answer(&v));
+            return answer(&v);
         }
     }
     Err(Status::modified(kind.group(), kind.plural(), &name))

@@ -203,7 +203,12 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions) -> Step {
             set_finalizers(&mut new, &after);
             return Step::Mark(Box::new(new));
         }
-        if after == before {
+        // Asked again, such a deletion gets its period.
+        let late =
+            kind.strategy.deletion_finalizer().is_some() && old["metadata"].get("deletionGracePeriodSeconds").is_none();
+        if late {
+            meta::meta_mut(&mut new).insert("deletionGracePeriodSeconds".into(), 0.into());
+        } else if after == before {
             return Step::Nothing;
         }
         set_finalizers(&mut new, &after);
@@ -218,11 +223,12 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions) -> Step {
     let generation = new["metadata"]["generation"].as_i64();
     let m = meta::meta_mut(&mut new);
     m.insert("deletionTimestamp".into(), time::format(at).into());
-    // Namespaces have a life cycle of their own and no period.
-    if !kind_holds(kind, old) {
+    // Namespaces have a life cycle of their own and no period; neither have kinds that begin their own deletion.
+    let own = kind.strategy.deletion_finalizer().is_some();
+    if !kind_holds(kind, old) && !own {
         m.insert("deletionGracePeriodSeconds".into(), grace.into());
     }
-    if let Some(g) = generation.filter(|g| *g > 0) {
+    if let Some(g) = generation.filter(|g| *g > 0 && !own) {
         m.insert("generation".into(), (g + 1).into());
     }
     kind.strategy.on_delete(&mut new);

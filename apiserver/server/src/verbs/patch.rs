@@ -43,14 +43,15 @@ pub fn patch_type(call: &Call, strategic: bool) -> Result<PatchType, Status> {
         "application/merge-patch+json" => Ok(PatchType::Merge),
         "application/strategic-merge-patch+json" if strategic => Ok(PatchType::Strategic),
         "application/apply-patch+yaml" => Ok(PatchType::Apply),
-        _ if matches!(
-            first,
-            "application/json-patch+json"
-                | "application/merge-patch+json"
-                | "application/strategic-merge-patch+json"
-                | "application/apply-patch+yaml"
-                | "application/apply-patch+cbor"
-        ) =>
+        _ if !strategic
+            || matches!(
+                first,
+                "application/json-patch+json"
+                    | "application/merge-patch+json"
+                    | "application/strategic-merge-patch+json"
+                    | "application/apply-patch+yaml"
+                    | "application/apply-patch+cbor"
+            ) =>
         {
             let mut known = vec!["application/json-patch+json", "application/merge-patch+json"];
             if strategic {
@@ -206,7 +207,8 @@ fn unknown(faults: &codec::Faults) -> Vec<String> {
 /// Reads the configuration of an apply request.
 fn read_apply(kind: &Kind, call: &mut Call, options: &WriteOptions) -> Result<Value, Status> {
     let r = &kind.resource;
-    let parsed = codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
+    let parsed =
+        codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error encoding patch: {e}")))?;
     if !parsed.duplicates.is_empty() && options.validation == FieldValidation::Strict {
         return Err(Status::bad_request(format!(
             "error strict decoding patch: error converting YAML to JSON: yaml: unmarshal errors:\n  {}",

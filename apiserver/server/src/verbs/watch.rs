@@ -82,6 +82,10 @@ pub async fn watch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &Call, form: For
         revision
     };
     let bookmarks = call.query.flag("allowWatchBookmarks");
+    if revision > 0 && start < objects.since {
+        let e = skiff_storage::Error::Compacted { requested: start, oldest: objects.since };
+        return Ok(failed(&storage_error(e), form));
+    }
     let begun = if let Some(name) = selection.fields.exact("metadata.name")
         && (!objects.namespaced || !call.target.namespace.is_empty())
     {

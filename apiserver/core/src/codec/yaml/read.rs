@@ -44,7 +44,14 @@ fn fault(message: impl Into<String>) -> DecodeError {
 }
 
 fn scan_fault(error: &ScanError) -> DecodeError {
-    fault(format!("yaml: line {}: {}", error.marker().line(), error.info()))
+    // The words of the library upstream reads with, where clients are likely to see them.
+    let said = error.info();
+    let info = match said.as_str() {
+        "unclosed bracket '['" => "did not find expected ',' or ']'",
+        "unclosed bracket '{'" => "did not find expected ',' or '}'",
+        other => other,
+    };
+    fault(format!("yaml: line {}: {info}", error.marker().line()))
 }
 
 #[derive(Clone, Copy, Default)]
