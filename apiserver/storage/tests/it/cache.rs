@@ -18,7 +18,8 @@ fn config() -> Config {
         let text = String::from_utf8_lossy(value);
         let node = text.split('|').next().unwrap_or_default().to_owned();
         let name = key.rsplit('/').next().unwrap_or_default().to_owned();
-        Meta { name, fields: vec![("spec.nodeName", node.clone()), ("owner", node)], ..Meta::default() }
+        let fields = [("spec.nodeName", node.as_str().into()), ("owner", node.as_str().into())];
+        Meta { fields: fields.into(), ..Meta::new("", &name, "", []) }
     };
     Config { extract: Arc::new(extract), indexed: vec!["spec.nodeName"] }
 }
@@ -56,7 +57,7 @@ fn deadline() -> Instant {
 }
 
 fn text(objects: &[Arc<Object>]) -> Vec<String> {
-    objects.iter().map(|o| format!("{}={}", o.meta.name, String::from_utf8_lossy(&o.value))).collect()
+    objects.iter().map(|o| format!("{}={}", o.meta.name(), String::from_utf8_lossy(&o.value))).collect()
 }
 
 fn show(event: &Event) -> String {
