@@ -164,12 +164,14 @@ impl Set {
 
     /// Paths of this one that are neither in the other nor below a path of it.
     #[must_use]
-    pub fn without(mut self, other: &Self) -> Self {
-        self.cut(other);
-        self
+    pub fn without(&self, other: &Self) -> Self {
+        let mut out = self.clone();
+        out.cut(other);
+        out
     }
 
-    fn cut(&mut self, other: &Self) {
+    /// Takes the paths of another away, and what is below them.
+    pub fn cut(&mut self, other: &Self) {
         for step in &other.members {
             self.children.remove(step);
         }

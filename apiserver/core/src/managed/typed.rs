@@ -269,12 +269,11 @@ impl Comparison {
     }
 
     /// Without what is below these paths.
-    pub(super) fn without(self, ignored: &Set) -> Self {
-        Self {
-            added: self.added.without(ignored),
-            removed: self.removed.without(ignored),
-            modified: self.modified.without(ignored),
+    pub(super) fn without(mut self, ignored: &Set) -> Self {
+        for set in [&mut self.added, &mut self.removed, &mut self.modified] {
+            set.cut(ignored);
         }
+        self
     }
 
     fn leaf(&mut self, old: Option<&Value>, new: Option<&Value>, path: &[Step]) {
