@@ -7,6 +7,10 @@ mod up;
 
 use clap::Parser;
 
+/// Requests are many small allocations on one thread that end on another, which the system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     let cli = cli::Cli::parse();
     match cli.run() {

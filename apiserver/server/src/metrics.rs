@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use http::Method;
 use parking_lot::Mutex;
@@ -29,9 +29,56 @@ struct Series {
     buckets: [u64; BUCKETS.len()],
 }
 
+/// Upper bounds in microseconds of the time between an event's commit and its sending: fine around the goal of 10 ms.
+const DELAYS: &[u64] =
+    &[500, 1_000, 2_000, 3_000, 4_000, 5_000, 6_000, 8_000, 10_000, 15_000, 20_000, 50_000, 100_000, 1_000_000];
+
+/// Times from commit to sending of the events of one piece, counted apart so that watchers share no counters per event.
+#[derive(Debug)]
+pub struct Delays {
+    now: Instant,
+    micros: u64,
+    counts: [u32; DELAYS.len() + 1],
+}
+
+impl Delays {
+    /// A count of events that are sent now.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self { now: Instant::now(), micros: 0, counts: [0; DELAYS.len() + 1] }
+    }
+
+    /// Counts an event that was durable at `made`.
+    pub fn add(&mut self, made: Instant) {
+        let took = self.now.saturating_duration_since(made).as_micros();
+        let took = u64::try_from(took).unwrap_or(u64::MAX);
+        self.micros = self.micros.saturating_add(took);
+        self.counts[DELAYS.partition_point(|bound| *bound < took)] += 1;
+    }
+}
+
+/// The same of all watchers.
+#[derive(Debug, Default)]
+pub struct WatchDelays {
+    counts: [AtomicU64; DELAYS.len() + 1],
+    micros: AtomicU64,
+}
+
+impl WatchDelays {
+    /// Adds the events of one piece.
+    pub fn join(&self, piece: &Delays) {
+        for (all, n) in self.counts.iter().zip(piece.counts).filter(|(_, n)| *n > 0) {
+            all.fetch_add(u64::from(n), Ordering::Relaxed);
+        }
+        self.micros.fetch_add(piece.micros, Ordering::Relaxed);
+    }
+}
+
 /// Counters of requests.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    /// From commit to sending of watch events.
+    pub watch_delays: WatchDelays,
     inflight_read: AtomicI64,
     inflight_write: AtomicI64,
     requests: Mutex<BTreeMap<Key, Series>>,
@@ -132,6 +179,25 @@ impl Metrics {
             "apiserver_current_inflight_requests{{request_kind=\"mutating\"}} {}",
             self.inflight_write.load(Ordering::Relaxed).max(0)
         );
+        let _ = writeln!(
+            o,
+            "# HELP skiff_watch_delay_seconds Time from an event's commit to its sending to a watcher.\n# TYPE skiff_watch_delay_seconds histogram"
+        );
+        let mut sent = 0;
+        for (i, n) in self.watch_delays.counts.iter().enumerate() {
+            sent += n.load(Ordering::Relaxed);
+            match DELAYS.get(i) {
+                Some(us) => {
+                    let seconds = Duration::from_micros(*us).as_secs_f64();
+                    let _ = writeln!(o, "skiff_watch_delay_seconds_bucket{{le=\"{seconds}\"}} {sent}");
+                }
+                None => {
+                    let _ = writeln!(o, "skiff_watch_delay_seconds_bucket{{le=\"+Inf\"}} {sent}");
+                }
+            }
+        }
+        let sum = Duration::from_micros(self.watch_delays.micros.load(Ordering::Relaxed)).as_secs_f64();
+        let _ = writeln!(o, "skiff_watch_delay_seconds_sum {sum}\nskiff_watch_delay_seconds_count {sent}");
         let _ = writeln!(
             o,
             "# HELP apiserver_storage_objects Stored objects by resource.\n# TYPE apiserver_storage_objects gauge"

@@ -205,7 +205,7 @@ impl Inner {
                 let deleting = resource != "nodes"
                     && serde_json::from_slice::<Value>(&o.value).is_ok_and(|v| skiff_core::meta::deleting(&v))
                     && resource != "pods";
-                (r.uid.is_empty() || o.meta.uid == r.uid) && !deleting
+                (r.uid.is_empty() || o.meta.uid() == r.uid) && !deleting
             })
         };
         same("serviceaccounts", &k.namespace, &k.serviceaccount)

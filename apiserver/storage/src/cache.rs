@@ -14,7 +14,7 @@
 mod lane;
 mod object;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque, btree_map};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -26,7 +26,13 @@ pub use self::lane::Watcher;
 pub use self::object::{Event, Extract, Meta, Object, Page, Snapshot};
 
 use self::lane::{Interest, Lane, Lanes};
+use self::object::FRAMED;
 use crate::store::{Attached, Change, ChangeKind, Entry, Error, Progress, Result, Revision, Sink, Store};
+
+/// Objects that [`Cache::select`] looks at before others get the lock: half a millisecond's worth.
+const STEP: usize = 4096;
+/// How often a selection starts again because the window moved past it, before it holds the lock to its end.
+const RESTARTS: usize = 3;
 
 /// How a resource is cached.
 #[derive(Clone)]
@@ -107,9 +113,9 @@ impl State {
         }
         for (field, value) in &object.meta.fields {
             if let Some(values) = self.index.get_mut(field) {
-                let objects = match values.get_mut(value.as_str()) {
+                let objects = match values.get_mut(value) {
                     Some(objects) => objects,
-                    None => values.entry(value.as_str().into()).or_default(),
+                    None => values.entry(value.clone()).or_default(),
                 };
                 objects.insert(Arc::clone(&object.key), Arc::clone(object));
             }
@@ -127,10 +133,10 @@ impl State {
     fn unindex(&mut self, object: &Object) {
         for (field, value) in &object.meta.fields {
             let Some(values) = self.index.get_mut(field) else { continue };
-            if let Some(objects) = values.get_mut(value.as_str()) {
+            if let Some(objects) = values.get_mut(value) {
                 objects.remove(&object.key);
                 if objects.is_empty() {
-                    values.remove(value.as_str());
+                    values.remove(value);
                 }
             }
         }
@@ -144,6 +150,28 @@ impl State {
             return Err(Error::Future { requested: revision, current: current.max(self.last) });
         }
         Ok(())
+    }
+
+    /// Makes `objects`, which were collected under `prefix` since `revision`, what they were at that revision.
+    fn rewind(
+        &self,
+        objects: &mut Vec<Arc<Object>>,
+        prefix: &str,
+        revision: Revision,
+        wanted: &impl Fn(&Object) -> bool,
+    ) {
+        // What a key held then is what its first later change replaced.
+        let mut then: HashMap<&str, Option<&Arc<Object>>> = HashMap::new();
+        let later = self.window.partition_point(|e| e.revision <= revision);
+        for event in self.window.range(later..).filter(|e| e.object.key.starts_with(prefix)) {
+            then.entry(&event.object.key).or_insert(event.previous.as_ref());
+        }
+        if then.is_empty() {
+            return;
+        }
+        objects.retain(|o| !then.contains_key(&*o.key));
+        objects.extend(then.into_values().flatten().filter(|o| wanted(o)).map(Arc::clone));
+        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     }
 
     fn forget(&mut self, revision: Revision) {
@@ -226,11 +254,20 @@ fn event(extract: &Extract, change: &Change, previous: Option<Arc<Object>>) -> O
         let entry = Entry { key: Arc::clone(&change.key), value: change.value.clone(), revision: change.revision };
         object(extract, entry)
     };
-    Some(Arc::new(Event { kind: change.kind, object, previous, revision: change.revision, frame: OnceLock::new() }))
+    let made = std::time::Instant::now();
+    Some(Arc::new(Event {
+        kind: change.kind,
+        object,
+        previous,
+        revision: change.revision,
+        made,
+        frame: Mutex::default(),
+    }))
 }
 
 impl Sink for Inner {
     fn apply(&self, changes: &[Arc<Change>]) {
+        let made = std::time::Instant::now();
         // Extraction reads whole values, so it happens before the lock.
         let objects: Vec<Option<Arc<Object>>> = changes
             .iter()
@@ -250,9 +287,12 @@ impl Sink for Inner {
             };
             let Some(object) = new.or_else(|| previous.clone()) else { continue };
             let (kind, revision) = (change.kind, change.revision);
-            let event = Arc::new(Event { kind, object, previous, revision, frame: OnceLock::new() });
+            let event = Arc::new(Event { kind, object, previous, revision, made, frame: Mutex::default() });
             state.lanes.push(&event, self.namespace_end(&change.key), &mut touched);
             state.window.push_back(event);
+            if let Some(older) = state.window.len().checked_sub(FRAMED + 1) {
+                *state.window[older].frame.lock() = None;
+            }
         }
     }
 
@@ -353,6 +393,47 @@ impl Cache {
     pub fn list(&self, prefix: &str) -> Snapshot {
         let (state, revision) = self.view();
         Snapshot { objects: under(&state.live, prefix, prefix).map(Arc::clone).collect(), revision }
+    }
+
+    /// The present objects under a prefix that `wanted` accepts.
+    ///
+    /// Walking over very many takes a while, so the lock and the thread are given to others every [`STEP`] objects. The
+    /// answer is of one revision all the same: what was changed meanwhile is taken back with the help of the window.
+    pub async fn select(&self, prefix: &str, wanted: impl Fn(&Object) -> bool) -> Snapshot {
+        let mut restarts = 0;
+        loop {
+            if let Some(snapshot) =
+                self.walk(prefix, &wanted, if restarts < RESTARTS { STEP } else { usize::MAX }).await
+            {
+                return snapshot;
+            }
+            restarts += 1;
+        }
+    }
+
+    /// One try of [`Cache::select`]; `None` when the window has moved past its beginning.
+    async fn walk(&self, prefix: &str, wanted: &impl Fn(&Object) -> bool, step: usize) -> Option<Snapshot> {
+        let mut objects: Vec<Arc<Object>> = Vec::new();
+        let mut from: Option<Arc<str>> = None;
+        let mut begun = None;
+        loop {
+            {
+                let (state, now) = self.view();
+                let revision = *begun.get_or_insert(now);
+                if state.compacted > revision {
+                    return None;
+                }
+                let first = Bound::Included(from.as_deref().unwrap_or(prefix));
+                let mut rest = range(&state.live, prefix, first);
+                objects.extend(rest.by_ref().take(step).map(|(_, o)| o).filter(|o| wanted(o)).map(Arc::clone));
+                let Some((next, _)) = rest.next() else {
+                    state.rewind(&mut objects, prefix, revision, wanted);
+                    return Some(Snapshot { objects, revision });
+                };
+                from = Some(Arc::clone(next));
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Present objects under a prefix from the key `start` on, at most `limit` (0: all).
@@ -483,10 +564,46 @@ impl Cache {
 }
 
 /// Objects under `prefix` from `start` on, in key order.
-fn under<'a>(objects: &'a Objects, prefix: &'a str, start: &str) -> impl Iterator<Item = &'a Arc<Object>> {
+fn under<'a>(objects: &'a Objects, prefix: &str, start: &str) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
     let from = if start > prefix { start } else { prefix };
-    objects
-        .range::<str, _>((Bound::Included(from), Bound::Unbounded))
-        .map(|(_, o)| o)
-        .take_while(move |o| o.key.starts_with(prefix))
+    range(objects, prefix, Bound::Included(from)).map(|(_, o)| o)
+}
+
+/// The same from a bound on. The end is looked up once: comparing each key on the way would touch each key's memory.
+fn range<'a>(objects: &'a Objects, prefix: &str, from: Bound<&str>) -> btree_map::Range<'a, Arc<str>, Arc<Object>> {
+    let end = after(prefix);
+    let end = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+    match (from, end) {
+        // A start behind the prefix has nothing under it (and would be no range).
+        (Bound::Included(f) | Bound::Excluded(f), Bound::Excluded(e)) if f >= e => Default::default(),
+        (from, end) => objects.range::<str, _>((from, end)),
+    }
+}
+
+/// The least text that is greater than everything that starts with `prefix`; `None` when there is no such text.
+fn after(prefix: &str) -> Option<String> {
+    let mut out = prefix.to_owned();
+    while let Some(last) = out.pop() {
+        // Surrogates are no characters: the next one after the gap is as good.
+        let next = (u32::from(last) + 1..=u32::from(char::MAX)).find_map(char::from_u32);
+        if let Some(next) = next {
+            out.push(next);
+            return Some(out);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_prefix() {
+        for (prefix, end) in
+            [("/a/", Some("/a0")), ("", None), ("a\u{10ffff}", Some("b")), ("\u{d7ff}", Some("\u{e000}"))]
+        {
+            assert_eq!(after(prefix).as_deref(), end, "{prefix}");
+        }
+    }
 }

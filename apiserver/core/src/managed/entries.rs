@@ -114,7 +114,7 @@ impl Managed {
     /// Drops what is never owned, and owners of nothing.
     pub(super) fn tidy(&mut self, untracked: &Set) {
         self.0.retain(|_, entry| {
-            entry.set = entry.set.difference(untracked);
+            entry.set.subtract(untracked);
             !entry.set.is_empty()
         });
     }

@@ -143,9 +143,21 @@ fn set_managed_fields(object: &mut Value, fields: Option<Value>) {
 }
 
 fn without_managed_fields(object: &Value) -> Value {
-    let mut object = object.clone();
-    set_managed_fields(&mut object, None);
-    object
+    let Value::Object(members) = object else { return object.clone() };
+    let mut out = Map::new();
+    for (name, value) in members {
+        // Not cloned to be dropped: the entries may well be half of the object.
+        let value = match value {
+            Value::Object(metadata) if name == "metadata" => {
+                let kept = metadata.iter().filter(|(k, _)| *k != "managedFields");
+                Value::Object(kept.map(|(k, v)| (k.clone(), v.clone())).collect())
+            }
+            other => other.clone(),
+        };
+        out.insert(name.clone(), value);
+    }
+    out.entry("metadata").or_insert_with(|| json!({}));
+    Value::Object(out)
 }
 
 /// Whether a list of entries asks for none to be kept.
@@ -183,7 +195,7 @@ pub fn update(kind: &Kind<'_>, live: Option<&Value>, new: &mut Value, writer: &W
     managed.cap();
     let fields = managed.encode();
     // Times alone are no change.
-    let unchanged = Managed::same_owners(before.as_ref(), fields.as_ref()) && live.is_some_and(|_| same(&old, new));
+    let unchanged = live.is_some() && same(&old, new) && Managed::same_owners(before.as_ref(), fields.as_ref());
     set_managed_fields(new, if unchanged { before } else { fields });
 }
 
@@ -191,15 +203,17 @@ pub fn update(kind: &Kind<'_>, live: Option<&Value>, new: &mut Value, writer: &W
 fn record_update(kind: &Kind<'_>, old: &Value, new: &Value, managed: &mut Managed, writer: &Writer<'_>) {
     managed.retain_known(kind.known);
     let compared = Comparison::of(old, new, Type::Struct(kind.shape)).without(kind.reset);
-    let taken = compared.modified.union(&compared.added);
+    let mut taken = compared.modified;
+    taken.extend(compared.added);
     for entry in managed.0.values_mut() {
-        entry.set = entry.set.difference(&taken).difference(&compared.removed);
+        entry.set.subtract(&taken);
+        entry.set.subtract(&compared.removed);
     }
-    let own = taken.difference(&UNTRACKED);
-    if !own.is_empty() {
+    taken.subtract(&UNTRACKED);
+    if !taken.is_empty() {
         let id = Id::new(writer, Operation::Update);
         let entry = managed.entry(id, writer.api_version);
-        entry.set = entry.set.union(&own);
+        entry.set.extend(taken);
         entry.time = Some(writer.now.to_owned());
     }
     managed.tidy(&UNTRACKED);

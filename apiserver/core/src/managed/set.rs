@@ -121,12 +121,20 @@ impl Set {
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         let mut out = self.clone();
-        out.members.extend(other.members.iter().cloned());
-        for (step, child) in &other.children {
-            let joined = out.children.get(step).map_or_else(|| child.clone(), |c| c.union(child));
-            out.children.insert(step.clone(), joined);
-        }
+        out.extend(other.clone());
         out
+    }
+
+    /// Adds the paths of another.
+    pub fn extend(&mut self, other: Self) {
+        if self.is_empty() {
+            *self = other;
+            return;
+        }
+        self.members.extend(other.members);
+        for (step, child) in other.children {
+            self.children.entry(step).or_default().extend(child);
+        }
     }
 
     /// Paths in both.
@@ -144,21 +152,45 @@ impl Set {
     /// Paths of this one that are not in the other. What lies below a path of the other stays.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
-        let mut out = Self { members: self.members.difference(&other.members).cloned().collect(), ..Self::default() };
-        for (step, child) in &self.children {
-            out.set_child(step, other.children.get(step).map_or_else(|| child.clone(), |o| child.difference(o)));
-        }
+        let mut out = self.clone();
+        out.subtract(other);
         out
+    }
+
+    /// Takes the paths of another away. What lies below a path of the other stays.
+    pub fn subtract(&mut self, other: &Self) {
+        self.take_away(other, Self::subtract);
     }
 
     /// Paths of this one that are neither in the other nor below a path of it.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
-        let mut out = Self { members: self.members.difference(&other.members).cloned().collect(), ..Self::default() };
-        for (step, child) in self.children.iter().filter(|(step, _)| !other.members.contains(step)) {
-            out.set_child(step, other.children.get(step).map_or_else(|| child.clone(), |o| child.without(o)));
-        }
+        let mut out = self.clone();
+        out.cut(other);
         out
+    }
+
+    /// Takes the paths of another away, and what is below them.
+    pub fn cut(&mut self, other: &Self) {
+        for step in &other.members {
+            self.children.remove(step);
+        }
+        self.take_away(other, Self::cut);
+    }
+
+    /// Takes the members of the other away and does the same below; keeps no empty children.
+    fn take_away(&mut self, other: &Self, below: fn(&mut Self, &Self)) {
+        for step in &other.members {
+            self.members.remove(step);
+        }
+        for (step, theirs) in &other.children {
+            if let Some(ours) = self.children.get_mut(step) {
+                below(ours, theirs);
+                if ours.is_empty() {
+                    self.children.remove(step);
+                }
+            }
+        }
     }
 
     /// Calls `each` with every path.

@@ -272,12 +272,11 @@ impl Comparison {
     }
 
     /// Without what is below these paths.
-    pub(super) fn without(&self, ignored: &Set) -> Self {
-        Self {
-            added: self.added.without(ignored),
-            removed: self.removed.without(ignored),
-            modified: self.modified.without(ignored),
+    pub(super) fn without(mut self, ignored: &Set) -> Self {
+        for set in [&mut self.added, &mut self.removed, &mut self.modified] {
+            set.cut(ignored);
         }
+        self
     }
 
     fn leaf(&mut self, old: Option<&Value>, new: Option<&Value>, path: &[Step]) {
@@ -290,6 +289,10 @@ impl Comparison {
     }
 
     fn walk(&mut self, old: Option<&Value>, new: Option<&Value>, t: Type<'_>, path: &mut Vec<Step>) {
+        // Most of an object stays as it is in most writes.
+        if old.is_some() && old == new {
+            return;
+        }
         let granular_map = t.is_map(new.or(old)) && [old, new].iter().flatten().all(|v| v.is_object() || v.is_null());
         let granular_list = t.is_list() && [old, new].iter().flatten().all(|v| v.is_array() || v.is_null());
         let (om, nm) = (members(old), members(new));

@@ -17,7 +17,7 @@ pub(super) async fn check_namespace(r: &Review<'_>, obj: &Value) -> Result<(), S
     let namespaces = r.server.collection("", "namespaces")?;
     let found = namespaces.get("", ns).await?;
     let Some(found) = found else { return Err(Status::not_found("", "namespaces", ns)) };
-    let terminating = found.meta.fields.iter().any(|(k, v)| *k == "status.phase" && v == "Terminating");
+    let terminating = found.meta.fields.iter().any(|(k, v)| *k == "status.phase" && &**v == "Terminating");
     if !terminating {
         return Ok(());
     }

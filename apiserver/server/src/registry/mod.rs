@@ -8,7 +8,8 @@ pub mod convert;
 pub mod hooks;
 pub mod object;
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -234,40 +235,38 @@ pub fn storage_error(e: skiff_storage::Error) -> Status {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Head {
-    metadata: HeadMeta,
+struct Head<'a> {
+    #[serde(borrow)]
+    metadata: HeadMeta<'a>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct HeadMeta {
-    namespace: String,
-    name: String,
-    uid: String,
-    labels: std::collections::BTreeMap<String, String>,
+struct HeadMeta<'a> {
+    #[serde(borrow)]
+    namespace: Cow<'a, str>,
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(borrow)]
+    uid: Cow<'a, str>,
+    labels: BTreeMap<String, String>,
 }
 
 /// Reads what lists and watches select by.
 fn extractor(strategy: Arc<dyn Strategy>) -> Extract {
     Arc::new(move |_key, bytes| {
         let fields = strategy.fields();
-        let head: Head;
-        let mut values = vec![];
-        if fields.is_empty() {
-            head = serde_json::from_slice(bytes).unwrap_or_default();
-        } else {
+        let head: Head<'_> = serde_json::from_slice(bytes).unwrap_or_default();
+        let m = &head.metadata;
+        let labels = m.labels.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        let mut meta = Meta::new(&m.namespace, &m.name, &m.uid, labels);
+        if !fields.is_empty() {
             let v: Value = serde_json::from_slice(bytes).unwrap_or_default();
-            values = fields.iter().map(|f| (*f, strategy.field(&v, f))).filter(|(_, v)| !v.is_empty()).collect();
-            head = Head::deserialize(&v).unwrap_or_default();
+            let values = fields.iter().map(|f| (*f, strategy.field(&v, f))).filter(|(_, v)| !v.is_empty());
+            meta.fields = values.map(|(f, v)| (f, v.into_boxed_str())).collect();
         }
-        Meta {
-            namespace: head.metadata.namespace,
-            name: head.metadata.name,
-            uid: head.metadata.uid,
-            labels: head.metadata.labels.into_iter().collect(),
-            fields: values,
-            version_at: object::version_range(bytes).and_then(|r| u32::try_from(r.start).ok()),
-        }
+        meta.version_at = object::version_range(bytes).and_then(|r| u32::try_from(r.start).ok());
+        meta
     })
 }
 

@@ -177,7 +177,7 @@ async fn service(
     let slices = server.collection("discovery.k8s.io", "endpointslices")?;
     let mut ready: Vec<(IpAddr, u16)> = vec![];
     for o in slices.cache.list(&slices.scope(ns)).objects {
-        if !o.meta.labels.iter().any(|(k, v)| k == "kubernetes.io/service-name" && v == name) {
+        if o.meta.label("kubernetes.io/service-name") != Some(name) {
             continue;
         }
         let s: Value = serde_json::from_slice(&o.value).unwrap_or_default();

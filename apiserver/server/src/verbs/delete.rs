@@ -55,7 +55,7 @@ pub async fn delete_collection(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut
     let (listing, _) = super::list::list(kind, call).await?;
     let mut out = Vec::with_capacity(listing.objects.len());
     for o in listing.objects {
-        let (ns, name) = (o.meta.namespace.clone(), o.meta.name.clone());
+        let (ns, name) = (o.meta.namespace().to_owned(), o.meta.name().to_owned());
         if kind.hooks.refuse_delete(&name).is_some() {
             continue;
         }

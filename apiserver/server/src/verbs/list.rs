@@ -11,9 +11,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 use serde::{Deserialize, Serialize};
 use skiff_core::invalid::{Errors, quote_str};
 use skiff_core::path::Path;
-use skiff_core::selector::{FieldSelector, LabelSelector};
+use skiff_core::selector::{FieldSelector, LabelSelector, Labels};
 use skiff_core::status::Status;
-use skiff_storage::cache::Object;
+use skiff_storage::cache::{Meta, Object};
 use tokio::time::Instant;
 
 use super::Call;
@@ -59,15 +59,24 @@ impl Selection {
     pub fn matches(&self, o: &Object) -> bool {
         let m = &o.meta;
         let field = |name: &str, value: &str| match name {
-            "metadata.name" => m.name == value,
-            "metadata.namespace" => m.namespace == value,
+            "metadata.name" => m.name() == value,
+            "metadata.namespace" => m.namespace() == value,
             _ => {
                 let mut values = m.values(name).peekable();
                 if values.peek().is_none() { value.is_empty() } else { values.any(|v| v == value) }
             }
         };
-        (self.labels.is_everything() || self.labels.matches(m.labels.as_slice()))
+        (self.labels.is_everything() || self.labels.matches(&Labelled(m)))
             && self.fields.terms.iter().all(|t| field(&t.field, &t.value) != t.negated)
+    }
+}
+
+/// The labels of a stored object, for selectors.
+struct Labelled<'a>(&'a Meta);
+
+impl Labels for Labelled<'_> {
+    fn label(&self, key: &str) -> Option<&str> {
+        self.0.label(key)
     }
 }
 
@@ -254,7 +263,7 @@ pub async fn list(kind: &Kind, call: &Call) -> Result<(Listing, Selection), Stat
             Ok(r) if r > 0 => r,
             _ => objects.consistent().await?,
         };
-        let page = take(objects, &scope, Some(&start), limit, Some(revision), &selection);
+        let page = take(objects, &scope, Some(&start), limit, Some(revision), &selection).await;
         return match page {
             Ok(p) => Ok((p, selection)),
             Err(s) if s.code == 410 => Err(expired_continue(s, &t.start)),
@@ -279,7 +288,7 @@ pub async fn list(kind: &Kind, call: &Call) -> Result<(Listing, Selection), Stat
             (Some(n), limit)
         }
     };
-    Ok((take(objects, &scope, None, limit, revision, &selection)?, selection))
+    Ok((take(objects, &scope, None, limit, revision, &selection).await?, selection))
 }
 
 /// 410 with a token that goes on from the same key in the present state.
@@ -293,7 +302,7 @@ fn expired_continue(mut s: Status, start: &str) -> Status {
 /// Objects are looked at this many at a time while a page is filled.
 const STEP: usize = 1024;
 
-fn take(
+async fn take(
     objects: &Collection,
     scope: &str,
     start: Option<&str>,
@@ -316,7 +325,11 @@ fn take(
         });
         let snapshot = match (indexed.flatten(), revision) {
             (Some(s), _) => s,
-            (None, None) => objects.cache.list(scope),
+            (None, None) if selection.is_everything() => objects.cache.list(scope),
+            (None, None) => {
+                let found = objects.cache.select(scope, |o| selection.matches(o)).await;
+                return Ok(Listing { objects: found.objects, revision: found.revision, ..Listing::default() });
+            }
             (None, Some(r)) => objects.cache.list_at(scope, r).map_err(storage_error)?,
         };
         let mut found = snapshot.objects;

@@ -1,11 +1,12 @@
 //! `watch`: changes as they come.
 //!
 //! A watch without a revision (or from "0") first gets an ADDED event per present object; with `sendInitialEvents` a
-//! bookmark marks their end. Events are framed once for all plain JSON watchers. A selector turns changes into the
+//! bookmark marks their end. Events are sent as they are stored; as protobuf they are encoded once. A selector turns changes into the
 //! changes of the selected set: what enters it is ADDED, what leaves it DELETED with the revision of the change.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -15,11 +16,13 @@ use skiff_core::meta;
 use skiff_core::status::Status;
 use skiff_storage::cache::{Event, Object, Watcher};
 use skiff_storage::store::ChangeKind;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::list::{Selection, parse_revision, validate_options};
 use super::{Answer, Call};
 use crate::body::Body;
+use crate::metrics::Delays;
 use crate::negotiate::{Encoding, Form, View};
 use crate::registry::{FRESH_DEADLINE, Kind, object, storage_error};
 use crate::respond;
@@ -29,6 +32,24 @@ use crate::server::Inner;
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// Bytes of ready events that are sent as one piece.
 const BATCH: usize = 64 * 1024;
+
+/// What sending one piece costs a processor, almost all of it in the kernel, whatever the number of events in it.
+const PIECE_COST: Duration = Duration::from_micros(16);
+/// The longest time for which events are gathered.
+const PACE_MAX: Duration = Duration::from_millis(8);
+
+/// How long a watcher of so many waits after a piece before it looks for the next events.
+///
+/// With many watchers of the same objects, a piece for each of them per write would take all processors and delay
+/// everything. So events that follow closely share a piece: watching costs at most about one pass over all watchers at a
+/// time. An event after a quiet time goes out at once, and few watchers never wait.
+fn pace(watchers: usize) -> Duration {
+    static CORES: LazyLock<u32> =
+        LazyLock::new(|| std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)));
+    let pass = PIECE_COST * u32::try_from(watchers).unwrap_or(u32::MAX >> 8) / *CORES;
+    // The timer counts in milliseconds.
+    if pass < Duration::from_millis(1) { Duration::ZERO } else { pass.min(PACE_MAX) }
+}
 
 /// Starts a watch.
 ///
@@ -115,9 +136,12 @@ pub async fn watch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &Call, form: For
         end_of_initial: send_initial && bookmarks && call.query.flag("sendInitialEvents"),
         start,
         bookmarks,
-        next_bookmark: Instant::now() + BOOKMARK_EVERY,
+        bookmark_timer: Box::pin(sleep_until(Instant::now() + BOOKMARK_EVERY)),
         last_sent: start,
-        end: Instant::now() + timeout,
+        end_timer: Box::pin(sleep_until(Instant::now() + timeout)),
+        pause: None,
+        shutdown: Box::pin(server.shutdown.clone().cancelled_owned()),
+        withdrawn: Box::pin(kind.ended.clone().cancelled_owned()),
         done: false,
     };
     let body = futures::stream::unfold(stream, |mut s| async move { s.next().await.map(|b| (b, s)) });
@@ -153,13 +177,18 @@ fn error_frame(status: &Status, form: Form) -> Bytes {
 }
 
 fn json_frame(event: &str, object: &[u8]) -> Bytes {
-    let mut b = BytesMut::with_capacity(object.len() + event.len() + 24);
-    b.put_slice(b"{\"type\":\"");
-    b.put_slice(event.as_bytes());
-    b.put_slice(b"\",\"object\":");
-    b.put_slice(object);
-    b.put_slice(b"}\n");
+    let mut b = BytesMut::new();
+    put_json_frame(&mut b, event, object);
     b.freeze()
+}
+
+fn put_json_frame(out: &mut BytesMut, event: &str, object: &[u8]) {
+    out.reserve(object.len() + event.len() + 24);
+    out.put_slice(b"{\"type\":\"");
+    out.put_slice(event.as_bytes());
+    out.put_slice(b"\",\"object\":");
+    out.put_slice(object);
+    out.put_slice(b"}\n");
 }
 
 /// Encodes events in the form the client asked for.
@@ -173,6 +202,11 @@ struct Frames {
 impl Frames {
     fn plain(&self) -> bool {
         self.form.encoding == Encoding::Json && self.form.view == View::Object && self.kind.verbatim()
+    }
+
+    /// Whether frames are those of every watcher that asks for protobuf.
+    fn is_common(&self) -> bool {
+        self.form.encoding == Encoding::Protobuf && self.form.view == View::Object && self.kind.is_storage_version()
     }
 
     fn object(&mut self, event: &str, bytes: &Bytes) -> Option<Bytes> {
@@ -250,9 +284,15 @@ struct Stream {
     end_of_initial: bool,
     start: u64,
     bookmarks: bool,
-    next_bookmark: Instant,
+    // Timers and the like live as long as the watch: making them anew for every event costs more than the event.
+    bookmark_timer: Pin<Box<Sleep>>,
     last_sent: u64,
-    end: Instant,
+    end_timer: Pin<Box<Sleep>>,
+    /// Until when events are gathered, see [`pace`].
+    pause: Option<Pin<Box<Sleep>>>,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Ends when the kind is served no more.
+    withdrawn: Pin<Box<WaitForCancellationFutureOwned>>,
     done: bool,
 }
 
@@ -281,27 +321,30 @@ impl Stream {
         if !out.is_empty() {
             return Some(out.freeze());
         }
+        if let Some(pause) = &mut self.pause {
+            pause.as_mut().await;
+            self.pause = None;
+        }
         loop {
-            let server = Arc::clone(&self.server);
-            let ended = self.frames.kind.ended.clone();
             let event = tokio::select! {
                 biased;
                 event = self.watcher.next() => event,
-                () = sleep_until(self.next_bookmark), if self.bookmarks => {
-                    self.next_bookmark = Instant::now() + BOOKMARK_EVERY;
+                () = self.bookmark_timer.as_mut(), if self.bookmarks => {
+                    self.bookmark_timer.as_mut().reset(Instant::now() + BOOKMARK_EVERY);
                     if let Some(b) = self.progress() { return Some(b) }
                     continue;
                 }
-                () = sleep_until(self.end) => {
+                () = self.end_timer.as_mut() => {
                     self.done = true;
                     return if self.bookmarks { self.progress() } else { None };
                 }
-                () = server.shutdown.cancelled() => return None,
-                () = ended.cancelled() => {
+                () = self.shutdown.as_mut() => return None,
+                () = self.withdrawn.as_mut() => {
                     self.done = true;
                     return None;
                 }
             };
+            let mut delays = Delays::begin();
             let mut next = Some(event);
             while let Some(event) = next {
                 match event {
@@ -315,15 +358,18 @@ impl Stream {
                         return Some(out.freeze());
                     }
                     Some(Ok(e)) => {
-                        if let Some(frame) = self.event(&e) {
+                        if self.event(&e, &mut out) {
                             self.last_sent = e.revision;
-                            out.put_slice(&frame);
+                            delays.add(e.made);
                         }
                     }
                 }
                 next = if out.len() < BATCH { self.watcher.try_next().map(Some) } else { None };
             }
             if !out.is_empty() {
+                self.server.metrics.watch_delays.join(&delays);
+                let pace = pace(self.watcher.company());
+                self.pause = (!pace.is_zero()).then(|| Box::pin(tokio::time::sleep(pace)));
                 return Some(out.freeze());
             }
         }
@@ -334,8 +380,8 @@ impl Stream {
         (revision >= self.last_sent).then(|| self.frames.bookmark(revision, false))
     }
 
-    /// One change as this watcher sees it, or nothing.
-    fn event(&mut self, e: &Arc<Event>) -> Option<Bytes> {
+    /// Writes one change as this watcher sees it, if it does.
+    fn event(&mut self, e: &Event, out: &mut BytesMut) -> bool {
         let all = self.selection.is_everything();
         let now = e.kind != ChangeKind::Deleted && (all || self.selection.matches(&e.object));
         let before = match e.kind {
@@ -343,7 +389,7 @@ impl Stream {
             _ => e.previous.as_ref().is_some_and(|p| all || self.selection.matches(p)),
         };
         let (name, bytes) = match (before, now) {
-            (false, false) => return None,
+            (false, false) => return false,
             (false, true) => ("ADDED", e.object.value.clone()),
             (true, true) => ("MODIFIED", e.object.value.clone()),
             (true, false) => {
@@ -355,10 +401,37 @@ impl Stream {
                 ("DELETED", object::restamp(&last.value, e.revision))
             }
         };
-        // The frame of an unselected change is the same for everybody.
-        if self.frames.plain() && (all || matches!(name, "MODIFIED") || e.kind == ChangeKind::Created) {
-            return Some(e.frame.get_or_init(|| json_frame(name, &bytes)).clone());
+        if self.frames.plain() {
+            // The stored bytes are the frame but for its ends: nothing to share.
+            put_json_frame(out, name, &bytes);
+            return true;
         }
-        self.frames.object(name, &bytes)
+        // What the same frame is for everybody is encoded once.
+        let shared = all || name == "MODIFIED" || e.kind == ChangeKind::Created;
+        let frame = if shared && self.frames.is_common() {
+            let mut slot = e.frame.lock();
+            if slot.is_none() {
+                *slot = self.frames.object(name, &bytes);
+            }
+            slot.clone()
+        } else {
+            self.frames.object(name, &bytes)
+        };
+        let Some(frame) = frame else { return false };
+        out.put_slice(&frame);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_watchers_never_wait_and_many_wait_a_bounded_time() {
+        assert_eq!(pace(1), Duration::ZERO);
+        assert_eq!(pace(10), Duration::ZERO);
+        assert_eq!(pace(usize::MAX), PACE_MAX);
+        assert!((1..100_000).step_by(97).is_sorted_by_key(pace));
     }
 }

@@ -5,7 +5,7 @@
 //! event, not a thousand wake-ups; and a watcher holds no queue of its own beyond the few events it has in hand.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -49,6 +49,7 @@ impl Interest {
 pub(super) struct Lane {
     ring: Mutex<Ring>,
     moved: Notify,
+    watchers: AtomicUsize,
     /// Waits for [`Lane::wake`].
     dirty: AtomicBool,
     ended: AtomicBool,
@@ -154,12 +155,12 @@ impl Lanes {
         }
         let now = &event.object.meta.fields;
         for (field, value) in now {
-            to(self.fields.get(field).and_then(|values| values.get(value.as_str())));
+            to(self.fields.get(field).and_then(|values| values.get(value)));
         }
         // A lane hears once of an event, even where the value stayed.
         let before = event.previous.as_ref().filter(|p| !Arc::ptr_eq(p, &event.object));
-        for was in before.iter().flat_map(|p| &p.meta.fields).filter(|was| !now.contains(was)) {
-            to(self.fields.get(was.0).and_then(|values| values.get(was.1.as_str())));
+        for was in before.iter().flat_map(|p| p.meta.fields.iter()).filter(|was| !now.contains(was)) {
+            to(self.fields.get(was.0).and_then(|values| values.get(&was.1)));
         }
     }
 
@@ -205,9 +206,16 @@ pub struct Watcher {
     over: bool,
 }
 
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.lane.watchers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Watcher {
     pub(super) fn new(inner: Arc<Inner>, lane: Arc<Lane>, prefix: Option<Box<str>>, after: Revision) -> Self {
         let at = lane.seek(after);
+        lane.watchers.fetch_add(1, Ordering::Relaxed);
         Self { inner, lane, at, prefix, taken: VecDeque::new(), delivered: after, over: false }
     }
 
@@ -258,6 +266,12 @@ impl Watcher {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.over
+    }
+
+    /// How many watchers hear of the same events, this one among them.
+    #[must_use]
+    pub fn company(&self) -> usize {
+        self.lane.watchers.load(Ordering::Relaxed)
     }
 
     /// A revision up to which this watcher has delivered everything, for a bookmark; `None` while events wait.

@@ -1,24 +1,23 @@
 //! What a cache holds: objects, events, views.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
 
 use crate::store::{ChangeKind, Revision};
 
 /// The few fields of an object the server selects by, extracted once per write.
+///
+/// There is one of these per stored object, so its texts share one allocation, in the order namespace, name, uid, then
+/// each label's key and value; each has its length before it in two bytes. A longer text is cut: no name or label that
+/// passes validation comes near.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
-    /// `metadata.namespace`, empty for cluster-scoped objects.
-    pub namespace: String,
-    /// `metadata.name`.
-    pub name: String,
-    /// `metadata.uid`.
-    pub uid: String,
-    /// `metadata.labels`, sorted by key.
-    pub labels: Vec<(String, String)>,
+    texts: Box<[u8]>,
     /// Selectable fields besides name and namespace, by their path. A path may occur more than once (owners).
-    pub fields: Vec<(&'static str, String)>,
+    pub fields: Box<[(&'static str, Box<str>)]>,
     /// Where the digits of `metadata.resourceVersion` begin in the value. Without it the first
     /// `"resourceVersion":"<its revision>"` is taken, which is right unless the object quotes its own future revision
     /// somewhere before its metadata.
@@ -26,17 +25,87 @@ pub struct Meta {
 }
 
 impl Meta {
+    /// The texts of an object's metadata. `namespace` is empty for cluster-scoped objects.
+    pub fn new<'a>(
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        labels: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
+        let mut texts = Vec::with_capacity(128);
+        let mut put = |text: &str| {
+            let mut end = text.len().min(usize::from(u16::MAX));
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
+            // Fits: cut above.
+            texts.extend_from_slice(&u16::try_from(end).unwrap_or(u16::MAX).to_le_bytes());
+            texts.extend_from_slice(&text.as_bytes()[..end]);
+        };
+        for text in [namespace, name, uid] {
+            put(text);
+        }
+        for (key, value) in labels {
+            put(key);
+            put(value);
+        }
+        Self { texts: texts.into(), ..Self::default() }
+    }
+
+    /// `metadata.namespace`, empty for cluster-scoped objects.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        text(Texts(&self.texts).next())
+    }
+
+    /// `metadata.name`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        text(Texts(&self.texts).nth(1))
+    }
+
+    /// `metadata.uid`.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        text(Texts(&self.texts).nth(2))
+    }
+
     /// The values of a field.
     pub fn values<'a>(&'a self, field: &'a str) -> impl Iterator<Item = &'a str> {
-        self.fields.iter().filter(move |(name, _)| *name == field).map(|(_, value)| value.as_str())
+        self.fields.iter().filter(move |(name, _)| *name == field).map(|(_, value)| &**value)
     }
 
     /// The value of a label.
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&str> {
-        let at = self.labels.binary_search_by(|(k, _)| k.as_str().cmp(key)).ok()?;
-        Some(&self.labels[at].1)
+        let mut texts = Texts(&self.texts);
+        texts.nth(2)?;
+        while let (Some(found), value @ Some(_)) = (texts.next(), texts.next()) {
+            if found == key.as_bytes() {
+                return Some(text(value));
+            }
+        }
+        None
     }
+}
+
+/// The texts of a [`Meta`], one after the other.
+struct Texts<'a>(&'a [u8]);
+
+impl<'a> Iterator for Texts<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (len, rest) = self.0.split_first_chunk::<2>()?;
+        let (text, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*len)))?;
+        self.0 = rest;
+        Some(text)
+    }
+}
+
+/// What was put in was text.
+fn text(bytes: Option<&[u8]>) -> &str {
+    std::str::from_utf8(bytes.unwrap_or_default()).unwrap_or_default()
 }
 
 /// Reads [`Meta`] from an object's key and bytes. Must be cheap and must not fail: a field that cannot be read is empty.
@@ -90,9 +159,16 @@ pub struct Event {
     pub previous: Option<Arc<Object>>,
     /// Revision of the change.
     pub revision: Revision,
-    /// Scratch for the server: the encoded JSON frame, made once by whoever needs it first.
-    pub frame: OnceLock<Bytes>,
+    /// When the cache heard of it, which is when it was durable.
+    pub made: Instant,
+    /// Scratch for the server: an encoded frame that several watchers send, made by whoever needs it first. The cache
+    /// empties it when the event is no longer among the latest, see [`FRAMED`].
+    pub frame: Mutex<Option<Bytes>>,
 }
+
+/// So many of the latest events of a resource may keep their frame: watchers are seldom further apart, and the window
+/// would otherwise hold everything twice.
+pub(super) const FRAMED: usize = 256;
 
 impl Event {
     /// The bytes a watcher is sent: the new state, or for a deletion the last state with the revision of the deletion as
@@ -133,6 +209,25 @@ mod tests {
     fn object(value: &'static str, revision: Revision, version_at: Option<u32>) -> Object {
         let meta = Meta { version_at, ..Meta::default() };
         Object { key: "/k".into(), value: Bytes::from_static(value.as_bytes()), revision, meta }
+    }
+
+    #[test]
+    fn texts_come_back_as_they_went_in() {
+        let labels = [("app", "web"), ("empty", ""), ("z\u{e9}", "\u{e9}")];
+        let meta = Meta::new("ns", "name", "", labels);
+        assert_eq!((meta.namespace(), meta.name(), meta.uid()), ("ns", "name", ""));
+        for (key, value) in labels {
+            assert_eq!(meta.label(key), Some(value), "{key}");
+        }
+        // Neither the name nor a value is a label.
+        for key in ["name", "web", "ap", ""] {
+            assert_eq!(meta.label(key), None, "{key}");
+        }
+        assert_eq!(Meta::default().name(), "");
+        assert_eq!(Meta::default().label("app"), None);
+        let long = "\u{e9}".repeat(40_000);
+        let cut = Meta::new("", &long, "uid", [("a", "b")]);
+        assert_eq!((cut.name().len(), cut.uid(), cut.label("a")), (65_534, "uid", Some("b")));
     }
 
     #[test]

@@ -18,7 +18,10 @@ fn config() -> Config {
         let text = String::from_utf8_lossy(value);
         let node = text.split('|').next().unwrap_or_default().to_owned();
         let name = key.rsplit('/').next().unwrap_or_default().to_owned();
-        Meta { name, fields: vec![("spec.nodeName", node.clone()), ("owner", node)], ..Meta::default() }
+        let fields = [("spec.nodeName", node.as_str().into()), ("owner", node.as_str().into())];
+        let mut meta = Meta::new("", &name, "", []);
+        meta.fields = fields.into();
+        meta
     };
     Config { extract: Arc::new(extract), indexed: vec!["spec.nodeName"] }
 }
@@ -56,7 +59,7 @@ fn deadline() -> Instant {
 }
 
 fn text(objects: &[Arc<Object>]) -> Vec<String> {
-    objects.iter().map(|o| format!("{}={}", o.meta.name, String::from_utf8_lossy(&o.value))).collect()
+    objects.iter().map(|o| format!("{}={}", o.meta.name(), String::from_utf8_lossy(&o.value))).collect()
 }
 
 fn show(event: &Event) -> String {
@@ -91,6 +94,45 @@ async fn a_write_is_in_the_cache_when_it_is_answered() {
     }
     assert_eq!(f.pods.stats().objects, 1);
     assert_eq!(f.pods.stats().bytes, 3);
+}
+
+/// More objects than one stretch of a selection, changed all the time by others: what is selected is still what was there
+/// at one revision.
+#[tokio::test]
+async fn a_selection_is_of_one_revision() {
+    const OBJECTS: u64 = 9_000;
+    let f = fixture().await;
+    let puts = (0..OBJECTS).map(|n| {
+        let f = &f;
+        async move { f.put(&format!("/r/pods/{}/{n:05}", n % 3), &format!("n{}|0", n % 10)).await }
+    });
+    futures::future::join_all(puts).await;
+    let mut moved = 0;
+    for round in 0..30_u64 {
+        let changes = async {
+            for n in 0..40 {
+                let n = (n * 211 + round * 37) % OBJECTS;
+                let key = format!("/r/pods/{}/{n:05}", n % 3);
+                match n % 4 {
+                    0 => f.delete(&key).await,
+                    _ => f.put(&key, &format!("n{}|{round}", (n + round) % 10)).await,
+                };
+            }
+        };
+        let wanted = |o: &Object| o.meta.values("spec.nodeName").any(|v| v == "n3");
+        let prefix = ["/r/pods/", "/r/pods/1/", "/r/pods/9/"][(round % 3) as usize];
+        let selections = async {
+            for _ in 0..4 {
+                let got = f.pods.select(prefix, wanted).await;
+                let mut want = f.pods.list_at(prefix, got.revision).unwrap().objects;
+                want.retain(|o| wanted(o));
+                assert_eq!(text(&got.objects), text(&want), "{prefix} at {}", got.revision);
+                moved += u64::from(f.pods.last_change() > got.revision);
+            }
+        };
+        futures::join!(changes, selections);
+    }
+    assert!(moved > 0, "nothing changed during any selection, so nothing was shown");
 }
 
 #[tokio::test]

@@ -1,0 +1,233 @@
+//! Many watchers of one resource: what they get, when, and what it costs.
+//!
+//! Each watcher has a connection of its own. Every event's version must be greater than the one before, and at the end
+//! each watcher must have as many events as there were writes: then nothing was lost, doubled or reordered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::{Buf as _, Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tokio::task::JoinSet;
+
+use crate::Context;
+use crate::http::{H1, Target, Version};
+use crate::load::{Request, open};
+use crate::objects::stamped;
+use crate::process::Skiff;
+use crate::report::{Report, Times, mib};
+
+const OBJECTS: u64 = 100;
+const WRITERS: usize = 16;
+/// One watcher in so many looks at the times, too.
+const TIMED: usize = 20;
+/// Watchers that never read, in the last pass.
+const STALLED: usize = 50;
+
+pub(crate) async fn run(cx: &Context, report: &mut Report) -> anyhow::Result<()> {
+    let skiff = Skiff::start(&cx.skiff, cx.data("watch"), false).await?;
+    let target = super::through_rbac(&skiff).await?;
+    super::fill(&target, OBJECTS, |name, _| stamped(name, 0)).await?;
+    let watchers = usize::try_from(cx.scaled(1000))?;
+    for rate in [200.0, 1000.0] {
+        let alone = pass(cx, &skiff, &target, 0, 0, rate).await?;
+        let with = pass(cx, &skiff, &target, watchers, 0, rate).await?;
+        line(report, &alone, with, watchers, 0, rate);
+    }
+    let alone = pass(cx, &skiff, &target, 0, 0, 200.0).await?;
+    let with = pass(cx, &skiff, &target, watchers, STALLED, 200.0).await?;
+    line(report, &alone, with, watchers, STALLED, 200.0);
+    skiff.process.stop().await
+}
+
+fn line(report: &mut Report, alone: &Pass, mut with: Pass, watchers: usize, stalled: usize, rate: f64) {
+    #[allow(clippy::cast_precision_loss)]
+    let each = (with.cpu - alone.cpu) / (with.writes * watchers as u64) as f64 * 1e6;
+    let others = if stalled > 0 { format!(" and {stalled} that never read") } else { String::new() };
+    report.row(
+        format!("{watchers} watchers{others}, {rate} writes/s"),
+        "nothing lost, p99 10 ms commit to sent, 3 us per event and watcher",
+        format!(
+            "nothing lost; write to receipt {}; commit to sent {}; {each:.2} us of server CPU per event and watcher; {:.0} writes/s, {:.0} MiB",
+            with.times.summary(),
+            with.delay,
+            with.rate,
+            mib(with.rss)
+        ),
+        "kube-apiserver 1.36 at 200 writes/s: 579 of 1,000 cut, p99 3.8 s",
+    );
+}
+
+struct Pass {
+    times: Times,
+    /// What the server itself counted between commit and sending.
+    delay: String,
+    writes: u64,
+    rate: f64,
+    cpu: f64,
+    rss: u64,
+}
+
+async fn pass(
+    cx: &Context,
+    skiff: &Skiff,
+    target: &Target,
+    watchers: usize,
+    stalled: usize,
+    rate: f64,
+) -> anyhow::Result<Pass> {
+    let clock = Instant::now();
+    let start = revision(target).await?;
+    let path = format!("/api/v1/namespaces/default/configmaps?watch=1&resourceVersion={start}");
+    let expected = Arc::new(AtomicU64::new(u64::MAX));
+    let mut tasks = JoinSet::new();
+    let mut idle = Vec::new();
+    for _ in 0..stalled {
+        let mut c = target.h1().await?;
+        c.open(&path).await?;
+        idle.push(c);
+    }
+    for i in 0..watchers {
+        let lines = Lines::open(target, cx.version, &path).await?;
+        tasks.spawn(follow(lines, start, Arc::clone(&expected), (i % TIMED == 0).then_some(clock)));
+    }
+    let counted = delays(target).await?;
+    let before = skiff.process.usage()?;
+    let written = open(target, Version::H1, WRITERS, rate, cx.time, move |n| {
+        let name = format!("o-{:07}", n % OBJECTS);
+        Request {
+            method: "PUT",
+            path: format!("/api/v1/namespaces/default/configmaps/{name}"),
+            body: stamped(&name, clock.elapsed().as_micros()),
+        }
+    })
+    .await?;
+    let writes = written.times.len() as u64;
+    expected.store(writes, Ordering::Release);
+    let mut times = Times::default();
+    let gather = async {
+        while let Some(done) = tasks.join_next().await {
+            times.join(done??);
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(cx.time + Duration::from_secs(20), gather)
+        .await
+        .context("watchers did not get everything")??;
+    let after = skiff.process.usage()?;
+    let delay = quantiles(&counted, &delays(target).await?);
+    drop(idle);
+    Ok(Pass { times, delay, writes, rate: written.rate(), cpu: after.cpu - before.cpu, rss: after.rss })
+}
+
+async fn revision(target: &Target) -> anyhow::Result<u64> {
+    let list = target.h1().await?.call("GET", "/api/v1/namespaces/default/configmaps?limit=1", b"").await?.success()?;
+    let v: serde_json::Value = serde_json::from_slice(&list)?;
+    Ok(v["metadata"]["resourceVersion"].as_str().context("no version")?.parse()?)
+}
+
+/// The server's histogram of the time between commit and sending: (upper bound in seconds, events up to it).
+async fn delays(target: &Target) -> anyhow::Result<Vec<(f64, u64)>> {
+    let text = target.h1().await?.call("GET", "/metrics", b"").await?.success()?;
+    let mut out = vec![];
+    for line in std::str::from_utf8(&text)?.lines() {
+        let Some(rest) = line.strip_prefix("skiff_watch_delay_seconds_bucket{le=\"") else { continue };
+        let (bound, count) = rest.split_once("\"} ").context("an odd bucket")?;
+        out.push((bound.parse().unwrap_or(f64::INFINITY), count.trim().parse()?));
+    }
+    Ok(out)
+}
+
+fn quantiles(before: &[(f64, u64)], after: &[(f64, u64)]) -> String {
+    let n = |i: usize| after[i].1 - before.get(i).map_or(0, |b| b.1);
+    let Some(total) = after.len().checked_sub(1).map(n).filter(|t| *t > 0) else { return "not counted".into() };
+    let at = |percent: u64| {
+        let found = (0..after.len()).find(|i| n(*i) * 100 >= total * percent);
+        found.map_or(f64::INFINITY, |i| after[i].0 * 1e3)
+    };
+    format!("p50 <= {:.1} ms, p99 <= {:.1} ms", at(50), at(99))
+}
+
+/// A watch as a stream of lines.
+struct Lines {
+    source: Source,
+    rest: BytesMut,
+}
+
+enum Source {
+    H1(Box<H1>),
+    H2(Incoming),
+}
+
+impl Lines {
+    async fn open(target: &Target, version: Version, path: &str) -> anyhow::Result<Self> {
+        let source = match version {
+            Version::H1 => {
+                let mut c = target.h1().await?;
+                c.open(path).await?;
+                Source::H1(Box::new(c))
+            }
+            Version::H2 => Source::H2(target.h2().await?.open(path).await?),
+        };
+        Ok(Self { source, rest: BytesMut::new() })
+    }
+
+    /// Some whole lines, at least one.
+    async fn next(&mut self) -> anyhow::Result<Bytes> {
+        loop {
+            let chunk = match &mut self.source {
+                Source::H1(c) => c.chunk().await?,
+                Source::H2(b) => match b.frame().await {
+                    Some(f) => f?.into_data().ok(),
+                    None => None,
+                },
+            };
+            let Some(chunk) = chunk else { bail!("the server ended the watch") };
+            if self.rest.is_empty() && chunk.last() == Some(&b'\n') {
+                return Ok(chunk);
+            }
+            self.rest.extend_from_slice(&chunk);
+            if let Some(end) = memchr::memrchr(b'\n', &self.rest) {
+                return Ok(self.rest.split_to(end + 1).freeze());
+            }
+        }
+    }
+}
+
+/// Reads until as many events came as were written; checks their order.
+async fn follow(
+    mut lines: Lines,
+    start: u64,
+    expected: Arc<AtomicU64>,
+    clock: Option<Instant>,
+) -> anyhow::Result<Times> {
+    let version = memchr::memmem::Finder::new(b"\"resourceVersion\":\"");
+    let sent = memchr::memmem::Finder::new(b"\"sent\":\"");
+    let number =
+        |bytes: &[u8]| bytes.iter().take_while(|b| b.is_ascii_digit()).fold(0, |n, b| n * 10 + u64::from(b - b'0'));
+    let (mut last, mut seen, mut times) = (start, 0, Times::default());
+    while seen < expected.load(Ordering::Acquire) {
+        // The last events may be in hand before the number of writes is known.
+        let Ok(more) = tokio::time::timeout(Duration::from_millis(50), lines.next()).await else { continue };
+        let mut more = more?;
+        while let Some(end) = memchr::memchr(b'\n', &more) {
+            let line = &more[..end];
+            let at = version.find(line).context("an event without a version")? + 19;
+            let revision = number(&line[at..]);
+            ensure!(revision > last, "version {revision} came after {last}");
+            (last, seen) = (revision, seen + 1);
+            if let Some(clock) = clock
+                && let Some(at) = sent.find(line)
+            {
+                let now = clock.elapsed();
+                times.add(now.saturating_sub(Duration::from_micros(number(&line[at + 8..]))));
+            }
+            more.advance(end + 1);
+        }
+    }
+    ensure!(seen == expected.load(Ordering::Acquire), "more events than writes");
+    Ok(times)
+}
