@@ -67,7 +67,7 @@ impl Custom {
             untyped: true,
             ..Traits::DEFAULT
         };
-        let reads = !first && !(root.preserve && root.properties.is_empty());
+        let reads = !(first || root.preserve && root.properties.is_empty());
         let columns = Columns::compile(version.get("additionalPrinterColumns"));
         Self { traits, root, columns, schema, selectable, fields, scale, deprecated, stored, reads }
     }
