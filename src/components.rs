@@ -141,10 +141,13 @@ fn serving(pki: &Pki, node: &str, address: IpAddr) -> anyhow::Result<Leaf> {
 }
 
 async fn client(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
+    Ok(kube::Client::try_from(client_config(kubeconfig).await?)?)
+}
+
+async fn client_config(kubeconfig: &Path) -> anyhow::Result<kube::Config> {
     let file = kube::config::Kubeconfig::read_from(kubeconfig)
         .with_context(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;
-    let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?;
-    Ok(kube::Client::try_from(config)?)
+    Ok(kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?)
 }
 
 /// Runs one component until a signal.
@@ -170,10 +173,11 @@ pub(crate) async fn controller_manager(args: ComponentArgs) -> anyhow::Result<()
     let ca = args.data_dir.join("pki/ca.crt");
     let root_ca = std::fs::read_to_string(&ca)
         .with_context(|| format!("cannot read {}: name the server's data directory with --data-dir", ca.display()))?;
-    let client = client(&args.kubeconfig).await?;
+    let accounts = crate::accounts::Accounts::new(client_config(&args.kubeconfig).await?)?;
     let config = skiff_controllers::Config { root_ca, pod_cidr: args.pod_cidr, leader_elect: true };
     let stop = CancellationToken::new();
-    alone("controllers", stop.clone(), skiff_controllers::run(move |_: &str| client.clone(), config, stop)).await
+    let clients = move |user: &str| accounts.client(user);
+    alone("controllers", stop.clone(), skiff_controllers::run(clients, config, stop)).await
 }
 
 /// `skiff scheduler`.

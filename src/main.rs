@@ -1,5 +1,6 @@
 //! Skiff: a Kubernetes-compatible cluster in one program. Parse, build, run, drain; everything else is in the rooms.
 
+mod accounts;
 mod cli;
 mod components;
 mod kubeconfig;

@@ -18,8 +18,13 @@ pub(crate) struct Cluster {
     binary: PathBuf,
     dir: tempfile::TempDir,
     process: Child,
+    /// Components that run as processes of their own, by name.
+    apart: Vec<(&'static str, Child)>,
     kubectl: PathBuf,
 }
+
+/// Components beside the API server.
+pub(crate) const COMPONENTS: [&str; 4] = ["controller-manager", "scheduler", "kubelet", "proxy"];
 
 /// Output of a command.
 #[derive(Debug)]
@@ -53,15 +58,61 @@ fn run(command: &mut Command) -> Result<Output> {
 impl Cluster {
     /// Starts a cluster and waits until its node is Ready.
     pub(crate) fn start() -> Result<Self> {
+        Self::begin("up")
+    }
+
+    /// Starts each component as a process of its own, with its own kubeconfig.
+    pub(crate) fn start_apart() -> Result<Self> {
+        let mut c = Self::begin("apiserver")?;
+        let result = COMPONENTS.iter().try_for_each(|name| c.start_component(name)).and_then(|()| c.await_ready());
+        match result {
+            Ok(()) => Ok(c),
+            Err(e) => {
+                c.show_log();
+                c.stop();
+                Err(e)
+            }
+        }
+    }
+
+    /// Starts one component.
+    pub(crate) fn start_component(&mut self, name: &'static str) -> Result<()> {
+        let data = self.dir.path().join("data");
+        let log = File::options().create(true).append(true).open(self.dir.path().join("log"))?;
+        let mut command = Command::new(&self.binary);
+        command.arg(name).arg("--data-dir").arg(&data).arg("--kubeconfig");
+        command.arg(data.join(format!("kubeconfig/{name}.yaml")));
+        if matches!(name, "kubelet" | "proxy") {
+            command.args(["--node-name", "node1"]);
+        }
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+        self.apart.push((name, child));
+        Ok(())
+    }
+
+    /// `kill -9` of one component.
+    pub(crate) fn kill_component(&mut self, name: &str) -> Result<()> {
+        let at = self.apart.iter().position(|(n, _)| *n == name).with_context(|| format!("{name} does not run"))?;
+        let (_, mut child) = self.apart.remove(at);
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    fn begin(what: &str) -> Result<Self> {
         let o = run(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]))?;
         ensure!(o.code == 0, "no engine answers: {}", o.err.trim());
         let o = run(Command::new("docker").args(["image", "inspect", "skiff/busybox:1"]))?;
         ensure!(o.code == 0, "the image skiff/busybox:1 is missing: run hack/images.sh");
         let dir = tempfile::tempdir()?;
         let binary = binary()?;
-        let process = spawn(&binary, &dir)?;
-        let mut c = Self { binary, dir, process, kubectl: kubectl() };
-        c.await_ready()?;
+        let process = spawn(&binary, &dir, what)?;
+        let mut c = Self { binary, dir, process, apart: vec![], kubectl: kubectl() };
+        if what == "up" {
+            c.await_ready()?;
+        } else {
+            c.eventually("the API answers", |c| Ok(c.kubectl(&["get", "namespaces"])?.code == 0))?;
+        }
         Ok(c)
     }
 
@@ -225,7 +276,7 @@ impl Cluster {
     pub(crate) fn crash_and_restart(&mut self) -> Result<()> {
         self.process.kill()?;
         self.process.wait()?;
-        self.process = spawn(&self.binary, &self.dir)?;
+        self.process = spawn(&self.binary, &self.dir, "up")?;
         self.await_ready()
     }
 
@@ -295,14 +346,17 @@ impl Cluster {
 
     /// Stops the cluster and removes what it left on the machine.
     pub(crate) fn stop(mut self) {
-        let pid = self.process.id().to_string();
-        let _ = run(Command::new("kill").arg(&pid));
-        let end = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < end && self.process.try_wait().is_ok_and(|s| s.is_none()) {
-            std::thread::sleep(Duration::from_millis(50));
+        let mut all: Vec<Child> = self.apart.drain(..).map(|(_, c)| c).collect();
+        all.push(self.process);
+        for mut child in all {
+            let _ = run(Command::new("kill").arg(child.id().to_string()));
+            let end = Instant::now() + Duration::from_secs(20);
+            while Instant::now() < end && child.try_wait().is_ok_and(|s| s.is_none()) {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
         }
-        let _ = self.process.kill();
-        let _ = self.process.wait();
         let down = run(Command::new(&self.binary)
             .args(["--log", "warn", "down", "--purge", "--data-dir"])
             .arg(self.dir.path().join("data"))
@@ -327,11 +381,11 @@ fn engine_pid() -> Option<u32> {
     (name.trim() == "dockerd").then_some(pid)
 }
 
-fn spawn(binary: &PathBuf, dir: &tempfile::TempDir) -> Result<Child> {
+fn spawn(binary: &PathBuf, dir: &tempfile::TempDir, what: &str) -> Result<Child> {
     let log = File::options().create(true).append(true).open(dir.path().join("log"))?;
     let listen = format!("0.0.0.0:{PORT}");
     let mut c = Command::new(binary);
-    c.args(["up", "--node-name", "node1", "--listen", &listen, "--data-dir"])
+    c.args([what, "--node-name", "node1", "--listen", &listen, "--data-dir"])
         .arg(dir.path().join("data"))
         .arg("--kubeconfig")
         .arg(dir.path().join("kubeconfig"))

@@ -1,5 +1,6 @@
 //! What people do with a cluster, one case each.
 
+mod apart;
 mod basic;
 mod daily;
 mod faults;
@@ -10,7 +11,8 @@ use anyhow::{Result, ensure};
 
 use crate::cluster::Cluster;
 
-type Case = fn(&mut Cluster, &str) -> Result<()>;
+/// A case: a cluster and the namespace that is its own.
+pub(crate) type Case = fn(&mut Cluster, &str) -> Result<()>;
 
 /// All cases by name. Each has a namespace of its own.
 pub(crate) const ALL: &[(&str, Case)] = &[
@@ -37,6 +39,9 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("crash_while_busy", faults::crash_while_busy),
     ("engine_restart", faults::engine_restart),
 ];
+
+/// Cases for components that run as processes of their own.
+pub(crate) const APART: &[(&str, Case)] = &[("apart", apart::apart)];
 
 fn pod(name: &str, command: &str) -> String {
     format!(
