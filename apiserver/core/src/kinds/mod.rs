@@ -25,7 +25,7 @@ mod workloads;
 use serde_json::Value;
 
 pub use flow::mandatory as mandatory_flow;
-pub use pod::validate_log_options;
+pub use pod::{security_levels, totals as pod_totals, validate_log_options};
 pub use registry::strategy;
 pub use service::patch_allocated as service_patch_allocated;
 

@@ -246,7 +246,7 @@ fn claim(o: &Value, now: Timestamp) -> Vec<Value> {
     let spec = &o["spec"];
     let bound = spec["volumeName"].as_str().is_some_and(|v| !v.is_empty());
     let (capacity, access) = if bound {
-        (text(&o["status"]["capacity"]["storage"]), modes(&o["status"]["accessModes"]))
+        (o["status"]["capacity"]["storage"].as_str().unwrap_or("0").into(), modes(&o["status"]["accessModes"]))
     } else {
         ("".into(), String::new())
     };

@@ -2,6 +2,8 @@
 
 mod defaults;
 mod qos;
+pub mod security_levels;
+pub mod totals;
 mod update;
 mod validate;
 mod warnings;
