@@ -194,6 +194,9 @@ pub trait Strategy: Send + Sync {
     /// Checks a status update (metadata excluded).
     fn validate_status(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
 
+    /// `Warning` headers of a new object that come with a refusal too.
+    fn early_warnings(&self, _new: &Value, _out: &mut Vec<String>) {}
+
     /// `Warning` headers for an accepted write.
     fn warnings(&self, _new: &Value, _old: Option<&Value>, _out: &mut Vec<String>) {}
 

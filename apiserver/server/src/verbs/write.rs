@@ -63,6 +63,7 @@ pub async fn create(
     renormalise(kind, &mut obj)?;
     kind.strategy.prepare_create(&mut obj);
     retype(kind, &mut obj)?;
+    kind.strategy.early_warnings(&obj, &mut call.warnings);
     let mut errors = Errors::new();
     meta::validate(&obj, kind.resource.namespaced, kind.strategy.traits().name, &mut errors);
     if !kind.strategy.traits().untyped {
