@@ -8,6 +8,7 @@ mod certificates;
 mod check;
 mod config;
 mod defaults;
+mod devices;
 mod event;
 mod flow;
 mod limits;

@@ -61,9 +61,9 @@ pub async fn create(
     stamp_new(&mut obj);
     admission::mutate(server, kind, call, Operation::Create, &mut obj, None, options.dry_run).await?;
     renormalise(kind, &mut obj)?;
+    kind.strategy.early_warnings(&obj, &mut call.warnings);
     kind.strategy.prepare_create(&mut obj);
     retype(kind, &mut obj)?;
-    kind.strategy.early_warnings(&obj, &mut call.warnings);
     let mut errors = Errors::new();
     meta::validate(&obj, kind.resource.namespaced, kind.strategy.traits().name, &mut errors);
     if !kind.strategy.traits().untyped {

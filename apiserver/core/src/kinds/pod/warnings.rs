@@ -69,7 +69,8 @@ pub(super) fn of_app_armor(pod: &Value, path: &Path<'_>, out: &mut Vec<String>) 
     for key in pod["metadata"]["annotations"].as_object().into_iter().flat_map(|a| a.keys()) {
         let Some(name) = key.strip_prefix(APP_ARMOR) else { continue };
         let mut all = ["containers", "initContainers"].iter().flat_map(|l| list(&pod["spec"], l));
-        if all.any(|c| text(c, "name") == name) {
+        // Whoever gives the field too knows it already.
+        if all.any(|c| text(c, "name") == name && c["securityContext"]["appArmorProfile"].is_null()) {
             let here = annotations.key(key);
             out.push(format!("{here}: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
         }
