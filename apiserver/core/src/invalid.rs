@@ -185,6 +185,12 @@ impl Errors {
         self.push(ErrorType::NotSupported, path, Some(quote(&value.into())), &detail);
     }
 
+    /// Like [`Errors::not_supported`] with the value's text given as is.
+    pub fn not_supported_raw(&mut self, path: &impl fmt::Display, text: &str, supported: &[&str]) {
+        let list = supported.iter().map(|s| quote_str(s)).collect::<Vec<_>>().join(", ");
+        self.push(ErrorType::NotSupported, path, Some(text.to_owned()), &format!("supported values: {list}"));
+    }
+
     /// `path: Duplicate value: "v"`.
     pub fn duplicate(&mut self, path: &impl fmt::Display, value: impl Into<Value>) {
         self.push(ErrorType::Duplicate, path, Some(quote(&value.into())), "");

@@ -81,6 +81,11 @@ impl Strategy for SecretStrategy {
     fn default(&self, obj: &mut Value) {
         let Value::Object(o) = obj else { return };
         super::defaults::set_text(o, "type", "Opaque");
+        for v in o.get_mut("data").and_then(Value::as_object_mut).into_iter().flatten().map(|(_, v)| v) {
+            if v.is_null() {
+                *v = "".into();
+            }
+        }
         if let Some(Value::Object(texts)) = o.remove("stringData") {
             use base64::Engine as _;
             let data = o.entry("data").or_insert_with(|| Value::Object(Map::new()));
@@ -116,9 +121,8 @@ impl Strategy for SecretStrategy {
         let json_of = |k: &str, errors: &mut Errors| match text(k) {
             None => errors.required(&path.key(k), ""),
             Some(b) => {
-                if let Err(e) = serde_json::from_slice::<Value>(&b) {
-                    let _ = e;
-                    errors.invalid(&path.key(k), "<secret contents redacted>", "unexpected end of JSON input");
+                if let Some(why) = no_json_object(&b) {
+                    errors.invalid(&path.key(k), "<secret contents redacted>", why);
                 }
             }
         };
@@ -177,6 +181,24 @@ impl Strategy for SecretStrategy {
         immutable(new, old, &["data"], errors);
         self.validate(new, errors);
     }
+}
+
+/// Why bytes are not a JSON object, in the words of upstream's decoder.
+fn no_json_object(b: &[u8]) -> Option<String> {
+    let kind = match serde_json::from_slice::<Value>(b) {
+        Ok(Value::Object(_) | Value::Null) => return None,
+        Ok(Value::Array(_)) => "array",
+        Ok(Value::String(_)) => "string",
+        Ok(Value::Number(_)) => "number",
+        Ok(Value::Bool(_)) => "bool",
+        Err(e) if e.is_eof() => return Some("unexpected end of JSON input".into()),
+        Err(e) => {
+            let at = b.split(|c| *c == b'\n').nth(e.line().saturating_sub(1)).unwrap_or_default();
+            let c = at.get(e.column().saturating_sub(1)).copied().map_or(' ', char::from);
+            return Some(format!("invalid character '{c}' looking for beginning of value"));
+        }
+    };
+    Some(format!("json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"))
 }
 
 /// Rules of ServiceAccounts.

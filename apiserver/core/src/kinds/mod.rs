@@ -8,6 +8,7 @@ mod certificates;
 mod check;
 mod config;
 mod defaults;
+mod devices;
 mod event;
 mod flow;
 mod limits;
@@ -25,7 +26,7 @@ mod workloads;
 use serde_json::Value;
 
 pub use flow::mandatory as mandatory_flow;
-pub use pod::validate_log_options;
+pub use pod::{security_levels, totals as pod_totals, validate_log_options};
 pub use registry::strategy;
 pub use service::patch_allocated as service_patch_allocated;
 
@@ -193,6 +194,9 @@ pub trait Strategy: Send + Sync {
 
     /// Checks a status update (metadata excluded).
     fn validate_status(&self, _new: &Value, _old: &Value, _errors: &mut Errors) {}
+
+    /// `Warning` headers of a new object that come with a refusal too.
+    fn early_warnings(&self, _new: &Value, _out: &mut Vec<String>) {}
 
     /// `Warning` headers for an accepted write.
     fn warnings(&self, _new: &Value, _old: Option<&Value>, _out: &mut Vec<String>) {}

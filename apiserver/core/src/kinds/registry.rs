@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::{Plain, Strategy, Traits};
 use super::{
-    autoscaler, certificates, config, defaults, event, flow, limits, namespace, net, node, pod, policy, rbac, service,
-    storage, workloads,
+    autoscaler, certificates, config, defaults, devices, event, flow, limits, namespace, net, node, pod, policy, rbac,
+    service, storage, workloads,
 };
 
 const D: Traits = Traits::DEFAULT;
@@ -18,7 +18,6 @@ const S: Traits = Traits { status: true, ..D };
 const GS: Traits = Traits { generation: true, status: true, ..D };
 /// A completed deletion answers the object.
 const R: Traits = Traits { returns_deleted: true, ..D };
-const RS: Traits = Traits { returns_deleted: true, status: true, ..D };
 const fn locked(t: Traits) -> Traits {
     Traits { unconditional_update: false, ..t }
 }
@@ -114,11 +113,10 @@ pub fn strategy(group: &str, plural: &str) -> Arc<dyn Strategy> {
         ("admissionregistration.k8s.io", _) => plain(locked(GS)),
         ("apiextensions.k8s.io", _) => Arc::new(crate::custom::definition::DefinitionStrategy),
         ("apiregistration.k8s.io", _) => plain(locked(S)),
-        ("resource.k8s.io", "resourceslices") => {
-            selectable(Traits { returns_deleted: true, ..G }, none, &["spec.nodeName", "spec.driver"])
-        }
-        ("resource.k8s.io", "resourceclaims") => plain(RS),
-        ("resource.k8s.io", "deviceclasses") => plain(Traits { returns_deleted: true, generation: true, ..D }),
+        ("resource.k8s.io", "resourceslices") => Arc::new(devices::Slice),
+        ("resource.k8s.io", "resourceclaims") => Arc::new(devices::Claim),
+        ("resource.k8s.io", "resourceclaimtemplates") => Arc::new(devices::ClaimTemplate),
+        ("resource.k8s.io", "deviceclasses") => Arc::new(devices::Class),
         ("resource.k8s.io", _) => plain(R),
         _ => plain(D),
     }

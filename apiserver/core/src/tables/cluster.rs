@@ -188,6 +188,11 @@ fn node(o: &Value, now: Timestamp) -> Vec<Value> {
     };
     let info = &o["status"]["nodeInfo"];
     let known = |k: &str| Value::from(info[k].as_str().filter(|s| !s.is_empty()).unwrap_or("<unknown>"));
+    let kernel = match (info["kernelVersion"].as_str().unwrap_or_default(), info["architecture"].as_str()) {
+        ("", _) => "<unknown>".to_owned(),
+        (k, Some(a)) if !a.is_empty() => format!("{k} ({a})"),
+        (k, _) => k.to_owned(),
+    };
     vec![
         name(o),
         status.into(),
@@ -197,7 +202,7 @@ fn node(o: &Value, now: Timestamp) -> Vec<Value> {
         address("InternalIP"),
         address("ExternalIP"),
         known("osImage"),
-        known("kernelVersion"),
+        kernel.into(),
         known("containerRuntimeVersion"),
     ]
 }
@@ -246,7 +251,7 @@ fn claim(o: &Value, now: Timestamp) -> Vec<Value> {
     let spec = &o["spec"];
     let bound = spec["volumeName"].as_str().is_some_and(|v| !v.is_empty());
     let (capacity, access) = if bound {
-        (text(&o["status"]["capacity"]["storage"]), modes(&o["status"]["accessModes"]))
+        (o["status"]["capacity"]["storage"].as_str().unwrap_or("0").into(), modes(&o["status"]["accessModes"]))
     } else {
         ("".into(), String::new())
     };

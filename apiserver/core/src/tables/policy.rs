@@ -85,7 +85,7 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
                 let n = p["name"].as_str().unwrap_or_default();
                 match p["namespace"].as_str().filter(|s| !s.is_empty()) {
                     Some(ns) => format!("{ns}/{n}"),
-                    None if n.is_empty() => "<selector>".to_owned(),
+                    None if n.is_empty() => go_selector(&p["selector"]),
                     None => format!("*/{n}"),
                 }
             };
@@ -260,4 +260,25 @@ fn signing_request(o: &Value, now: Timestamp) -> Vec<Value> {
     }
     let signer = spec["signerName"].as_str().unwrap_or("<none>");
     vec![name(o), created(o, now), signer.into(), text(&spec["username"]), seconds.into(), state.into()]
+}
+
+/// A label selector as upstream's type prints itself.
+fn go_selector(v: &Value) -> String {
+    let labels: String = v["matchLabels"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(k, v)| format!("{k}: {},", v.as_str().unwrap_or_default()))
+        .collect();
+    let text = |e: &Value, k: &str| e[k].as_str().unwrap_or_default().to_owned();
+    let expressions: String = list(v, "matchExpressions")
+        .map(|e| {
+            let values: Vec<&str> = list(e, "values").filter_map(Value::as_str).collect();
+            let (key, operator, values) = (text(e, "key"), text(e, "operator"), values.join(" "));
+            format!("LabelSelectorRequirement{{Key:{key},Operator:{operator},Values:[{values}],}},")
+        })
+        .collect();
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}"
+    )
 }

@@ -1,9 +1,13 @@
 //! Admission: the built-in plugins, in upstream's order. Mutating ones first, then the kind's own rules (elsewhere),
 //! then validating ones. Webhooks and CEL policies hang in here too when they come.
 
+mod certificates;
 mod lifecycle;
+mod limits;
 mod node_restriction;
+mod pod_security;
 mod pods;
+mod quota;
 mod storage;
 
 use std::sync::Arc;
@@ -58,6 +62,13 @@ impl Review<'_> {
     }
 }
 
+/// The objects of one resource in a namespace, by name.
+fn in_namespace(r: &Review<'_>, group: &str, plural: &str, ns: &str) -> Result<Vec<Value>, Status> {
+    let all = r.server.collection(group, plural)?;
+    let list = all.cache.list(&all.scope(ns));
+    Ok(list.objects.iter().filter_map(|o| serde_json::from_slice(&o.value).ok()).collect())
+}
+
 /// Runs the mutating plugins.
 ///
 /// # Errors
@@ -75,6 +86,8 @@ pub async fn mutate(
     {
         let r = Review { server, kind, call, operation, old };
         lifecycle::check_namespace(&r, obj).await?;
+        limits::fill(&r, obj)?;
+        certificates::identify(&r, obj);
         node_restriction::mutate(&r, obj)?;
         pods::service_account(&r, obj)?;
         pods::priority(&r, obj)?;
@@ -99,7 +112,7 @@ pub async fn validate(
     operation: Operation,
     obj: &Value,
     old: Option<&Value>,
-    _dry_run: bool,
+    dry_run: bool,
 ) -> Result<(), Status> {
     let r = Review { server, kind, call, operation, old };
     if operation == Operation::Delete {
@@ -107,5 +120,13 @@ pub async fn validate(
         node_restriction::check_delete(&r, obj)?;
     }
     crate::auth::escalation::check(&r, obj)?;
+    limits::check(&r, obj)?;
+    let mut warnings = vec![];
+    let secure = pod_security::check(&r, obj, &mut warnings);
+    certificates::check(&r, obj)?;
+    secure?;
+    // Last, because it books what everybody else has let through.
+    quota::admit(&r, obj, dry_run).await?;
+    call.warnings.extend(warnings);
     Ok(())
 }

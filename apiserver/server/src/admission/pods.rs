@@ -28,6 +28,12 @@ pub(super) fn service_account(r: &Review<'_>, obj: &mut Value) -> Result<(), Sta
         if obj["spec"]["serviceAccountName"].as_str().is_some_and(|s| !s.is_empty()) {
             return Err(r.forbidden(obj, "a mirror pod may not reference service accounts"));
         }
+        if refers_to(&obj["spec"], &["secretRef", "secretKeyRef", "secret", "imagePullSecrets"]) {
+            return Err(r.forbidden(obj, "a mirror pod may not reference secrets"));
+        }
+        if refers_to(&obj["spec"], &["serviceAccountToken"]) {
+            return Err(r.forbidden(obj, "a mirror pod may not use ServiceAccount volume projections"));
+        }
         return Ok(());
     }
     if obj["spec"]["serviceAccountName"].as_str().unwrap_or_default().is_empty() {
@@ -51,6 +57,18 @@ pub(super) fn service_account(r: &Review<'_>, obj: &mut Value) -> Result<(), Sta
         obj["spec"]["imagePullSecrets"] = s.clone();
     }
     Ok(())
+}
+
+/// Whether one of these fields is set anywhere below.
+fn refers_to(v: &Value, keys: &[&str]) -> bool {
+    match v {
+        Value::Object(o) => o.iter().any(|(k, v)| {
+            let set = !v.is_null() && v.as_array().is_none_or(|a| !a.is_empty());
+            (keys.contains(&k.as_str()) && set) || refers_to(v, keys)
+        }),
+        Value::Array(a) => a.iter().any(|v| refers_to(v, keys)),
+        _ => false,
+    }
 }
 
 fn mount_token(obj: &mut Value) {

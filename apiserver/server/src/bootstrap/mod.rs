@@ -17,6 +17,8 @@ use crate::server::Inner;
 
 /// The RBAC policy of upstream v1.37, as recorded facts: one object a line.
 const POLICY: &str = include_str!("policy.json");
+/// The flow control of upstream v1.37, as recorded facts: one object a line.
+const FLOW: &str = include_str!("flow.json");
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
 /// Makes what is missing.
@@ -52,6 +54,12 @@ pub async fn run(server: &Arc<Inner>) -> Result<(), Status> {
         let v = json!({"kind": "PriorityClass", "apiVersion": "scheduling.k8s.io/v1", "metadata": {"name": name, "generation": 1},
             "value": value, "description": text, "preemptionPolicy": "PreemptLowerPriority"});
         ensure(server, "scheduling.k8s.io", "priorityclasses", v).await?;
+    }
+    let flow: Vec<Value> = serde_json::from_str(FLOW).map_err(|e| Status::internal(format!("flow control: {e}")))?;
+    for mut obj in flow {
+        let plural = if obj["kind"] == "FlowSchema" { "flowschemas" } else { "prioritylevelconfigurations" };
+        obj["status"] = json!({});
+        ensure(server, "flowcontrol.apiserver.k8s.io", plural, obj).await?;
     }
     kubernetes_service(server).await?;
     let cidr = json!({"kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1",

@@ -1,8 +1,9 @@
 //! Versions of one resource into each other. v1.37 serves two built-ins in more than one version by default:
 //! HorizontalPodAutoscaler (autoscaling v1, v2) and Event (core, events.k8s.io). All others differ in `apiVersion` alone.
 
-use serde_json::{Map, Value, json};
-use skiff_core::meta;
+use serde_json::Value;
+
+use super::autoscaling;
 
 /// Converts `obj` to `api_version`.
 pub fn convert(obj: &mut Value, api_version: &str) {
@@ -27,8 +28,8 @@ pub fn convert(obj: &mut Value, api_version: &str) {
                 }
             }
         }
-        ("HorizontalPodAutoscaler", "autoscaling/v2", "autoscaling/v1") => hpa_v1(obj),
-        ("HorizontalPodAutoscaler", "autoscaling/v1", "autoscaling/v2") => hpa_v2(obj),
+        ("HorizontalPodAutoscaler", "autoscaling/v2", "autoscaling/v1") => autoscaling::to_v1(obj),
+        ("HorizontalPodAutoscaler", "autoscaling/v1", "autoscaling/v2") => autoscaling::to_v2(obj),
         _ => {}
     }
     obj["apiVersion"] = api_version.into();
@@ -54,97 +55,10 @@ fn rename(obj: &mut Value, names: &[(&str, &str)]) {
     }
 }
 
-const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
-const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
-const CURRENT: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
-const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
-
-fn is_cpu_utilization(m: &Value) -> bool {
-    m["type"] == "Resource" && m["resource"]["name"] == "cpu" && m["resource"]["target"]["type"] == "Utilization"
-}
-
-/// v2 to v1: the CPU target becomes a field, what v1 cannot say becomes annotations.
-fn hpa_v1(obj: &mut Value) {
-    let mut notes = Map::new();
-    if let Some(spec) = obj.get_mut("spec").and_then(Value::as_object_mut) {
-        if let Some(Value::Array(metrics)) = spec.remove("metrics") {
-            let (mut cpu, mut rest) = (None, vec![]);
-            for m in metrics {
-                if cpu.is_none() && is_cpu_utilization(&m) {
-                    cpu = m["resource"]["target"].get("averageUtilization").cloned();
-                } else {
-                    rest.push(m);
-                }
-            }
-            if let Some(cpu) = cpu {
-                spec.insert("targetCPUUtilizationPercentage".into(), cpu);
-            }
-            if !rest.is_empty() {
-                notes.insert(METRICS.into(), Value::Array(rest).to_string().into());
-            }
-        }
-        if let Some(b) = spec.remove("behavior") {
-            notes.insert(BEHAVIOR.into(), b.to_string().into());
-        }
-    }
-    if let Some(status) = obj.get_mut("status").and_then(Value::as_object_mut) {
-        for (key, note) in [("currentMetrics", CURRENT), ("conditions", CONDITIONS)] {
-            if let Some(v) = status.remove(key)
-                && v.as_array().is_some_and(|a| !a.is_empty())
-            {
-                notes.insert(note.into(), v.to_string().into());
-            }
-        }
-        status.entry("currentReplicas").or_insert(json!(0));
-        status.entry("desiredReplicas").or_insert(json!(0));
-    }
-    if !notes.is_empty() {
-        let m = meta::meta_mut(obj);
-        if let Some(a) = m.entry("annotations").or_insert_with(|| json!({})).as_object_mut() {
-            a.extend(notes);
-        }
-    }
-}
-
-/// v1 to v2.
-fn hpa_v2(obj: &mut Value) {
-    let mut take = |key: &str| -> Option<Value> {
-        let text = meta::meta_mut(obj).get_mut("annotations")?.as_object_mut()?.remove(key)?;
-        serde_json::from_str(text.as_str()?).ok()
-    };
-    let (metrics, behavior, current, conditions) = (take(METRICS), take(BEHAVIOR), take(CURRENT), take(CONDITIONS));
-    if meta::meta(obj).and_then(|m| m.get("annotations")).is_some_and(|a| a.as_object().is_some_and(Map::is_empty)) {
-        meta::meta_mut(obj).remove("annotations");
-    }
-    if let Some(spec) = obj.get_mut("spec").and_then(Value::as_object_mut) {
-        let mut list = match metrics {
-            Some(Value::Array(a)) => a,
-            _ => vec![],
-        };
-        if let Some(cpu) = spec.remove("targetCPUUtilizationPercentage") {
-            let target = json!({"type": "Utilization", "averageUtilization": cpu});
-            list.insert(0, json!({"type": "Resource", "resource": {"name": "cpu", "target": target}}));
-        }
-        if !list.is_empty() {
-            spec.insert("metrics".into(), Value::Array(list));
-        }
-        if let Some(b) = behavior {
-            spec.insert("behavior".into(), b);
-        }
-    }
-    if let Some(status) = obj.get_mut("status").and_then(Value::as_object_mut) {
-        status.remove("currentCPUUtilizationPercentage");
-        for (key, v) in [("currentMetrics", current), ("conditions", conditions)] {
-            if let Some(v) = v {
-                status.insert(key.into(), v);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn events_round_trip() {

@@ -4,6 +4,7 @@
 //! rules that need other objects ([`Hooks`]), and the [`Collection`] that holds the objects. Versions of one resource
 //! share a collection. Verbs see nothing else, whether the kind is built in or came from a CustomResourceDefinition.
 
+mod autoscaling;
 pub mod convert;
 pub mod hooks;
 pub mod object;

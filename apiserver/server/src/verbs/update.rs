@@ -74,10 +74,6 @@ pub async fn replace(
                 return Err(Status::conflict(kind.group(), kind.plural(), &name, why));
             }
             if kind.strategy.traits().create_on_update && part == Part::Main {
-                let version = meta::text(&obj, "resourceVersion");
-                if !matches!(version, "" | "0") {
-                    return Err(Status::modified(kind.group(), kind.plural(), &name));
-                }
                 meta::meta_mut(&mut obj).remove("resourceVersion");
                 crate::chain::authorise_create(server, call)?;
                 return write::create(server, kind, call, obj, Owner::Update, options).await;

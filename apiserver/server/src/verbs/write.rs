@@ -61,6 +61,7 @@ pub async fn create(
     stamp_new(&mut obj);
     admission::mutate(server, kind, call, Operation::Create, &mut obj, None, options.dry_run).await?;
     renormalise(kind, &mut obj)?;
+    kind.strategy.early_warnings(&obj, &mut call.warnings);
     kind.strategy.prepare_create(&mut obj);
     retype(kind, &mut obj)?;
     let mut errors = Errors::new();

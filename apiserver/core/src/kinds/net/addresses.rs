@@ -47,12 +47,12 @@ pub(super) fn not_canonical_ip(s: &str) -> Option<String> {
 /// # Errors
 /// The complaint.
 pub(super) fn range(s: &str) -> Result<IpNet, String> {
-    let Ok(net) = s.parse::<IpNet>() else {
-        let (ip, bits) = s.split_once('/').unwrap_or((s, ""));
-        let padded = bits.len() > 1 && bits.starts_with('0') && bits.bytes().all(|b| b.is_ascii_digit());
-        let zeros = !bits.is_empty() && (leading_zeros(ip) || (padded && ip.parse::<IpAddr>().is_ok()));
-        return Err(if zeros { "must not have leading 0s in IP or prefix length" } else { BAD_CIDR }.into());
-    };
+    let (ip, bits) = s.split_once('/').unwrap_or((s, ""));
+    let padded = bits.len() > 1 && bits.starts_with('0') && bits.bytes().all(|b| b.is_ascii_digit());
+    if !bits.is_empty() && (leading_zeros(ip) || (padded && ip.parse::<IpAddr>().is_ok())) {
+        return Err("must not have leading 0s in IP or prefix length".into());
+    }
+    let Ok(net) = s.parse::<IpNet>() else { return Err(BAD_CIDR.into()) };
     if mapped(&net.addr()) {
         return Err("must not have an IPv4-mapped IPv6 address".into());
     }

@@ -15,7 +15,6 @@ pub(super) fn default_pod(obj: &mut Value) {
             requests_from_limits(c);
         }
     }
-    pod_level_requests(spec);
     if let Value::Object(s) = spec {
         set(s, "enableServiceLinks", true);
         if s.get("hostNetwork") == Some(&Value::Bool(true)) {
@@ -53,16 +52,10 @@ fn round_up(r: &mut Map<String, Value>) {
     }
 }
 
-/// Defaults of a pod template.
+/// Defaults of a pod template. Ports of the host's network get no number here: only pods had that from the beginning.
 pub(in crate::kinds) fn default_template(t: &mut Value) {
-    let Some(spec) = t.get_mut("spec") else { return };
-    default_spec(spec);
-    if let Value::Object(s) = spec
-        && s.get("hostNetwork") == Some(&Value::Bool(true))
-    {
-        for list in ["initContainers", "containers"] {
-            host_ports(s.get_mut(list));
-        }
+    if let Some(spec) = t.get_mut("spec") {
+        default_spec(spec);
     }
 }
 
@@ -89,8 +82,9 @@ fn requests_from_limits(c: &mut Map<String, Value>) {
     }
 }
 
-/// Pod-level limits become pod-level requests where neither the pod nor its containers ask for something.
-fn pod_level_requests(spec: &mut Value) {
+/// Pod-level limits become pod-level requests where neither the pod nor its containers ask for something. The server's
+/// doing, not the client's: so no default, but part of preparing a new pod.
+pub(super) fn pod_level_requests(spec: &mut Value) {
     let limits = spec["resources"]["limits"].as_object().cloned().unwrap_or_default();
     let whole = spec["resources"]["requests"].as_object().cloned().unwrap_or_default();
     if limits.is_empty() && whole.is_empty() {

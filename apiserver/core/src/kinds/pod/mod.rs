@@ -2,6 +2,8 @@
 
 mod defaults;
 mod qos;
+pub mod security_levels;
+pub mod totals;
 mod update;
 mod validate;
 mod warnings;
@@ -35,6 +37,7 @@ impl Strategy for PodStrategy {
     }
 
     fn prepare_create(&self, obj: &mut Value) {
+        defaults::pod_level_requests(&mut obj["spec"]);
         let mut status = json!({"phase": "Pending", "qosClass": qos::class(&obj["spec"])});
         if obj["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
             status["conditions"] = json!([{
@@ -64,9 +67,7 @@ impl Strategy for PodStrategy {
     fn prepare_update(&self, new: &mut Value, old: &Value) {
         carry(new, old, "status");
         let before = old["metadata"]["generation"].as_i64().unwrap_or(0);
-        // What only a subresource may change does not count here: `update::validate` tells by it that the change did
-        // not come through the subresource, and refuses it.
-        let changed = new.get("spec") != old.get("spec") && !update::needs_subresource(&new["spec"], &old["spec"]);
+        let changed = new.get("spec") != old.get("spec");
         meta::meta_mut(new).insert("generation".into(), (before + i64::from(changed)).into());
     }
 
@@ -87,6 +88,18 @@ impl Strategy for PodStrategy {
 
     fn validate_status(&self, new: &Value, old: &Value, errors: &mut Errors) {
         validate::validate_status(new, old, errors);
+    }
+
+    fn validate_subresource(&self, name: &str, new: &Value, old: &Value, errors: &mut Errors) {
+        match name {
+            "ephemeralcontainers" => update::validate_ephemeral(new, old, errors),
+            "resize" => update::validate_resize(new, old, errors),
+            _ => update::validate(new, old, errors),
+        }
+    }
+
+    fn early_warnings(&self, new: &Value, out: &mut Vec<String>) {
+        warnings::of_app_armor(new, &Path::new(""), out);
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {

@@ -7,21 +7,11 @@ use crate::path::Path;
 
 const ONLY: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
-/// Checks an update.
+/// Checks an update of the pod itself.
 pub(super) fn validate(new: &Value, old: &Value, errors: &mut Errors) {
     let spec = Path::new("spec");
     let (n, o) = (&new["spec"], &old["spec"]);
-    let through_subresource = needs_subresource(n, o) && new["metadata"]["generation"] != old["metadata"]["generation"];
-    if through_subresource && n["ephemeralContainers"] != o["ephemeralContainers"] {
-        ephemeral(new, old, errors);
-        return;
-    }
-    // What was accepted once stays acceptable: an old pod must remain updatable.
-    let (mut before, mut now) = (Errors::new(), Errors::new());
-    super::validate::validate_pod(old, &mut before);
-    super::validate::validate_pod(new, &mut now);
-    now.0.retain(|e| !before.0.contains(e));
-    errors.0.append(&mut now.0);
+    newly_wrong(new, old, errors);
     let count = |v: &Value, k: &str| v[k].as_array().map_or(0, Vec::len);
     for list in ["containers", "initContainers"] {
         if count(n, list) != count(o, list) {
@@ -64,11 +54,6 @@ pub(super) fn validate(new: &Value, old: &Value, errors: &mut Errors) {
             if let Some(v) = old_list.get(i).and_then(|c| c.get("image")) {
                 c["image"] = v.clone();
             }
-            if through_subresource && let Some(was) = old_list.get(i) {
-                for key in ["resources", "resizePolicy"] {
-                    super::carry(c, was, key);
-                }
-            }
         }
     }
     let mut same = |key: &str| match o.get(key) {
@@ -101,17 +86,85 @@ pub(super) fn validate(new: &Value, old: &Value, errors: &mut Errors) {
     }
 }
 
-/// Whether something differs that only a subresource (ephemeralcontainers, resize) may change.
-pub(super) fn needs_subresource(new: &Value, old: &Value) -> bool {
-    let parts = |spec: &Value| -> Vec<Value> {
-        let all = ["containers", "initContainers"].iter().flat_map(|l| spec[*l].as_array().into_iter().flatten());
-        all.map(|c| json!([c["resources"], c["resizePolicy"]])).collect()
-    };
-    new["ephemeralContainers"] != old["ephemeralContainers"] || parts(new) != parts(old)
+/// What was accepted once stays acceptable: an old pod must remain updatable.
+fn newly_wrong(new: &Value, old: &Value, errors: &mut Errors) {
+    let (mut before, mut now) = (Errors::new(), Errors::new());
+    super::validate::validate_pod(old, &mut before);
+    super::validate::validate_pod(new, &mut now);
+    now.0.retain(|e| !before.0.contains(e));
+    errors.0.append(&mut now.0);
+}
+
+/// Checks an update through `resize`: amounts of cpu and memory may change, and neither vanish nor make the pod one of
+/// another class.
+pub(super) fn validate_resize(new: &Value, old: &Value, errors: &mut Errors) {
+    newly_wrong(new, old, errors);
+    let spec = Path::new("spec");
+    let root = Path::new("");
+    let (n, o) = (&new["spec"], &old["spec"]);
+    if old["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
+        errors.forbidden(&root, "static pods cannot be resized");
+        return;
+    }
+    if o["os"]["name"] == "windows" {
+        errors.forbidden(&root, "windows pods cannot be resized");
+        return;
+    }
+    let class = super::qos::class(n);
+    if class != super::qos::class(o) {
+        errors.invalid(&spec, class, "Pod QOS Class may not change as a result of resizing");
+    }
+    let mut munged = n.clone();
+    for list in ["containers", "initContainers"] {
+        let at = spec.child(list);
+        let was = o[list].as_array().cloned().unwrap_or_default();
+        for (i, c) in munged.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
+            let Some(old) = was.get(i) else { continue };
+            for (sort, what) in [("limits", "limits"), ("requests", "requests")] {
+                let gone = ["cpu", "memory"]
+                    .iter()
+                    .any(|k| old["resources"][sort].get(k).is_some() && c["resources"][sort].get(k).is_none());
+                if gone {
+                    let here = at.index(i);
+                    let resources = here.child("resources");
+                    errors.forbidden(&resources.child(sort), format!("resource {what} cannot be removed"));
+                }
+                settle(c, old, sort);
+            }
+            if old.get("resources").is_none() && c["resources"] == json!({}) {
+                super::carry(c, old, "resources");
+            }
+        }
+    }
+    if munged != *o {
+        errors.forbidden(&spec, "only cpu and memory resources are mutable");
+    }
+}
+
+/// Makes the amounts of cpu and memory in `c` those of `old`.
+fn settle(c: &mut Value, old: &Value, sort: &str) {
+    for k in ["cpu", "memory"] {
+        match (old["resources"][sort].get(k), c["resources"][sort].is_object()) {
+            (Some(v), _) => c["resources"][sort][k] = v.clone(),
+            (None, true) => {
+                if let Some(m) = c["resources"][sort].as_object_mut() {
+                    m.remove(k);
+                }
+            }
+            (None, false) => {}
+        }
+    }
+    let empty = c["resources"][sort] == json!({});
+    if empty
+        && old["resources"].get(sort).is_none()
+        && let Some(r) = c["resources"].as_object_mut()
+    {
+        r.remove(sort);
+    }
 }
 
 /// Ephemeral containers may be added, never changed or removed.
-fn ephemeral(new: &Value, old: &Value, errors: &mut Errors) {
+pub(super) fn validate_ephemeral(new: &Value, old: &Value, errors: &mut Errors) {
     super::validate::validate_ephemeral(new, errors);
     let spec = Path::new("spec");
     let at = spec.child("ephemeralContainers");

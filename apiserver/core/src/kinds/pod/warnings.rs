@@ -55,12 +55,32 @@ pub(super) fn of_pod(new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
             out.push(format!("metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: [{}]", why.join(" ")));
         }
     }
+    // A new pod's AppArmor annotations were warned of before it was checked.
+    if old.is_some() {
+        of_app_armor(new, &Path::new(""), out);
+    }
     check(new, &Path::new(""), out);
+}
+
+/// Warnings about AppArmor profiles given by annotation.
+pub(super) fn of_app_armor(pod: &Value, path: &Path<'_>, out: &mut Vec<String>) {
+    let meta = path.child("metadata");
+    let annotations = meta.child("annotations");
+    for key in pod["metadata"]["annotations"].as_object().into_iter().flat_map(|a| a.keys()) {
+        let Some(name) = key.strip_prefix(APP_ARMOR) else { continue };
+        let mut all = ["containers", "initContainers"].iter().flat_map(|l| list(&pod["spec"], l));
+        // Whoever gives the field too knows it already.
+        if all.any(|c| text(c, "name") == name && c["securityContext"]["appArmorProfile"].is_null()) {
+            let here = annotations.key(key);
+            out.push(format!("{here}: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
+        }
+    }
 }
 
 /// Warnings about the template of a workload at `path`.
 pub(in crate::kinds) fn of_template(template: &Value, old: Option<&Value>, path: &Path<'_>, out: &mut Vec<String>) {
     if old != Some(template) {
+        of_app_armor(template, path, out);
         check(template, path, out);
     }
 }
@@ -72,12 +92,7 @@ fn check(pod: &Value, path: &Path<'_>, out: &mut Vec<String>) {
     let annotations = meta.child("annotations");
     for key in pod["metadata"]["annotations"].as_object().into_iter().flat_map(|a| a.keys()) {
         let here = annotations.key(key);
-        if let Some(name) = key.strip_prefix(APP_ARMOR) {
-            let mut all = ["containers", "initContainers"].iter().flat_map(|l| list(spec, l));
-            if all.any(|c| text(c, "name") == name) {
-                out.push(format!("{here}: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
-            }
-        } else if key == SECCOMP || key.starts_with(SECCOMP_CONTAINER) {
+        if key == SECCOMP || key.starts_with(SECCOMP_CONTAINER) {
             out.push(format!("{here}: non-functional in v1.27+; use the \"seccompProfile\" field instead"));
         }
     }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{T, collisions_grow, default_spec_template, replicated, status_counts, template_warnings};
-use crate::invalid::Errors;
+use crate::invalid::{Errors, quote_str};
 use crate::kinds::check::{at_most_hundred, immutable, int_or_percent, not_negative, text};
 use crate::kinds::defaults::{object, set, set_text};
 use crate::kinds::{Strategy, Traits, carry, carry_meta};
@@ -110,12 +110,13 @@ fn validate_strategy(s: &Value, path: &Path<'_>, errors: &mut Errors) {
             at_most_hundred(unavailable, &here, errors);
         }
         t => {
+            // The value is shown as upstream's own type prints, in its order.
             let shown = match rolling {
-                Value::Null => Value::Null,
-                r => json!({"MaxUnavailable": r["maxUnavailable"], "MaxSurge": r["maxSurge"]}),
+                Value::Null => "null".to_owned(),
+                r => format!("{{\"MaxUnavailable\":{},\"MaxSurge\":{}}}", r["maxUnavailable"], r["maxSurge"]),
             };
-            let shown = json!({"Type": t, "RollingUpdate": shown});
-            errors.not_supported(path, shown, &["Recreate", "RollingUpdate"]);
+            let shown = format!("{{\"Type\":{},\"RollingUpdate\":{shown}}}", quote_str(t));
+            errors.not_supported_raw(path, &shown, &["Recreate", "RollingUpdate"]);
         }
     }
 }

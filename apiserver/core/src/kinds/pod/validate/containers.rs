@@ -222,7 +222,9 @@ fn host_ports(containers: &[Value], path: &Path<'_>, errors: &mut Errors) {
 
 fn host_network_ports(c: &Value, path: &Path<'_>, errors: &mut Errors) {
     for (i, p) in list(c, "ports").iter().enumerate() {
-        if p["hostPort"].as_i64().unwrap_or(0) != p["containerPort"].as_i64().unwrap_or(0) {
+        // A template may leave the number open: it is filled in when a pod is made of it.
+        let host = p["hostPort"].as_i64().unwrap_or(0);
+        if host != 0 && host != p["containerPort"].as_i64().unwrap_or(0) {
             let why = "must match `hostPort` when `hostNetwork` is true";
             errors.invalid(&path.index(i).child("containerPort"), p["containerPort"].clone(), why);
         }

@@ -160,6 +160,7 @@ pub(super) fn validate_status(new: &Value, old: &Value, errors: &mut Errors) {
     if text(n, "qosClass") != text(o, "qosClass") {
         errors.invalid(&path.child("qosClass"), text(n, "qosClass"), "field is immutable");
     }
+    restarts(new, old, errors);
     for key in ["podIPs", "hostIPs"] {
         let at = path.child(key);
         let all = list(n, key);
@@ -176,6 +177,44 @@ pub(super) fn validate_status(new: &Value, old: &Value, errors: &mut Errors) {
         if twice {
             let shown = Value::Array(all.to_vec()).to_string();
             errors.invalid_raw(&at, shown, "may specify no more than one IP for each IP family");
+        }
+    }
+}
+
+/// A container that has ended may only run again where its restart policy says so.
+fn restarts(new: &Value, old: &Value, errors: &mut Errors) {
+    let path = Path::new("status");
+    let policy_of = |name: &str, sort: &str| {
+        let own = list(&new["spec"], sort).iter().find(|c| text(c, "name") == name);
+        let own = own.map(|c| (text(c, "restartPolicy"), given(c, "restartPolicyRules"))).unwrap_or_default();
+        match own {
+            (_, true) => "Always",
+            ("", _) if sort == "ephemeralContainers" => "Never",
+            // An init container is tried again unless the pod is not.
+            ("", _) if sort == "initContainers" && text(&new["spec"], "restartPolicy") == "Always" => "Always",
+            ("", _) => text(&new["spec"], "restartPolicy"),
+            (p, _) => p,
+        }
+    };
+    for (key, sort) in [
+        ("containerStatuses", "containers"),
+        ("initContainerStatuses", "initContainers"),
+        ("ephemeralContainerStatuses", "ephemeralContainers"),
+    ] {
+        let at = path.child(key);
+        for (i, was) in list(&old["status"], key).iter().enumerate() {
+            let ended = &was["state"]["terminated"];
+            let name = text(was, "name");
+            let policy = policy_of(name, sort);
+            let failed = ended["exitCode"].as_i64().unwrap_or(0) != 0;
+            if ended.is_null() || policy == "Always" || (policy == "OnFailure" && failed) {
+                continue;
+            }
+            let now = list(&new["status"], key).iter().find(|s| text(s, "name") == name);
+            if now.is_some_and(|s| s["state"]["terminated"].is_null()) {
+                let here = at.index(i);
+                errors.forbidden(&here.child("state"), "may not be transitioned to non-terminated state");
+            }
         }
     }
 }

@@ -70,22 +70,65 @@ fn faults_beyond_the_recorded_ones() {
 
 #[test]
 fn only_the_subresource_adds_ephemeral_containers_and_resizes() {
-    let old = pod(json!({}));
-    for spec in [
-        json!({"ephemeralContainers": [{"name": "e", "image": "i"}]}),
-        json!({"containers": [{"name": "c", "image": "i:1", "resources": {"requests": {"cpu": "2m"}}}]}),
-    ] {
-        for (through, fine) in [(true, true), (false, false)] {
-            let mut new = pod(spec.clone());
-            if through {
-                PodStrategy.prepare_subresource("any", &mut new, &old);
-            } else {
-                PodStrategy.prepare_update(&mut new, &old);
-            }
+    let sized =
+        |cpu: &str| json!({"containers": [{"name": "c", "image": "i:1", "resources": {"requests": {"cpu": cpu}}}]});
+    let old = pod(sized("1m"));
+    let mut debugged = sized("1m");
+    debugged["ephemeralContainers"] = json!([{"name": "e", "image": "i"}]);
+    for (spec, name) in [(debugged, "ephemeralcontainers"), (sized("2m"), "resize")] {
+        let new = pod(spec);
+        let check = |f: &dyn Fn(&mut Errors)| {
             let mut e = Errors::new();
-            update::validate(&new, &old, &mut e);
-            assert_eq!(e.is_empty(), fine, "{spec} through the subresource: {through}: {:?}", e.0);
-        }
+            f(&mut e);
+            e.0
+        };
+        let through = check(&|e| PodStrategy.validate_subresource(name, &new, &old, e));
+        assert!(through.is_empty(), "{name}: {through:?}");
+        let plain = check(&|e| PodStrategy.validate_update(&new, &old, e));
+        assert_eq!(plain.len(), 1, "{name}: {plain:?}");
+    }
+}
+
+#[test]
+fn a_resize_keeps_the_class_and_what_was_asked_for() {
+    let with = |r: Value| pod(json!({"containers": [{"name": "c", "image": "i:1", "resources": r}]}));
+    for (from, to, want) in [
+        (
+            json!({}),
+            json!({"requests": {"cpu": "1"}}),
+            "spec: Invalid value: \"Burstable\": Pod QOS Class may not change as a result of resizing",
+        ),
+        (
+            json!({"requests": {"cpu": "1", "memory": "1"}}),
+            json!({"requests": {"cpu": "1"}}),
+            "spec.containers[0].resources.requests: Forbidden: resource requests cannot be removed",
+        ),
+        (
+            json!({"requests": {"cpu": "1"}}),
+            json!({"requests": {"cpu": "1", "ephemeral-storage": "1"}}),
+            "spec: Forbidden: only cpu and memory resources are mutable",
+        ),
+    ] {
+        let mut e = Errors::new();
+        update::validate_resize(&with(to), &with(from), &mut e);
+        assert_eq!(e.0.iter().map(ToString::to_string).collect::<Vec<_>>(), [want]);
+    }
+}
+
+#[test]
+fn an_ended_container_stays_ended_unless_it_may_restart() {
+    let state = |policy: &str, code: i64, ended: bool| {
+        let s = if ended { json!({"terminated": {"exitCode": code}}) } else { json!({"running": {}}) };
+        let mut p = pod(json!({"restartPolicy": policy}));
+        p["status"] = json!({"containerStatuses": [{"name": "c", "state": s}]});
+        p
+    };
+    for (policy, code, refused) in
+        [("Never", 0, true), ("Never", 1, true), ("OnFailure", 0, true), ("OnFailure", 1, false), ("Always", 0, false)]
+    {
+        let mut e = Errors::new();
+        PodStrategy.validate_status(&state(policy, code, false), &state(policy, code, true), &mut e);
+        assert_eq!(!e.is_empty(), refused, "{policy} {code}: {:?}", e.0);
     }
 }
 

@@ -1,0 +1,258 @@
+//! ResourceQuota: what a write adds is held against the quotas of its namespace, and added to what they say is used.
+//!
+//! A quota counts where its status says both how much there may be and how much there is: a quota whose status nobody
+//! has filled in yet bounds nothing (upstream refuses every write until its controller has).
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use skiff_core::kinds::pod_totals::{Amounts, amounts, totals};
+use skiff_core::meta;
+use skiff_core::quantity::{Format, Quantity};
+use skiff_core::status::Status;
+use skiff_storage::{Compare, Error, Op};
+
+use super::{Operation, Review, in_namespace};
+use crate::registry::{object, storage_error};
+
+/// How often a quota that somebody else changes at the same time is read again.
+const TRIES: usize = 16;
+
+/// Checks a write, and books it unless it is a dry run.
+///
+/// # Errors
+/// 403 naming the quota and what is exceeded.
+pub(super) async fn admit(r: &Review<'_>, obj: &Value, dry_run: bool) -> Result<(), Status> {
+    let whole = r.subresource().is_empty() || r.subresource() == "resize";
+    if !r.kind.resource.namespaced || !whole || r.operation == Operation::Delete {
+        return Ok(());
+    }
+    let ns = &r.call.target.namespace;
+    let quotas = in_namespace(r, "", "resourcequotas", ns)?;
+    if quotas.is_empty() {
+        return Ok(());
+    }
+    let delta = match r.old {
+        None => usage(r, obj),
+        Some(old) => difference(&usage(r, obj), &usage(r, old)),
+    };
+    if delta.is_empty() {
+        return Ok(());
+    }
+    for quota in quotas.iter().filter(|q| in_scope(r, q, obj)) {
+        let asked = within(quota, &delta);
+        if asked.is_empty() {
+            continue;
+        }
+        if r.operation == Operation::Create && r.is("", "pods") {
+            specified(r, quota, obj)?;
+        }
+        fits(r, quota, &asked, obj)?;
+        if !dry_run {
+            book(r, meta::name(quota), &asked, obj).await?;
+        }
+    }
+    Ok(())
+}
+
+fn one() -> Quantity {
+    Quantity::from_i64(1, Format::DecimalSi)
+}
+
+/// What an object uses.
+fn usage(r: &Review<'_>, obj: &Value) -> Amounts {
+    let (group, plural) = (r.kind.group(), r.kind.plural());
+    let counted = if group.is_empty() { format!("count/{plural}") } else { format!("count/{plural}.{group}") };
+    let mut out = Amounts::from([(counted, one())]);
+    let spec = &obj["spec"];
+    match (group, plural) {
+        // A pod that has run uses nothing any more.
+        ("", "pods") if matches!(obj["status"]["phase"].as_str(), Some("Succeeded" | "Failed")) => {}
+        ("", "pods") => {
+            out.insert("pods".into(), one());
+            compute(spec, &mut out);
+        }
+        ("", "services") => {
+            out.insert("services".into(), one());
+            let ports = spec["ports"].as_array().map_or(0, Vec::len);
+            let allocated = spec["allocateLoadBalancerNodePorts"] != false;
+            let open = match spec["type"].as_str() {
+                Some("NodePort") => ports,
+                Some("LoadBalancer") if allocated => ports,
+                _ => 0,
+            };
+            let count = |n: usize| Quantity::from_i64(i64::try_from(n).unwrap_or(i64::MAX), Format::DecimalSi);
+            out.insert("services.nodeports".into(), count(open));
+            out.insert("services.loadbalancers".into(), count(usize::from(spec["type"] == "LoadBalancer")));
+        }
+        ("", "persistentvolumeclaims") => {
+            out.insert("persistentvolumeclaims".into(), one());
+            let size = amounts(&spec["resources"]["requests"]).remove("storage");
+            let class = spec["storageClassName"].as_str().filter(|c| !c.is_empty());
+            if let Some(class) = class {
+                out.insert(format!("{class}.storageclass.storage.k8s.io/persistentvolumeclaims"), one());
+            }
+            if let Some(size) = size {
+                if let Some(class) = class {
+                    out.insert(format!("{class}.storageclass.storage.k8s.io/requests.storage"), size.clone());
+                }
+                out.insert("requests.storage".into(), size);
+            }
+        }
+        ("", "replicationcontrollers" | "resourcequotas" | "secrets" | "configmaps") => {
+            out.insert(plural.to_owned(), one());
+        }
+        _ => {}
+    }
+    out
+}
+
+/// Requests and limits of a pod under the names that quotas use.
+fn compute(spec: &Value, out: &mut Amounts) {
+    let overhead = amounts(&spec["overhead"]);
+    for sort in ["requests", "limits"] {
+        let mut all = totals(spec, sort);
+        for (k, q) in &overhead {
+            if sort == "requests" || all.contains_key(k) {
+                let sum = all.get(k).map_or_else(|| q.clone(), |have| have.add(q));
+                all.insert(k.clone(), sum);
+            }
+        }
+        for (k, q) in all {
+            let plain = sort == "requests" && matches!(k.as_str(), "cpu" | "memory" | "ephemeral-storage");
+            if plain || (sort == "requests" && k.starts_with("hugepages-")) {
+                out.insert(k.clone(), q.clone());
+            }
+            out.insert(format!("{sort}.{k}"), q);
+        }
+    }
+}
+
+/// What is more now than before.
+fn difference(new: &Amounts, old: &Amounts) -> Amounts {
+    let zero = Quantity::from_i64(0, Format::DecimalSi);
+    let rise = new.iter().map(|(k, q)| (k.clone(), q.sub(old.get(k).unwrap_or(&zero))));
+    rise.filter(|(_, q)| q.sign() > 0).collect()
+}
+
+/// The part of `delta` that a quota's status bounds.
+fn within(quota: &Value, delta: &Amounts) -> Amounts {
+    let known = |k: &str| ["hard", "used"].iter().all(|s| quota["status"][*s].get(k).is_some());
+    delta.iter().filter(|(k, _)| known(k)).map(|(k, q)| (k.clone(), q.clone())).collect()
+}
+
+/// Whether a quota is about an object. Scopes are about pods.
+fn in_scope(r: &Review<'_>, quota: &Value, obj: &Value) -> bool {
+    let spec = &quota["spec"];
+    let plain =
+        spec["scopes"].as_array().into_iter().flatten().map(|s| (s.as_str().unwrap_or_default(), "Exists", &[][..]));
+    let chosen = spec["scopeSelector"]["matchExpressions"].as_array().into_iter().flatten().map(|e| {
+        let values = e["values"].as_array().map_or(&[][..], Vec::as_slice);
+        (e["scopeName"].as_str().unwrap_or_default(), e["operator"].as_str().unwrap_or_default(), values)
+    });
+    let pod = &obj["spec"];
+    plain.chain(chosen).all(|(scope, operator, values)| {
+        if !r.is("", "pods") {
+            return false;
+        }
+        let bounded = pod["activeDeadlineSeconds"].as_i64().is_some();
+        let best_effort = totals(pod, "requests").is_empty() && totals(pod, "limits").is_empty();
+        match scope {
+            "Terminating" => bounded,
+            "NotTerminating" => !bounded,
+            "BestEffort" => best_effort,
+            "NotBestEffort" => !best_effort,
+            "PriorityClass" => {
+                let class = pod["priorityClassName"].as_str().unwrap_or_default();
+                match operator {
+                    "Exists" => !class.is_empty(),
+                    "DoesNotExist" => class.is_empty(),
+                    "In" => values.iter().any(|v| v == class),
+                    _ => !values.iter().any(|v| v == class),
+                }
+            }
+            "CrossNamespacePodAffinity" => ["podAffinity", "podAntiAffinity"].iter().any(|k| {
+                let text = pod["affinity"][*k].to_string();
+                text.contains("\"namespaces\":[\"") || text.contains("\"namespaceSelector\":{")
+            }),
+            _ => false,
+        }
+    })
+}
+
+/// Where a quota bounds a resource of containers, each container must say how much of it it wants.
+fn specified(r: &Review<'_>, quota: &Value, obj: &Value) -> Result<(), Status> {
+    let hard = quota["status"]["hard"].as_object();
+    let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let containers = || {
+        let all = ["containers", "initContainers"].into_iter();
+        all.flat_map(|l| obj["spec"][l].as_array().into_iter().flatten())
+    };
+    for name in hard.into_iter().flatten().map(|(k, _)| k.as_str()) {
+        let (sort, resource) = match name.split_once('.') {
+            Some((sort @ ("requests" | "limits"), resource)) => (sort, resource),
+            None if matches!(name, "cpu" | "memory") => ("requests", name),
+            _ => continue,
+        };
+        if !matches!(resource, "cpu" | "memory") || obj["spec"]["resources"][sort].get(resource).is_some() {
+            continue;
+        }
+        for c in containers().filter(|c| c["resources"][sort].get(resource).is_none()) {
+            missing.entry(name).or_default().push(c["name"].as_str().unwrap_or_default());
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let parts: Vec<String> = missing.iter().map(|(k, who)| format!("{k} for: {}", who.join(","))).collect();
+    let why = format!("failed quota: {}: must specify {}", meta::name(quota), parts.join("; "));
+    Err(r.forbidden(obj, why))
+}
+
+fn shown(all: &BTreeMap<&str, Quantity>) -> String {
+    all.iter().map(|(k, q)| format!("{k}={q}")).collect::<Vec<_>>().join(",")
+}
+
+fn fits(r: &Review<'_>, quota: &Value, asked: &Amounts, obj: &Value) -> Result<(), Status> {
+    let (hard, used) = (amounts(&quota["status"]["hard"]), amounts(&quota["status"]["used"]));
+    let (mut more, mut have, mut max) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for (k, q) in asked {
+        if let (Some(h), Some(u)) = (hard.get(k), used.get(k))
+            && u.add(q) > *h
+            && q.sign() > 0
+        {
+            more.insert(k.as_str(), q.clone());
+            have.insert(k.as_str(), u.clone());
+            max.insert(k.as_str(), h.clone());
+        }
+    }
+    if more.is_empty() {
+        return Ok(());
+    }
+    let name = meta::name(quota);
+    let (more, have, max) = (shown(&more), shown(&have), shown(&max));
+    Err(r.forbidden(obj, format!("exceeded quota: {name}, requested: {more}, used: {have}, limited: {max}")))
+}
+
+/// Adds what was admitted to what the quota says is used.
+async fn book(r: &Review<'_>, name: &str, asked: &Amounts, obj: &Value) -> Result<(), Status> {
+    let quotas = r.server.collection("", "resourcequotas")?;
+    for _ in 0..TRIES {
+        let Some(found) = quotas.get(&r.call.target.namespace, name).await? else { return Ok(()) };
+        let mut quota: Value = serde_json::from_slice(&found.value).map_err(Status::internal)?;
+        let asked = within(&quota, asked);
+        fits(r, &quota, &asked, obj)?;
+        let used = amounts(&quota["status"]["used"]);
+        for (k, q) in &asked {
+            let sum = used.get(k).map_or_else(|| q.clone(), |u| u.add(q));
+            quota["status"]["used"][k] = json!(sum.to_string());
+        }
+        let payload = object::encode(&quota);
+        match quotas.store.commit(&found.key, Compare::At(found.revision), Op::Put(payload)).await {
+            Ok(_) => return Ok(()),
+            Err(Error::Conflict { .. }) => {}
+            Err(e) => return Err(storage_error(e)),
+        }
+    }
+    Err(Status::conflict("", "resourcequotas", name, "the quota is changed by others all the time"))
+}
