@@ -202,7 +202,8 @@ fn unknown(faults: &codec::Faults) -> Vec<String> {
 /// Reads the configuration of an apply request.
 fn read_apply(kind: &Kind, call: &mut Call, options: &WriteOptions) -> Result<Value, Status> {
     let r = &kind.resource;
-    let parsed = codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error encoding patch: {e}")))?;
+    let parsed =
+        codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error encoding patch: {e}")))?;
     if !parsed.duplicates.is_empty() && options.validation == FieldValidation::Strict {
         return Err(Status::bad_request(format!(
             "error strict decoding patch: error converting YAML to JSON: yaml: unmarshal errors: {}",
