@@ -199,7 +199,7 @@ fn is_card(text: &str) -> bool {
         let d = u32::from(b - b'0') * if i % 2 == 1 { 2 } else { 1 };
         sum + if d > 9 { d - 9 } else { d }
     });
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 fn is_isbn10(text: &str) -> bool {
@@ -224,7 +224,7 @@ fn is_isbn13(text: &str) -> bool {
     if plain.len() != 13 || !plain.bytes().all(|b| b.is_ascii_digit()) {
         return false;
     }
-    let weight = |i: usize| if i % 2 == 0 { 1 } else { 3 };
+    let weight = |i: usize| if i.is_multiple_of(2) { 1 } else { 3 };
     plain.bytes().enumerate().map(|(i, b)| weight(i) * usize::from(b - b'0')).sum::<usize>() % 10 == 0
 }
 

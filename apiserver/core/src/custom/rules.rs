@@ -127,9 +127,7 @@ fn names_of(names: &Value, errors: &mut Errors) {
     label("spec.names.singular", text(names, "singular"), errors);
     mixed_case("spec.names.kind", text(names, "kind"), errors);
     mixed_case("spec.names.listKind", text(names, "listKind"), errors);
-    for (key, all) in [("shortNames", list(names, "shortNames"))] {
-        each_label(key, all, errors);
-    }
+    each_label("shortNames", list(names, "shortNames"), errors);
     if !text(names, "kind").is_empty() && text(names, "kind") == text(names, "listKind") {
         errors.invalid(&"spec.names.listKind", text(names, "listKind"), "kind and listKind may not be the same");
     }

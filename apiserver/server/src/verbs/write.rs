@@ -39,6 +39,7 @@ pub async fn create(
     options: &WriteOptions,
 ) -> Result<Answer, Status> {
     let objects = Arc::clone(kind.stored()?);
+    kind.convertible()?;
     if !matches!(meta::text(&obj, "resourceVersion"), "" | "0") {
         return Err(Status::untyped("resourceVersion should not be set on objects to be created"));
     }
@@ -62,6 +63,9 @@ pub async fn create(
     retype(kind, &mut obj)?;
     let mut errors = Errors::new();
     meta::validate(&obj, kind.resource.namespaced, kind.strategy.traits().name, &mut errors);
+    if !kind.strategy.traits().untyped {
+        meta::validate_finalizer_names(&obj, &mut errors);
+    }
     kind.strategy.validate(&obj, &mut errors);
     if !errors.is_empty() {
         let name = meta::name(&obj);
@@ -247,6 +251,9 @@ pub async fn update(
     server_owned(&mut new, &old);
     let mut errors = Errors::new();
     meta::validate_update(&new, &old, &mut errors);
+    if !kind.strategy.traits().untyped {
+        meta::validate_finalizer_names(&new, &mut errors);
+    }
     match part {
         Part::Status => kind.strategy.validate_status(&new, &old, &mut errors),
         _ => kind.strategy.validate_update(&new, &old, &mut errors),
