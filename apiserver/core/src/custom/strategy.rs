@@ -5,12 +5,13 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use serde_json::Value;
 
+use super::cel::{self, Told};
 use super::coerce;
 use super::columns::Columns;
 use super::schema::Node;
 use super::validate;
 use crate::codec::{Faults, TypeError};
-use crate::invalid::{Errors, ROOT};
+use crate::invalid::{ErrorType, Errors, FieldError, ROOT};
 use crate::kinds::{Published, ScalePaths, Strategy, Traits, carry};
 use crate::meta;
 use crate::resources::Resource;
@@ -27,6 +28,8 @@ pub struct Custom {
     fields: &'static [&'static str],
     scale: Option<ScalePaths>,
     deprecated: Option<String>,
+    /// Why objects of this version cannot be converted.
+    unconvertible: Option<String>,
     /// The schema of the stored version, where that is another one.
     stored: Option<Arc<Node>>,
     /// Whether stored objects have to be read along the schema before they are shown.
@@ -67,9 +70,29 @@ impl Custom {
             untyped: true,
             ..Traits::DEFAULT
         };
-        let reads = !(first || root.preserve && root.properties.is_empty());
+        let open = root.preserve && root.properties.is_empty();
+        let reads = !(first || open);
         let columns = Columns::compile(version.get("additionalPrinterColumns"));
-        Self { traits, root, columns, schema, selectable, fields, scale, deprecated, stored, reads }
+        Self {
+            traits,
+            root,
+            columns,
+            schema,
+            selectable,
+            fields,
+            scale,
+            deprecated,
+            unconvertible: None,
+            stored,
+            reads,
+        }
+    }
+
+    /// The same, with objects that only a webhook could convert to and from the stored version.
+    #[must_use]
+    pub fn by_webhook(mut self, definition: &str) -> Self {
+        self.unconvertible = Some(format!("conversion webhook for {definition} is not supported by this server"));
+        self
     }
 
     /// The compiled schema.
@@ -98,6 +121,22 @@ impl Custom {
             }
         }
         validate::embedded(obj, &self.root, &ROOT, errors);
+    }
+
+    /// The rules in CEL, which see valid objects only.
+    fn rules(&self, obj: &Value, old: Option<&Value>, errors: &mut Errors) {
+        if !self.root.has_rules() {
+            return;
+        }
+        let blocks = |e: &FieldError| {
+            matches!(e.kind, ErrorType::Required | ErrorType::TooLong | ErrorType::TooMany | ErrorType::TypeInvalid)
+        };
+        if errors.0.iter().any(blocks) {
+            let why = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            errors.invalid(&validate::NIL, Value::Null, why);
+            return;
+        }
+        cel::run(obj, &self.root, old, Told::Errors, errors);
     }
 
     /// Where the scale subresource finds its numbers.
@@ -158,6 +197,10 @@ impl Strategy for Custom {
         }
     }
 
+    fn unconvertible(&self) -> Option<&str> {
+        self.unconvertible.as_deref()
+    }
+
     fn store(&self, obj: &mut Value) {
         if let Some(stored) = &self.stored {
             coerce::narrow(obj, stored);
@@ -204,6 +247,7 @@ impl Strategy for Custom {
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         self.values(obj, None, errors);
         validate::unique(obj, &self.root, &ROOT, errors);
+        self.rules(obj, None, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -215,10 +259,26 @@ impl Strategy for Custom {
         if before.is_empty() {
             errors.0.append(&mut found.0);
         }
+        self.rules(new, Some(old), errors);
     }
 
     fn validate_status(&self, new: &Value, old: &Value, errors: &mut Errors) {
         self.validate_update(new, old, errors);
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+        let before: Vec<&str> = old.map(meta::finalizers).unwrap_or_default();
+        for (_, f) in meta::plain_finalizers(new).filter(|(_, f)| !before.contains(f)) {
+            out.push(format!(
+                "metadata.finalizers: {}: prefer a domain-qualified finalizer name to avoid accidental conflicts with other finalizer writers",
+                crate::invalid::quote_str(f)
+            ));
+        }
+        if old.is_some() && self.root.has_rules() {
+            let mut found = Errors::new();
+            cel::run(new, &self.root, old, Told::Warnings, &mut found);
+            out.extend(found.0.iter().map(ToString::to_string));
+        }
     }
 
     fn fields(&self) -> &'static [&'static str] {

@@ -45,8 +45,8 @@ fn fault(message: impl Into<String>) -> DecodeError {
 
 fn scan_fault(error: &ScanError) -> DecodeError {
     // The words of the library upstream reads with, where clients are likely to see them.
-    let said = error.info();
-    let info = match said.as_str() {
+    let info = error.info();
+    let info = match info.as_str() {
         "unclosed bracket '['" => "did not find expected ',' or ']'",
         "unclosed bracket '{'" => "did not find expected ',' or '}'",
         other => other,
