@@ -96,7 +96,7 @@ impl Follower {
         let snapshot = self.definitions.cache.list(&self.definitions.prefix);
         let watcher =
             self.definitions.cache.watch(&self.definitions.prefix, snapshot.revision).map_err(storage_error)?;
-        let present: Vec<String> = snapshot.objects.iter().map(|o| o.meta.name.clone()).collect();
+        let present: Vec<String> = snapshot.objects.iter().map(|o| o.meta.name().to_owned()).collect();
         let gone: Vec<String> = self.served.keys().filter(|n| !present.contains(n)).cloned().collect();
         for name in gone {
             self.withdraw(&name);
@@ -115,7 +115,7 @@ impl Follower {
                 () = stop.cancelled() => return,
             };
             let done = match event {
-                Some(Ok(event)) => self.changed(&event.object.meta.name).await,
+                Some(Ok(event)) => self.changed(event.object.meta.name()).await,
                 // The watch fell behind or the store is closing: begin anew.
                 Some(Err(_)) | None => Err(Status::unavailable("the watch of definitions ended")),
             };
