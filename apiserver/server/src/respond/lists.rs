@@ -218,3 +218,81 @@ fn turn(i: usize) -> impl Future<Output = ()> {
 fn fallible(stream: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static) -> Body {
     Body::Fallible(Box::pin(stream))
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+    use skiff_core::codec;
+
+    use super::*;
+    use crate::auth::User;
+    use crate::chain::{self, Peer};
+
+    async fn get(server: &crate::Server, path: &str, accept: &str) -> (bool, Bytes) {
+        let mut request = http::Request::get(path).header("accept", accept).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(Peer(User::new("admin", &["system:masters"])));
+        let response = chain::handle(Arc::clone(server.inner()), request).await;
+        assert_eq!(response.status(), 200, "{path}");
+        let (parts, body) = response.into_parts();
+        assert_eq!(parts.headers["content-type"].to_str().unwrap(), accept.split(';').next().unwrap_or_default());
+        let whole = matches!(body, Body::Full(_));
+        (whole, body.collect().await.unwrap().to_bytes())
+    }
+
+    /// A large list in pieces says what its pages, each made whole, say together.
+    #[tokio::test]
+    async fn pieces_are_the_whole() {
+        const OBJECTS: usize = 70;
+        let dir = tempfile::tempdir().unwrap();
+        let store = skiff_storage::Embedded::open(dir.path(), skiff_storage::embedded::Options::default()).unwrap();
+        let server = crate::Server::builder(Arc::new(store)).start().await.unwrap();
+        let put = |n: usize| {
+            let value = json!({"kind": "ConfigMap", "apiVersion": "v1", "data": {"v": "x".repeat(20_000)},
+                "metadata": {"name": format!("m{n:02}"), "namespace": "default", "labels": {"n": n.to_string()}}});
+            let inner = Arc::clone(server.inner());
+            async move {
+                let key = format!("/registry/configmaps/default/m{n:02}");
+                let op = skiff_storage::Op::Put(object::encode(&value));
+                inner.store.commit(&key, skiff_storage::Compare::Any, op).await.unwrap();
+            }
+        };
+        futures::future::join_all((0..OBJECTS).map(put)).await;
+        let path = "/api/v1/namespaces/default/configmaps";
+        let json = "application/json";
+        for (accept, items) in [
+            (json, "items"),
+            ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", "items"),
+            ("application/json;as=Table;g=meta.k8s.io;v=v1", "rows"),
+            ("application/vnd.kubernetes.protobuf", "items"),
+        ] {
+            let read = |bytes: &Bytes| -> Value {
+                if accept.starts_with(json) {
+                    return serde_json::from_slice(bytes).unwrap();
+                }
+                let find = |group: &str, version: &str, kind: &str| skiff_core::schema::kind(group, version, kind);
+                codec::decode_proto(bytes, |version, kind| find("", version, kind)).unwrap()
+            };
+            let (whole, bytes) = get(&server, path, accept).await;
+            assert!(!whole, "{accept}");
+            let mut large = read(&bytes);
+            let (mut joined, mut next) = (vec![], String::new());
+            loop {
+                let page = format!("{path}?limit=20&continue={next}");
+                let (whole, bytes) = get(&server, &page, accept).await;
+                assert_eq!(whole, accept != json, "{accept}");
+                let mut page = read(&bytes);
+                joined.append(page[items].as_array_mut().unwrap());
+                next = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
+                if next.is_empty() {
+                    // But for the items, the last page is what the large list is.
+                    page[items] = Value::Null;
+                    let listed = large[items].take();
+                    assert_eq!(listed.as_array().map_or(&[][..], Vec::as_slice), joined, "{accept}");
+                    assert_eq!(large, page, "{accept}");
+                    break;
+                }
+            }
+            assert_eq!(joined.len(), OBJECTS, "{accept}");
+        }
+    }
+}
