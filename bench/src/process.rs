@@ -107,7 +107,8 @@ impl Skiff {
         let log = std::fs::File::options().create(true).append(true).open(data.with_extension("log"))?;
         let begun = Instant::now();
         let mut command = Command::new(binary);
-        command.args(["--log", "warn", if all { "up" } else { "apiserver" }, "--no-kubeconfig", "--listen"]);
+        command.env("NO_COLOR", "1").args(["--log", "warn,skiff_kubelet::engine=debug"]);
+        command.args([if all { "up" } else { "apiserver" }, "--no-kubeconfig", "--listen"]);
         command.arg(format!("127.0.0.1:{port}")).arg("--data-dir").arg(&data);
         if all {
             command.args(["--node-name", "skiff-bench", "--kubelet-port", &free_port()?.to_string()]);
@@ -130,6 +131,14 @@ impl Skiff {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Ok(Self { process, data, ready_after: begun.elapsed() })
+    }
+
+    /// What it has logged so far.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(crate) fn log(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.data.with_extension("log"))?)
     }
 
     /// How to reach it as one of the identities it writes kubeconfigs for.
