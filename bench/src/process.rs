@@ -26,6 +26,8 @@ pub(crate) struct Process {
 pub(crate) struct Usage {
     /// Resident bytes now.
     pub(crate) rss: u64,
+    /// The part of these that is no copy of a file (the program itself is one, and shared).
+    pub(crate) anon: u64,
     /// The most it ever had resident.
     pub(crate) peak: u64,
     /// Processor time in seconds, user and system.
@@ -57,7 +59,7 @@ impl Process {
             ticks += f.parse::<u32>()?;
         }
         // Linux counts in hundredths of a second for every program, whatever the kernel's own tick.
-        Ok(Usage { rss: kib("VmRSS:")?, peak: kib("VmHWM:")?, cpu: f64::from(ticks) / 100.0 })
+        Ok(Usage { rss: kib("VmRSS:")?, anon: kib("RssAnon:")?, peak: kib("VmHWM:")?, cpu: f64::from(ticks) / 100.0 })
     }
 
     /// Starts the peak anew.
