@@ -26,6 +26,8 @@ pub(crate) struct Process {
 pub(crate) struct Usage {
     /// Resident bytes now.
     pub(crate) rss: u64,
+    /// The part of these that is no copy of a file (the program itself is one, and shared).
+    pub(crate) anon: u64,
     /// The most it ever had resident.
     pub(crate) peak: u64,
     /// Processor time in seconds, user and system.
@@ -57,7 +59,7 @@ impl Process {
             ticks += f.parse::<u32>()?;
         }
         // Linux counts in hundredths of a second for every program, whatever the kernel's own tick.
-        Ok(Usage { rss: kib("VmRSS:")?, peak: kib("VmHWM:")?, cpu: f64::from(ticks) / 100.0 })
+        Ok(Usage { rss: kib("VmRSS:")?, anon: kib("RssAnon:")?, peak: kib("VmHWM:")?, cpu: f64::from(ticks) / 100.0 })
     }
 
     /// Starts the peak anew.
@@ -107,7 +109,8 @@ impl Skiff {
         let log = std::fs::File::options().create(true).append(true).open(data.with_extension("log"))?;
         let begun = Instant::now();
         let mut command = Command::new(binary);
-        command.args(["--log", "warn", if all { "up" } else { "apiserver" }, "--no-kubeconfig", "--listen"]);
+        command.env("NO_COLOR", "1").args(["--log", "warn,skiff_kubelet::engine=debug"]);
+        command.args([if all { "up" } else { "apiserver" }, "--no-kubeconfig", "--listen"]);
         command.arg(format!("127.0.0.1:{port}")).arg("--data-dir").arg(&data);
         if all {
             command.args(["--node-name", "skiff-bench", "--kubelet-port", &free_port()?.to_string()]);
@@ -130,6 +133,14 @@ impl Skiff {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Ok(Self { process, data, ready_after: begun.elapsed() })
+    }
+
+    /// What it has logged so far.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(crate) fn log(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.data.with_extension("log"))?)
     }
 
     /// How to reach it as one of the identities it writes kubeconfigs for.

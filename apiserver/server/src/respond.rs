@@ -1,5 +1,7 @@
 //! Writing answers: one place where objects, lists, tables and statuses become bytes.
 
+mod lists;
+
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -9,11 +11,10 @@ use skiff_core::codec;
 use skiff_core::schema::{Handle, Struct, model};
 use skiff_core::status::Status;
 use skiff_core::tables;
-use skiff_storage::cache::Object;
 
 use crate::body::Body;
 use crate::negotiate::{Encoding, Form, View};
-use crate::registry::{Kind, object};
+use crate::registry::Kind;
 use crate::verbs::list::Listing;
 use crate::verbs::{Answer, Call, Content};
 
@@ -43,9 +44,6 @@ pub fn include_object(call: &Call) -> Result<Include, Status> {
         ))),
     }
 }
-
-/// Pieces of a streamed list are at least this long.
-const CHUNK: usize = 64 * 1024;
 
 /// Turns a verb's answer into a response.
 ///
@@ -171,16 +169,11 @@ pub fn list(kind: &Arc<Kind>, listing: Listing, form: Form, call: &Call) -> Resu
         let text = format!("you requested PartialObjectMetadata, but the requested object is a list ({what})");
         return Err(Status::new(406, "NotAcceptable", text));
     }
-    if form.encoding == Encoding::Json && form.view == View::Object && !form.pretty && kind.verbatim() {
-        let head = format!(
-            "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{m},\"items\":[",
-            Value::from(&*r.list_kind),
-            Value::from(r.group_version())
-        );
-        let whole = kind.strategy.traits().untyped;
-        return Ok(Answer::Http(response(200, Encoding::Json, stream(head.into(), listing.objects, whole))));
-    }
-    let items: Vec<Value> = listing.objects.iter().map(|o| kind.load(o)).collect::<Result<_, _>>()?;
+    let objects = match lists::pieces(kind, listing.objects, &m, form, call)? {
+        lists::Sent::InPieces(response) => return Ok(Answer::Http(response)),
+        lists::Sent::NotYet(objects) => objects,
+    };
+    let items: Vec<Value> = objects.iter().map(|o| kind.load(o)).collect::<Result<_, _>>()?;
     Ok(match form.view {
         View::Table(v1) => {
             let t = table(kind, &items, &m, v1, include_object(call)?);
@@ -213,41 +206,6 @@ pub fn list_value(kind: &Kind, mut items: Vec<Value>, metadata: Value) -> Value 
     json!({"kind": r.list_kind, "apiVersion": r.group_version(), "metadata": metadata, "items": items})
 }
 
-/// Header, stored bytes (without their kind and version unless `whole`), footer. Small objects are gathered, large ones sent as they are.
-fn stream(head: Bytes, objects: Vec<Arc<Object>>, whole: bool) -> Body {
-    let mut objects = objects.into_iter();
-    let mut pending = BytesMut::from(&head[..]);
-    let mut first = true;
-    let mut finished = false;
-    let mut large: Option<Bytes> = None;
-    Body::stream(futures::stream::iter(std::iter::from_fn(move || {
-        if let Some(b) = large.take() {
-            return Some(b);
-        }
-        if finished {
-            return None;
-        }
-        loop {
-            let Some(o) = objects.next() else {
-                finished = true;
-                pending.put_slice(b"]}\n");
-                return Some(pending.split().freeze());
-            };
-            pending.put_slice(if first { b"{" } else { b",{" });
-            first = false;
-            let item = o.value.slice(if whole { 1 } else { object::item_offset(&o.value) }..);
-            if item.len() >= CHUNK {
-                large = Some(item);
-                return Some(pending.split().freeze());
-            }
-            pending.put_slice(&item);
-            if pending.len() >= CHUNK {
-                return Some(pending.split().freeze());
-            }
-        }
-    })))
-}
-
 /// `PartialObjectMetadata` of an object.
 #[must_use]
 pub fn partial(v: &Value) -> Value {
@@ -269,30 +227,37 @@ pub fn columns(kind: &Kind) -> Vec<Value> {
 /// A `Table` of objects.
 #[must_use]
 pub fn table(kind: &Kind, items: &[Value], metadata: &Value, v1: bool, include: Include) -> Value {
-    let version = if v1 { "meta.k8s.io/v1" } else { "meta.k8s.io/v1beta1" };
     let now = jiff::Timestamp::now();
-    let shape = tables::of(kind.group(), kind.plural());
-    let mut rows = Vec::with_capacity(items.len());
-    for item in items {
-        let mut row = Map::new();
-        let cells = kind.strategy.columns().map_or_else(|| (shape.cells)(item, now), |own| own.cells(item, now));
-        row.insert("cells".into(), Value::Array(cells));
-        let conditions = tables::row_conditions(kind.group(), kind.plural(), item);
-        if !conditions.is_empty() {
-            row.insert("conditions".into(), Value::Array(conditions));
-        }
-        match include {
-            Include::None => drop(row.insert("object".into(), Value::Null)),
-            Include::Object => drop(row.insert("object".into(), item.clone())),
-            Include::Metadata => {
-                let mut p = partial(item);
-                p["apiVersion"] = version.into();
-                row.insert("object".into(), p);
-            }
-        }
-        rows.push(Value::Object(row));
+    let rows: Vec<Value> = items.iter().map(|item| row(kind, item, now, v1, include)).collect();
+    json!({"kind": "Table", "apiVersion": table_version(v1), "metadata": metadata, "columnDefinitions": columns(kind), "rows": rows})
+}
+
+fn table_version(v1: bool) -> &'static str {
+    if v1 { "meta.k8s.io/v1" } else { "meta.k8s.io/v1beta1" }
+}
+
+/// One object's row of a `Table`.
+fn row(kind: &Kind, item: &Value, now: jiff::Timestamp, v1: bool, include: Include) -> Value {
+    let mut row = Map::new();
+    let cells = match kind.strategy.columns() {
+        Some(own) => own.cells(item, now),
+        None => (tables::of(kind.group(), kind.plural()).cells)(item, now),
+    };
+    row.insert("cells".into(), Value::Array(cells));
+    let conditions = tables::row_conditions(kind.group(), kind.plural(), item);
+    if !conditions.is_empty() {
+        row.insert("conditions".into(), Value::Array(conditions));
     }
-    json!({"kind": "Table", "apiVersion": version, "metadata": metadata, "columnDefinitions": columns(kind), "rows": rows})
+    match include {
+        Include::None => drop(row.insert("object".into(), Value::Null)),
+        Include::Object => drop(row.insert("object".into(), item.clone())),
+        Include::Metadata => {
+            let mut p = partial(item);
+            p["apiVersion"] = table_version(v1).into();
+            row.insert("object".into(), p);
+        }
+    }
+    Value::Object(row)
 }
 
 /// One protobuf watch frame: length, then a meta.k8s.io WatchEvent around the object.

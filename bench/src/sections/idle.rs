@@ -52,7 +52,12 @@ async fn idle(skiff: &Skiff, what: &str, goal: &str, peer: &str, report: &mut Re
     report.row(
         format!("{what}, idle"),
         goal,
-        format!("{:.1} MiB resident (peak {:.1}), {share:.2} % of a core", mib(after.rss), mib(after.peak)),
+        format!(
+            "{:.1} MiB resident (peak {:.1}; {:.1} of it data, the rest the program's own pages), {share:.2} % of a core",
+            mib(after.rss),
+            mib(after.peak),
+            mib(after.anon)
+        ),
         peer,
     );
     Ok(())

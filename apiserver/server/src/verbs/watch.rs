@@ -411,9 +411,9 @@ impl Stream {
         let frame = if shared && self.frames.is_common() {
             let mut slot = e.frame.lock();
             if slot.is_none() {
-                *slot = self.frames.object(name, &bytes);
+                *slot = self.frames.object(name, &bytes).map(Box::new);
             }
-            slot.clone()
+            slot.as_deref().cloned()
         } else {
             self.frames.object(name, &bytes)
         };

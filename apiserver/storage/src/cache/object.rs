@@ -163,7 +163,7 @@ pub struct Event {
     pub made: Instant,
     /// Scratch for the server: an encoded frame that several watchers send, made by whoever needs it first. The cache
     /// empties it when the event is no longer among the latest, see [`FRAMED`].
-    pub frame: Mutex<Option<Bytes>>,
+    pub frame: Mutex<Option<Box<Bytes>>>,
 }
 
 /// So many of the latest events of a resource may keep their frame: watchers are seldom further apart, and the window

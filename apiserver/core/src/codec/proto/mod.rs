@@ -15,7 +15,7 @@ mod write;
 mod tests;
 
 pub use read::{Envelope, decode_proto, envelope, read_message};
-pub use write::{encode_proto, watch_frame, write_message};
+pub use write::{LIST_END, encode_proto, list_head, list_item, watch_frame, write_message};
 
 /// What every body begins with.
 pub const MAGIC: &[u8; 4] = b"k8s\0";

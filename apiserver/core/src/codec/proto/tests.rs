@@ -61,6 +61,44 @@ fn recorded() {
     assert_eq!(back, group);
 }
 
+/// A list sent piece by piece is the list sent whole.
+#[test]
+fn lists_in_pieces() {
+    let shape = schema::kind("", "v1", "ConfigMapList").unwrap();
+    let item = |n: usize| json!({"metadata": {"name": format!("c{n}")}, "data": {"k": "v".repeat(n)}});
+    for count in [0, 1, 3, 200] {
+        let items: Vec<Value> = (0..count).map(item).collect();
+        let head = json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "7"}});
+        let mut pieces = Vec::new();
+        for item in &items {
+            list_item(&mut pieces, item, shape);
+        }
+        let mut got = list_head(&head, shape, pieces.len() as u64).unwrap().to_vec();
+        got.extend_from_slice(&pieces);
+        got.extend_from_slice(LIST_END);
+        let mut whole = head;
+        whole["items"] = items.into();
+        assert_eq!(got, encode_proto(&whole, shape), "{count}");
+    }
+    // A structure without items is no list.
+    assert!(list_head(&json!({}), schema::kind("", "v1", "ConfigMap").unwrap(), 0).is_none());
+}
+
+#[test]
+fn lengths_take_the_bytes_they_need() {
+    for value in [0, 1, 127, 128, 16_383, 16_384, (1 << 32) - 1, u64::MAX] {
+        let mut out = Vec::new();
+        wire::put_varint(&mut out, value);
+        assert_eq!(wire::varint_len(value), out.len(), "{value}");
+    }
+    for len in [0, 127, 128, 20_000] {
+        let (mut nested, mut plain) = (vec![9], vec![9]);
+        wire::put_message(&mut nested, 5, |out| out.resize(out.len() + len, 3));
+        wire::put_bytes(&mut plain, 5, &vec![3; len]);
+        assert_eq!(nested, plain, "{len}");
+    }
+}
+
 #[test]
 fn watch_frames() {
     let frame = watch_frame("ADDED", b"k8s\0xy");

@@ -107,12 +107,28 @@ pub(crate) fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// A nested message. Its length stands before it, so the message is written first and moved by the length of that.
+/// A nested message. Its length stands before it, so the message is written first, behind one byte for the length, which
+/// is enough for almost all; a longer one is moved.
 pub(crate) fn put_message(out: &mut Vec<u8>, number: u32, write: impl FnOnce(&mut Vec<u8>)) {
     put_varint(out, u64::from(number) << 3 | 2);
     let start = out.len();
+    out.push(0);
     write(out);
-    let mut length = Vec::with_capacity(5);
-    put_varint(&mut length, (out.len() - start) as u64);
-    out.splice(start..start, length);
+    let mut length = (out.len() - start - 1) as u64;
+    let more = varint_len(length) - 1;
+    if more > 0 {
+        let end = out.len();
+        out.resize(end + more, 0);
+        out.copy_within(start + 1..end, start + 1 + more);
+    }
+    for byte in &mut out[start..start + more] {
+        *byte = length as u8 | 0x80;
+        length >>= 7;
+    }
+    out[start + more] = length as u8;
+}
+
+/// How many bytes a number takes.
+pub(crate) fn varint_len(value: u64) -> usize {
+    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }

@@ -46,6 +46,43 @@ pub fn watch_frame(event: &str, object: &[u8]) -> Bytes {
     out.into()
 }
 
+/// The beginning of a list's body up to its items, for lists that are sent piece by piece: [`list_item`]s that are
+/// together `items` bytes long and [`LIST_END`] complete it. `list` has everything but its items. `None` when items are not
+/// the last field of the list's message.
+#[must_use]
+pub fn list_head(list: &Value, shape: &Struct, items: u64) -> Option<Bytes> {
+    let number = items_field(shape)?.number;
+    if shape.fields.iter().any(|f| f.number > number || !f.within.is_empty()) {
+        return None;
+    }
+    let text = |name: &str| list.get(name).and_then(Value::as_str).unwrap_or("");
+    let mut out = Vec::with_capacity(256);
+    out.extend_from_slice(MAGIC);
+    put_message(&mut out, 1, |out| {
+        put_bytes(out, 1, text("apiVersion").as_bytes());
+        put_bytes(out, 2, text("kind").as_bytes());
+    });
+    let before = write_message(list, shape);
+    put_varint(&mut out, 2 << 3 | 2);
+    put_varint(&mut out, before.len() as u64 + items);
+    out.extend_from_slice(&before);
+    Some(out.into())
+}
+
+/// One item of a list, see [`list_head`].
+pub fn list_item(out: &mut Vec<u8>, item: &Value, shape: &Struct) {
+    if let Some(Field { number, shape: Shape::List(inner), .. }) = items_field(shape) {
+        element(out, *number, item, inner);
+    }
+}
+
+/// What stands behind the items, see [`list_head`]: the empty encoding and content type.
+pub const LIST_END: &[u8] = &[3 << 3 | 2, 0, 4 << 3 | 2, 0];
+
+fn items_field(shape: &Struct) -> Option<&Field> {
+    shape.field("items").filter(|f| matches!(f.shape, Shape::List(_)) && !f.boxed)
+}
+
 fn structure(out: &mut Vec<u8>, value: &Value, shape: &Struct) {
     let empty = Map::new();
     let map = value.as_object().unwrap_or(&empty);
