@@ -305,9 +305,12 @@ async fn dispatch(
     if t.name.contains('/') {
         return Err(Status::no_such_path());
     }
-    if t.group.is_empty() && t.resource == "endpoints" {
-        call.warnings.push("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into());
-    }
+    let deprecated = match (t.group.as_str(), t.resource.as_str()) {
+        ("", "endpoints") => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+        ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+"),
+        _ => None,
+    };
+    call.warnings.extend(deprecated.map(str::to_owned));
     let accept = call.header("accept").to_owned();
     if !subresources::takes_stream(&t) && !kind.strategy.traits().untyped && t.subresource != "log" {
         routable(&accept)?;

@@ -138,8 +138,9 @@ async fn built_in(store: &Arc<dyn Store>) -> skiff_storage::Result<Registry> {
     for r in resources::all() {
         let strategy = kinds::strategy(&r.group, &r.plural);
         let collection = match &r.storage {
-            None => None,
-            Some(_) => {
+            None if !r.verbs.has(skiff_core::resources::Verbs::LIST) => None,
+            // Listed but never written (component statuses): an empty collection answers for them.
+            _ => {
                 // Resources served in several versions (or groups, as events) share one collection by plural name.
                 let prefix = format!("/registry/{}/", r.plural);
                 let found = collections.get(&prefix).cloned();

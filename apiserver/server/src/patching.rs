@@ -55,6 +55,12 @@ fn duplicate_fields(paths: &[String]) -> Vec<String> {
     paths.iter().map(|p| format!("duplicate field {}", quote_str(p))).collect()
 }
 
+/// The patch is no JSON.
+#[must_use]
+pub fn malformed() -> Status {
+    Status::bad_request("invalid JSON patch")
+}
+
 /// The patched object cannot be decoded.
 #[must_use]
 pub fn undecodable(patch: &str, why: &str) -> Status {

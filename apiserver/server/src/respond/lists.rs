@@ -207,11 +207,9 @@ fn protobuf(list: Value, shape: Handle<Struct>, kind: &Arc<Kind>, objects: Vec<A
 }
 
 /// Lets other requests have the thread now and then.
-fn turn(i: usize) -> impl Future<Output = ()> {
-    async move {
-        if i % TURN == TURN - 1 {
-            tokio::task::yield_now().await;
-        }
+async fn turn(i: usize) {
+    if i % TURN == TURN - 1 {
+        tokio::task::yield_now().await;
     }
 }
 

@@ -97,6 +97,11 @@ pub async fn patch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call, part:
     };
     for _ in 0..RACE_TRIES {
         let Some(old_object) = objects.get(&ns, &name).await? else {
+            if applied.is_none() {
+                // A patch that is none is said first.
+                serde_json::from_slice::<serde::de::IgnoredAny>(&call.body)
+                    .map_err(|_| crate::patching::malformed())?;
+            }
             let Some(applied) = applied.filter(|_| part == Part::Main) else { return Err(kind.not_found(&name)) };
             return create_by_apply(server, kind, call, applied, &options).await;
         };

@@ -33,6 +33,12 @@ impl Strategy for ServiceStrategy {
         obj["status"] = json!({"loadBalancer": {}});
         mirror_addresses(obj);
         families(obj);
+        // A name has no traffic: what was said about it is dropped, as upstream does.
+        if kind(obj) == "ExternalName"
+            && let Some(spec) = spec_mut(obj)
+        {
+            spec.remove("internalTrafficPolicy");
+        }
     }
 
     fn prepare_update(&self, new: &mut Value, old: &Value) {
