@@ -6,6 +6,7 @@
 mod autoscaler;
 mod certificates;
 mod check;
+mod cluster;
 mod config;
 mod defaults;
 mod devices;
@@ -21,6 +22,7 @@ mod rbac;
 mod registry;
 mod service;
 mod storage;
+mod webhooks;
 mod workloads;
 
 use serde_json::Value;

@@ -2,55 +2,27 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use super::{Plain, Strategy, Traits};
 use super::{
-    autoscaler, certificates, config, defaults, devices, event, flow, limits, namespace, net, node, pod, policy, rbac,
-    service, storage, workloads,
+    autoscaler, certificates, cluster, config, devices, event, flow, limits, namespace, net, node, pod, policy, rbac,
+    service, storage, webhooks, workloads,
 };
 
 const D: Traits = Traits::DEFAULT;
-/// Desired state counted by generation.
-const G: Traits = Traits { generation: true, ..D };
-/// Status written by its subresource.
-const S: Traits = Traits { status: true, ..D };
-const GS: Traits = Traits { generation: true, status: true, ..D };
 /// A completed deletion answers the object.
 const R: Traits = Traits { returns_deleted: true, ..D };
-const fn locked(t: Traits) -> Traits {
-    Traits { unconditional_update: false, ..t }
-}
 
-/// A kind whose only rules of its own are defaults.
-struct Defaulted(Traits, fn(&mut Value), &'static [&'static str]);
+/// A kind whose only peculiarity is what its lists can be selected by.
+struct Selectable(&'static [&'static str]);
 
-impl Strategy for Defaulted {
-    fn traits(&self) -> &Traits {
-        &self.0
-    }
-
-    fn default(&self, obj: &mut Value) {
-        (self.1)(obj);
-    }
-
+impl Strategy for Selectable {
     fn fields(&self) -> &'static [&'static str] {
-        self.2
+        self.0
     }
 }
-
-fn none(_: &mut Value) {}
 
 fn plain(t: Traits) -> Arc<dyn Strategy> {
     Arc::new(Plain(t))
-}
-
-fn with(t: Traits, f: fn(&mut Value)) -> Arc<dyn Strategy> {
-    Arc::new(Defaulted(t, f, &[]))
-}
-
-fn selectable(t: Traits, f: fn(&mut Value), fields: &'static [&'static str]) -> Arc<dyn Strategy> {
-    Arc::new(Defaulted(t, f, fields))
 }
 
 /// The rules of a built-in resource.
@@ -101,18 +73,26 @@ pub fn strategy(group: &str, plural: &str) -> Arc<dyn Strategy> {
         ("storage.k8s.io", "csistoragecapacities") => Arc::new(storage::Capacity),
         ("storage.k8s.io", "volumeattachments") => Arc::new(storage::Attachment),
         ("certificates.k8s.io", "certificatesigningrequests") => Arc::new(certificates::SigningRequest),
-        ("certificates.k8s.io", "clustertrustbundles") => selectable(D, none, &["spec.signerName"]),
+        ("certificates.k8s.io", "clustertrustbundles") => Arc::new(Selectable(&["spec.signerName"])),
         ("flowcontrol.apiserver.k8s.io", "flowschemas") => Arc::new(flow::Schema),
         ("flowcontrol.apiserver.k8s.io", _) => Arc::new(flow::Level),
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations") => {
-            with(locked(G), defaults::mutating_webhooks)
+            Arc::new(webhooks::Webhooks { mutating: true })
         }
         ("admissionregistration.k8s.io", "validatingwebhookconfigurations") => {
-            with(locked(G), defaults::validating_webhooks)
+            Arc::new(webhooks::Webhooks { mutating: false })
         }
-        ("admissionregistration.k8s.io", _) => plain(locked(GS)),
+        ("admissionregistration.k8s.io", "validatingadmissionpolicies") => {
+            Arc::new(webhooks::Policy { mutating: false })
+        }
+        ("admissionregistration.k8s.io", "mutatingadmissionpolicies") => Arc::new(webhooks::Policy { mutating: true }),
+        ("admissionregistration.k8s.io", "validatingadmissionpolicybindings") => {
+            Arc::new(webhooks::Binding { mutating: false })
+        }
+        ("admissionregistration.k8s.io", _) => Arc::new(webhooks::Binding { mutating: true }),
         ("apiextensions.k8s.io", _) => Arc::new(crate::custom::definition::DefinitionStrategy),
-        ("apiregistration.k8s.io", _) => plain(locked(S)),
+        ("apiregistration.k8s.io", _) => Arc::new(cluster::ApiService),
+        ("node.k8s.io", "runtimeclasses") => Arc::new(cluster::RuntimeClass),
         ("resource.k8s.io", "resourceslices") => Arc::new(devices::Slice),
         ("resource.k8s.io", "resourceclaims") => Arc::new(devices::Claim),
         ("resource.k8s.io", "resourceclaimtemplates") => Arc::new(devices::ClaimTemplate),

@@ -61,6 +61,7 @@ pub async fn run(server: &Arc<Inner>) -> Result<(), Status> {
         obj["status"] = json!({});
         ensure(server, "flowcontrol.apiserver.k8s.io", plural, obj).await?;
     }
+    api_services(server).await?;
     kubernetes_service(server).await?;
     let cidr = json!({"kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1",
         "metadata": {"name": "kubernetes", "finalizers": ["networking.k8s.io/service-cidr-finalizer"]},
@@ -135,6 +136,53 @@ async fn reconcile_policy(server: &Arc<Inner>, plural: &str, wanted: Value) -> R
         Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
         Err(e) => Err(storage_error(e)),
     }
+}
+
+/// Where each group stands among the others; upstream's numbers.
+const GROUP_PRIORITY: &[(&str, i64)] = &[
+    ("", 18_000),
+    ("apps", 17_800),
+    ("events.k8s.io", 17_750),
+    ("authentication.k8s.io", 17_700),
+    ("authorization.k8s.io", 17_600),
+    ("autoscaling", 17_500),
+    ("batch", 17_400),
+    ("certificates.k8s.io", 17_300),
+    ("networking.k8s.io", 17_200),
+    ("policy", 17_100),
+    ("rbac.authorization.k8s.io", 17_000),
+    ("storage.k8s.io", 16_800),
+    ("apiextensions.k8s.io", 16_700),
+    ("admissionregistration.k8s.io", 16_700),
+    ("scheduling.k8s.io", 16_600),
+    ("coordination.k8s.io", 16_500),
+    ("node.k8s.io", 16_300),
+    ("discovery.k8s.io", 16_200),
+    ("flowcontrol.apiserver.k8s.io", 16_100),
+    ("resource.k8s.io", 15_900),
+];
+
+/// The APIServices of the groups this server serves itself.
+async fn api_services(server: &Arc<Inner>) -> Result<(), Status> {
+    for (group, version) in skiff_core::resources::group_versions() {
+        let Some((_, priority)) = GROUP_PRIORITY.iter().find(|(g, _)| *g == group) else { continue };
+        let rank = match (group, version) {
+            ("", _) => 1,
+            ("autoscaling", "v2") => 30,
+            _ => 15,
+        };
+        let mut spec = json!({"version": version, "groupPriorityMinimum": priority, "versionPriority": rank});
+        if !group.is_empty() {
+            spec["group"] = group.into();
+        }
+        let obj = json!({"kind": "APIService", "apiVersion": "apiregistration.k8s.io/v1",
+            "metadata": {"name": format!("{version}.{group}"), "labels": {"kube-aggregator.kubernetes.io/automanaged": "onstart"}},
+            "spec": spec,
+            "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local",
+                "lastTransitionTime": crate::verbs::write::now(), "message": "Local APIServices are always available"}]}});
+        ensure(server, "apiregistration.k8s.io", "apiservices", obj).await?;
+    }
+    Ok(())
 }
 
 /// The Service of the API server, with its endpoints: the address may have changed since the last start.

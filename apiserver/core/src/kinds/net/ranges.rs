@@ -66,7 +66,7 @@ pub(in crate::kinds) struct Address;
 
 impl Strategy for Address {
     fn traits(&self) -> &Traits {
-        const T: Traits = Traits { name: NameRule::PathSegment, generation: true, ..Traits::DEFAULT };
+        const T: Traits = Traits { name: NameRule::PathSegment, ..Traits::DEFAULT };
         &T
     }
 

@@ -28,7 +28,8 @@ pub(in crate::kinds) use crate::kinds::check::label_selector as validate_label_s
 pub(super) use crate::kinds::check::{given, list, text};
 pub(super) use containers::validate_ephemeral;
 pub(super) use network::bad_ip;
-pub(in crate::kinds) use placement::validate_node_selector;
+pub(in crate::kinds) use placement::{validate_node_selector, validate_tolerations};
+pub(in crate::kinds) use resources::validate_overhead;
 pub(super) use security::annotated_profiles;
 pub(in crate::kinds) use sources::validate as validate_source;
 pub(super) use volumes::usable as usable_volumes;
@@ -138,7 +139,7 @@ fn validate_spec(spec: &Value, meta: &Value, path: &Path<'_>, errors: &mut Error
         subdomain_if_given(spec, key, path, errors);
     }
     one_of(spec, "preemptionPolicy", &["Never", "PreemptLowerPriority"], path, errors);
-    resources::validate_overhead(spec, &path.child("overhead"), errors);
+    resources::validate_overhead(&spec["overhead"], &path.child("overhead"), errors);
     if given(spec, "os") {
         let os = path.child("os");
         match text(&spec["os"], "name") {

@@ -176,7 +176,7 @@ fn label_keys(t: &Value, meta: &Value, path: &Path<'_>, errors: &mut Errors) {
     }
 }
 
-pub(super) fn validate_tolerations(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
+pub(in crate::kinds) fn validate_tolerations(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     for (i, t) in list(spec, "tolerations").iter().enumerate() {
         let at = path.index(i);
         let (key, operator, value, effect) = (text(t, "key"), text(t, "operator"), text(t, "value"), text(t, "effect"));

@@ -81,8 +81,12 @@ fn quantity_ok(name: &str, q: &Quantity, at: &Path<'_>, errors: &mut Errors) {
 }
 
 fn quantities<'a>(v: &'a Value, key: &str) -> impl Iterator<Item = (&'a String, Quantity)> {
+    amounts(&v[key])
+}
+
+fn amounts(v: &Value) -> impl Iterator<Item = (&String, Quantity)> {
     let none: Option<&Map<String, Value>> = None;
-    let map = v[key].as_object().or(none);
+    let map = v.as_object().or(none);
     map.into_iter().flatten().filter_map(|(k, q)| Some((k, Quantity::parse(q.as_str()?).ok()?)))
 }
 
@@ -188,8 +192,8 @@ pub(super) fn validate_pod_level(spec: &Value, context: &Context<'_>, path: &Pat
 }
 
 /// `overhead` of a pod.
-pub(super) fn validate_overhead(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
-    for (name, q) in quantities(spec, "overhead") {
+pub(in crate::kinds) fn validate_overhead(overhead: &Value, path: &Path<'_>, errors: &mut Errors) {
+    for (name, q) in amounts(overhead) {
         let at = path.key(name);
         name_ok(name, &at, errors);
         quantity_ok(name, &q, &at, errors);
