@@ -1,6 +1,7 @@
 //! Custom resources: what a CustomResourceDefinition makes.
 //!
 //! - [`schema`]: a version's schema, compiled once; [`coerce`]: defaults and pruning; [`shape`]: ownership.
+//! - [`cel`]: the rules a schema states in CEL.
 //! - [`names`]: which definitions get the names they ask for, and the conditions that say so.
 //! - [`definition`]: the rules of a definition; [`validate`], [`formats`]: those of values.
 //! - [`strategy`]: the rules of a custom kind, the same trait as a built-in's.
@@ -8,6 +9,7 @@
 //! A [`Definition`] is compiled from the stored object and gives one [`Resource`] with one [`Custom`] strategy for every
 //! served version. Nothing here does I/O; the server puts the results into its registry.
 
+pub mod cel;
 pub mod coerce;
 pub mod columns;
 pub mod definition;

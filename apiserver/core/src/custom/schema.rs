@@ -10,6 +10,8 @@ use std::sync::Arc;
 use regex::Regex;
 use serde_json::Value;
 
+use super::cel::{Rule, Rules};
+
 /// A value's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
@@ -147,8 +149,10 @@ pub struct Node {
     pub one_of: Vec<Node>,
     /// `not`
     pub not: Option<Box<Node>>,
-    /// `x-kubernetes-validations` as written.
-    pub rules: Vec<Value>,
+    /// `x-kubernetes-validations`, compiled.
+    pub rules: Rules,
+    /// Whether there are rules here or below.
+    pub ruled: bool,
 }
 
 impl Node {
@@ -164,7 +168,7 @@ impl Node {
         let strings = |key: &str| list(key).iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>();
         let bound = |key: &str, exclusive: &str| float(key).map(|value| Bound { value, exclusive: flag(exclusive) });
         let properties = schema.get("properties").and_then(Value::as_object);
-        Self {
+        let mut node = Self {
             kind: Type::parse(text("type")),
             nullable: flag("nullable"),
             preserve: flag("x-kubernetes-preserve-unknown-fields"),
@@ -210,8 +214,20 @@ impl Node {
             any_of: nodes("anyOf"),
             one_of: nodes("oneOf"),
             not: schema.get("not").filter(|n| n.is_object()).map(|n| Box::new(Self::compile(n))),
-            rules: list("x-kubernetes-validations").to_vec(),
-        }
+            rules: list("x-kubernetes-validations").iter().map(|r| Arc::new(Rule::compile(r))).collect(),
+            ruled: false,
+        };
+        node.ruled = !node.rules.is_empty()
+            || node.properties.values().any(Self::has_rules)
+            || matches!(&node.additional, Additional::Schema(n) if n.ruled)
+            || node.items.as_ref().is_some_and(|n| n.ruled);
+        node
+    }
+
+    /// Whether there are rules in CEL here or below.
+    #[must_use]
+    pub fn has_rules(&self) -> bool {
+        self.ruled
     }
 
     /// The schema of a version that has none: everything is kept.
@@ -227,14 +243,5 @@ impl Node {
             Additional::Schema(node) => Some(node),
             Additional::Any | Additional::No => None,
         })
-    }
-
-    /// Whether any value below has a default.
-    #[must_use]
-    pub fn has_defaults(&self) -> bool {
-        self.default.is_some()
-            || self.properties.values().any(Self::has_defaults)
-            || matches!(&self.additional, Additional::Schema(n) if n.has_defaults())
-            || self.items.as_ref().is_some_and(|n| n.has_defaults())
     }
 }

@@ -5,12 +5,13 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use serde_json::Value;
 
+use super::cel::{self, Told};
 use super::coerce;
 use super::columns::Columns;
 use super::schema::Node;
 use super::validate;
 use crate::codec::{Faults, TypeError};
-use crate::invalid::{Errors, ROOT};
+use crate::invalid::{ErrorType, Errors, FieldError, ROOT};
 use crate::kinds::{Published, ScalePaths, Strategy, Traits, carry};
 use crate::meta;
 use crate::resources::Resource;
@@ -98,6 +99,22 @@ impl Custom {
             }
         }
         validate::embedded(obj, &self.root, &ROOT, errors);
+    }
+
+    /// The rules in CEL, which see valid objects only.
+    fn rules(&self, obj: &Value, old: Option<&Value>, errors: &mut Errors) {
+        if !self.root.has_rules() {
+            return;
+        }
+        let blocks = |e: &FieldError| {
+            matches!(e.kind, ErrorType::Required | ErrorType::TooLong | ErrorType::TooMany | ErrorType::TypeInvalid)
+        };
+        if errors.0.iter().any(blocks) {
+            let why = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            errors.invalid(&validate::NIL, Value::Null, why);
+            return;
+        }
+        cel::run(obj, &self.root, old, Told::Errors, errors);
     }
 
     /// Where the scale subresource finds its numbers.
@@ -204,6 +221,7 @@ impl Strategy for Custom {
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         self.values(obj, None, errors);
         validate::unique(obj, &self.root, &ROOT, errors);
+        self.rules(obj, None, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
@@ -215,10 +233,19 @@ impl Strategy for Custom {
         if before.is_empty() {
             errors.0.append(&mut found.0);
         }
+        self.rules(new, Some(old), errors);
     }
 
     fn validate_status(&self, new: &Value, old: &Value, errors: &mut Errors) {
         self.validate_update(new, old, errors);
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+        if old.is_some() && self.root.has_rules() {
+            let mut found = Errors::new();
+            cel::run(new, &self.root, old, Told::Warnings, &mut found);
+            out.extend(found.0.iter().map(ToString::to_string));
+        }
     }
 
     fn fields(&self) -> &'static [&'static str] {

@@ -26,6 +26,7 @@ pub(super) fn check(schema: &Value, path: &str, errors: &mut Errors) {
     if flag(schema, "nullable") {
         errors.forbidden(&format!("{path}.nullable"), "nullable cannot be true at the root");
     }
+    let mut sound = false;
     if readable(schema) {
         let mut found = Errors::new();
         invariants(schema, Level::Root, path, &mut found);
@@ -36,9 +37,15 @@ pub(super) fn check(schema: &Value, path: &str, errors: &mut Errors) {
             root.embedded = true;
             defaults(&root, false, path, &mut found);
         }
+        sound = found.is_empty();
         errors.0.append(&mut found.0);
     }
+    let before = errors.len();
     openapi(schema, path, &Inside { root: true, ..Inside::default() }, errors);
+    // What a rule means is only clear in a schema that is.
+    if sound && errors.len() == before {
+        super::cel::definition(schema, &Node::compile(schema), path, errors);
+    }
 }
 
 fn flag(schema: &Value, key: &str) -> bool {
@@ -436,6 +443,7 @@ fn extensions(schema: &Value, path: &str, errors: &mut Errors) {
     if list_type == Some("map") {
         keyed(schema, items, &keys, path, errors);
     }
+    rules(schema, path, errors);
     if let (Some("map" | "set"), Some(items)) = (list_type, items) {
         if flag(items, "nullable") {
             let why = format!("cannot be nullable when x-kubernetes-list-type is {}", list_type.unwrap_or_default());
@@ -457,6 +465,66 @@ fn extensions(schema: &Value, path: &str, errors: &mut Errors) {
             }
         }
     }
+}
+
+/// What a rule in CEL must be before anybody reads it.
+fn rules(schema: &Value, path: &str, errors: &mut Errors) {
+    for (i, rule) in list(schema, "x-kubernetes-validations").iter().enumerate() {
+        let at = |key: &str| format!("{path}.x-kubernetes-validations[{i}].{key}");
+        let (expression, message) = (text(rule, "rule").trim(), text(rule, "message"));
+        if expression.is_empty() {
+            errors.required(&at("rule"), "rule is not specified");
+        } else if !message.is_empty() && message.trim().is_empty() {
+            errors.invalid(&at("message"), message, "must be non-empty if specified");
+        } else if message.trim().contains(['\n', '\r']) {
+            errors.invalid(&at("message"), message, "must not contain line breaks");
+        } else if expression.contains(['\n', '\r']) && message.trim().is_empty() {
+            errors.required(&at("message"), "message must be specified if rule contains line breaks");
+        }
+        let said = text(rule, "messageExpression");
+        if !said.is_empty() && said.trim().is_empty() {
+            errors.required(&at("messageExpression"), "must be non-empty if specified");
+        }
+        const REASONS: [&str; 4] =
+            ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
+        if let Some(reason) = rule.get("reason").and_then(Value::as_str).filter(|r| !REASONS.contains(r)) {
+            errors.not_supported(&at("reason"), reason, &REASONS);
+        }
+        let field = text(rule, "fieldPath");
+        if !field.is_empty() {
+            if field.trim().is_empty() {
+                errors.invalid(&at("fieldPath"), field, "must be non-empty if specified");
+            } else if field.contains(['\n', '\r']) {
+                errors.invalid(&at("fieldPath"), field, "must not contain line breaks");
+            } else if !names_field(schema, field.trim()) {
+                errors.invalid(&at("fieldPath"), field, "must be a valid path");
+            }
+        }
+    }
+}
+
+/// Whether a path (`.a.b`, `.m['k']`, `.a['b'].c`) leads to a field of a schema.
+fn names_field(schema: &Value, path: &str) -> bool {
+    let (mut at, mut rest) = (schema, path);
+    while !rest.is_empty() {
+        let name = if let Some(inner) = rest.strip_prefix("['") {
+            let Some((name, after)) = inner.split_once("']") else { return false };
+            rest = after;
+            name
+        } else if let Some(inner) = rest.strip_prefix('.') {
+            let end = inner.find(['.', '[']).unwrap_or(inner.len());
+            rest = &inner[end..];
+            &inner[..end]
+        } else {
+            return false;
+        };
+        let property = at.get("properties").and_then(|p| p.get(name));
+        let Some(next) = property.or_else(|| at.get("additionalProperties").filter(|a| a.is_object())) else {
+            return false;
+        };
+        at = next;
+    }
+    !path.is_empty()
 }
 
 /// The items of a list by key.

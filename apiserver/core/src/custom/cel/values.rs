@@ -1,0 +1,202 @@
+//! JSON values as CEL values, along a schema: formats become times, durations and bytes, names are escaped.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kube_cel::cel::objects::{Key, Map, OptionalValue};
+use kube_cel::cel::{Context, ExecutionError, Value as Cel};
+use serde_json::Value;
+
+use super::super::schema::{Additional, Node};
+
+/// Words that CEL keeps for itself.
+const RESERVED: [&str; 21] = [
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
+];
+
+/// A field's name as expressions write it.
+pub(super) fn escape(name: &str) -> String {
+    if RESERVED.contains(&name) {
+        return format!("__{name}__");
+    }
+    let mut out = String::with_capacity(name.len());
+    let mut chars = name.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '_' if chars.peek() == Some(&'_') => {
+                chars.next();
+                out.push_str("__underscores__");
+            }
+            '.' => out.push_str("__dot__"),
+            '-' => out.push_str("__dash__"),
+            '/' => out.push_str("__slash__"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A value of a schema. `object`: it is a whole object, of which rules see the names in metadata only.
+pub(super) fn of(value: &Value, node: &Node, object: bool) -> Cel {
+    match value {
+        Value::String(s) if !node.int_or_string => string(s, &node.format),
+        Value::Array(list) => {
+            let empty = Node::default();
+            let items = node.items.as_deref().unwrap_or(&empty);
+            Cel::List(Arc::new(list.iter().map(|v| of(v, items, items.embedded)).collect()))
+        }
+        Value::Number(n) if node.kind == Some(super::super::schema::Type::Number) => {
+            Cel::Float(n.as_f64().unwrap_or_default())
+        }
+        Value::Object(members) => {
+            let mut map = HashMap::with_capacity(members.len());
+            let mapped = matches!(node.additional, Additional::Schema(_) | Additional::Any);
+            for (name, value) in members {
+                if object && name == "metadata" {
+                    map.insert(key(name), names(value));
+                    continue;
+                }
+                let Some(member) = node.member(name) else {
+                    if mapped || (object && matches!(name.as_str(), "apiVersion" | "kind")) {
+                        map.insert(key(name), plain(value));
+                    }
+                    continue;
+                };
+                let written = if mapped { name.clone() } else { escape(name) };
+                map.insert(key(&written), of(value, member, member.embedded));
+            }
+            Cel::Map(Map { map: Arc::new(map) })
+        }
+        other => plain(other),
+    }
+}
+
+fn key(name: &str) -> Key {
+    Key::String(Arc::new(name.to_owned()))
+}
+
+/// What rules see of metadata.
+fn names(metadata: &Value) -> Cel {
+    let seen = ["name", "generateName"].into_iter().filter_map(|k| Some((key(k), plain(metadata.get(k)?))));
+    Cel::Map(Map { map: Arc::new(seen.collect()) })
+}
+
+fn string(text: &str, format: &str) -> Cel {
+    let found = match format {
+        "date-time" => chrono::DateTime::parse_from_rfc3339(text).ok().map(Cel::Timestamp),
+        "date" => chrono::DateTime::parse_from_rfc3339(&format!("{text}T00:00:00Z")).ok().map(Cel::Timestamp),
+        "duration" => go_duration(text).map(Cel::Duration),
+        "byte" => STANDARD.decode(text).ok().map(|b| Cel::Bytes(Arc::new(b))),
+        _ => None,
+    };
+    found.unwrap_or_else(|| Cel::String(Arc::new(text.to_owned())))
+}
+
+/// A duration in Go's notation.
+fn go_duration(text: &str) -> Option<chrono::Duration> {
+    let (negative, mut rest) = text.strip_prefix('-').map_or((false, text), |r| (true, r));
+    if rest == "0" {
+        return Some(chrono::Duration::zero());
+    }
+    let mut nanos = 0.0_f64;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').filter(|i| *i > 0)?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let units = [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 6e10), ("h", 3.6e12)];
+        let (unit, size) = units.into_iter().find(|(unit, _)| rest.starts_with(unit))?;
+        rest = &rest[unit.len()..];
+        nanos += number * size;
+    }
+    let nanos = if negative { -nanos } else { nanos };
+    (nanos.abs() < 9.2e18).then(|| chrono::Duration::nanoseconds(nanos as i64))
+}
+
+/// A value without a schema.
+fn plain(value: &Value) -> Cel {
+    match value {
+        Value::Null => Cel::Null,
+        Value::Bool(b) => Cel::Bool(*b),
+        Value::Number(n) => match (n.as_i64(), n.as_u64()) {
+            (Some(i), _) => Cel::Int(i),
+            (None, Some(u)) => Cel::UInt(u),
+            (None, None) => Cel::Float(n.as_f64().unwrap_or_default()),
+        },
+        Value::String(s) => Cel::String(Arc::new(s.clone())),
+        Value::Array(list) => Cel::List(Arc::new(list.iter().map(plain).collect())),
+        Value::Object(members) => {
+            let map = members.iter().map(|(name, value)| (key(name), plain(value))).collect();
+            Cel::Map(Map { map: Arc::new(map) })
+        }
+    }
+}
+
+/// An optional value.
+pub(super) fn optional(value: Option<Cel>) -> Cel {
+    Cel::Opaque(Arc::new(value.map_or_else(OptionalValue::none, OptionalValue::of)))
+}
+
+/// Names of types, and the function that tells a value's.
+pub(super) fn add_types(context: &mut Context<'_>) {
+    for name in ["int", "uint", "double", "string", "bytes", "bool", "list", "map", "null_type"] {
+        context.add_variable_from_value(name, Cel::String(Arc::new(name.to_owned())));
+    }
+    context.add_function("type", |value: Cel| -> Result<Cel, ExecutionError> {
+        let name = match value {
+            Cel::Int(_) => "int",
+            Cel::UInt(_) => "uint",
+            Cel::Float(_) => "double",
+            Cel::String(_) => "string",
+            Cel::Bytes(_) => "bytes",
+            Cel::Bool(_) => "bool",
+            Cel::List(_) => "list",
+            Cel::Map(_) => "map",
+            Cel::Null => "null_type",
+            Cel::Timestamp(_) => "google.protobuf.Timestamp",
+            Cel::Duration(_) => "google.protobuf.Duration",
+            Cel::Opaque(_) | Cel::Function(..) => "dyn",
+        };
+        Ok(Cel::String(Arc::new(name.to_owned())))
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escape;
+
+    #[test]
+    fn names() {
+        for (name, want) in [
+            ("a", "a"),
+            ("a-b", "a__dash__b"),
+            ("a.b/c", "a__dot__b__slash__c"),
+            ("namespace", "__namespace__"),
+            ("a_b", "a_b"),
+            ("a__b", "a__underscores__b"),
+        ] {
+            assert_eq!(escape(name), want);
+        }
+    }
+}
