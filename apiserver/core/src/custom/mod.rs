@@ -57,6 +57,8 @@ pub struct Definition {
     pub namespaced: bool,
     /// The version objects are stored as.
     pub storage: String,
+    /// Whether a webhook converts between versions.
+    pub webhook: bool,
     /// Served versions.
     pub versions: Vec<Version>,
     /// Selectable fields of any version: what the stored objects are indexed by.
@@ -94,6 +96,7 @@ impl Definition {
             plural: text(names, "plural"),
             namespaced: text(spec, "scope") == "Namespaced",
             storage,
+            webhook: spec.get("conversion").is_some_and(|c| text(c, "strategy") == "Webhook"),
             versions: Vec::new(),
             group,
             fields,
@@ -116,7 +119,11 @@ impl Definition {
         };
         let name = version.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
         let kind = text("kind");
-        let strategy = Arc::new(Custom::compile(&self.group, &kind, &name, version, first, stored));
+        let mut strategy = Custom::compile(&self.group, &kind, &name, version, first, stored);
+        if self.webhook {
+            strategy = strategy.by_webhook(&format!("{}, Kind={kind}", self.group));
+        }
+        let strategy = Arc::new(strategy);
         let model_name = openapi::custom_model_name(&self.group, &name, &kind);
         let model = Handle::Shared(Arc::new(shape::model(model_name, strategy.root())));
         let mut subresources = Vec::new();

@@ -28,6 +28,8 @@ pub struct Custom {
     fields: &'static [&'static str],
     scale: Option<ScalePaths>,
     deprecated: Option<String>,
+    /// Why objects of this version cannot be converted.
+    unconvertible: Option<String>,
     /// The schema of the stored version, where that is another one.
     stored: Option<Arc<Node>>,
     /// Whether stored objects have to be read along the schema before they are shown.
@@ -70,7 +72,26 @@ impl Custom {
         };
         let reads = !(first || root.preserve && root.properties.is_empty());
         let columns = Columns::compile(version.get("additionalPrinterColumns"));
-        Self { traits, root, columns, schema, selectable, fields, scale, deprecated, stored, reads }
+        Self {
+            traits,
+            root,
+            columns,
+            schema,
+            selectable,
+            fields,
+            scale,
+            deprecated,
+            unconvertible: None,
+            stored,
+            reads,
+        }
+    }
+
+    /// The same, with objects that only a webhook could convert to and from the stored version.
+    #[must_use]
+    pub fn by_webhook(mut self, definition: &str) -> Self {
+        self.unconvertible = Some(format!("conversion webhook for {definition} is not supported by this server"));
+        self
     }
 
     /// The compiled schema.
@@ -175,6 +196,10 @@ impl Strategy for Custom {
         }
     }
 
+    fn unconvertible(&self) -> Option<&str> {
+        self.unconvertible.as_deref()
+    }
+
     fn store(&self, obj: &mut Value) {
         if let Some(stored) = &self.stored {
             coerce::narrow(obj, stored);
@@ -241,6 +266,13 @@ impl Strategy for Custom {
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+        let before: Vec<&str> = old.map(meta::finalizers).unwrap_or_default();
+        for (_, f) in meta::plain_finalizers(new).filter(|(_, f)| !before.contains(f)) {
+            out.push(format!(
+                "metadata.finalizers: {}: prefer a domain-qualified finalizer name to avoid accidental conflicts with other finalizer writers",
+                crate::invalid::quote_str(f)
+            ));
+        }
         if old.is_some() && self.root.has_rules() {
             let mut found = Errors::new();
             cel::run(new, &self.root, old, Told::Warnings, &mut found);

@@ -105,10 +105,22 @@ impl Kind {
         let mut v: Value =
             serde_json::from_slice(bytes).map_err(|e| Status::internal(format!("stored object: {e}")))?;
         if !self.verbatim() {
+            self.convertible()?;
             convert::convert(&mut v, &self.api_version());
             self.strategy.read(&mut v);
         }
         Ok(v)
+    }
+
+    /// Whether objects can be converted between this version and the stored one.
+    ///
+    /// # Errors
+    /// 500 when they cannot.
+    pub fn convertible(&self) -> Result<(), Status> {
+        match self.strategy.unconvertible().filter(|_| !self.is_storage_version()) {
+            Some(why) => Err(Status::internal(why)),
+            None => Ok(()),
+        }
     }
 
     /// Whether stored bytes are answered as they are.

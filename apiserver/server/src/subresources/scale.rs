@@ -12,11 +12,11 @@ use skiff_core::resources::Subresource;
 use skiff_core::selector::LabelSelector;
 use skiff_core::status::Status;
 
-use crate::ownership::Owner;
+use crate::ownership::{self, Owner};
 use crate::registry::Kind;
 use crate::request::Verb;
 use crate::server::Inner;
-use crate::verbs::options::{WriteOptions, write_options};
+use crate::verbs::options::write_options;
 use crate::verbs::update::{RACE_TRIES, check_version};
 use crate::verbs::write::{self, Attempt, Part};
 use crate::verbs::{Answer, Call, patch};
@@ -119,7 +119,8 @@ pub async fn handle(
         let old = kind.load(&found)?;
         let wanted = match (&given, how) {
             (Some(v), _) => v.clone(),
-            (None, Some(how)) => patched(sub, call, how, &view_of(kind, &old, false)?, &options)?,
+            (None, Some(patch::PatchType::Apply)) => applied(call, &view_of(kind, &old, false)?)?,
+            (None, Some(how)) => patched(sub, call, how, &view_of(kind, &old, false)?)?,
             (None, None) => return Err(Status::method_not_allowed()),
         };
         let wanted_name = meta::name(&wanted);
@@ -146,18 +147,18 @@ pub async fn handle(
         let locked = !matches!(given_version, "" | "0") && check_version(kind, &wanted, &name, found.revision)?;
         let mut new = old.clone();
         set_replicas(kind, &mut new, wanted["spec"]["replicas"].as_i64().unwrap_or(0));
-        let attempt = write::update(
-            server,
-            kind,
-            call,
-            &found,
-            new,
-            Part::Main,
-            Owner::Update,
-            &options,
-            locked && given.is_some(),
-        )
-        .await?;
+        let mut owner = Owner::Update;
+        if how == Some(patch::PatchType::Apply) {
+            // The merge is that of the object, told in the words of the view.
+            let mut config =
+                json!({"apiVersion": kind.api_version(), "kind": kind.resource.kind, "metadata": {"name": name}});
+            set_replicas(kind, &mut config, wanted["spec"]["replicas"].as_i64().unwrap_or(0));
+            new = ownership::apply(kind, call, Some(&old), &config, &options).map_err(|s| of_view(kind, s))?;
+            owner = Owner::Apply;
+        }
+        let attempt =
+            write::update(server, kind, call, &found, new, Part::Main, owner, &options, locked && given.is_some())
+                .await?;
         if let Attempt::Done(Answer::Object { object, .. }) = attempt {
             let v = match object {
                 crate::verbs::Content::Stored(b) => kind.load_bytes(&b)?,
@@ -180,21 +181,34 @@ fn validate(scale: &Value, name: &str) -> Result<(), Status> {
     Err(Status::invalid("autoscaling", "Scale", name, &e))
 }
 
-fn patched(
-    sub: &Subresource,
-    call: &mut Call,
-    how: patch::PatchType,
-    scale: &Value,
-    options: &WriteOptions,
-) -> Result<Value, Status> {
-    if how == patch::PatchType::Apply {
-        let parsed =
-            codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
-        let mut out = scale.clone();
-        out["spec"]["replicas"] = parsed.value["spec"]["replicas"].clone();
-        let _ = options;
-        return Ok(out);
+/// The view with what an applied configuration says.
+fn applied(call: &Call, scale: &Value) -> Result<Value, Status> {
+    let parsed =
+        codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error encoding patch: {e}")))?;
+    let mut out = scale.clone();
+    out["spec"]["replicas"] = parsed.value["spec"]["replicas"].clone();
+    Ok(out)
+}
+
+/// A conflict in the object as one in the view: fields and versions have the view's names.
+fn of_view(kind: &Kind, mut s: Status) -> Status {
+    let path = kind.strategy.scale_paths().map_or(".spec.replicas", |p| p.spec.as_str()).to_owned();
+    let version = format!("using {}", kind.api_version());
+    let say = |text: &str| text.replace(&version, "using autoscaling/v1").replace(&path, ".spec.replicas");
+    let message = say(&s.message);
+    s.message = message;
+    let causes = s.details.as_mut().and_then(|d| d.get_mut("causes")).and_then(Value::as_array_mut);
+    for cause in causes.into_iter().flatten() {
+        for key in ["message", "field"] {
+            if let Some(text) = cause.get(key).and_then(Value::as_str).map(say) {
+                cause[key] = text.into();
+            }
+        }
     }
+    s
+}
+
+fn patched(sub: &Subresource, call: &mut Call, how: patch::PatchType, scale: &Value) -> Result<Value, Status> {
     let p = crate::patching::apply(how, scale, &call.body, &sub.model)?;
     let mut value = p.value;
     let mut faults = codec::Faults::default();

@@ -39,6 +39,7 @@ pub async fn create(
     options: &WriteOptions,
 ) -> Result<Answer, Status> {
     let objects = Arc::clone(kind.stored()?);
+    kind.convertible()?;
     if !matches!(meta::text(&obj, "resourceVersion"), "" | "0") {
         return Err(Status::untyped("resourceVersion should not be set on objects to be created"));
     }

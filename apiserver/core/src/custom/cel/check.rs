@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::super::schema::{Additional, ListType, Node};
 use super::types::{Base, Ty};
-use super::{cost, parse};
+use super::{cost, fault, parse};
 use crate::invalid::Errors;
 
 /// Every function there is, by what it results in.
@@ -249,7 +249,7 @@ impl<'a> Checker<'_, 'a> {
         let at = places.get(count).or(places.last()).copied().unwrap_or(0) + offset;
         let line_start = self.text[..at.min(self.text.len())].rfind('\n').map_or(0, |i| i + 1);
         let line = self.text[..line_start].matches('\n').count() + 1;
-        Misfit(format!("ERROR: <input>:{line}:{}: {why}", at - line_start + 1))
+        Misfit(fault(self.text, line, at - line_start + 1, why))
     }
 
     fn passed(&mut self, needle: &str) {

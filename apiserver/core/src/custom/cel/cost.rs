@@ -114,7 +114,7 @@ impl<'a> Known<'a> {
     fn field(self, name: &str) -> Self {
         let Self::Node(n) = self else { return Self::Other };
         let found = n.properties.iter().find(|(k, _)| super::values::escape(k) == name).map(|(_, n)| n);
-        found.or_else(|| n.member(name)).map_or(Self::Other, |n| Self::Node(n))
+        found.or_else(|| n.member(name)).map_or(Self::Other, Self::Node)
     }
 
     /// Comparing two values looks at all of them.

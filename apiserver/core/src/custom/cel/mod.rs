@@ -85,11 +85,21 @@ impl Rule {
     }
 }
 
-/// Parses an expression; the error is its first line, as upstream words it.
+/// A fault at a place (line and column from one), with the line it is in.
+fn fault(text: &str, line: usize, column: usize, why: &str) -> String {
+    let shown = text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+    let dots = ".".repeat(column.saturating_sub(1));
+    format!("ERROR: <input>:{line}:{column}: {why}\n | {shown}\n | {dots}^")
+}
+
+/// Parses an expression; the error is in upstream's words.
 fn parse(text: &str) -> Result<IdedExpr, String> {
     Parser::default().enable_optional_syntax(true).parse(text).map_err(|e| {
         let first = e.errors.first();
-        first.map_or_else(|| "ERROR".to_owned(), |e| format!("ERROR: <input>:{}:{}: {}", e.pos.0, e.pos.1, e.msg))
+        first.map_or_else(
+            || "ERROR".to_owned(),
+            |e| fault(text, usize::try_from(e.pos.0).unwrap_or(1), usize::try_from(e.pos.1).unwrap_or(1), &e.msg),
+        )
     })
 }
 
