@@ -214,7 +214,10 @@ fn record_update(kind: &Kind<'_>, old: &Value, new: &Value, managed: &mut Manage
         let id = Id::new(writer, Operation::Update);
         let entry = managed.entry(id, writer.api_version);
         entry.set.extend(taken);
-        entry.time = Some(writer.now.to_owned());
+        // What comes from the scale view keeps the time it had in the object, which is none at first.
+        if writer.subresource != "scale" {
+            entry.time = Some(writer.now.to_owned());
+        }
     }
     managed.tidy(&UNTRACKED);
 }
