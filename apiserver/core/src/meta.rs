@@ -198,15 +198,6 @@ fn validate_owners(m: &Map<String, Value>, path: &Path<'_>, errors: &mut Errors)
     }
 }
 
-/// Finalizers that are neither qualified by a domain nor among those the system uses, with their places.
-pub fn plain_finalizers(obj: &Value) -> impl Iterator<Item = (usize, &str)> {
-    let all = finalizers(obj).into_iter().enumerate();
-    all.filter(|(_, f)| {
-        let known = matches!(*f, "orphan" | "foregroundDeletion" | "kubernetes");
-        !known && !f.contains('/') && names::is_qualified_name(f).is_empty()
-    })
-}
-
 fn validate_finalizers(m: &Map<String, Value>, path: &Path<'_>, errors: &mut Errors) {
     let at = path.child("finalizers");
     let (mut orphan, mut foreground) = (false, false);
@@ -233,9 +224,15 @@ pub fn validate_standard_finalizers(obj: &Value, errors: &mut Errors) {
     }
 }
 
+/// Whether a finalizer names no domain and is none of the standard ones.
+#[must_use]
+pub fn is_plain_finalizer(name: &str) -> bool {
+    !name.contains('/') && !matches!(name, "orphan" | "foregroundDeletion" | "kubernetes")
+}
+
 /// Complains about a name without a domain that is none of the standard finalizers.
 pub fn standard_finalizer(name: &str, at: &Path<'_>, errors: &mut Errors) {
-    if !name.contains('/') && !matches!(name, "orphan" | "foregroundDeletion" | "kubernetes") {
+    if is_plain_finalizer(name) {
         errors.invalid(at, name, "name is neither a standard finalizer name nor is it fully qualified");
     }
 }

@@ -61,6 +61,8 @@ pub struct Definition {
     pub webhook: bool,
     /// Served versions.
     pub versions: Vec<Version>,
+    /// The stored version, served or not: what the server itself reads and deletes objects as.
+    pub stored: Option<Version>,
     /// Selectable fields of any version: what the stored objects are indexed by.
     pub fields: &'static [&'static str],
 }
@@ -98,15 +100,21 @@ impl Definition {
             storage,
             webhook: spec.get("conversion").is_some_and(|c| text(c, "strategy") == "Webhook"),
             versions: Vec::new(),
+            stored: None,
             group,
             fields,
         };
         // Objects written under an older definition may lack what this one fills in.
         let first = crd["metadata"]["generation"].as_i64().unwrap_or(0) <= 1;
-        for version in versions.iter().filter(|v| v.get("served") == Some(&Value::Bool(true))) {
+        for version in versions {
             let other = (text(version, "name") != out.storage).then(|| Arc::clone(&stored));
             let served = out.version(version, names, first, other);
-            out.versions.push(served);
+            if version.get("storage") == Some(&Value::Bool(true)) {
+                out.stored = Some(served.clone());
+            }
+            if version.get("served") == Some(&Value::Bool(true)) {
+                out.versions.push(served);
+            }
         }
         Some(out)
     }

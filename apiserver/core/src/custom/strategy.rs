@@ -268,7 +268,8 @@ impl Strategy for Custom {
 
     fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
         let before: Vec<&str> = old.map(meta::finalizers).unwrap_or_default();
-        for (_, f) in meta::plain_finalizers(new).filter(|(_, f)| !before.contains(f)) {
+        let added = meta::finalizers(new).into_iter().filter(|f| !before.contains(f));
+        for f in added.filter(|f| meta::is_plain_finalizer(f)) {
             out.push(format!(
                 "metadata.finalizers: {}: prefer a domain-qualified finalizer name to avoid accidental conflicts with other finalizer writers",
                 crate::invalid::quote_str(f)

@@ -11,6 +11,7 @@ use skiff_core::meta;
 use skiff_core::status::Status;
 use skiff_storage::{Compare, Error, Op};
 
+use super::PAUSE;
 use crate::auth::User;
 use crate::registry::{Collection, Kind, object, storage_error};
 use crate::request::{Query, ResourceRequest, Verb};
@@ -20,12 +21,15 @@ use crate::verbs::{Call, delete};
 /// Objects that somebody holds are looked at again this often, should a watch have missed their end.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Deletes the objects of the definition `name` (served as group and plural, if it is), waits until they are gone, and
-/// takes its finalizer out. Goes on until that worked.
-pub(super) async fn run(server: &Arc<Inner>, definitions: &Collection, name: &str, served: Option<(String, String)>) {
+/// Deletes the objects of the definition `name` (all there are of `kind`, if it ever had any), waits until they are gone,
+/// and takes its finalizer out. Goes on until that worked.
+pub(super) async fn run(server: &Arc<Inner>, definitions: &Collection, name: &str, kind: Option<&Arc<Kind>>) {
     loop {
-        let left = match &served {
-            Some((group, plural)) => objects(server, group, plural).await,
+        // From before the look at the objects, so that no end of one is missed.
+        let watcher =
+            kind.and_then(|k| k.collection.as_ref()).and_then(|c| c.cache.watch(&c.prefix, c.cache.revision()).ok());
+        let left = match kind {
+            Some(kind) => objects(server, kind).await,
             None => Ok(0),
         };
         let done = match left {
@@ -38,30 +42,21 @@ pub(super) async fn run(server: &Arc<Inner>, definitions: &Collection, name: &st
             Ok(false) => {}
             Err(e) => tracing::warn!(name, why = %e.message, "a definition cannot go yet"),
         }
-        let waited = async {
-            let (group, plural) = served.as_ref()?;
-            let kind = server.registry.load().any_version(group, plural).cloned()?;
-            let objects = kind.collection.as_ref()?;
-            let mut watcher = objects.cache.watch(&objects.prefix, objects.cache.revision()).ok()?;
-            watcher.next().await
-        };
-        // Without objects to wait for, only the pause is left.
-        if tokio::time::timeout(AGAIN, waited).await.is_ok_and(|w| w.is_none()) {
-            tokio::time::sleep(AGAIN).await;
+        match watcher {
+            Some(mut watcher) => drop(tokio::time::timeout(AGAIN, watcher.next()).await),
+            None => tokio::time::sleep(PAUSE).await,
         }
     }
 }
 
 /// Deletes all objects; how many are still there.
-async fn objects(server: &Arc<Inner>, group: &str, plural: &str) -> Result<usize, Status> {
-    let kind = server.registry.load().any_version(group, plural).cloned();
-    let Some(kind) = kind else { return Ok(0) };
+async fn objects(server: &Arc<Inner>, kind: &Arc<Kind>) -> Result<usize, Status> {
     let stored = kind.stored()?;
     stored.consistent().await?;
     let all = stored.cache.list(&stored.prefix).objects;
     let pending = all.iter().any(|o| !serde_json::from_slice::<Value>(&o.value).is_ok_and(|v| meta::deleting(&v)));
     if pending {
-        delete::delete_collection(server, &kind, &mut call(&kind)).await?;
+        delete::delete_collection(server, kind, &mut call(kind)).await?;
     }
     stored.consistent().await?;
     Ok(stored.cache.list(&stored.prefix).objects.len())

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use skiff_core::custom::{Definition, names};
+use skiff_core::custom::{Definition, Version, names};
 use skiff_core::kinds::Strategy;
 use skiff_core::meta;
 use skiff_core::status::Status;
@@ -61,6 +61,8 @@ struct Served {
     /// What it was made from: spec, names, and whether it is going.
     made_from: Value,
     collection: Arc<Collection>,
+    /// The stored version, served or not.
+    stored: Option<Arc<Kind>>,
     fields: &'static [&'static str],
 }
 
@@ -199,7 +201,7 @@ impl Follower {
             Some(s) => Arc::clone(&s.collection),
             None => Arc::new(open(&self.server, &definition, if self.started { revision } else { 0 }).await?),
         };
-        let kinds = definition.versions.iter().map(|v| {
+        let kind = |v: &Version| {
             let hooks = CustomHooks {
                 group: definition.group.clone(),
                 plural: definition.plural.clone(),
@@ -212,14 +214,17 @@ impl Follower {
                 collection: Some(Arc::clone(&collection)),
                 ended: CancellationToken::new(),
             })
-        });
-        replace(&self.server, &definition.group, &definition.plural, kinds.collect());
+        };
+        let kinds = definition.versions.iter().map(kind).collect();
+        let stored = definition.stored.as_ref().map(kind);
+        replace(&self.server, &definition.group, &definition.plural, kinds);
         let served = Served {
             uid: definition.uid,
             group: definition.group,
             plural: definition.plural,
             made_from,
             collection,
+            stored,
             fields: definition.fields,
         };
         self.served.insert(definition.name, served);
@@ -243,11 +248,11 @@ impl Follower {
         }
         let stop = self.server.shutdown.child_token();
         self.cleaning.insert(name.clone(), stop.clone());
-        let served = self.served.get(&name).map(|s| (s.group.clone(), s.plural.clone()));
+        let stored = self.served.get(&name).and_then(|s| s.stored.clone());
         let (server, definitions) = (Arc::clone(&self.server), Arc::clone(&self.definitions));
         tokio::spawn(async move {
             tokio::select! {
-                () = cleanup::run(&server, &definitions, &name, served) => {}
+                () = cleanup::run(&server, &definitions, &name, stored.as_ref()) => {}
                 () = stop.cancelled() => {}
             }
         });

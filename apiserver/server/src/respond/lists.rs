@@ -4,7 +4,6 @@
 //! while the client reads. The length of a protobuf list stands at its beginning: there, all objects are encoded twice, the
 //! first time only to be measured.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};

@@ -1,0 +1,137 @@
+//! The life of a custom kind, as a client sees it: made by a definition, usable the moment it is established, changed
+//! while it runs, kept over a restart, gone with its definition.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use kube::Client;
+use serde_json::{Value, json};
+use skiff_apiserver::Server;
+use skiff_apiserver::auth::User;
+use skiff_storage::embedded::{Embedded, Options};
+
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const THINGS: &str = "/apis/e.com/v1/namespaces/default/things";
+
+async fn start(dir: &std::path::Path) -> (Server, Client) {
+    let store = Embedded::open(dir, Options::default()).unwrap();
+    let server = Server::builder(Arc::new(store)).start().await.unwrap();
+    let client = server.client(User::new("admin", &["system:masters"]));
+    (server, client)
+}
+
+/// Status and body of one request.
+async fn call(client: &Client, method: &str, path: &str, body: Value) -> (u16, Value) {
+    let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let bytes = if body.is_null() { vec![] } else { body.to_string().into_bytes() };
+    let request = Request::builder().method(method).uri(path).header("content-type", kind).body(bytes.into()).unwrap();
+    let response = client.send(request).await.unwrap();
+    let status = response.status().as_u16();
+    let bytes = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+/// The first line of a watch for which `done` holds.
+async fn wait(client: &Client, path: &str, done: impl Fn(&Value) -> bool) -> Value {
+    use futures::{AsyncBufReadExt, TryStreamExt};
+    let request = Request::get(format!("{path}?watch=1")).body(vec![]).unwrap();
+    let mut lines = client.request_stream(request).await.unwrap().lines();
+    let found = async {
+        while let Some(line) = lines.try_next().await.unwrap() {
+            let event: Value = serde_json::from_str(&line).unwrap();
+            if done(&event) {
+                return event;
+            }
+        }
+        Value::Null
+    };
+    tokio::time::timeout(Duration::from_secs(20), found).await.expect("seen in time")
+}
+
+fn definition(properties: &Value) -> Value {
+    json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "things.e.com"},
+        "spec": {"group": "e.com", "scope": "Namespaced", "names": {"plural": "things", "kind": "Thing"},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object", "properties": properties}}}}}]}})
+}
+
+fn thing(name: &str) -> Value {
+    json!({"apiVersion": "e.com/v1", "kind": "Thing", "metadata": {"name": name}, "spec": {"a": "x"}})
+}
+
+fn established(event: &Value) -> bool {
+    let conditions = event["object"]["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().any(|c| c["type"] == "Established" && c["status"] == "True")
+}
+
+#[tokio::test]
+async fn life() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, client) = start(dir.path()).await;
+    assert_eq!(call(&client, "GET", THINGS, Value::Null).await.0, 404);
+    let first = definition(&json!({"a": {"type": "string"}}));
+    assert_eq!(call(&client, "POST", DEFINITIONS, first).await.0, 201);
+    wait(&client, DEFINITIONS, established).await;
+    // No pause: who sees the condition can use the kind.
+    let (code, made) = call(&client, "POST", THINGS, thing("one")).await;
+    assert_eq!(code, 201, "{made}");
+
+    // A field with a default appears in what was stored before.
+    let change = definition(&json!({"a": {"type": "string"}, "b": {"type": "string", "default": "d"}}));
+    let path = format!("{DEFINITIONS}/things.e.com");
+    assert_eq!(call(&client, "PATCH", &path, json!({"spec": change["spec"]})).await.0, 200);
+    wait(&client, THINGS, |e| e["object"]["spec"]["b"] == "d").await;
+    server.shutdown();
+    drop((server, client));
+
+    // A restart serves what is established before it answers anybody.
+    let (server, client) = loop {
+        if let Ok(store) = Embedded::open(dir.path(), Options::default()) {
+            let server = Server::builder(Arc::new(store)).start().await.unwrap();
+            let client = server.client(User::new("admin", &["system:masters"]));
+            break (server, client);
+        }
+        tokio::task::yield_now().await;
+    };
+    let (code, found) = call(&client, "GET", &format!("{THINGS}/one"), Value::Null).await;
+    assert_eq!((code, &found["spec"]["b"]), (200, &json!("d")));
+
+    // Deleting the definition deletes the objects, then itself, then the paths.
+    assert_eq!(call(&client, "DELETE", &path, Value::Null).await.0, 200);
+    let end = tokio::time::Instant::now() + Duration::from_secs(20);
+    while call(&client, "GET", THINGS, Value::Null).await.0 != 404 {
+        assert!(tokio::time::Instant::now() < end, "withdrawn in time");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(call(&client, "GET", &path, Value::Null).await.0, 404);
+    let (_, groups) = call(&client, "GET", "/apis", Value::Null).await;
+    assert!(!groups.to_string().contains("e.com"), "discovery follows");
+    server.shutdown();
+}
+
+#[tokio::test]
+async fn what_is_not_served_is_cleaned_up_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, client) = start(dir.path()).await;
+    let mut crd = definition(&json!({"a": {"type": "string"}}));
+    assert_eq!(call(&client, "POST", DEFINITIONS, crd.clone()).await.0, 201);
+    wait(&client, DEFINITIONS, established).await;
+    assert_eq!(call(&client, "POST", THINGS, thing("one")).await.0, 201);
+    crd["spec"]["versions"][0]["served"] = false.into();
+    let path = format!("{DEFINITIONS}/things.e.com");
+    assert_eq!(call(&client, "PATCH", &path, json!({"spec": crd["spec"]})).await.0, 200);
+    assert_eq!(call(&client, "DELETE", &path, Value::Null).await.0, 200);
+    let end = tokio::time::Instant::now() + Duration::from_secs(20);
+    while call(&client, "GET", &path, Value::Null).await.0 != 404 {
+        assert!(tokio::time::Instant::now() < end, "deleted in time");
+        tokio::task::yield_now().await;
+    }
+    // Made again, the kind begins empty.
+    assert_eq!(call(&client, "POST", DEFINITIONS, definition(&json!({"a": {"type": "string"}}))).await.0, 201);
+    wait(&client, DEFINITIONS, established).await;
+    let (_, list) = call(&client, "GET", THINGS, Value::Null).await;
+    assert_eq!(list["items"], json!([]));
+    server.shutdown();
+}
