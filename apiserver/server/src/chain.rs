@@ -305,12 +305,6 @@ async fn dispatch(
     if t.name.contains('/') {
         return Err(Status::no_such_path());
     }
-    let deprecated = match (t.group.as_str(), t.resource.as_str()) {
-        ("", "endpoints") => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
-        ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+"),
-        _ => None,
-    };
-    call.warnings.extend(deprecated.map(str::to_owned));
     let accept = call.header("accept").to_owned();
     if !subresources::takes_stream(&t) && !kind.strategy.traits().untyped && t.subresource != "log" {
         routable(&accept)?;
@@ -337,6 +331,12 @@ async fn dispatch(
     if !permitted {
         return Err(Status::method_not_allowed());
     }
+    let deprecated = match (t.group.as_str(), t.resource.as_str()) {
+        ("", "endpoints") => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+        ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+"),
+        _ => None,
+    };
+    call.warnings.extend(deprecated.map(str::to_owned));
     let offer = if virtual_kind {
         Offer::OBJECT
     } else {

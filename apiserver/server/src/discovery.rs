@@ -222,6 +222,10 @@ fn route(
                 &serde_json::to_value(v).unwrap_or_default(),
                 "io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList",
             ),
+            // As for objects: a group that is built in answers for its versions.
+            None if server.registry.load().has_group(g) && !server.registry.load().any_untyped(g, "") => {
+                Err(Status::no_such_path())
+            }
             None => Ok(None),
         },
         [first @ ("api" | "apis"), ..] => {

@@ -86,7 +86,9 @@ impl Kind {
     /// 404 for an object of this kind.
     #[must_use]
     pub fn not_found(&self, name: &str) -> Status {
-        Status::not_found(self.group(), self.plural(), name)
+        // What is never stored is known by its singular name.
+        let what = if self.resource.storage.is_some() { self.plural() } else { &self.resource.singular };
+        Status::not_found(self.group(), what, name)
     }
 
     /// Parses a stored object into this version.

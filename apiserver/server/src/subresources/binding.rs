@@ -46,7 +46,7 @@ pub async fn bind(server: &Arc<Inner>, call: &Call, binding: &Value, options: &W
         if !uid.is_empty() && uid != meta::uid(&pod) {
             let why =
                 format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(&pod));
-            return Err(conflict(why));
+            return Err(Status::conflict("", "pods", name, why));
         }
         if meta::deleting(&pod) {
             return Err(conflict(format!("pod {name} is being deleted, cannot be assigned to a host")));
