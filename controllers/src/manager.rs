@@ -7,7 +7,7 @@ use anyhow::bail;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
-    accounts, aggregation, deployment, endpoints, garbage, namespace, node, podgc, pods, replicas,
+    accounts, aggregation, deployment, endpoints, garbage, mirror, namespace, node, podgc, pods, replicas, tokens,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
@@ -44,6 +44,7 @@ pub(crate) struct Informers {
     pub(crate) namespaces: Informer<Namespace>,
     pub(crate) accounts: Informer<ServiceAccount>,
     pub(crate) root_cas: Informer<ConfigMap>,
+    pub(crate) tokens: Informer<Secret>,
     pub(crate) roles: Informer<ClusterRole>,
     pub(crate) nodes: Informer<Node>,
     pub(crate) leases: Informer<Lease>,
@@ -62,6 +63,7 @@ impl Informers {
             namespaces: Informer::default(),
             accounts: Informer::default(),
             root_cas: Informer::default(),
+            tokens: Informer::default(),
             roles: Informer::default(),
             nodes: Informer::default(),
             leases: Informer::default(),
@@ -137,6 +139,14 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         node::evict::Controller::new(own(client, "node-controller"), i.nodes.clone(), i.pods.clone()),
         endpoints::Slices::new(own(client, "endpointslice-controller"), sources.clone(), i.slices.clone()),
         endpoints::Olds::new(own(client, "endpoint-controller"), sources, i.endpoints.clone()),
+        mirror::Mirror::new(
+            own(client, "endpointslicemirroring-controller"),
+            i.services.clone(),
+            i.endpoints.clone(),
+            i.slices.clone(),
+        ),
+        // Like upstream's, with the manager's own rights: no account may read and write everybody's tokens.
+        tokens::Tokens::new(client(MANAGER), i.accounts.clone(), i.tokens.clone(), config.root_ca.clone()),
         podgc::Controller::new(own(client, "pod-garbage-collector"), i.nodes.clone(), i.pods.clone()),
         aggregation::Controller::new(own(client, "clusterrole-aggregation-controller"), i.roles.clone()),
         deployment::Controller::new(
@@ -154,6 +164,8 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow(&mut followed, "serviceaccounts", &i.accounts, &shared, stop);
     let only_root_ca = watcher::Config::default().fields(&format!("metadata.name={}", accounts::ROOT_CA));
     follow_some(&mut followed, "configmaps", &i.root_cas, &shared, only_root_ca, stop);
+    let only_tokens = watcher::Config::default().fields(&format!("type={}", tokens::TYPE));
+    follow_some(&mut followed, "secrets", &i.tokens, &shared, only_tokens, stop);
     follow(&mut followed, "clusterroles", &i.roles, &shared, stop);
     follow(&mut followed, "services", &i.services, &shared, stop);
     follow(&mut followed, "endpointslices", &i.slices, &shared, stop);
