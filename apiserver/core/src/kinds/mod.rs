@@ -22,6 +22,8 @@ mod rbac;
 mod registry;
 mod service;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod webhooks;
 mod workloads;
 
