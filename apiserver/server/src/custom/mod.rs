@@ -71,7 +71,8 @@ struct Follower {
     server: Arc<Inner>,
     definitions: Arc<Collection>,
     served: HashMap<String, Served>,
-    cleaning: HashMap<String, CancellationToken>,
+    /// Definitions that are cleaned up, with their uids: the next of a name is another.
+    cleaning: HashMap<String, (String, CancellationToken)>,
     /// Whether definitions that appear are new; what is there at the start may be old.
     started: bool,
 }
@@ -232,7 +233,7 @@ impl Follower {
     }
 
     fn withdraw(&mut self, name: &str) {
-        if let Some(task) = self.cleaning.remove(name) {
+        if let Some((_, task)) = self.cleaning.remove(name) {
             task.cancel();
         }
         if let Some(s) = self.served.remove(name) {
@@ -243,11 +244,14 @@ impl Follower {
     /// Begins to delete the objects of a definition that is being deleted.
     fn clean(&mut self, crd: &Value) {
         let name = meta::name(crd).to_owned();
-        if self.cleaning.contains_key(&name) {
-            return;
+        let uid = meta::uid(crd).to_owned();
+        match self.cleaning.get(&name) {
+            Some((known, _)) if *known == uid => return,
+            Some((_, other)) => other.cancel(),
+            None => {}
         }
         let stop = self.server.shutdown.child_token();
-        self.cleaning.insert(name.clone(), stop.clone());
+        self.cleaning.insert(name.clone(), (uid, stop.clone()));
         let stored = self.served.get(&name).and_then(|s| s.stored.clone());
         let (server, definitions) = (Arc::clone(&self.server), Arc::clone(&self.definitions));
         tokio::spawn(async move {
