@@ -421,6 +421,18 @@ mod tests {
         assert_eq!(found(spec, &object, None, Told::Errors), Vec::<String>::new());
     }
 
+    proptest::proptest! {
+        /// Whatever is written as a rule is refused or accepted, and run if accepted; it never brings anything down.
+        #[test]
+        fn any_text_may_be_a_rule(text in "(self|x|\\.a|\\.b|\\[|\\]|\\(|\\)| |==|&&|!|\\?|:|'é'|1|all|has|size|\\+|in|,|ü|\n){0,12}") {
+            let spec = json!({"type":"object","properties":{"a":{"type":"string"},"b":{"type":"array","items":{"type":"integer"}}},
+                "x-kubernetes-validations":[{"rule":text,"messageExpression":text}]});
+            let schema = json!({"type":"object","properties":{"spec":spec.clone()}});
+            definition(&schema, &Node::compile(&schema), "s", &mut Errors::new());
+            found(spec, &json!({"spec":{"a":"x","b":[1]}}), None, Told::Errors);
+        }
+    }
+
     #[test]
     fn what_was_wrong_before_is_a_warning() {
         let schema = json!({"type":"object","properties":{"n":{"type":"integer","x-kubernetes-validations":[{"rule":"self > 1"}]}}});
