@@ -73,6 +73,8 @@ struct Follower {
     served: HashMap<String, Served>,
     /// Definitions that are cleaned up, with their uids: the next of a name is another.
     cleaning: HashMap<String, (String, CancellationToken)>,
+    /// What other definitions have to know of each, with the revision it was read from: definitions are large.
+    briefs: HashMap<String, (Revision, Value)>,
     /// Whether definitions that appear are new; what is there at the start may be old.
     started: bool,
 }
@@ -88,6 +90,7 @@ pub async fn start(server: &Arc<Inner>) -> Result<(), Status> {
         definitions: Arc::clone(&definitions),
         served: HashMap::new(),
         cleaning: HashMap::new(),
+        briefs: HashMap::new(),
         started: false,
     };
     let watcher = follower.catch_up().await?;
@@ -148,12 +151,31 @@ impl Follower {
     async fn changed(&mut self, name: &str) -> Result<(), Status> {
         self.settle(name).await?;
         let waiting = |crd: &Value| meta::name(crd) != name && !names::established(&crd["status"]);
+        self.read_briefs();
         let others: Vec<String> =
-            self.definitions.values().iter().filter(|c| waiting(c)).map(|c| meta::name(c).to_owned()).collect();
+            self.briefs.values().map(|(_, c)| c).filter(|c| waiting(c)).map(|c| meta::name(c).to_owned()).collect();
         for other in others {
             self.settle(&other).await?;
         }
         Ok(())
+    }
+
+    /// Brings [`Follower::briefs`] up to date; only what changed is read.
+    fn read_briefs(&mut self) {
+        let present = self.definitions.cache.list(&self.definitions.prefix).objects;
+        let mut briefs = HashMap::with_capacity(present.len());
+        for object in present {
+            let name = object.meta.name().to_owned();
+            let known = self.briefs.remove(&name).filter(|(revision, _)| *revision == object.revision);
+            let brief = known.unwrap_or_else(|| {
+                let crd: Value = serde_json::from_slice(&object.value).unwrap_or_default();
+                let brief = serde_json::json!({"metadata": {"name": name}, "spec": {"group": crd["spec"]["group"]},
+                    "status": crd["status"]});
+                (object.revision, brief)
+            });
+            briefs.insert(name, brief);
+        }
+        self.briefs = briefs;
     }
 
     /// Brings one definition in line: names, kinds, conditions, cleaning up.
@@ -163,8 +185,9 @@ impl Follower {
             return Ok(());
         };
         let Ok(crd) = serde_json::from_slice::<Value>(&found.value) else { return Ok(()) };
-        let all = self.definitions.values();
-        let status = names::settle(&crd, &all, &crate::verbs::write::now());
+        self.read_briefs();
+        let all = self.briefs.values().map(|(_, brief)| brief);
+        let status = names::settle(&crd, all, &crate::verbs::write::now());
         let mut wanted = crd.clone();
         wanted["status"] = status;
         if names::established(&wanted["status"]) {
