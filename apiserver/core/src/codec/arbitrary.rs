@@ -73,7 +73,9 @@ fn any(shape: &Shape, random: &mut Random, depth: u64) -> Value {
         Shape::Quantity => ["0", "1", "500m", "1Gi", "1.5", "2e3"][random.below(6) as usize].into(),
         Shape::IntOrString => [json!(0), json!(-7), json!("25%"), json!("")][random.below(4) as usize].clone(),
         Shape::FieldsV1 | Shape::RawExtension => json!({"a": [1, null, {"b": random.text()}]}),
-        Shape::Json => [json!({"a": null}), json!("x"), json!(1), json!(false)][random.below(4) as usize].clone(),
+        Shape::Json | Shape::Deduced => {
+            [json!({"a": null}), json!("x"), json!(1), json!(false)][random.below(4) as usize].clone()
+        }
         Shape::SchemaOrBool(_) if random.below(2) == 0 => (random.below(2) == 0).into(),
         Shape::SchemaOrArray(schema) if random.below(2) == 0 => json!([structure(schema, random, depth + 4)]),
         Shape::SchemaOrStringArray(_) if random.below(2) == 0 => json!([random.text()]),

@@ -165,7 +165,7 @@ fn member(value: &mut Value, field: &Field, path: Path<'_>, faults: &mut Report<
 fn any(value: &mut Value, shape: &Shape, path: Path<'_>, faults: &mut Report<'_>) -> Result<(), TypeError> {
     match shape {
         Shape::Struct(shape) => structure(value, shape, path, faults),
-        Shape::Json | Shape::RawExtension | Shape::FieldsV1 => Ok(()),
+        Shape::Json | Shape::Deduced | Shape::RawExtension | Shape::FieldsV1 => Ok(()),
         Shape::List(item) => match value {
             Value::Array(list) => {
                 for (i, value) in list.iter_mut().enumerate() {

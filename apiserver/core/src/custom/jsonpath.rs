@@ -350,4 +350,14 @@ mod tests {
             assert!(JsonPath::parse(bad).is_err(), "{bad}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_path_or_none(text in "(\\.|\\[|\\]|'|\"|\\?|\\(|\\)|@|\\$|=|a|é|1|-|:|,|\\*|\\\\| ){0,12}") {
+            let value = json!({"a":[{"a":1},{"é":"x"}]});
+            if let Ok(path) = JsonPath::parse(&text) {
+                let _ = path.find(&value);
+            }
+        }
+    }
 }

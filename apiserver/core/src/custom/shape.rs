@@ -51,7 +51,7 @@ fn shape(node: &Node) -> Shape {
             Additional::Schema(value) => Shape::Map(Handle::Shared(Arc::new(shape(value)))),
             _ => Shape::Struct(Handle::Shared(Arc::new(object(node)))),
         },
-        None => Shape::Json,
+        None => Shape::Deduced,
     }
 }
 

@@ -34,6 +34,7 @@ impl<'a> Type<'a> {
             Shape::Struct(s) if s.atomic => Self::Atomic,
             Shape::Struct(s) => Self::Struct(s),
             Shape::Map(inner) => Self::Map(inner),
+            Shape::Deduced => Self::Deduced,
             Shape::String
             | Shape::Bytes
             | Shape::Bool

@@ -194,7 +194,7 @@ impl<'a> Models<'a> {
             Shape::IntOrString => self.reference("io.k8s.apimachinery.pkg.util.intstr.IntOrString"),
             Shape::FieldsV1 => self.reference(&format!("{META}FieldsV1")),
             Shape::RawExtension => self.reference("io.k8s.apimachinery.pkg.runtime.RawExtension"),
-            Shape::Json => self.reference(&format!("{CRD}JSON")),
+            Shape::Json | Shape::Deduced => self.reference(&format!("{CRD}JSON")),
             Shape::SchemaOrBool(_) => self.reference(&format!("{CRD}JSONSchemaPropsOrBool")),
             Shape::SchemaOrArray(_) => self.reference(&format!("{CRD}JSONSchemaPropsOrArray")),
             Shape::SchemaOrStringArray(_) => self.reference(&format!("{CRD}JSONSchemaPropsOrStringArray")),

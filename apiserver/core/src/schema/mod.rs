@@ -72,8 +72,10 @@ pub enum Shape {
     FieldsV1,
     /// A whole object of any kind (`runtime.RawExtension`).
     RawExtension,
-    /// Any JSON.
+    /// Any JSON, owned as a whole.
     Json,
+    /// Any JSON, owned as it is: objects by member, everything else as a whole (custom resources).
+    Deduced,
     /// In the schema of a CRD: a schema or a bool.
     SchemaOrBool(Handle<Struct>),
     /// In the schema of a CRD: a schema or a list of schemas.

@@ -21,9 +21,16 @@ use crate::verbs::{Call, delete};
 /// Objects that somebody holds are looked at again this often, should a watch have missed their end.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// Pause after a race for the definition.
+const RACED: Duration = Duration::from_millis(20);
+/// Whoever let the last object go may look for it once more: it is not found, which is said in other words than that
+/// nothing is served there. So the paths outlive the last object by this. (Upstream looks every five seconds.)
+const LINGER: Duration = Duration::from_millis(500);
+
 /// Deletes the objects of the definition `name` (all there are of `kind`, if it ever had any), waits until they are gone,
 /// and takes its finalizer out. Goes on until that worked.
 pub(super) async fn run(server: &Arc<Inner>, definitions: &Collection, name: &str, kind: Option<&Arc<Kind>>) {
+    let mut waited = false;
     loop {
         // From before the look at the objects, so that no end of one is missed.
         let watcher =
@@ -32,19 +39,31 @@ pub(super) async fn run(server: &Arc<Inner>, definitions: &Collection, name: &st
             Some(kind) => objects(server, kind).await,
             None => Ok(0),
         };
-        let done = match left {
-            Ok(0) => finish(definitions, name).await,
-            Ok(_) => Ok(false),
+        let outcome = match left {
+            Ok(0) => {
+                if waited {
+                    tokio::time::sleep(LINGER).await;
+                }
+                finish(definitions, name).await
+            }
+            Ok(_) => {
+                waited = true;
+                match watcher {
+                    Some(mut watcher) => drop(tokio::time::timeout(AGAIN, watcher.next()).await),
+                    None => tokio::time::sleep(PAUSE).await,
+                }
+                continue;
+            }
             Err(e) => Err(e),
         };
-        match done {
+        match outcome {
             Ok(true) => return,
-            Ok(false) => {}
-            Err(e) => tracing::warn!(name, why = %e.message, "a definition cannot go yet"),
-        }
-        match watcher {
-            Some(mut watcher) => drop(tokio::time::timeout(AGAIN, watcher.next()).await),
-            None => tokio::time::sleep(PAUSE).await,
+            // Somebody wrote the definition in between.
+            Ok(false) => tokio::time::sleep(RACED).await,
+            Err(e) => {
+                tracing::warn!(name, why = %e.message, "a definition cannot go yet");
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
 }

@@ -71,7 +71,10 @@ struct Follower {
     server: Arc<Inner>,
     definitions: Arc<Collection>,
     served: HashMap<String, Served>,
-    cleaning: HashMap<String, CancellationToken>,
+    /// Definitions that are cleaned up, with their uids: the next of a name is another.
+    cleaning: HashMap<String, (String, CancellationToken)>,
+    /// What other definitions have to know of each, with the revision it was read from: definitions are large.
+    briefs: HashMap<String, (Revision, Value)>,
     /// Whether definitions that appear are new; what is there at the start may be old.
     started: bool,
 }
@@ -87,6 +90,7 @@ pub async fn start(server: &Arc<Inner>) -> Result<(), Status> {
         definitions: Arc::clone(&definitions),
         served: HashMap::new(),
         cleaning: HashMap::new(),
+        briefs: HashMap::new(),
         started: false,
     };
     let watcher = follower.catch_up().await?;
@@ -147,12 +151,31 @@ impl Follower {
     async fn changed(&mut self, name: &str) -> Result<(), Status> {
         self.settle(name).await?;
         let waiting = |crd: &Value| meta::name(crd) != name && !names::established(&crd["status"]);
+        self.read_briefs();
         let others: Vec<String> =
-            self.definitions.values().iter().filter(|c| waiting(c)).map(|c| meta::name(c).to_owned()).collect();
+            self.briefs.values().map(|(_, c)| c).filter(|c| waiting(c)).map(|c| meta::name(c).to_owned()).collect();
         for other in others {
             self.settle(&other).await?;
         }
         Ok(())
+    }
+
+    /// Brings [`Follower::briefs`] up to date; only what changed is read.
+    fn read_briefs(&mut self) {
+        let present = self.definitions.cache.list(&self.definitions.prefix).objects;
+        let mut briefs = HashMap::with_capacity(present.len());
+        for object in present {
+            let name = object.meta.name().to_owned();
+            let known = self.briefs.remove(&name).filter(|(revision, _)| *revision == object.revision);
+            let brief = known.unwrap_or_else(|| {
+                let crd: Value = serde_json::from_slice(&object.value).unwrap_or_default();
+                let brief = serde_json::json!({"metadata": {"name": name}, "spec": {"group": crd["spec"]["group"]},
+                    "status": crd["status"]});
+                (object.revision, brief)
+            });
+            briefs.insert(name, brief);
+        }
+        self.briefs = briefs;
     }
 
     /// Brings one definition in line: names, kinds, conditions, cleaning up.
@@ -162,8 +185,9 @@ impl Follower {
             return Ok(());
         };
         let Ok(crd) = serde_json::from_slice::<Value>(&found.value) else { return Ok(()) };
-        let all = self.definitions.values();
-        let status = names::settle(&crd, &all, &crate::verbs::write::now());
+        self.read_briefs();
+        let all = self.briefs.values().map(|(_, brief)| brief);
+        let status = names::settle(&crd, all, &crate::verbs::write::now());
         let mut wanted = crd.clone();
         wanted["status"] = status;
         if names::established(&wanted["status"]) {
@@ -232,7 +256,7 @@ impl Follower {
     }
 
     fn withdraw(&mut self, name: &str) {
-        if let Some(task) = self.cleaning.remove(name) {
+        if let Some((_, task)) = self.cleaning.remove(name) {
             task.cancel();
         }
         if let Some(s) = self.served.remove(name) {
@@ -243,11 +267,14 @@ impl Follower {
     /// Begins to delete the objects of a definition that is being deleted.
     fn clean(&mut self, crd: &Value) {
         let name = meta::name(crd).to_owned();
-        if self.cleaning.contains_key(&name) {
-            return;
+        let uid = meta::uid(crd).to_owned();
+        match self.cleaning.get(&name) {
+            Some((known, _)) if *known == uid => return,
+            Some((_, other)) => other.cancel(),
+            None => {}
         }
         let stop = self.server.shutdown.child_token();
-        self.cleaning.insert(name.clone(), stop.clone());
+        self.cleaning.insert(name.clone(), (uid, stop.clone()));
         let stored = self.served.get(&name).and_then(|s| s.stored.clone());
         let (server, definitions) = (Arc::clone(&self.server), Arc::clone(&self.definitions));
         tokio::spawn(async move {

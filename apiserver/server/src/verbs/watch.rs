@@ -249,7 +249,7 @@ impl Frames {
             m["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let mut v = json!({"kind": r.kind, "apiVersion": r.group_version(), "metadata": m});
-        if self.form.view == View::Object {
+        if self.form.view == View::Object && !self.kind.strategy.traits().untyped {
             // A typed object has its non-optional parts even when empty, as clients' decoders expect.
             let mut faults = skiff_core::codec::Faults::default();
             drop(self.kind.normalize(&mut v, &mut faults));

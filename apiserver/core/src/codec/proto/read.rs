@@ -251,10 +251,12 @@ impl Reader {
                 None => "0".into(),
             },
             (Shape::IntOrString, _) => int_or_string(message(wire)?)?,
-            (Shape::FieldsV1 | Shape::RawExtension | Shape::Json, _) => match single(message(wire)?, 1)? {
-                Some(wire) => self.embedded(message(wire)?, depth)?,
-                None => Value::Null,
-            },
+            (Shape::FieldsV1 | Shape::RawExtension | Shape::Json | Shape::Deduced, _) => {
+                match single(message(wire)?, 1)? {
+                    Some(wire) => self.embedded(message(wire)?, depth)?,
+                    None => Value::Null,
+                }
+            }
             (Shape::SchemaOrBool(schema), _) => {
                 let message_ = message(wire)?;
                 match single(message_, 2)? {

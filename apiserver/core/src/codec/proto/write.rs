@@ -168,7 +168,7 @@ fn element(out: &mut Vec<u8>, number: u32, value: &Value, shape: &Shape) {
             put_number(out, 2, value.as_i64().unwrap_or(0) as u64);
             put_bytes(out, 3, text.as_bytes());
         }),
-        Shape::FieldsV1 | Shape::RawExtension | Shape::Json => put_message(out, number, |out| {
+        Shape::FieldsV1 | Shape::RawExtension | Shape::Json | Shape::Deduced => put_message(out, number, |out| {
             if !value.is_null() {
                 put_bytes(out, 1, value.to_string().as_bytes());
             }

@@ -247,7 +247,9 @@ impl<'a> Checker<'_, 'a> {
         };
         let places: Vec<usize> = self.text.match_indices(needle).map(|(i, _)| i).filter(fits).collect();
         let at = places.get(count).or(places.last()).copied().unwrap_or(0) + offset;
-        let line_start = self.text[..at.min(self.text.len())].rfind('\n').map_or(0, |i| i + 1);
+        // Not found as it is written here (`f (x)`): somewhere before is better than nowhere.
+        let at = (0..=at.min(self.text.len())).rev().find(|i| self.text.is_char_boundary(*i)).unwrap_or(0);
+        let line_start = self.text[..at].rfind('\n').map_or(0, |i| i + 1);
         let line = self.text[..line_start].matches('\n').count() + 1;
         Misfit(fault(self.text, line, at - line_start + 1, why))
     }

@@ -363,6 +363,76 @@ mod tests {
         }
     }
 
+    /// Rules as well-known definitions have them: accepted when written, and true of an object that fits.
+    #[test]
+    fn rules_people_write() {
+        let listener = json!({"type":"object","required":["name"],"properties":{"name":{"type":"string","maxLength":20},
+            "hostname":{"type":"string","maxLength":20},"port":{"type":"integer"},"protocol":{"type":"string","maxLength":20},
+            "tls":{"type":"object","properties":{"mode":{"type":"string","maxLength":20},
+                "refs":{"type":"array","maxItems":4,"items":{"type":"string","maxLength":9}},
+                "options":{"type":"object","maxProperties":3,"additionalProperties":{"type":"string","maxLength":9}}}}}});
+        let properties = json!({
+            "listeners": {"type":"array","maxItems":8,"x-kubernetes-list-type":"map","x-kubernetes-list-map-keys":["name"],"items":listener},
+            "labels": {"type":"object","maxProperties":9,"additionalProperties":{"type":"string","maxLength":20}},
+            "values": {"type":"array","maxItems":9,"items":{"type":"string","maxLength":20}},
+            "min": {"type":"integer"}, "max": {"type":"integer"}, "ratio": {"type":"number"}, "flag": {"type":"boolean"},
+            "text": {"type":"string","maxLength":64}, "port": {"x-kubernetes-int-or-string": true},
+            "timeout": {"type":"string","maxLength":20}, "ip": {"type":"string","maxLength":40},
+            "none": {"type":"object","properties":{"x":{"type":"string","maxLength":9}}}});
+        let object = json!({"spec": {
+            "listeners": [{"name":"a","port":80,"protocol":"HTTP"},{"name":"b","port":443,"protocol":"HTTPS","tls":{"mode":"Terminate","refs":["r"]}}],
+            "labels": {"app":"x","tier":"y"}, "values": ["1","2"], "min": 1, "max": 3, "ratio": 0.5, "flag": true,
+            "text": "/a-b", "port": "http", "timeout": "5s", "ip": "10.0.0.1"}});
+        let rules = [
+            "self.listeners.all(l, l.protocol in ['HTTP', 'TCP', 'UDP'] ? !has(l.tls) : true)",
+            "self.listeners.all(l1, self.listeners.exists_one(l2, l1.name == l2.name))",
+            "self.listeners.all(l1, self.listeners.exists_one(l2, l1.port == l2.port && l1.protocol == l2.protocol && (has(l1.hostname) && has(l2.hostname) ? l1.hostname == l2.hostname : !has(l1.hostname) && !has(l2.hostname))))",
+            "self.listeners.all(l, has(l.tls) && has(l.tls.mode) && l.tls.mode == 'Terminate' ? size(l.tls.refs) > 0 || size(l.tls.options) > 0 : true)",
+            "self.listeners.filter(f, f.protocol == 'HTTPS').size() <= 1",
+            "(self.listeners.size() > 0 ? self.listeners[0].name.size() : 0) + (size(self.listeners) > 1 ? 1 : 0) <= 128",
+            "self.min <= self.max && self.min < 5.5 && self.ratio <= 1.0 && self.ratio > 0",
+            "has(self.min) != has(self.none)",
+            "[has(self.min), has(self.none)].exists_one(x, x)",
+            "[has(self.min), has(self.none)].filter(x, x).size() == 1",
+            "self.text.startsWith('/') && self.text.matches('^/[a-z-]+$') && !self.text.contains('//')",
+            "self.text.split('-').size() == 2 && self.text.lowerAscii() == self.text && self.text.indexOf('a') == 1",
+            "self.values.all(x, x.size() > 0 && int(x) >= 0) && self.values.map(v, int(v)).sum() == 3",
+            "self.values.isSorted() && self.values.join(',') == '1,2' && '1' in self.values",
+            "'app' in self.labels && self.labels['app'] == 'x' && self.labels.all(k, k != 'z')",
+            "self.labels.exists(k, self.labels[k].startsWith('y'))",
+            "!has(self.none) || self.none.x != ''",
+            "type(self.port) == string && self.port == 'http'",
+            "type(self.port) == int ? self.port > 0 : true",
+            "duration(self.timeout) >= duration('1s') && duration(self.timeout) < duration('1h')",
+            "isIP(self.ip) && ip(self.ip).family() == 4 && cidr('10.0.0.0/8').containsIP(ip(self.ip))",
+            "quantity('1Gi').isGreaterThan(quantity('1Mi'))",
+            "self.flag == true && string(self.min) + '' == '1' && double(self.min) == 1.0",
+            "self.flag && !(self.max in [4, 5]) && self.max - self.min == 2 && self.max % 2 == 1",
+            "url('https://example.com:80/x').getHostname() == 'example.com'",
+            "dyn(self.min) == 1",
+        ];
+        let rules: Vec<Value> = rules.iter().map(|r| json!({"rule": r})).collect();
+        let spec = json!({"type":"object","properties":properties,"x-kubernetes-validations":rules});
+        let schema = json!({"type":"object","properties":{"spec":spec.clone()}});
+        let mut refused = Errors::new();
+        definition(&schema, &Node::compile(&schema), "s", &mut refused);
+        let refused: Vec<String> = refused.0.iter().map(ToString::to_string).collect();
+        assert_eq!(refused, Vec::<String>::new());
+        assert_eq!(found(spec, &object, None, Told::Errors), Vec::<String>::new());
+    }
+
+    proptest::proptest! {
+        /// Whatever is written as a rule is refused or accepted, and run if accepted; it never brings anything down.
+        #[test]
+        fn any_text_may_be_a_rule(text in "(self|x|\\.a|\\.b|\\[|\\]|\\(|\\)| |==|&&|!|\\?|:|'é'|1|all|has|size|\\+|in|,|ü|\n){0,12}") {
+            let spec = json!({"type":"object","properties":{"a":{"type":"string"},"b":{"type":"array","items":{"type":"integer"}}},
+                "x-kubernetes-validations":[{"rule":text,"messageExpression":text}]});
+            let schema = json!({"type":"object","properties":{"spec":spec.clone()}});
+            definition(&schema, &Node::compile(&schema), "s", &mut Errors::new());
+            found(spec, &json!({"spec":{"a":"x","b":[1]}}), None, Told::Errors);
+        }
+    }
+
     #[test]
     fn what_was_wrong_before_is_a_warning() {
         let schema = json!({"type":"object","properties":{"n":{"type":"integer","x-kubernetes-validations":[{"rule":"self > 1"}]}}});

@@ -163,6 +163,19 @@ pub(super) fn add_types(context: &mut Context<'_>) {
     for name in ["int", "uint", "double", "string", "bytes", "bool", "list", "map", "null_type"] {
         context.add_variable_from_value(name, Cel::String(Arc::new(name.to_owned())));
     }
+    // No conversion, and a value of any type.
+    context.add_function("dyn", |value: Cel| -> Result<Cel, ExecutionError> { Ok(value) });
+    context.add_function("bool", |value: Cel| -> Result<Cel, ExecutionError> {
+        match &value {
+            Cel::Bool(_) => Ok(value),
+            Cel::String(s) => match s.as_str() {
+                "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(Cel::Bool(true)),
+                "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(Cel::Bool(false)),
+                _ => Err(ExecutionError::function_error("bool", "type conversion error from 'string' to 'bool'")),
+            },
+            _ => Err(ExecutionError::NoSuchOverload),
+        }
+    });
     context.add_function("type", |value: Cel| -> Result<Cel, ExecutionError> {
         let name = match value {
             Cel::Int(_) => "int",
