@@ -92,10 +92,8 @@ async fn token_secrets_are_filled_and_go_with_their_account() {
         String::from_utf8(data.get("token")?.0.clone()).ok()
     })
     .await;
-    let review = TokenReview {
-        spec: TokenReviewSpec { token, ..TokenReviewSpec::default() },
-        ..TokenReview::default()
-    };
+    let review =
+        TokenReview { spec: TokenReviewSpec { token, ..TokenReviewSpec::default() }, ..TokenReview::default() };
     let reviews: kube::Api<TokenReview> = c.all();
     let known = || async {
         let status = reviews.create(&PostParams::default(), &review).await.unwrap().status?;

@@ -52,7 +52,10 @@ impl Call {
     pub fn field_manager(&self) -> String {
         match self.query.get("fieldManager") {
             Some(m) if !m.is_empty() => m.to_owned(),
-            _ => self.header("user-agent").split('/').next().unwrap_or_default().chars().take(128).collect(),
+            _ => {
+                let name = self.header("user-agent").split('/').next().unwrap_or_default();
+                if name.is_empty() { "unknown".to_owned() } else { name.chars().take(128).collect() }
+            }
         }
     }
 }

@@ -214,11 +214,15 @@ fn read_apply(kind: &Kind, call: &mut Call, options: &WriteOptions) -> Result<Va
     let r = &kind.resource;
     let parsed =
         codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error encoding patch: {e}")))?;
-    if !parsed.duplicates.is_empty() && options.validation == FieldValidation::Strict {
-        return Err(Status::bad_request(format!(
-            "error strict decoding patch: error converting YAML to JSON: yaml: unmarshal errors:\n  {}",
-            parsed.duplicates.join("\n  ")
-        )));
+    match options.validation {
+        FieldValidation::Strict if !parsed.duplicates.is_empty() => {
+            return Err(Status::bad_request(format!(
+                "error strict decoding patch: error converting YAML to JSON: yaml: unmarshal errors:\n  {}",
+                parsed.duplicates.join("\n  ")
+            )));
+        }
+        FieldValidation::Warn => call.warnings.extend(parsed.duplicates),
+        _ => {}
     }
     let value = parsed.value;
     let text = |k: &str| value.get(k).and_then(Value::as_str).unwrap_or_default();
@@ -250,6 +254,8 @@ async fn create_by_apply(
     let merged = ownership::apply(kind, call, None, &config, options)?;
     let mut obj = decode_applied(kind, call, merged, options)?;
     check_identity(kind, call, &mut obj)?;
+    // Where nothing is, there is no version to hold the writer to.
+    meta::meta_mut(&mut obj).remove("resourceVersion");
     write::create(server, kind, call, obj, Owner::Apply, options).await
 }
 
