@@ -36,7 +36,8 @@ pub(crate) fn web_example(c: &mut Cluster, ns: &str) -> Result<()> {
     Ok(())
 }
 
-fn http(at: &str) -> Result<String> {
+/// GETs `/` of an address.
+pub(crate) fn http(at: &str) -> Result<String> {
     use std::io::{Read as _, Write as _};
     let mut s = TcpStream::connect_timeout(&at.parse()?, Duration::from_secs(2))?;
     s.set_read_timeout(Some(Duration::from_secs(5)))?;

@@ -2,6 +2,7 @@
 
 mod apart;
 mod basic;
+mod change;
 mod daily;
 mod faults;
 mod terminal;
@@ -35,6 +36,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("environment", volumes::environment),
     ("life_cycle", volumes::life_cycle),
     ("limits", volumes::limits),
+    ("change", change::change),
     ("crash", basic::crash),
     ("crash_while_busy", faults::crash_while_busy),
     ("engine_restart", faults::engine_restart),
