@@ -14,6 +14,21 @@ pub(super) fn set(o: &mut Map<String, Value>, key: &str, value: impl Into<Value>
     }
 }
 
+/// The update strategy at `key`: RollingUpdate unless it says otherwise, and then with these numbers unless it has its own.
+pub(super) fn rolling_update(spec: &mut Map<String, Value>, key: &str, numbers: &[(&str, Value)]) {
+    let strategy = spec.entry(key).or_insert_with(|| json!({}));
+    let Some(strategy) = strategy.as_object_mut() else { return };
+    set_text(strategy, "type", "RollingUpdate");
+    if strategy.get("type").is_some_and(|t| t == "RollingUpdate") {
+        let rolling = strategy.entry("rollingUpdate").or_insert_with(|| json!({}));
+        for (name, value) in numbers {
+            if let Some(r) = rolling.as_object_mut() {
+                set(r, name, value.clone());
+            }
+        }
+    }
+}
+
 /// Like [`set`], and treats the empty string as absent.
 pub(super) fn set_text(o: &mut Map<String, Value>, key: &str, value: &str) {
     if o.get(key).is_none_or(|v| v.is_null() || v == "") {

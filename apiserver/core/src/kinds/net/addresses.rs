@@ -25,7 +25,7 @@ fn mapped(ip: &IpAddr) -> bool {
 }
 
 /// Complaint about an address that may be written in any way.
-pub(super) fn bad_ip(s: &str) -> Option<&'static str> {
+pub(in crate::kinds) fn bad_ip(s: &str) -> Option<&'static str> {
     if s.parse::<IpAddr>().is_ok() {
         return None;
     }

@@ -7,7 +7,7 @@ mod ingress;
 mod policy;
 mod ranges;
 
-pub(super) use addresses::{default_modes, load_balancer_status};
+pub(super) use addresses::{bad_ip, default_modes, load_balancer_status};
 pub(super) use endpoints::{EndpointSlice, Endpoints};
 pub(super) use ingress::{Class as IngressClass, Ingress};
 pub(super) use policy::Policy;

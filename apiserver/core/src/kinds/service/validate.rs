@@ -5,35 +5,14 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use crate::invalid::Errors;
+use crate::kinds::check::{list, text};
+use crate::kinds::net::bad_ip;
 use crate::names;
 use crate::path::Path;
 
 const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-const BAD_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 const BAD_CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
 const RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
-
-fn text<'a>(v: &'a Value, key: &str) -> &'a str {
-    v[key].as_str().unwrap_or_default()
-}
-
-fn list<'a>(v: &'a Value, key: &str) -> &'a [Value] {
-    v[key].as_array().map_or(&[], Vec::as_slice)
-}
-
-/// Complaint about an address, if any.
-fn bad_ip(s: &str) -> Option<&'static str> {
-    match s.parse::<IpAddr>() {
-        Ok(_) => None,
-        Err(_) => {
-            let octets: Vec<&str> = s.split('.').collect();
-            let zeros = octets.len() == 4
-                && octets.iter().all(|o| !o.is_empty() && o.bytes().all(|b| b.is_ascii_digit()))
-                && octets.iter().any(|o| o.len() > 1 && o.starts_with('0'));
-            Some(if zeros { "must not have leading 0s" } else { BAD_IP })
-        }
-    }
-}
 
 /// Checks a Service.
 pub(super) fn validate(obj: &Value, errors: &mut Errors) {

@@ -7,7 +7,7 @@ use crate::invalid::Errors;
 use crate::kinds::check::{
     at_most_hundred, immutable, int_or_percent, label_selector, not_negative, selects_all, text, usable_selector,
 };
-use crate::kinds::defaults::{object, set, set_text};
+use crate::kinds::defaults::{object, rolling_update, set};
 use crate::kinds::pod::validate_template;
 use crate::kinds::{Strategy, Traits, carry, reset_status};
 use crate::meta;
@@ -50,17 +50,7 @@ impl Strategy for DaemonSet {
             template_generation(obj, 1);
         }
         let Some(spec) = object(obj, "spec") else { return };
-        let u = spec.entry("updateStrategy").or_insert_with(|| json!({}));
-        if let Some(u) = u.as_object_mut() {
-            set_text(u, "type", "RollingUpdate");
-            if u.get("type") == Some(&json!("RollingUpdate")) {
-                let r = u.entry("rollingUpdate").or_insert_with(|| json!({}));
-                if let Some(r) = r.as_object_mut() {
-                    set(r, "maxUnavailable", 1);
-                    set(r, "maxSurge", 0);
-                }
-            }
-        }
+        rolling_update(spec, "updateStrategy", &[("maxUnavailable", 1.into()), ("maxSurge", 0.into())]);
         set(spec, "revisionHistoryLimit", 10);
         default_spec_template(spec);
     }

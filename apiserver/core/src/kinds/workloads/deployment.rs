@@ -1,11 +1,11 @@
 //! Deployment.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{T, collisions_grow, default_spec_template, replicated, status_counts, template_warnings};
 use crate::invalid::{Errors, quote_str};
 use crate::kinds::check::{at_most_hundred, immutable, int_or_percent, not_negative, text};
-use crate::kinds::defaults::{object, set, set_text};
+use crate::kinds::defaults::{object, rolling_update, set};
 use crate::kinds::{Strategy, Traits, carry, carry_meta};
 use crate::path::Path;
 
@@ -20,17 +20,7 @@ impl Strategy for Deployment {
     fn default(&self, obj: &mut Value) {
         let Some(spec) = object(obj, "spec") else { return };
         set(spec, "replicas", 1);
-        let strategy = spec.entry("strategy").or_insert_with(|| json!({}));
-        if let Some(s) = strategy.as_object_mut() {
-            set_text(s, "type", "RollingUpdate");
-            if s.get("type") == Some(&json!("RollingUpdate")) {
-                let r = s.entry("rollingUpdate").or_insert_with(|| json!({}));
-                if let Some(r) = r.as_object_mut() {
-                    set(r, "maxUnavailable", "25%");
-                    set(r, "maxSurge", "25%");
-                }
-            }
-        }
+        rolling_update(spec, "strategy", &[("maxUnavailable", "25%".into()), ("maxSurge", "25%".into())]);
         set(spec, "revisionHistoryLimit", 10);
         set(spec, "progressDeadlineSeconds", 600);
         default_spec_template(spec);

@@ -6,7 +6,7 @@ use super::{T, collisions_grow, default_spec_template, labels_match, runs_for_ev
 use super::{count, template_warnings};
 use crate::invalid::Errors;
 use crate::kinds::check::{at_most_hundred, complain, immutable, int_or_percent, list, not_negative, one_of, text};
-use crate::kinds::defaults::{self, object, set, set_text};
+use crate::kinds::defaults::{self, object, rolling_update, set, set_text};
 use crate::kinds::pod::validate_template;
 use crate::kinds::{Strategy, Traits};
 use crate::meta::{self, NameRule};
@@ -28,17 +28,7 @@ impl Strategy for StatefulSet {
         set(spec, "replicas", 1);
         set_text(spec, "podManagementPolicy", "OrderedReady");
         set(spec, "revisionHistoryLimit", 10);
-        let u = spec.entry("updateStrategy").or_insert_with(|| json!({}));
-        if let Some(u) = u.as_object_mut() {
-            set_text(u, "type", "RollingUpdate");
-            if u.get("type") == Some(&json!("RollingUpdate")) {
-                let r = u.entry("rollingUpdate").or_insert_with(|| json!({}));
-                if let Some(r) = r.as_object_mut() {
-                    set(r, "partition", 0);
-                    set(r, "maxUnavailable", 1);
-                }
-            }
-        }
+        rolling_update(spec, "updateStrategy", &[("partition", 0.into()), ("maxUnavailable", 1.into())]);
         let p = spec.entry("persistentVolumeClaimRetentionPolicy").or_insert_with(|| json!({}));
         if let Some(p) = p.as_object_mut() {
             set_text(p, "whenDeleted", "Retain");

@@ -21,13 +21,13 @@ use serde_json::Value;
 use crate::invalid::Errors;
 use crate::kinds::check::subdomain_if_given;
 use crate::kinds::check::{NOT_NEGATIVE, complain, need, not_found_because, one_of};
+use crate::kinds::net::bad_ip;
 use crate::names;
 use crate::path::Path;
 
 pub(in crate::kinds) use crate::kinds::check::label_selector as validate_label_selector;
 pub(super) use crate::kinds::check::{given, list, text};
 pub(super) use containers::validate_ephemeral;
-pub(super) use network::bad_ip;
 pub(in crate::kinds) use placement::{validate_node_selector, validate_tolerations};
 pub(in crate::kinds) use resources::validate_overhead;
 pub(super) use security::annotated_profiles;

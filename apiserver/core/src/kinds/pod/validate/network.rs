@@ -1,27 +1,14 @@
 //! Names and addresses of a pod: DNS policy and configuration, host names, host aliases.
 
-use std::net::IpAddr;
-
 use serde_json::Value;
 
 use super::{complain, given, list, one_of, text};
 use crate::invalid::Errors;
+use crate::kinds::net::bad_ip;
 use crate::names;
 use crate::path::Path;
 
-const BAD_IP: &str = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
 const SEARCH: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
-
-/// Complaint about an address, if any.
-pub(in crate::kinds::pod) fn bad_ip(s: &str) -> Option<&'static str> {
-    if s.parse::<IpAddr>().is_ok() {
-        return None;
-    }
-    let octets: Vec<&str> = s.split('.').collect();
-    let numbers = octets.len() == 4 && octets.iter().all(|o| !o.is_empty() && o.bytes().all(|b| b.is_ascii_digit()));
-    let zeros = numbers && octets.iter().any(|o| o.len() > 1 && o.starts_with('0'));
-    Some(if zeros { "must not have leading 0s" } else { BAD_IP })
-}
 
 pub(super) fn validate_policy(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     one_of(spec, "dnsPolicy", &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], path, errors);
