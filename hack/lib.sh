@@ -25,14 +25,67 @@ step() {
   fi
 }
 
-# need COMMAND PACKAGE: installs a Debian package when the command is missing, and says so.
+# need COMMAND PACKAGE...: installs Debian packages when the command is missing, and says so.
 need() {
-  command -v "$1" >/dev/null 2>&1 && return 0
-  [ "$(id -u)" = 0 ] || fail "$1 is missing: install the package $2, or run this as root"
-  command -v apt-get >/dev/null 2>&1 || fail "$1 is missing and this is no Debian: install it by hand"
-  say "  installing $2 (for $1)"
+  local command=$1
+  shift
+  command -v "$command" >/dev/null 2>&1 && return 0
+  [ "$(id -u)" = 0 ] || fail "$command is missing: install $*, or run this as root"
+  command -v apt-get >/dev/null 2>&1 || fail "$command is missing and this is no Debian: install it by hand"
+  say "  installing $* (for $command)"
   if [ -z "${apt_updated:-}" ]; then apt-get update -qq >/dev/null; apt_updated=1; fi
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# Docker's client; in newer releases of Debian it is a package of its own.
+need_docker() {
+  need docker docker.io
+  command -v docker >/dev/null 2>&1 || need docker docker-cli
+}
+
+# fetch URL FILE
+fetch() {
+  need curl curl
+  need update-ca-certificates ca-certificates
+  curl -fsSL --retry 3 --max-time 300 -o "$2" "$1" || fail "cannot fetch $1"
+}
+
+# Rust by rustup when there is no cargo: Debian's is too old. The compiler for C is for crates with assembly.
+ensure_rust() {
+  need cc gcc libc6-dev
+  [ ! -x "$HOME/.cargo/bin/cargo" ] || PATH=$HOME/.cargo/bin:$PATH
+  command -v cargo >/dev/null 2>&1 && return 0
+  local from dir
+  from=https://static.rust-lang.org/rustup/dist/$(uname -m)-unknown-linux-gnu/rustup-init
+  say "  installing Rust with rustup (to $HOME/.cargo and $HOME/.rustup)"
+  dir=$(mktemp -d)
+  fetch "$from" "$dir/rustup-init"
+  fetch "$from.sha256" "$dir/sum"
+  [ "$(cut -d' ' -f1 "$dir/sum")" = "$(sha256sum "$dir/rustup-init" | cut -d' ' -f1)" ] || fail "rustup-init: wrong checksum"
+  chmod +x "$dir/rustup-init"
+  "$dir/rustup-init" -y -q --no-modify-path --profile minimal -c clippy -c rustfmt >"$dir/log" 2>&1 || { cat "$dir/log" >&2; fail "rustup failed"; }
+  rm -rf "$dir"
+  PATH=$HOME/.cargo/bin:$PATH
+}
+
+# Go for the tests with clients in Go, where there is none: the toolchain from the module proxy.
+ensure_go() {
+  local version=1.26.0 sum=38461905b98c59173672814302e222ab43b652274bc0c95817b08b71ab66b705 dir=${XDG_CACHE_HOME:-$HOME/.cache}/skiff/go
+  command -v go >/dev/null 2>&1 && return 0
+  if [ ! -x "$dir/bin/go" ]; then
+    [ "$(uname -m)" = x86_64 ] || fail "go is missing: install Go $version or newer"
+    say "  installing Go $version (to $dir)"
+    need unzip unzip
+    rm -rf "$dir" "$dir.tmp"
+    mkdir -p "$dir.tmp"
+    fetch "https://proxy.golang.org/golang.org/toolchain/@v/v0.0.1-go$version.linux-amd64.zip" "$dir.tmp/go.zip"
+    [ "$(sha256sum "$dir.tmp/go.zip" | cut -d' ' -f1)" = "$sum" ] || fail "Go: wrong checksum"
+    unzip -q "$dir.tmp/go.zip" -d "$dir.tmp"
+    mv "$dir.tmp/golang.org/toolchain@v0.0.1-go$version.linux-amd64" "$dir"
+    rm -rf "$dir.tmp"
+    chmod -R +x "$dir/bin" "$dir/pkg/tool"
+  fi
+  PATH=$dir/bin:$PATH
 }
 
 engine_answers() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
@@ -41,6 +94,7 @@ engine_answers() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1
 ensure_engine() {
   engine_answers && return 0
   need dockerd docker.io
+  need_docker
   need iptables iptables
   mkdir -p "$run"
   if command -v systemctl >/dev/null 2>&1 && systemctl is-system-running >/dev/null 2>&1; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything CI runs, in the order a person would. From a fresh Debian machine with Rust it installs what it needs.
+# Everything CI runs, in the order a person would. From a fresh Debian machine it installs what it needs.
 #   hack/test.sh            all
 #   hack/test.sh cluster    only kubectl against a real cluster (further words: names of cases)
 #   hack/test.sh vectors    only the recorded exchanges (further words: areas or scenarios)
@@ -11,24 +11,23 @@ if [ "${CI:-}" = true ] && [ -z "${CARGO_TARGET_DIR:-}" ]; then
 fi
 export SKIFF_PROFILE=debug
 . hack/lib.sh
-command -v cargo >/dev/null 2>&1 || fail "cargo is missing: install Rust (https://rustup.rs)"
+ensure_rust
 
 prepare_cluster() {
   need ip iproute2
   need nft nftables
   need iptables iptables
-  need docker docker.io
-  command -v kubectl >/dev/null 2>&1 || need kubectl kubernetes-client
+  need_docker
   need mkfs.ext4 e2fsprogs
   need conntrack conntrack
   ensure_engine
   hack/images.sh
-  # kubectl may be a dispatcher that first asks the server for its version: take a plain one where there is a choice.
+  ensure_go
+  # kubectl of the release that Skiff follows. Debian's is years old, and one on the PATH may be a dispatcher.
   if [ -z "${SKIFF_KUBECTL:-}" ]; then
-    for v in 1.33 1.32; do
-      plain="$(dirname "$(readlink -f "$(command -v kubectl)")")/kubectl.$v"
-      if [ -x "$plain" ]; then export SKIFF_KUBECTL="$plain"; break; fi
-    done
+    export SKIFF_KUBECTL="$CARGO_TARGET_DIR/kubectl"
+    env -C conformance/clients/kubectl go build -mod=mod -o "$SKIFF_KUBECTL" \
+      -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2' .
   fi
 }
 # The engine is stopped again only if this script had to start it.

@@ -15,10 +15,9 @@ say "skiff: starting a cluster on this machine"
 need ip iproute2
 need nft nftables
 need iptables iptables
-need docker docker.io
+need_docker
 command -v kubectl >/dev/null 2>&1 || need kubectl kubernetes-client
-command -v cargo >/dev/null 2>&1 || fail "cargo is missing: install Rust (https://rustup.rs), then run this again"
-need cc gcc
+ensure_rust
 step "container engine" ensure_engine
 profile=${SKIFF_PROFILE:-release}
 if [ "$profile" = release ]; then build=(cargo build --release --quiet -p skiff); else build=(cargo build --quiet -p skiff); fi

@@ -1,5 +1,6 @@
 //! Starting and stopping the cluster under test, and asking kubectl.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -169,10 +170,14 @@ impl Cluster {
         run(&mut c)
     }
 
-    /// Releases of kubectl beside the one in use.
+    /// Releases of kubectl beside the one in use, or beside the one on the PATH.
     pub(crate) fn releases(&self) -> Vec<PathBuf> {
-        let dir = self.kubectl.parent().map(Path::to_owned).unwrap_or_default();
-        let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let on_path = std::env::split_paths(&path).map(|d| d.join("kubectl")).find(|p| p.is_file());
+        let known = [Some(self.kubectl.clone()), on_path.and_then(|p| p.canonicalize().ok())];
+        let dirs: BTreeSet<PathBuf> =
+            known.into_iter().flatten().filter_map(|p| p.parent().map(Path::to_owned)).collect();
+        let names = dirs.into_iter().filter_map(|d| std::fs::read_dir(d).ok()).flatten().flatten().map(|e| e.path());
         let mut all: Vec<PathBuf> =
             names.filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("kubectl.1."))).collect();
         all.sort();
