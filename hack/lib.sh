@@ -34,7 +34,7 @@ need() {
   command -v apt-get >/dev/null 2>&1 || fail "$command is missing and this is no Debian: install it by hand"
   say "  installing $* (for $command)"
   if [ -z "${apt_updated:-}" ]; then apt-get update -qq >/dev/null; apt_updated=1; fi
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 # Docker's client; in newer releases of Debian it is a package of its own.

@@ -195,11 +195,39 @@ where
     Ok((response.status(), location))
 }
 
+/// Names of gRPC's status codes as its Go library prints them, by number.
+const GRPC_CODES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
+
 /// Asks the standard gRPC health service; success is SERVING.
 pub async fn grpc(host: IpAddr, port: i32, service: &str, timeout: Duration) -> Outcome {
     let work = async {
         let port = u16::try_from(port).map_err(|_| format!("invalid port number: {port}"))?;
-        let stream = connect(&bracketed(host), port, timeout).await?;
+        // Upstream's client tries until the time is over and says so, whatever kept it from connecting.
+        let lost = || {
+            format!(
+                "timeout: failed to connect service \"{}:{port}\" within {timeout:?}: context deadline exceeded",
+                bracketed(host)
+            )
+        };
+        let stream = connect(&bracketed(host), port, timeout).await.map_err(|_| lost())?;
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
                 .await
@@ -223,21 +251,28 @@ pub async fn grpc(host: IpAddr, port: i32, service: &str, timeout: Duration) -> 
             .map_err(|e| e.to_string())?;
         let answer = async {
             let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
-            let header = response.headers().get("grpc-status").cloned();
+            let headers = response.headers().clone();
             let collected = response.into_body().collect().await.map_err(|e| e.to_string())?;
-            let code = collected.trailers().and_then(|t| t.get("grpc-status").cloned()).or(header);
-            let code = code.and_then(|c| c.to_str().ok().map(String::from)).unwrap_or_default();
-            Ok::<_, String>((code, collected.to_bytes()))
+            // An answer without a message has its status in the headers.
+            let value = |name: &str| {
+                let found = collected.trailers().and_then(|t| t.get(name)).or_else(|| headers.get(name));
+                found.and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned()
+            };
+            let (code, said) = (value("grpc-status"), value("grpc-message"));
+            Ok::<_, String>((code, said, collected.to_bytes()))
         }
         .await;
         driver.abort();
         match answer? {
-            (code, _) if code == "12" => {
-                Err("server does not implement the grpc health protocol (grpc.health.v1.Health)".into())
+            (code, said, _) if code == "12" => Err(format!(
+                "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {said}"
+            )),
+            (code, said, _) if code != "0" => {
+                let name = code.parse().ok().and_then(|n: usize| GRPC_CODES.get(n)).unwrap_or(&"Unknown");
+                Err(format!("error: health rpc probe failed: rpc error: code = {name} desc = {said}"))
             }
-            (code, _) if code != "0" => Err(format!("service unhealthy (grpc status {code})")),
             // The message is one field: 1 = status, as a varint; 1 is SERVING.
-            (_, body) => match body.get(5..7) {
+            (.., body) => match body.get(5..7) {
                 Some([0x08, 1]) => Ok(()),
                 other => {
                     let status = match other {

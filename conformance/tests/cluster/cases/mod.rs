@@ -5,6 +5,7 @@ mod basic;
 mod change;
 mod daily;
 mod faults;
+mod probes;
 mod terminal;
 mod volumes;
 
@@ -37,6 +38,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("life_cycle", volumes::life_cycle),
     ("limits", volumes::limits),
     ("change", change::change),
+    ("grpc", probes::grpc),
     ("crash", basic::crash),
     ("crash_while_busy", faults::crash_while_busy),
     ("engine_restart", faults::engine_restart),
