@@ -14,7 +14,8 @@ step() {
   shift
   begun=$(date +%s%N)
   log=$(mktemp)
-  if "$@" >"$log" 2>&1; then
+  # In a shell of its own: `fail` ends that one, and its words are shown below.
+  if ("$@") >"$log" 2>&1; then
     printf '  \342\234\223 %-44s %6s ms\n' "$text" $((($(date +%s%N) - begun) / 1000000))
     rm -f "$log"
   else
@@ -105,6 +106,7 @@ ensure_engine() {
     echo $! >"$run/dockerd.pid"
   fi
   for _ in $(seq 300); do engine_answers && return 0; sleep 0.1; done
+  tail -n 3 "$run/dockerd.log" >&2
   fail "the engine does not answer; see $run/dockerd.log"
 }
 
