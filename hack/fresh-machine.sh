@@ -51,11 +51,13 @@ iptables -I DOCKER-USER -j ACCEPT -m comment --comment $net 2>/dev/null || true
 # A root file system of its own needs pivot_root: container engines do not work below a chroot.
 export machine FRESH_TARGET
 # shellcheck disable=SC2016
-ip netns exec $net unshare --mount --pid --fork --kill-child bash -ec '
+# `ip netns exec` would hide the cgroups.
+nsenter --net=/run/netns/$net unshare --mount --pid --fork --kill-child bash -ec '
   mount --make-rprivate /
   mount --bind "$machine" "$machine"
   mount -t proc proc "$machine/proc"
-  mount --rbind /sys "$machine/sys"
+  mount -t sysfs sysfs "$machine/sys"
+  mount --rbind /sys/fs/cgroup "$machine/sys/fs/cgroup"
   mount --rbind /dev "$machine/dev"
   mount -t tmpfs tmpfs "$machine/run"
   if [ -n "${FRESH_TARGET:-}" ]; then
