@@ -26,6 +26,8 @@ cp -n /usr/local/share/ca-certificates/*.crt "$machine/usr/local/share/ca-certif
 cp -L /etc/resolv.conf "$machine/etc/resolv.conf"
 
 tidy() {
+  # With its first process all of the machine's processes end.
+  [ -z "${pid:-}" ] || kill -9 "$pid" 2>/dev/null || true
   ip netns del $net 2>/dev/null || true
   ip link del $net 2>/dev/null || true
   nft delete table ip $net 2>/dev/null || true
@@ -33,6 +35,7 @@ tidy() {
 }
 tidy
 trap tidy EXIT
+trap 'exit 143' TERM INT
 ip netns add $net
 ip link add $net type veth peer name eth0 netns $net
 ip addr add 198.18.77.1/30 dev $net
@@ -71,4 +74,6 @@ nsenter --net=/run/netns/$net unshare --mount --pid --fork --kill-child bash -ec
   cd /root/skiff
   env=(HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb)
   [ ! -d /target ] || [ -z "${FRESH_TARGET:-}" ] || env+=(CARGO_TARGET_DIR=/target)
-  exec env -i "${env[@]}" "$@"' fresh "$@"
+  exec env -i "${env[@]}" "$@"' fresh "$@" &
+pid=$!
+wait "$pid"
