@@ -426,6 +426,10 @@ async fn subresource(
     let form = match &answer {
         Answer::Http(_) => PLAIN,
         Answer::Object { .. } => negotiate(Some(call.header("accept")), pretty, Offer::BUILT_IN)?,
+        Answer::Value { .. } if sub.name == "scale" => {
+            let offer = Offer { table: true, metadata: true, ..Offer::OBJECT };
+            negotiate(Some(call.header("accept")), pretty, offer)?
+        }
         Answer::Value { .. } => negotiate(Some(call.header("accept")), pretty, Offer::OBJECT)?,
     };
     respond::write(answer, form, call)

@@ -2,6 +2,7 @@
 
 mod lists;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -52,6 +53,15 @@ pub fn include_object(call: &Call) -> Result<Include, Status> {
 pub fn write(answer: Answer, form: Form, call: &Call) -> Result<http::Response<Body>, Status> {
     match answer {
         Answer::Http(r) => Ok(r),
+        // Of what is answered this way only scales have other views.
+        Answer::Value { code, value, model } if value["kind"] == "Scale" => Ok(match form.view {
+            View::Table(v1) => {
+                let t = scales(&value, v1, include_object(call)?);
+                value_response(code, &t, None, form)
+            }
+            View::Metadata => value_response(code, &partial(&value), model_of_partial().as_ref(), form),
+            _ => value_response(code, &value, model.as_ref(), form),
+        }),
         Answer::Value { code, value, model } => Ok(value_response(code, &value, model.as_ref(), form)),
         Answer::Object { code, kind, object } => {
             if form.view == View::MetadataList {
@@ -88,7 +98,7 @@ pub fn write(answer: Answer, form: Form, call: &Call) -> Result<http::Response<B
                 }
                 View::Metadata => {
                     let p = partial(&value);
-                    value_response(code, &p, model(PARTIAL).map(Handle::Static).as_ref(), form)
+                    value_response(code, &p, model_of_partial().as_ref(), form)
                 }
                 _ => value_response(code, &value, Some(&kind.resource.model), form),
             })
@@ -209,7 +219,37 @@ pub fn list_value(kind: &Kind, mut items: Vec<Value>, metadata: Value) -> Value 
 /// `PartialObjectMetadata` of an object.
 #[must_use]
 pub fn partial(v: &Value) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": v.get("metadata").cloned().unwrap_or_default()})
+    let m = internal(v).get("metadata").cloned().unwrap_or_default();
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": m})
+}
+
+fn model_of_partial() -> Option<Handle<Struct>> {
+    model(PARTIAL).map(Handle::Static)
+}
+
+/// The object as upstream's own form of it, which its tables and partial views show: what a served version keeps in
+/// annotations is in fields there.
+fn internal(v: &Value) -> Cow<'_, Value> {
+    match (v["kind"].as_str().unwrap_or_default(), v["apiVersion"].as_str().unwrap_or_default()) {
+        ("HorizontalPodAutoscaler", "autoscaling/v1") => {
+            let mut v = v.clone();
+            crate::registry::convert::convert(&mut v, "autoscaling/v2");
+            Cow::Owned(v)
+        }
+        ("DaemonSet", "apps/v1") => {
+            let mut v = v.clone();
+            if let Some(all) = v["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
+                all.remove("deprecated.daemonset.template.generation");
+                if all.is_empty()
+                    && let Some(m) = v["metadata"].as_object_mut()
+                {
+                    m.remove("annotations");
+                }
+            }
+            Cow::Owned(v)
+        }
+        _ => Cow::Borrowed(v),
+    }
 }
 
 /// Column definitions of a kind.
@@ -218,10 +258,24 @@ pub fn columns(kind: &Kind) -> Vec<Value> {
     if let Some(own) = kind.strategy.columns() {
         return own.definitions();
     }
-    let t = tables::of(kind.group(), kind.plural());
-    let described = |c: &tables::Column| format!("{} of the {}.", c.name, kind.resource.kind);
+    definitions(tables::of(kind.group(), kind.plural()).columns, &kind.resource.kind)
+}
+
+fn definitions(columns: &[tables::Column], of: &str) -> Vec<Value> {
+    let described = |c: &tables::Column| format!("{} of the {of}.", c.name);
     let row = |c: &tables::Column| json!({"name": c.name, "type": c.kind, "format": c.format, "description": described(c), "priority": c.priority});
-    t.columns.iter().map(row).collect()
+    columns.iter().map(row).collect()
+}
+
+/// A `Table` of one scale.
+fn scales(scale: &Value, v1: bool, include: Include) -> Value {
+    let t = tables::of("autoscaling", "scale");
+    let mut row = Map::new();
+    row.insert("cells".into(), (t.cells)(scale, jiff::Timestamp::now()).into());
+    show(&mut row, scale, v1, include);
+    let m = json!({"resourceVersion": skiff_core::meta::text(scale, "resourceVersion")});
+    let columns = definitions(t.columns, "Scale");
+    json!({"kind": "Table", "apiVersion": table_version(v1), "metadata": m, "columnDefinitions": columns, "rows": [row]})
 }
 
 /// A `Table` of objects.
@@ -241,23 +295,29 @@ fn row(kind: &Kind, item: &Value, now: jiff::Timestamp, v1: bool, include: Inclu
     let mut row = Map::new();
     let cells = match kind.strategy.columns() {
         Some(own) => own.cells(item, now),
-        None => (tables::of(kind.group(), kind.plural()).cells)(item, now),
+        None => (tables::of(kind.group(), kind.plural()).cells)(&internal(item), now),
     };
     row.insert("cells".into(), Value::Array(cells));
     let conditions = tables::row_conditions(kind.group(), kind.plural(), item);
     if !conditions.is_empty() {
         row.insert("conditions".into(), Value::Array(conditions));
     }
-    match include {
-        Include::None => drop(row.insert("object".into(), Value::Null)),
-        Include::Object => drop(row.insert("object".into(), item.clone())),
+    show(&mut row, item, v1, include);
+    Value::Object(row)
+}
+
+/// Adds the row's object as far as it was asked for.
+fn show(row: &mut Map<String, Value>, item: &Value, v1: bool, include: Include) {
+    let object = match include {
+        Include::None => Value::Null,
+        Include::Object => item.clone(),
         Include::Metadata => {
             let mut p = partial(item);
             p["apiVersion"] = table_version(v1).into();
-            row.insert("object".into(), p);
+            p
         }
-    }
-    Value::Object(row)
+    };
+    row.insert("object".into(), object);
 }
 
 /// One protobuf watch frame: length, then a meta.k8s.io WatchEvent around the object.

@@ -49,9 +49,15 @@ fn any(value: &Value, shape: &Shape) -> Result<(), String> {
     if value.is_null() {
         return Ok(());
     }
-    let scalar = |wanted: &str, fits: bool| {
-        if fits { Ok(()) } else { Err(format!("cannot convert {} to {wanted}", go::type_name(value))) }
+    // Go converts between its numbers, and numbers to text; only what it could convert in principle is named.
+    let scalar = |wanted: &str, fits: bool| match value {
+        _ if fits => Ok(()),
+        Value::Number(n) if wanted != "bool" && (wanted != "string" || !n.is_f64()) => {
+            Err(format!("cannot convert {} to {wanted}", go::type_name(value)))
+        }
+        _ => Err(format!("unrecognized type: {wanted}")),
     };
+    let whole = || value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|f| f.fract() == 0.0);
     match shape {
         Shape::Struct(s) => structure(value, s),
         Shape::List(item) => match value {
@@ -64,8 +70,8 @@ fn any(value: &Value, shape: &Shape) -> Result<(), String> {
         },
         Shape::String => scalar("string", value.is_string()),
         Shape::Bool => scalar("bool", value.is_boolean()),
-        Shape::Int32 => scalar("int32", value.is_i64() || value.is_u64()),
-        Shape::Int64 => scalar("int64", value.is_i64() || value.is_u64()),
+        Shape::Int32 => scalar("int32", whole()),
+        Shape::Int64 => scalar("int64", whole()),
         Shape::Double => scalar("float64", value.is_number()),
         // Types that read themselves.
         other => normalize_shape(&mut value.clone(), other, &mut Faults::default()).map_err(|e| e.to_string()),
