@@ -5,6 +5,7 @@ pub mod aggregation;
 pub mod deployment;
 pub mod discovery;
 pub mod endpoints;
+pub mod family;
 pub mod garbage;
 pub mod mirror;
 pub mod namespace;
