@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Secret, Service, ServiceAccount,
@@ -17,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
-    accounts, aggregation, deployment, endpoints, garbage, mirror, namespace, node, podgc, pods, replicas, tokens,
+    accounts, aggregation, deployment, endpoints, garbage, job, mirror, namespace, node, podgc, pods, replicas, tokens,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
@@ -55,6 +56,7 @@ pub(crate) struct Informers {
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) sets: Informer<ReplicaSet>,
     pub(crate) replication: Informer<ReplicationController>,
+    pub(crate) jobs: Informer<Job>,
 }
 
 impl Informers {
@@ -74,6 +76,7 @@ impl Informers {
             deployments: Informer::default(),
             sets: Informer::new(|s| vec![by_controller(s)]),
             replication: Informer::default(),
+            jobs: Informer::default(),
         }
     }
 }
@@ -157,6 +160,8 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         ),
         replicas::Controller::new(own(client, "replicaset-controller"), i.sets.clone(), i.pods.clone()),
         replicas::Controller::new(own(client, "replication-controller"), i.replication.clone(), i.pods.clone()),
+        job::Controller::new(own(client, "job-controller"), i.jobs.clone(), i.pods.clone()),
+        job::ttl::Controller::new(own(client, "ttl-after-finished-controller"), i.jobs.clone()),
     ];
     let shared = client(MANAGER);
     let mut followed: Vec<(&'static str, Synced)> = Vec::new();
@@ -177,6 +182,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow(&mut followed, "deployments", &i.deployments, &shared, stop);
     follow(&mut followed, "replicasets", &i.sets, &shared, stop);
     follow(&mut followed, "replicationcontrollers", &i.replication, &shared, stop);
+    follow(&mut followed, "jobs", &i.jobs, &shared, stop);
     for (name, synced) in followed {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),

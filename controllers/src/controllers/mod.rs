@@ -7,6 +7,7 @@ pub mod discovery;
 pub mod endpoints;
 pub mod family;
 pub mod garbage;
+pub mod job;
 pub mod mirror;
 pub mod namespace;
 pub mod node;

@@ -342,7 +342,7 @@ fn nonzero(n: &i32) -> bool {
 }
 
 /// The `count` pods that are missed least.
-fn victims(mut pods: Vec<Arc<Pod>>, count: usize, crowd: &HashMap<String, usize>) -> Vec<Arc<Pod>> {
+pub(super) fn victims(mut pods: Vec<Arc<Pod>>, count: usize, crowd: &HashMap<String, usize>) -> Vec<Arc<Pod>> {
     if count < pods.len() {
         pods.sort_by(|a, b| worth(a, b, crowd));
     }

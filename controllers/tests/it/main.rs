@@ -5,6 +5,7 @@
 
 mod cluster;
 mod garbage;
+mod jobs;
 mod rollout;
 mod scheduling;
 mod services;
