@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Secret, Service, ServiceAccount,
@@ -18,7 +18,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
-    accounts, aggregation, deployment, endpoints, garbage, job, mirror, namespace, node, podgc, pods, replicas, tokens,
+    accounts, aggregation, cronjob, deployment, endpoints, garbage, job, mirror, namespace, node, podgc, pods,
+    replicas, tokens,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
@@ -57,6 +58,7 @@ pub(crate) struct Informers {
     pub(crate) sets: Informer<ReplicaSet>,
     pub(crate) replication: Informer<ReplicationController>,
     pub(crate) jobs: Informer<Job>,
+    pub(crate) crons: Informer<CronJob>,
 }
 
 impl Informers {
@@ -76,7 +78,8 @@ impl Informers {
             deployments: Informer::default(),
             sets: Informer::new(|s| vec![by_controller(s)]),
             replication: Informer::default(),
-            jobs: Informer::default(),
+            jobs: Informer::new(|j| vec![by_controller(j)]),
+            crons: Informer::default(),
         }
     }
 }
@@ -161,6 +164,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         replicas::Controller::new(own(client, "replicaset-controller"), i.sets.clone(), i.pods.clone()),
         replicas::Controller::new(own(client, "replication-controller"), i.replication.clone(), i.pods.clone()),
         job::Controller::new(own(client, "job-controller"), i.jobs.clone(), i.pods.clone()),
+        cronjob::Controller::new(own(client, "cronjob-controller"), i.crons.clone(), i.jobs.clone()),
         job::ttl::Controller::new(own(client, "ttl-after-finished-controller"), i.jobs.clone()),
     ];
     let shared = client(MANAGER);
@@ -183,6 +187,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow(&mut followed, "replicasets", &i.sets, &shared, stop);
     follow(&mut followed, "replicationcontrollers", &i.replication, &shared, stop);
     follow(&mut followed, "jobs", &i.jobs, &shared, stop);
+    follow(&mut followed, "cronjobs", &i.crons, &shared, stop);
     for (name, synced) in followed {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),

@@ -2,6 +2,7 @@
 
 pub mod accounts;
 pub mod aggregation;
+pub mod cronjob;
 pub mod deployment;
 pub mod discovery;
 pub mod endpoints;

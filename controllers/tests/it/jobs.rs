@@ -1,4 +1,4 @@
-use k8s_openapi::api::batch::v1::{Job, JobStatus};
+use k8s_openapi::api::batch::v1::{CronJob, Job, JobStatus};
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
@@ -133,6 +133,37 @@ async fn jobs_go_with_their_pods() {
     eventually("its pod goes", || async { pods_of(&c, "runs").await.is_empty().then_some(()) }).await;
     eventually("the finished one goes by itself", || async {
         (api.get_opt("brief").await.unwrap().is_none() && pods_of(&c, "brief").await.is_empty()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cron_job_starts_jobs_on_time() {
+    let c = cluster().await;
+    let template = json!({"spec": {"template": {"metadata": {"annotations": {EXIT: "0"}},
+        "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "a"}]}}}});
+    let spec = json!({"schedule": "@every 1s", "successfulJobsHistoryLimit": 1, "jobTemplate": template,
+        "timeZone": "Europe/Berlin"});
+    c.create::<CronJob>("default", json!({"metadata": {"name": "tick"}, "spec": spec})).await;
+    let crons = c.api::<CronJob>("default");
+    eventually("a Job succeeded", || async { crons.get("tick").await.unwrap().status?.last_successful_time }).await;
+    let jobs = c.api::<Job>("default");
+    let pause = Patch::Merge(json!({"spec": {"suspend": true}}));
+    crons.patch("tick", &PatchParams::default(), &pause).await.unwrap();
+    // Runs of one minute share a name and so are one.
+    let list = jobs.list(&ListParams::default()).await.unwrap().items;
+    let minute = |j: &Job| j.name_any().strip_prefix("tick-").unwrap().parse::<i64>().unwrap();
+    assert!(!list.is_empty() && list.iter().all(|j| minute(j) > 29_000_000), "{list:?}");
+    assert!(list[0].annotations()["batch.kubernetes.io/cronjob-scheduled-timestamp"].contains("+0"));
+    eventually("none is active", || async {
+        let s = crons.get("tick").await.unwrap().status?;
+        (s.active.is_none() && s.last_schedule_time.is_some()).then_some(())
+    })
+    .await;
+    let forget = Patch::Merge(json!({"spec": {"successfulJobsHistoryLimit": 0}}));
+    crons.patch("tick", &PatchParams::default(), &forget).await.unwrap();
+    eventually("finished Jobs go", || async {
+        jobs.list(&ListParams::default()).await.unwrap().items.is_empty().then_some(())
     })
     .await;
 }
