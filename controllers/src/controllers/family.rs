@@ -1,19 +1,22 @@
 //! What controllers that own children share: making a pod from a template, claiming children, creating in batches.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
 
+use super::pods;
 use crate::runtime::events::{Level, Recorder};
 use crate::runtime::informer::{Informer, Watched, orphan_term, owner_term};
 use crate::runtime::worker::{self, Error, found};
-use crate::runtime::{controller_ref, select};
+use crate::runtime::{controller_ref, seconds_since, select};
 
 /// Most children created or deleted in one step.
 pub const BURST: usize = 500;
@@ -184,6 +187,42 @@ pub async fn delete_pod<K: Namespaced>(
             Err(e)
         }
     }
+}
+
+/// A number, or a part of one.
+#[derive(Clone, Copy, Debug)]
+pub enum Share {
+    /// So many.
+    Number(i32),
+    /// So many of a hundred.
+    Percent(i32),
+}
+
+/// What `value` says of `total`, rounded up or down; `default` when it says nothing, 0 when it is no number.
+#[must_use]
+pub fn scaled(value: Option<&IntOrString>, default: Share, total: i32, up: bool) -> i32 {
+    let percent = match value {
+        None => match default {
+            Share::Number(n) => return n,
+            Share::Percent(p) => p,
+        },
+        Some(IntOrString::Int(n)) => return *n,
+        Some(IntOrString::String(s)) => s.strip_suffix('%').and_then(|p| p.parse().ok()).unwrap_or(0),
+    };
+    let hundredths = i64::from(percent) * i64::from(total);
+    let whole = if up { (hundredths + 99).div_euclid(100) } else { hundredths.div_euclid(100) };
+    i32::try_from(whole).unwrap_or(i32::MAX)
+}
+
+/// When the next ready pod has been ready for `min_ready` seconds.
+#[must_use]
+pub fn next_available(pods: &[Arc<Pod>], min_ready: i32) -> Option<Duration> {
+    if min_ready == 0 {
+        return None;
+    }
+    let waiting = pods.iter().filter(|p| !pods::available(p, min_ready)).filter_map(|p| pods::ready_since(p));
+    let left = waiting.map(|t| (f64::from(min_ready) - seconds_since(t)).max(0.0)).reduce(f64::min)?;
+    Some(Duration::from_secs_f64(left) + Duration::from_millis(100))
 }
 
 #[cfg(test)]

@@ -15,4 +15,6 @@ pub mod node;
 pub mod podgc;
 pub mod pods;
 pub mod replicas;
+pub mod revisions;
+pub mod statefulset;
 pub mod tokens;

@@ -6,7 +6,6 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
@@ -269,7 +268,7 @@ impl<K: Replicated> Controller<K> {
             found(api.replace_status(&owner.name_any(), &PostParams::default(), &owner.with_status(status)).await)?;
         }
         result?;
-        Ok(next_available(&active, wanted.min_ready))
+        Ok(family::next_available(&active, wanted.min_ready))
     }
 }
 
@@ -289,16 +288,6 @@ impl<K: Replicated> Reconcile for Controller<K> {
     fn resync(&self) {
         self.owners.keys().into_iter().for_each(|k| self.queue.add(k));
     }
-}
-
-/// When the next ready pod becomes available.
-fn next_available(active: &[Arc<Pod>], min_ready: i32) -> Option<Duration> {
-    if min_ready == 0 {
-        return None;
-    }
-    let waiting = active.iter().filter(|p| !pods::available(p, min_ready)).filter_map(|p| pods::ready_since(p));
-    let left = waiting.map(|t| (f64::from(min_ready) - seconds_since(t)).max(0.0)).reduce(f64::min)?;
-    Some(Duration::from_secs_f64(left) + Duration::from_millis(100))
 }
 
 /// The status that tells what is there. `failure` is the reason and text of a step that went wrong now.
@@ -386,6 +375,7 @@ fn worth(a: &Pod, b: &Pod, crowd: &HashMap<String, usize>) -> Ordering {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::time::Duration;
 
     fn pod(v: serde_json::Value) -> Arc<Pod> {
         Arc::new(serde_json::from_value(v).unwrap())
@@ -450,7 +440,7 @@ mod tests {
         let conditions = young.status.as_mut().unwrap().conditions.as_mut().unwrap();
         conditions[0].last_transition_time = Some(now());
         assert!(!pods::available(&young, 10));
-        let wait = next_available(&[Arc::new(young)], 10).unwrap();
+        let wait = family::next_available(&[Arc::new(young)], 10).unwrap();
         assert!(wait > Duration::from_secs(8) && wait < Duration::from_secs(11), "{wait:?}");
     }
 }

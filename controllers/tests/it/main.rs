@@ -9,3 +9,4 @@ mod jobs;
 mod rollout;
 mod scheduling;
 mod services;
+mod sets;
