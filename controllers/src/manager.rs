@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Secret, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Secret, Service,
+    ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
@@ -17,7 +19,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
-    accounts, aggregation, deployment, endpoints, garbage, mirror, namespace, node, podgc, pods, replicas, tokens,
+    accounts, aggregation, cronjob, deployment, endpoints, garbage, job, mirror, namespace, node, podgc, pods,
+    replicas, statefulset, tokens,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
@@ -55,6 +58,11 @@ pub(crate) struct Informers {
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) sets: Informer<ReplicaSet>,
     pub(crate) replication: Informer<ReplicationController>,
+    pub(crate) stateful: Informer<StatefulSet>,
+    pub(crate) revisions: Informer<ControllerRevision>,
+    pub(crate) claims: Informer<PersistentVolumeClaim>,
+    pub(crate) jobs: Informer<Job>,
+    pub(crate) crons: Informer<CronJob>,
 }
 
 impl Informers {
@@ -74,6 +82,11 @@ impl Informers {
             deployments: Informer::default(),
             sets: Informer::new(|s| vec![by_controller(s)]),
             replication: Informer::default(),
+            stateful: Informer::default(),
+            revisions: Informer::new(|r| vec![by_controller(r)]),
+            claims: Informer::default(),
+            jobs: Informer::new(|j| vec![by_controller(j)]),
+            crons: Informer::default(),
         }
     }
 }
@@ -157,6 +170,18 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         ),
         replicas::Controller::new(own(client, "replicaset-controller"), i.sets.clone(), i.pods.clone()),
         replicas::Controller::new(own(client, "replication-controller"), i.replication.clone(), i.pods.clone()),
+        statefulset::Controller::new(
+            own(client, "statefulset-controller"),
+            statefulset::Sources {
+                sets: i.stateful.clone(),
+                revisions: i.revisions.clone(),
+                claims: i.claims.clone(),
+                pods: i.pods.clone(),
+            },
+        ),
+        job::Controller::new(own(client, "job-controller"), i.jobs.clone(), i.pods.clone()),
+        cronjob::Controller::new(own(client, "cronjob-controller"), i.crons.clone(), i.jobs.clone()),
+        job::ttl::Controller::new(own(client, "ttl-after-finished-controller"), i.jobs.clone()),
     ];
     let shared = client(MANAGER);
     let mut followed: Vec<(&'static str, Synced)> = Vec::new();
@@ -177,6 +202,11 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow(&mut followed, "deployments", &i.deployments, &shared, stop);
     follow(&mut followed, "replicasets", &i.sets, &shared, stop);
     follow(&mut followed, "replicationcontrollers", &i.replication, &shared, stop);
+    follow(&mut followed, "statefulsets", &i.stateful, &shared, stop);
+    follow(&mut followed, "controllerrevisions", &i.revisions, &shared, stop);
+    follow(&mut followed, "persistentvolumeclaims", &i.claims, &shared, stop);
+    follow(&mut followed, "jobs", &i.jobs, &shared, stop);
+    follow(&mut followed, "cronjobs", &i.crons, &shared, stop);
     for (name, synced) in followed {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),

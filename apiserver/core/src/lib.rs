@@ -2,11 +2,13 @@
 //!
 //! - [`schema`]: the shape of every kind, one table; [`resources`]: which resources there are.
 //! - [`codec`]: bodies on the wire; [`discovery`], [`openapi`]: how the API describes itself.
+//! - [`cron`]: when schedules fire.
 //! - [`kinds`]: the rules of each built-in kind; [`custom`]: those a definition makes.
 //! - [`meta`], [`names`], [`selector`]: what all kinds share.
 //! - [`status`], [`invalid`], [`path`]: errors in upstream's words.
 
 pub mod codec;
+pub mod cron;
 pub mod custom;
 pub mod discovery;
 pub mod invalid;

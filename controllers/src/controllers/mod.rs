@@ -2,14 +2,19 @@
 
 pub mod accounts;
 pub mod aggregation;
+pub mod cronjob;
 pub mod deployment;
 pub mod discovery;
 pub mod endpoints;
+pub mod family;
 pub mod garbage;
+pub mod job;
 pub mod mirror;
 pub mod namespace;
 pub mod node;
 pub mod podgc;
 pub mod pods;
 pub mod replicas;
+pub mod revisions;
+pub mod statefulset;
 pub mod tokens;

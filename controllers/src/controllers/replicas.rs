@@ -1,13 +1,11 @@
 //! Replica sets and replication controllers: as many pods of one template as asked for.
 //!
-//! Both kinds have the same rules, so they share the code through [`Replicated`]. A burst of creations is started in
-//! batches of 1, 2, 4 ... so that a quota or a broken admission is met with one request and not with hundreds; what was
-//! created or deleted is expected in the cache before the next decision ([`Expectations`]).
+//! Both kinds have the same rules, so they share the code through [`Replicated`]. What was created or deleted is expected
+//! in the cache before the next decision ([`Expectations`]).
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
@@ -16,20 +14,18 @@ use k8s_openapi::api::core::v1::{
     Pod, PodTemplateSpec, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, Client, ResourceExt};
+use kube::api::PostParams;
+use kube::{Client, ResourceExt};
 use serde::Serialize;
 
+use super::family::{self, Claim, Namespaced};
 use super::pods;
-use crate::runtime::events::{Level, Recorder};
+use crate::runtime::events::Recorder;
 use crate::runtime::expectations::Expectations;
-use crate::runtime::informer::{Informer, Watched, controller_of, join, key_of, orphan_term, owner_term, split};
+use crate::runtime::informer::{Informer, controller_of, join, key_of, owner_term, split};
 use crate::runtime::queue::Queue;
-use crate::runtime::worker::{self, Error, Outcome, Reconcile, found};
-use crate::runtime::{controller_ref, now, seconds_since, select};
-
-/// Most pods created or deleted in one step.
-const BURST: usize = 500;
+use crate::runtime::worker::{self, Outcome, Reconcile, found};
+use crate::runtime::{now, seconds_since, select};
 
 /// What is asked for, whichever kind says it.
 #[derive(Clone, Debug)]
@@ -45,7 +41,7 @@ pub struct Wanted {
 }
 
 /// A kind that keeps a number of pods.
-pub trait Replicated: Watched + Serialize {
+pub trait Replicated: Namespaced + Serialize {
     /// Name of the controller in logs and events.
     const CONTROLLER: &'static str;
     /// What is asked for.
@@ -191,124 +187,29 @@ impl<K: Replicated> Controller<K> {
         Arc::new(Self { client, owners, pods, queue, expected, events })
     }
 
-    fn api<T>(&self, namespace: &str) -> Api<T>
-    where
-        T: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-    {
-        Api::namespaced(self.client.clone(), namespace)
-    }
-
-    /// Pods of the owner, after those that no longer match were released and matching orphans adopted.
-    async fn claim(&self, owner: &K, wanted: &Wanted) -> Result<Vec<Arc<Pod>>, Error>
-    where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
-    {
-        let namespace = owner.namespace().unwrap_or_default();
-        let uid = owner.uid().unwrap_or_default();
-        let api: Api<Pod> = self.api(&namespace);
-        let mut mine = Vec::new();
-        for pod in self.pods.with_term(&owner_term(&uid)) {
-            if select::matches(&wanted.selector, &pod.metadata.labels) {
-                mine.push(pod);
-            } else if !pods::deleting(&pod) && owner.meta().deletion_timestamp.is_none() {
-                let patch = serde_json::json!({"metadata": {
-                    "uid": pod.uid(), "ownerReferences": [{"$patch": "delete", "uid": uid}],
-                }});
-                found(api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await)?;
-            }
-        }
-        if owner.meta().deletion_timestamp.is_some() || select::is_empty(&wanted.selector) {
-            return Ok(mine);
-        }
-        let mut confirmed = false;
-        for pod in self.pods.with_term(&orphan_term(&namespace)) {
-            if !pods::active(&pod) || !select::matches(&wanted.selector, &pod.metadata.labels) {
-                continue;
-            }
-            // The cache may not know yet that the owner is being deleted; adopting then would be wrong.
-            if !confirmed {
-                let fresh = found(self.api::<K>(&namespace).get(&owner.name_any()).await)?;
-                let same = fresh.is_some_and(|f| f.uid() == owner.uid() && f.meta().deletion_timestamp.is_none());
-                if !same {
-                    return Err(Error::Other("the owner was deleted".into()));
-                }
-                confirmed = true;
-            }
-            let patch = serde_json::json!({"metadata": {
-                "uid": pod.uid(), "ownerReferences": [controller_ref(owner)],
-            }});
-            if found(api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await)?.is_some() {
-                mine.push(pod);
-            }
-        }
-        Ok(mine)
-    }
-
     async fn create(&self, key: &str, owner: &K, wanted: &Wanted, count: usize) -> Result<(), kube::Error> {
-        let count = count.min(BURST);
+        let count = count.min(family::BURST);
         self.expected.expect_creations(key, count);
-        let api: Api<Pod> = self.api(split(key).0);
-        let pod = pod_from(owner, wanted);
-        let mut done = 0;
-        let mut batch = 1;
-        while done < count {
-            let size = batch.min(count - done);
-            let tries = (0..size).map(|_| async {
-                let made = api.create(&PostParams::default(), &pod).await;
-                match &made {
-                    Ok(p) => {
-                        self.events.note(
-                            owner,
-                            Level::Normal,
-                            "SuccessfulCreate",
-                            format!("Created pod: {}", p.name_any()),
-                        );
-                    }
-                    Err(e) => {
-                        self.expected.created(key);
-                        if !worker::namespace_terminating(e) {
-                            let text = format!("Error creating: {}", worker::text(e));
-                            self.events.note(owner, Level::Warning, "FailedCreate", text);
-                        }
-                    }
-                }
-                made
-            });
-            let failed = join_all(tries).await.into_iter().find_map(Result::err);
-            done += size;
-            if let Some(e) = failed {
-                for _ in done..count {
-                    self.expected.created(key);
-                }
-                return if worker::namespace_terminating(&e) { Ok(()) } else { Err(e) };
-            }
-            batch *= 2;
+        let pod = family::pod_from(owner, &wanted.template);
+        let (unstarted, result) = family::slow_start(count, async |_| {
+            let made = family::create_pod(&self.client, &self.events, owner, &pod).await;
+            made.inspect_err(|_| self.expected.created(key)).map(drop)
+        })
+        .await;
+        for _ in 0..unstarted {
+            self.expected.created(key);
         }
-        Ok(())
+        result.or_else(|e| if worker::namespace_terminating(&e) { Ok(()) } else { Err(e) })
     }
 
     async fn delete(&self, key: &str, owner: &K, victims: &[Arc<Pod>]) -> Result<(), kube::Error> {
         self.expected.expect_deletions(key, victims.iter().map(|p| key_of(&**p)));
-        let api: Api<Pod> = self.api(split(key).0);
         let tries = victims.iter().map(|pod| async {
-            let preconditions = Preconditions { uid: pod.uid(), resource_version: None };
-            let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-            let name = pod.name_any();
-            match api.delete(&name, &params).await {
-                Ok(_) => {
-                    self.events.note(owner, Level::Normal, "SuccessfulDelete", format!("Deleted pod: {name}"));
-                    Ok(())
-                }
-                Err(e) => {
-                    self.expected.deleted(key, &key_of(&**pod));
-                    if worker::not_found(&e) {
-                        return Ok(());
-                    }
-                    let text = format!("Error deleting: {}", worker::text(&e));
-                    self.events.note(owner, Level::Warning, "FailedDelete", text);
-                    Err(e)
-                }
-            }
+            let gone = family::delete_pod(&self.client, &self.events, owner, pod).await;
+            gone.or_else(|e| {
+                self.expected.deleted(key, &key_of(&**pod));
+                if worker::not_found(&e) { Ok(()) } else { Err(e) }
+            })
         });
         join_all(tries).await.into_iter().collect()
     }
@@ -332,17 +233,15 @@ impl<K: Replicated> Controller<K> {
         crowd
     }
 
-    async fn sync(&self, key: &str) -> Outcome
-    where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
-    {
+    async fn sync(&self, key: &str) -> Outcome {
         let Some(owner) = self.owners.get(key) else {
             self.expected.forget(key);
             return Ok(None);
         };
         let wanted = owner.wanted();
         let believable = self.expected.satisfied(key);
-        let mine = self.claim(&owner, &wanted).await?;
+        let claim = Claim { selector: &wanted.selector, member: |_, _| true, adoptable: pods::active, finalizer: None };
+        let mine = family::claim(&self.client, &*owner, &self.pods, &claim).await?;
         let active: Vec<Arc<Pod>> = mine.iter().filter(|p| pods::active(p)).cloned().collect();
         let mut failure = None;
         let mut result = Ok(());
@@ -353,7 +252,7 @@ impl<K: Replicated> Controller<K> {
                 Ordering::Less => self.create(key, &owner, &wanted, size).await,
                 Ordering::Greater => {
                     let crowd = self.crowd(&owner, &active);
-                    let victims = victims(active.clone(), size.min(BURST), &crowd);
+                    let victims = victims(active.clone(), size.min(family::BURST), &crowd);
                     self.delete(key, &owner, &victims).await
                 }
                 Ordering::Equal => Ok(()),
@@ -365,18 +264,15 @@ impl<K: Replicated> Controller<K> {
         }
         let status = plan_status(&owner.reported(), owner.meta().generation, &wanted, &mine, failure);
         if status != owner.reported() {
-            let api: Api<K> = self.api(split(key).0);
+            let api = family::api::<K>(&self.client, split(key).0);
             found(api.replace_status(&owner.name_any(), &PostParams::default(), &owner.with_status(status)).await)?;
         }
         result?;
-        Ok(next_available(&active, wanted.min_ready))
+        Ok(family::next_available(&active, wanted.min_ready))
     }
 }
 
-impl<K> Reconcile for Controller<K>
-where
-    K: Replicated + kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
-{
+impl<K: Replicated> Reconcile for Controller<K> {
     fn name(&self) -> &'static str {
         K::CONTROLLER
     }
@@ -392,29 +288,6 @@ where
     fn resync(&self) {
         self.owners.keys().into_iter().for_each(|k| self.queue.add(k));
     }
-}
-
-/// The pod that the template describes.
-fn pod_from<K: Replicated>(owner: &K, wanted: &Wanted) -> Pod {
-    let meta = wanted.template.metadata.clone().unwrap_or_default();
-    let mut pod = Pod { spec: wanted.template.spec.clone(), ..Pod::default() };
-    pod.metadata.generate_name = Some(format!("{}-", owner.name_any()));
-    pod.metadata.namespace = owner.namespace();
-    pod.metadata.labels = meta.labels;
-    pod.metadata.annotations = meta.annotations;
-    pod.metadata.finalizers = meta.finalizers;
-    pod.metadata.owner_references = Some(vec![controller_ref(owner)]);
-    pod
-}
-
-/// When the next ready pod becomes available.
-fn next_available(active: &[Arc<Pod>], min_ready: i32) -> Option<Duration> {
-    if min_ready == 0 {
-        return None;
-    }
-    let waiting = active.iter().filter(|p| !pods::available(p, min_ready)).filter_map(|p| pods::ready_since(p));
-    let left = waiting.map(|t| (f64::from(min_ready) - seconds_since(t)).max(0.0)).reduce(f64::min)?;
-    Some(Duration::from_secs_f64(left) + Duration::from_millis(100))
 }
 
 /// The status that tells what is there. `failure` is the reason and text of a step that went wrong now.
@@ -458,7 +331,7 @@ fn nonzero(n: &i32) -> bool {
 }
 
 /// The `count` pods that are missed least.
-fn victims(mut pods: Vec<Arc<Pod>>, count: usize, crowd: &HashMap<String, usize>) -> Vec<Arc<Pod>> {
+pub(super) fn victims(mut pods: Vec<Arc<Pod>>, count: usize, crowd: &HashMap<String, usize>) -> Vec<Arc<Pod>> {
     if count < pods.len() {
         pods.sort_by(|a, b| worth(a, b, crowd));
     }
@@ -502,6 +375,7 @@ fn worth(a: &Pod, b: &Pod, crowd: &HashMap<String, usize>) -> Ordering {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::time::Duration;
 
     fn pod(v: serde_json::Value) -> Arc<Pod> {
         Arc::new(serde_json::from_value(v).unwrap())
@@ -566,7 +440,7 @@ mod tests {
         let conditions = young.status.as_mut().unwrap().conditions.as_mut().unwrap();
         conditions[0].last_transition_time = Some(now());
         assert!(!pods::available(&young, 10));
-        let wait = next_available(&[Arc::new(young)], 10).unwrap();
+        let wait = family::next_available(&[Arc::new(young)], 10).unwrap();
         assert!(wait > Duration::from_secs(8) && wait < Duration::from_secs(11), "{wait:?}");
     }
 }

@@ -7,6 +7,7 @@ pub mod leader;
 pub mod queue;
 pub mod select;
 pub mod worker;
+pub mod written;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::Resource;

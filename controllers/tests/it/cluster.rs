@@ -76,7 +76,7 @@ impl Cluster {
         nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
     }
 
-    /// Plays the node agents: what is bound runs, what is deleted goes.
+    /// Plays the node agents: what is bound runs, or ends as its annotations ask for; what is deleted goes.
     pub(crate) fn run_pods(&self) {
         let api: Api<Pod> = self.all();
         let client = self.client.clone();
@@ -88,16 +88,17 @@ impl Cluster {
                 let Ok(pod) = event else { continue };
                 let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap());
                 let bound = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
+                let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Pending");
                 if pod.metadata.deletion_timestamp.is_some() {
-                    let _ = api.delete(&pod.name_any(), &kube::api::DeleteParams::default().grace_period(0)).await;
-                } else if bound && pod.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Running") {
+                    let params = kube::api::DeleteParams::default().grace_period(0);
+                    let mine = kube::api::Preconditions { uid: pod.uid(), resource_version: None };
+                    let _ = api
+                        .delete(&pod.name_any(), &kube::api::DeleteParams { preconditions: Some(mine), ..params })
+                        .await;
+                } else if bound && phase == "Pending" {
                     next += 1;
-                    let now = skiff_controllers::runtime::now();
-                    let ip = format!("10.244.0.{next}");
-                    let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [
-                        {"type": "Ready", "status": "True", "lastTransitionTime": now},
-                        {"type": "ContainersReady", "status": "True", "lastTransitionTime": now},
-                    ]}});
+                    let ip = format!("10.244.{}.{}", next / 250, next % 250 + 1);
+                    let status = json!({"status": agent_status(&pod, &ip)});
                     let _ = api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(status)).await;
                 }
             }
@@ -115,6 +116,38 @@ impl Cluster {
         let object: K = serde_json::from_value(object).unwrap();
         self.api::<K>(namespace).create(&PostParams::default(), &object).await.unwrap()
     }
+}
+
+/// Annotation of a pod that ends: with which code.
+pub(crate) const EXIT: &str = "test/exit";
+/// Annotation with the completion index whose pods fail; others of the Job succeed.
+pub(crate) const FAILS: &str = "test/fails";
+
+fn agent_status(pod: &Pod, ip: &str) -> Value {
+    let now = skiff_controllers::runtime::now();
+    let code = match (pod.annotations().get(EXIT), pod.annotations().get(FAILS)) {
+        (Some(code), _) => Some(code.parse().unwrap()),
+        (None, Some(index)) => {
+            Some(i32::from(pod.annotations().get("batch.kubernetes.io/job-completion-index") == Some(index)))
+        }
+        (None, None) => None,
+    };
+    let running = code.is_none();
+    let phase = match code {
+        None => "Running",
+        Some(0) => "Succeeded",
+        Some(_) => "Failed",
+    };
+    let ready = if running { "True" } else { "False" };
+    let mut status = json!({"phase": phase, "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [
+        {"type": "Ready", "status": ready, "lastTransitionTime": now},
+        {"type": "ContainersReady", "status": ready, "lastTransitionTime": now},
+    ]});
+    if let Some(code) = code {
+        status["containerStatuses"] = json!([{"name": "c", "image": "a", "imageID": "", "ready": false,
+            "restartCount": 0, "state": {"terminated": {"exitCode": code, "finishedAt": now}}}]);
+    }
+    status
 }
 
 /// Waits until `check` answers something, looking whenever a little time has passed.

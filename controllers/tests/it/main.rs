@@ -5,6 +5,8 @@
 
 mod cluster;
 mod garbage;
+mod jobs;
 mod rollout;
 mod scheduling;
 mod services;
+mod sets;

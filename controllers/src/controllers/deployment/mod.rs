@@ -15,12 +15,13 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 
+use super::family::{self, Claim};
 use super::pods;
 use crate::runtime::events::{Level, Recorder};
-use crate::runtime::informer::{Informer, controller_of, join, key_of, orphan_term, owner_term, split};
+use crate::runtime::informer::{Informer, controller_of, join, key_of, owner_term, split};
 use crate::runtime::queue::Queue;
 use crate::runtime::worker::{self, Error, Outcome, Reconcile, found};
 use crate::runtime::{controller_ref, select};
@@ -118,7 +119,13 @@ impl Controller {
             self.report(&d, status).await?;
             return Ok(None);
         }
-        let sets = self.claim(namespace, &d).await?;
+        let claim = Claim {
+            selector: &d.spec.selector,
+            member: |_, _| true,
+            adoptable: |_: &ReplicaSet| true,
+            finalizer: None,
+        };
+        let sets = family::claim(&self.client, &*d, &self.sets, &claim).await?;
         let new = plan::new_set(&d, &sets);
         let old: Vec<Arc<ReplicaSet>> = without(&sets, new.as_ref());
         if d.metadata.deletion_timestamp.is_some() {
@@ -231,40 +238,6 @@ impl Controller {
             self.clean(namespace, d, old).await?;
         }
         Ok(again)
-    }
-
-    /// Sets of the Deployment, after releasing those that do not match and adopting those that do.
-    async fn claim(&self, namespace: &str, d: &Deployment) -> Result<Vec<Arc<ReplicaSet>>, Error> {
-        let uid = d.uid().unwrap_or_default();
-        let api = self.sets_api(namespace);
-        let mut mine = Vec::new();
-        for rs in self.sets.with_term(&owner_term(&uid)) {
-            if select::matches(&d.spec.selector, &rs.metadata.labels) {
-                mine.push(rs);
-            } else if d.metadata.deletion_timestamp.is_none() && rs.metadata.deletion_timestamp.is_none() {
-                let patch = serde_json::json!({"metadata": {
-                    "uid": rs.uid(), "ownerReferences": [{"$patch": "delete", "uid": uid}],
-                }});
-                found(api.patch(&rs.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await)?;
-            }
-        }
-        if d.metadata.deletion_timestamp.is_some() {
-            return Ok(mine);
-        }
-        for rs in self.sets.with_term(&orphan_term(namespace)) {
-            if rs.metadata.deletion_timestamp.is_some() || !select::matches(&d.spec.selector, &rs.metadata.labels) {
-                continue;
-            }
-            let fresh = found(self.api(namespace).get(&d.name_any()).await)?;
-            if fresh.is_none_or(|f| f.uid() != d.uid() || f.metadata.deletion_timestamp.is_some()) {
-                return Err(Error::Other("the Deployment was deleted".into()));
-            }
-            let patch = serde_json::json!({"metadata": {"uid": rs.uid(), "ownerReferences": [controller_ref(d)]}});
-            if found(api.patch(&rs.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await)?.is_some() {
-                mine.push(rs);
-            }
-        }
-        Ok(mine)
     }
 
     fn old_pods_run(&self, old: &[Arc<ReplicaSet>]) -> bool {

@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
+
+use crate::controllers::family::{Share, scaled};
 
 /// Label that keeps the pods of one template apart from those of another.
 pub const HASH_LABEL: &str = "pod-template-hash";
+/// What a rollout may have above and below where nothing is said.
+const QUARTER: Share = Share::Percent(25);
 /// Annotation with the replicas that the Deployment asked for when the set was scaled last.
 pub const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 /// Annotation with the most pods that were allowed then.
@@ -55,23 +58,6 @@ pub fn rolling(d: &Deployment) -> bool {
     d.spec.strategy.as_ref().and_then(|s| s.type_.as_deref()) != Some("Recreate")
 }
 
-fn scaled(v: Option<&IntOrString>, total: i32, up: bool) -> i32 {
-    match v {
-        Some(IntOrString::Int(n)) => *n,
-        Some(IntOrString::String(s)) => {
-            let Some(percent) = s.strip_suffix('%').and_then(|p| p.parse::<i64>().ok()) else { return 0 };
-            percent_of(percent, total, up)
-        }
-        None => percent_of(25, total, up),
-    }
-}
-
-fn percent_of(percent: i64, total: i32, up: bool) -> i32 {
-    let hundredths = percent * i64::from(total);
-    let whole = if up { (hundredths + 99).div_euclid(100) } else { hundredths.div_euclid(100) };
-    i32::try_from(whole).unwrap_or(i32::MAX)
-}
-
 /// Pods above and below the wanted number that a rollout may have. Surge rounds up, unavailable down, never both 0.
 #[must_use]
 pub fn bounds(d: &Deployment) -> (i32, i32) {
@@ -80,8 +66,8 @@ pub fn bounds(d: &Deployment) -> (i32, i32) {
     }
     let total = replicas(d);
     let rolling = d.spec.strategy.as_ref().and_then(|s| s.rolling_update.as_ref());
-    let surge = scaled(rolling.and_then(|r| r.max_surge.as_ref()), total, true);
-    let unavailable = scaled(rolling.and_then(|r| r.max_unavailable.as_ref()), total, false);
+    let surge = scaled(rolling.and_then(|r| r.max_surge.as_ref()), QUARTER, total, true);
+    let unavailable = scaled(rolling.and_then(|r| r.max_unavailable.as_ref()), QUARTER, total, false);
     (surge, if surge == 0 && unavailable == 0 { 1 } else { unavailable })
 }
 

@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::{T, default_spec_template, job, schedule};
+use super::{T, default_spec_template, job};
+use crate::cron;
 use crate::invalid::Errors;
 use crate::kinds::check::{not_negative, one_of, text};
 use crate::kinds::defaults::{object, set, set_text};
@@ -66,7 +67,7 @@ fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut Errors) {
     if given.is_empty() {
         errors.required(&at, "");
     } else {
-        if let Err(why) = schedule::check(given) {
+        if let Err(why) = cron::Schedule::parse(given) {
             errors.invalid(&at, given, why);
         }
         let zone_kept = old.is_some_and(|o| text(o, "schedule").contains("TZ"));
@@ -98,7 +99,7 @@ fn validate_zone(zone: &Value, path: &Path<'_>, errors: &mut Errors) {
             zone,
             "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
         );
-    } else if !schedule::is_zone(zone) {
+    } else if !cron::is_zone(zone) {
         errors.invalid(path, zone, format!("unknown time zone {zone}"));
     }
 }

@@ -11,7 +11,6 @@ mod job_status;
 mod job_update;
 mod records;
 mod replicas;
-mod schedule;
 mod statefulset;
 
 use serde_json::{Map, Value};
