@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{
     ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -19,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
-    accounts, aggregation, cronjob, deployment, endpoints, garbage, job, mirror, namespace, node, podgc, pods,
+    accounts, aggregation, cronjob, deployment, endpoints, garbage, job, mirror, namespace, node, outside, podgc, pods,
     replicas, statefulset, tokens,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
@@ -53,6 +54,8 @@ pub(crate) struct Informers {
     pub(crate) leases: Informer<Lease>,
     pub(crate) services: Informer<Service>,
     pub(crate) slices: Informer<EndpointSlice>,
+    pub(crate) ingresses: Informer<Ingress>,
+    pub(crate) ingress_classes: Informer<IngressClass>,
     pub(crate) endpoints: Informer<Endpoints>,
     pub(crate) pods: Informer<Pod>,
     pub(crate) deployments: Informer<Deployment>,
@@ -77,6 +80,8 @@ impl Informers {
             leases: Informer::default(),
             services: Informer::default(),
             slices: Informer::default(),
+            ingresses: Informer::default(),
+            ingress_classes: Informer::default(),
             endpoints: Informer::default(),
             pods: Informer::new(|p| vec![by_controller(p), node_term(pods::node(p))]),
             deployments: Informer::default(),
@@ -158,6 +163,18 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
             i.endpoints.clone(),
             i.slices.clone(),
         ),
+        outside::Services::new(
+            own(client, "service-controller"),
+            i.services.clone(),
+            i.slices.clone(),
+            i.nodes.clone(),
+        ),
+        outside::Ingresses::new(
+            own(client, "ingress-controller"),
+            i.ingresses.clone(),
+            i.ingress_classes.clone(),
+            i.nodes.clone(),
+        ),
         // Like upstream's, with the manager's own rights: no account may read and write everybody's tokens.
         tokens::Tokens::new(client(MANAGER), i.accounts.clone(), i.tokens.clone(), config.root_ca.clone()),
         podgc::Controller::new(own(client, "pod-garbage-collector"), i.nodes.clone(), i.pods.clone()),
@@ -194,6 +211,8 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow(&mut followed, "clusterroles", &i.roles, &shared, stop);
     follow(&mut followed, "services", &i.services, &shared, stop);
     follow(&mut followed, "endpointslices", &i.slices, &shared, stop);
+    follow(&mut followed, "ingresses", &i.ingresses, &shared, stop);
+    follow(&mut followed, "ingressclasses", &i.ingress_classes, &shared, stop);
     follow(&mut followed, "endpoints", &i.endpoints, &shared, stop);
     follow(&mut followed, "nodes", &i.nodes, &shared, stop);
     let leases = Api::namespaced(shared.clone(), "kube-node-lease");

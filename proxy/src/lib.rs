@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub mod dns;
 pub mod host;
 pub mod index;
+pub mod ingress;
 pub mod kube_dns;
 pub mod model;
 pub mod services;
@@ -53,6 +54,8 @@ pub struct Config {
     pub upstream: Upstream,
     /// Name of the nftables table.
     pub table: String,
+    /// Where the ingress gateway listens; none: this node has no gateway.
+    pub ingress: Option<ingress::Config>,
 }
 
 impl Config {
@@ -68,6 +71,7 @@ impl Config {
             cluster_domain: "cluster.local".into(),
             upstream: Upstream::ResolvConf("/etc/resolv.conf".into()),
             table: "skiff".into(),
+            ingress: None,
         }
     }
 }
@@ -91,13 +95,21 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         services: config.service_cidr,
         resolver: config.dns_address,
     };
-    let names = Arc::new(dns::Server::new(zone, config.upstream.clone(), address, shared.clone()));
+    let gates = Arc::new(ingress::State::default());
+    let mut names = dns::Server::new(zone, config.upstream.clone(), address, shared.clone());
+    names.hosts = Arc::clone(&gates);
+    let gateway = async {
+        if let Some(at) = config.ingress.clone() {
+            ingress::run(client.clone(), at, gates, shared.clone(), stop.clone()).await;
+        }
+    };
     tokio::join!(
         watch::services(client.clone(), shared.clone(), stop.clone()),
         watch::slices(client.clone(), config.node_name.clone(), shared.clone(), stop.clone()),
-        services::run(frame, shared, stop.clone()),
-        kube_dns::ensure(client, config.dns_address, stop.clone()),
-        serve_names(names, address, stop),
+        services::run(frame, shared.clone(), stop.clone()),
+        kube_dns::ensure(client.clone(), config.dns_address, stop.clone()),
+        serve_names(Arc::new(names), address, stop.clone()),
+        gateway,
     );
     Ok(())
 }

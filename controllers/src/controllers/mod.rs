@@ -12,6 +12,7 @@ pub mod job;
 pub mod mirror;
 pub mod namespace;
 pub mod node;
+pub mod outside;
 pub mod podgc;
 pub mod pods;
 pub mod replicas;

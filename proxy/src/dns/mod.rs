@@ -42,6 +42,8 @@ pub struct Server {
     zone: Zone,
     forwarder: Forwarder,
     shared: Shared,
+    /// Hosts of Ingresses, whose names are answered like the cluster's own.
+    pub hosts: Arc<crate::ingress::State>,
     turn: AtomicUsize,
     waiting: Arc<Semaphore>,
     connections: Arc<Semaphore>,
@@ -56,6 +58,7 @@ impl Server {
             zone,
             forwarder: Forwarder::new(upstream, own.ip()),
             shared,
+            hosts: Arc::default(),
             turn: AtomicUsize::new(0),
             waiting: Arc::new(Semaphore::new(WAITING)),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
@@ -234,7 +237,13 @@ impl Server {
         }
         drop(index);
         match found {
-            Answer::Foreign => return Step::Foreign,
+            Answer::Foreign => {
+                let hosts = self.hosts.addresses(name.to_ascii().to_ascii_lowercase().trim_end_matches('.'));
+                if hosts.is_empty() {
+                    return Step::Foreign;
+                }
+                answer.add_answers(zone::addresses(name, &hosts, kind));
+            }
             Answer::Alias(target) => {
                 answer.metadata.authoritative = true;
                 return Step::Alias(target);

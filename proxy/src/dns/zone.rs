@@ -280,6 +280,13 @@ fn address(ip: IpAddr) -> RData {
     }
 }
 
+/// Records with the addresses of a name that are of the type asked for.
+pub fn addresses(name: &Name, all: &[IpAddr], kind: RecordType) -> Vec<Record> {
+    let data = all.iter().copied().map(address);
+    let wanted = data.filter(|d| kind == RecordType::ANY || d.record_type() == kind);
+    wanted.map(|d| Record::from_rdata(name.clone(), TTL, d)).collect()
+}
+
 /// The record that says a name stands for another.
 pub fn alias(name: Name, target: Name) -> Record {
     Record::from_rdata(name, TTL, RData::CNAME(CNAME(target)))
