@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
-    accounts, aggregation, cronjob, deployment, endpoints, garbage, job, mirror, namespace, node, podgc, pods,
-    replicas, statefulset, tokens,
+    accounts, aggregation, cronjob, daemonset, deployment, endpoints, garbage, job, mirror, namespace, node, podgc,
+    pods, replicas, statefulset, tokens,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
@@ -59,6 +59,7 @@ pub(crate) struct Informers {
     pub(crate) sets: Informer<ReplicaSet>,
     pub(crate) replication: Informer<ReplicationController>,
     pub(crate) stateful: Informer<StatefulSet>,
+    pub(crate) daemons: Informer<DaemonSet>,
     pub(crate) revisions: Informer<ControllerRevision>,
     pub(crate) claims: Informer<PersistentVolumeClaim>,
     pub(crate) jobs: Informer<Job>,
@@ -83,6 +84,7 @@ impl Informers {
             sets: Informer::new(|s| vec![by_controller(s)]),
             replication: Informer::default(),
             stateful: Informer::default(),
+            daemons: Informer::default(),
             revisions: Informer::new(|r| vec![by_controller(r)]),
             claims: Informer::default(),
             jobs: Informer::new(|j| vec![by_controller(j)]),
@@ -179,6 +181,13 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
                 pods: i.pods.clone(),
             },
         ),
+        daemonset::Controller::new(
+            own(client, "daemon-set-controller"),
+            i.daemons.clone(),
+            i.revisions.clone(),
+            i.nodes.clone(),
+            i.pods.clone(),
+        ),
         job::Controller::new(own(client, "job-controller"), i.jobs.clone(), i.pods.clone()),
         cronjob::Controller::new(own(client, "cronjob-controller"), i.crons.clone(), i.jobs.clone()),
         job::ttl::Controller::new(own(client, "ttl-after-finished-controller"), i.jobs.clone()),
@@ -203,6 +212,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow(&mut followed, "replicasets", &i.sets, &shared, stop);
     follow(&mut followed, "replicationcontrollers", &i.replication, &shared, stop);
     follow(&mut followed, "statefulsets", &i.stateful, &shared, stop);
+    follow(&mut followed, "daemonsets", &i.daemons, &shared, stop);
     follow(&mut followed, "controllerrevisions", &i.revisions, &shared, stop);
     follow(&mut followed, "persistentvolumeclaims", &i.claims, &shared, stop);
     follow(&mut followed, "jobs", &i.jobs, &shared, stop);

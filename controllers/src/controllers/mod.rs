@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod aggregation;
 pub mod cronjob;
+pub mod daemonset;
 pub mod deployment;
 pub mod discovery;
 pub mod endpoints;
