@@ -15,6 +15,9 @@ use crate::controllers::revisions::REVISION;
 /// Pods by the node that they are on or meant for.
 pub type ByNode = BTreeMap<String, Vec<Arc<Pod>>>;
 
+/// The new and the old pod of a node.
+type Pair<'a> = (Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>);
+
 /// A DaemonSet, the nodes, and where its pods are.
 pub struct Sight<'a> {
     /// The set.
@@ -155,7 +158,7 @@ impl<'a> Sight<'a> {
     }
 
     /// The new and the old pod of a node. None when there are two of a sort: then it is to be tidied first.
-    fn pair(&self, node: &str) -> Option<(Option<&Arc<Pod>>, Option<&Arc<Pod>>)> {
+    fn pair(&self, node: &str) -> Option<Pair<'_>> {
         let (mut new, mut old) = (None, None);
         for pod in live(self.on(node)) {
             let place = if self.updated(pod) { &mut new } else { &mut old };
