@@ -61,12 +61,18 @@ pub async fn evict(
         } else {
             false
         };
-        if dry_run {
+        let agrees = |key: &str, is: &str| {
+            let wanted = &delete_options["preconditions"][key];
+            wanted.is_null() || wanted == is
+        };
+        // A deletion that will be refused leaves the pod as it is.
+        let version = pod_object.revision.to_string();
+        if dry_run || !agrees("uid", meta::uid(&pod)) || !agrees("resourceVersion", &version) {
             break;
         }
         match mark(kind, &pod_object, pod).await? {
             Some(revision) => {
-                if as_it_is && !client_says {
+                if as_it_is || client_says {
                     delete_options["preconditions"]["resourceVersion"] = revision.to_string().into();
                 }
                 break;
