@@ -2,9 +2,10 @@
 //!
 //! Admission adds what a write uses; the controller sees to what that misses: a new quota, what was deleted, what ended.
 //! It counts what the server has, not a copy: a copy that is behind would give room twice. An object is booked before it
-//! is stored, so a count in between is too low for a moment; what comes is therefore counted again a second later.
+//! is stored, and a count in between is too low: so nothing is given back within a second of a booking, and what comes
+//! is counted again after that time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +16,16 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kube::api::{DynamicObject, ListParams, PostParams};
 use kube::core::{ApiResource, PartialObjectMeta};
 use kube::{Api, Client, ResourceExt};
+use parking_lot::Mutex;
 use serde_json::Value;
 use skiff_core::kinds::pod_totals::Amounts;
 use skiff_core::quantity::{Format, Quantity};
 use skiff_core::quota::{in_scope, only_counted, usage, user_of};
+use tokio::time::Instant;
 
 use super::discovery::{self, Found};
 use super::{family, pods};
-use crate::runtime::informer::{Informer, key_of};
+use crate::runtime::informer::{Change, Informer, key_of};
 use crate::runtime::queue::Queue;
 use crate::runtime::worker::{Error, Outcome, Reconcile, found};
 
@@ -50,6 +53,31 @@ pub struct Controller {
     client: Client,
     quotas: Informer<ResourceQuota>,
     queue: Arc<Queue>,
+    /// When something was booked last, by quota.
+    booked: Mutex<HashMap<String, Instant>>,
+}
+
+fn hard(quota: &ResourceQuota) -> BTreeMap<String, Text> {
+    quota.spec.as_ref().and_then(|s| s.hard.clone()).unwrap_or_default()
+}
+
+fn used(quota: &ResourceQuota) -> BTreeMap<String, Text> {
+    quota.status.as_ref().and_then(|s| s.used.clone()).unwrap_or_default()
+}
+
+fn parsed(text: &Text) -> Option<Quantity> {
+    Quantity::parse(&text.0).ok()
+}
+
+/// Whether more is used of something than before.
+fn more(old: &ResourceQuota, new: &ResourceQuota) -> bool {
+    let before = used(old);
+    let rose = |(k, q): (&String, &Text)| match (before.get(k).and_then(parsed), parsed(q)) {
+        (Some(was), Some(is)) => is > was,
+        (None, Some(_)) => true,
+        _ => false,
+    };
+    used(new).iter().any(rose)
 }
 
 impl Controller {
@@ -58,9 +86,9 @@ impl Controller {
     pub fn new(client: Client, from: Sources) -> Arc<Self> {
         let Sources { quotas, pods, services, claims } = from;
         let queue = Arc::new(Queue::default());
-        let q = Arc::clone(&queue);
-        quotas.on_change(move |c| q.add(key_of(&**c.latest())));
-        let this = Arc::new(Self { client, quotas, queue });
+        let this = Arc::new(Self { client, quotas, queue, booked: Mutex::default() });
+        let c = Arc::clone(&this);
+        this.quotas.on_change(move |change| c.quota_changed(change));
         let c = Arc::clone(&this);
         pods.on_change(move |change| {
             let over = |p: &Option<Arc<Pod>>| p.as_deref().is_none_or(pods::finished);
@@ -87,6 +115,21 @@ impl Controller {
         this
     }
 
+    fn quota_changed(&self, change: &Change<ResourceQuota>) {
+        let key = key_of(&**change.latest());
+        let Some(new) = &change.new else {
+            self.booked.lock().remove(&key);
+            return;
+        };
+        if change.old.as_ref().is_some_and(|old| more(old, new)) {
+            self.booked.lock().insert(key.clone(), Instant::now());
+        }
+        // A booking alone needs no count.
+        if new.status.as_ref().and_then(|s| s.hard.clone()).unwrap_or_default() != hard(new) {
+            self.queue.add(key);
+        }
+    }
+
     /// Takes note that an object of a kind (`plural.group`) came or went.
     pub fn hear(&self, kind: &str, namespace: &str) {
         if !namespace.is_empty() && !matches!(kind, "pods." | "services." | "persistentvolumeclaims.") {
@@ -109,26 +152,30 @@ impl Controller {
         if quota.metadata.deletion_timestamp.is_some() {
             return Ok(None);
         }
-        let hard = quota.spec.as_ref().and_then(|s| s.hard.clone()).unwrap_or_default();
+        let hard = hard(&quota);
         let counted = self.count(&quota, &hard).await?;
-        let before = quota.status.clone().unwrap_or_default();
-        let mut used: BTreeMap<String, Text> = before.used.clone().unwrap_or_default();
+        let fresh = self.booked.lock().get(key).is_some_and(|t| t.elapsed() < LATER);
+        let mut again = None;
+        let mut used = used(&quota);
         used.retain(|r, _| hard.contains_key(r));
         for (resource, amount) in counted {
-            // The same amount stays written as it is.
-            let same = used.get(&resource).and_then(|t| Quantity::parse(&t.0).ok()).is_some_and(|q| q == amount);
-            if !same {
-                used.insert(resource, Text(amount.to_string()));
+            match used.get(&resource).and_then(parsed) {
+                // The same amount stays written as it is.
+                Some(before) if before == amount => {}
+                Some(before) if before > amount && fresh => again = Some(LATER),
+                _ => {
+                    used.insert(resource, Text(amount.to_string()));
+                }
             }
         }
         let status = ResourceQuotaStatus { hard: Some(hard), used: Some(used) };
-        if before != status {
+        if quota.status.as_ref() != Some(&status) {
             // The version is a precondition: what admission books meanwhile is not lost.
             let next = ResourceQuota { status: Some(status), ..ResourceQuota::clone(&quota) };
             let api = family::api::<ResourceQuota>(&self.client, &quota.namespace().unwrap_or_default());
             found(api.replace_status(&quota.name_any(), &PostParams::default(), &next).await)?;
         }
-        Ok(None)
+        Ok(again)
     }
 
     /// What is used of each resource that the quota bounds. A resource of a kind that is not there is left out.

@@ -149,3 +149,19 @@ async fn a_quota_follows_what_is_there() {
     // The API's own Service is there too.
     used(&c, &[("services", "2")]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_gets_what_the_quota_leaves() {
+    let c = cluster().await;
+    c.create::<ResourceQuota>("default", json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "1"}}})).await;
+    used(&c, &[("pods", "0")]).await;
+    c.create::<Deployment>("default", web("deployment", 2)).await;
+    let api = c.api::<Deployment>("default");
+    eventually("one pod runs", || async {
+        let s = api.get("web").await.unwrap().status?;
+        let told = s.conditions?.into_iter().find(|c| c.type_.as_deref() == Some("ReplicaFailure"))?;
+        (s.ready_replicas == Some(1) && told.message?.contains("exceeded quota: q, requested: pods=1")).then_some(())
+    })
+    .await;
+    used(&c, &[("pods", "1")]).await;
+}
