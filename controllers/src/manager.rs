@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Secret, Service,
-    ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Secret,
+    Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -20,8 +21,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
-    accounts, aggregation, cronjob, deployment, endpoints, garbage, job, mirror, namespace, node, outside, podgc, pods,
-    replicas, statefulset, tokens,
+    accounts, aggregation, cronjob, daemonset, deployment, disruption, endpoints, garbage, job, mirror, namespace,
+    node, outside, podgc, pods, quota, replicas, statefulset, tokens,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
@@ -62,6 +63,9 @@ pub(crate) struct Informers {
     pub(crate) sets: Informer<ReplicaSet>,
     pub(crate) replication: Informer<ReplicationController>,
     pub(crate) stateful: Informer<StatefulSet>,
+    pub(crate) daemons: Informer<DaemonSet>,
+    pub(crate) budgets: Informer<PodDisruptionBudget>,
+    pub(crate) quotas: Informer<ResourceQuota>,
     pub(crate) revisions: Informer<ControllerRevision>,
     pub(crate) claims: Informer<PersistentVolumeClaim>,
     pub(crate) jobs: Informer<Job>,
@@ -88,6 +92,9 @@ impl Informers {
             sets: Informer::new(|s| vec![by_controller(s)]),
             replication: Informer::default(),
             stateful: Informer::default(),
+            daemons: Informer::default(),
+            budgets: Informer::default(),
+            quotas: Informer::default(),
             revisions: Informer::new(|r| vec![by_controller(r)]),
             claims: Informer::default(),
             jobs: Informer::new(|j| vec![by_controller(j)]),
@@ -136,9 +143,21 @@ fn own(client: &impl Fn(&str) -> Client, name: &str) -> Client {
 async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
     let i = Informers::new();
     let sources = endpoints::Sources { services: i.services.clone(), pods: i.pods.clone(), nodes: i.nodes.clone() };
-    let collector = garbage::Controller::new(own(client, "generic-garbage-collector"));
+    let quotas = quota::Controller::new(
+        own(client, "resourcequota-controller"),
+        quota::Sources {
+            quotas: i.quotas.clone(),
+            pods: i.pods.clone(),
+            services: i.services.clone(),
+            claims: i.claims.clone(),
+        },
+    );
+    let q = Arc::clone(&quotas);
+    let heard = Box::new(move |kind: &str, namespace: &str| q.hear(kind, namespace));
+    let collector = garbage::Controller::new(own(client, "generic-garbage-collector"), heard);
     let controllers: Vec<Arc<dyn Reconcile>> = vec![
         Arc::clone(&collector) as Arc<dyn Reconcile>,
+        quotas,
         namespace::Controller::new(own(client, "namespace-controller"), i.namespaces.clone()),
         accounts::Accounts::new(own(client, "service-account-controller"), i.namespaces.clone(), i.accounts.clone()),
         accounts::RootCa::new(
@@ -196,6 +215,24 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
                 pods: i.pods.clone(),
             },
         ),
+        daemonset::Controller::new(
+            own(client, "daemon-set-controller"),
+            i.daemons.clone(),
+            i.revisions.clone(),
+            i.nodes.clone(),
+            i.pods.clone(),
+        ),
+        disruption::Controller::new(
+            own(client, "disruption-controller"),
+            disruption::Sources {
+                budgets: i.budgets.clone(),
+                pods: i.pods.clone(),
+                sets: i.sets.clone(),
+                deployments: i.deployments.clone(),
+                stateful: i.stateful.clone(),
+                replication: i.replication.clone(),
+            },
+        ),
         job::Controller::new(own(client, "job-controller"), i.jobs.clone(), i.pods.clone()),
         cronjob::Controller::new(own(client, "cronjob-controller"), i.crons.clone(), i.jobs.clone()),
         job::ttl::Controller::new(own(client, "ttl-after-finished-controller"), i.jobs.clone()),
@@ -222,6 +259,9 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow(&mut followed, "replicasets", &i.sets, &shared, stop);
     follow(&mut followed, "replicationcontrollers", &i.replication, &shared, stop);
     follow(&mut followed, "statefulsets", &i.stateful, &shared, stop);
+    follow(&mut followed, "daemonsets", &i.daemons, &shared, stop);
+    follow(&mut followed, "poddisruptionbudgets", &i.budgets, &shared, stop);
+    follow(&mut followed, "resourcequotas", &i.quotas, &shared, stop);
     follow(&mut followed, "controllerrevisions", &i.revisions, &shared, stop);
     follow(&mut followed, "persistentvolumeclaims", &i.claims, &shared, stop);
     follow(&mut followed, "jobs", &i.jobs, &shared, stop);

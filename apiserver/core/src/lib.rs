@@ -4,7 +4,7 @@
 //! - [`codec`]: bodies on the wire; [`discovery`], [`openapi`]: how the API describes itself.
 //! - [`cron`]: when schedules fire.
 //! - [`kinds`]: the rules of each built-in kind; [`custom`]: those a definition makes.
-//! - [`meta`], [`names`], [`selector`]: what all kinds share.
+//! - [`meta`], [`names`], [`selector`]: what all kinds share; [`quota`]: what objects use.
 //! - [`status`], [`invalid`], [`path`]: errors in upstream's words.
 
 pub mod codec;
@@ -20,6 +20,7 @@ pub mod openapi;
 pub mod patch;
 pub mod path;
 pub mod quantity;
+pub mod quota;
 pub mod resources;
 pub mod schema;
 pub mod selector;

@@ -3,8 +3,10 @@
 pub mod accounts;
 pub mod aggregation;
 pub mod cronjob;
+pub mod daemonset;
 pub mod deployment;
 pub mod discovery;
+pub mod disruption;
 pub mod endpoints;
 pub mod family;
 pub mod garbage;
@@ -15,6 +17,7 @@ pub mod node;
 pub mod outside;
 pub mod podgc;
 pub mod pods;
+pub mod quota;
 pub mod replicas;
 pub mod revisions;
 pub mod statefulset;

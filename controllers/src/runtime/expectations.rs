@@ -31,17 +31,21 @@ impl Expectations {
             .is_none_or(|e| (e.creations <= 0 && e.deletions.is_empty()) || e.since.elapsed() > EXPIRY)
     }
 
-    /// Sets the creations to wait for, in place of what was expected before.
-    pub fn expect_creations(&self, owner: &str, n: usize) {
-        let creations = i64::try_from(n).unwrap_or(i64::MAX);
-        let entry = Entry { creations, deletions: HashSet::new(), since: Instant::now() };
+    /// Sets what to wait for, in place of what was expected before: a number of creations, the keys of deletions.
+    pub fn expect(&self, owner: &str, creations: usize, deletions: impl IntoIterator<Item = String>) {
+        let creations = i64::try_from(creations).unwrap_or(i64::MAX);
+        let entry = Entry { creations, deletions: deletions.into_iter().collect(), since: Instant::now() };
         self.entries.lock().insert(owner.to_owned(), entry);
+    }
+
+    /// Sets the creations to wait for.
+    pub fn expect_creations(&self, owner: &str, n: usize) {
+        self.expect(owner, n, []);
     }
 
     /// Sets the deletions to wait for.
     pub fn expect_deletions(&self, owner: &str, keys: impl IntoIterator<Item = String>) {
-        let entry = Entry { creations: 0, deletions: keys.into_iter().collect(), since: Instant::now() };
-        self.entries.lock().insert(owner.to_owned(), entry);
+        self.expect(owner, 0, keys);
     }
 
     /// A creation was seen, or did not happen.

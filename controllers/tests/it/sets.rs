@@ -1,5 +1,5 @@
-use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, StatefulSet};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -132,4 +132,73 @@ async fn claims_stay_or_go_as_asked() {
     assert!(!going("data-db-0").await);
     api.delete("db", &DeleteParams::background()).await.unwrap();
     eventually("the other goes with the set", || async { going("data-db-0").await.then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_runs_on_every_node_that_fits() {
+    let c = cluster().await;
+    c.node("n2").await;
+    let api = c.api::<DaemonSet>("default");
+    let spec = json!({"selector": {"matchLabels": {"app": "db"}}, "template": {"metadata": {"labels": {"app": "db"}},
+        "spec": {"containers": [{"name": "c", "image": "a"}]}}});
+    c.create::<DaemonSet>("default", json!({"metadata": {"name": "db"}, "spec": spec})).await;
+    let all_new = |nodes: i32| {
+        let api = api.clone();
+        async move {
+            eventually(&format!("all {nodes} are as asked"), || async {
+                let d = api.get("db").await.unwrap();
+                let s = d.status?;
+                let done = s.observed_generation == d.metadata.generation
+                    && (s.desired_number_scheduled, s.number_ready, s.current_number_scheduled)
+                        == (nodes, nodes, nodes)
+                    && (s.updated_number_scheduled, s.number_available) == (Some(nodes), Some(nodes));
+                done.then_some(())
+            })
+            .await;
+        }
+    };
+    all_new(2).await;
+    let on = |list: Vec<Pod>| {
+        let mut all: Vec<String> = list.into_iter().map(|p| p.spec.unwrap().node_name.unwrap_or_default()).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(on(pods(&c).await), ["n1", "n2"]);
+    c.node("n3").await;
+    all_new(3).await;
+    assert_eq!(on(pods(&c).await), ["n1", "n2", "n3"]);
+
+    api.patch("db", &PatchParams::default(), &image("b")).await.unwrap();
+    all_new(3).await;
+    assert!(images(&c).await.iter().all(|i| i.ends_with("=b")));
+    let surge =
+        Patch::Merge(json!({"spec": {"updateStrategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}}}));
+    api.patch("db", &PatchParams::default(), &surge).await.unwrap();
+    api.patch("db", &PatchParams::default(), &image("a")).await.unwrap();
+    all_new(3).await;
+    eventually("the old ones go", || async { (pods(&c).await.len() == 3).then_some(()) }).await;
+    assert!(images(&c).await.iter().all(|i| i.ends_with("=a")));
+    let revisions = c.api::<ControllerRevision>("default").list(&ListParams::default()).await.unwrap().items;
+    let mut numbers: Vec<i64> = revisions.iter().map(|r| r.revision.unwrap()).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [2, 3]);
+
+    // A node that repels loses its pod; one that is only closed keeps it.
+    let nodes = c.all::<Node>();
+    let taint =
+        |effect: &str| Patch::Strategic(json!({"spec": {"taints": [{"key": "example.com/off", "effect": effect}]}}));
+    nodes.patch("n1", &PatchParams::default(), &taint("NoExecute")).await.unwrap();
+    eventually("n1 has none", || async { (on(pods(&c).await) == ["n2", "n3"]).then_some(()) }).await;
+    nodes.patch("n2", &PatchParams::default(), &Patch::Merge(json!({"spec": {"unschedulable": true}}))).await.unwrap();
+    all_new(2).await;
+    // One that failed is replaced.
+    let failed = pods(&c).await.remove(0);
+    let status = Patch::Merge(json!({"status": {"phase": "Failed"}}));
+    c.api::<Pod>("default").patch_status(&failed.name_any(), &PatchParams::default(), &status).await.unwrap();
+    eventually("another comes", || async {
+        let now = pods(&c).await;
+        (now.iter().all(|p| p.uid() != failed.uid()) && on(now) == ["n2", "n3"]).then_some(())
+    })
+    .await;
+    all_new(2).await;
 }

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use skiff_core::kinds::pod_totals::{Amounts, amounts, totals};
+use skiff_core::kinds::pod_totals::{Amounts, amounts};
 use skiff_core::meta;
 use skiff_core::quantity::{Format, Quantity};
+use skiff_core::quota::{in_scope, usage};
 use skiff_core::status::Status;
 use skiff_storage::{Compare, Error, Op};
 
@@ -33,13 +34,15 @@ pub(super) async fn admit(r: &Review<'_>, obj: &Value, dry_run: bool) -> Result<
         return Ok(());
     }
     let delta = match r.old {
-        None => usage(r, obj),
-        Some(old) => difference(&usage(r, obj), &usage(r, old)),
+        None => usage(r.kind.group(), r.kind.plural(), obj),
+        Some(old) => {
+            difference(&usage(r.kind.group(), r.kind.plural(), obj), &usage(r.kind.group(), r.kind.plural(), old))
+        }
     };
     if delta.is_empty() {
         return Ok(());
     }
-    for quota in quotas.iter().filter(|q| in_scope(r, q, obj)) {
+    for quota in quotas.iter().filter(|q| in_scope(&q["spec"], r.is("", "pods"), obj)) {
         let asked = within(quota, &delta);
         if asked.is_empty() {
             continue;
@@ -55,79 +58,6 @@ pub(super) async fn admit(r: &Review<'_>, obj: &Value, dry_run: bool) -> Result<
     Ok(())
 }
 
-fn one() -> Quantity {
-    Quantity::from_i64(1, Format::DecimalSi)
-}
-
-/// What an object uses.
-fn usage(r: &Review<'_>, obj: &Value) -> Amounts {
-    let (group, plural) = (r.kind.group(), r.kind.plural());
-    let counted = if group.is_empty() { format!("count/{plural}") } else { format!("count/{plural}.{group}") };
-    let mut out = Amounts::from([(counted, one())]);
-    let spec = &obj["spec"];
-    match (group, plural) {
-        // A pod that has run uses nothing any more.
-        ("", "pods") if matches!(obj["status"]["phase"].as_str(), Some("Succeeded" | "Failed")) => {}
-        ("", "pods") => {
-            out.insert("pods".into(), one());
-            compute(spec, &mut out);
-        }
-        ("", "services") => {
-            out.insert("services".into(), one());
-            let ports = spec["ports"].as_array().map_or(0, Vec::len);
-            let allocated = spec["allocateLoadBalancerNodePorts"] != false;
-            let open = match spec["type"].as_str() {
-                Some("NodePort") => ports,
-                Some("LoadBalancer") if allocated => ports,
-                _ => 0,
-            };
-            let count = |n: usize| Quantity::from_i64(i64::try_from(n).unwrap_or(i64::MAX), Format::DecimalSi);
-            out.insert("services.nodeports".into(), count(open));
-            out.insert("services.loadbalancers".into(), count(usize::from(spec["type"] == "LoadBalancer")));
-        }
-        ("", "persistentvolumeclaims") => {
-            out.insert("persistentvolumeclaims".into(), one());
-            let size = amounts(&spec["resources"]["requests"]).remove("storage");
-            let class = spec["storageClassName"].as_str().filter(|c| !c.is_empty());
-            if let Some(class) = class {
-                out.insert(format!("{class}.storageclass.storage.k8s.io/persistentvolumeclaims"), one());
-            }
-            if let Some(size) = size {
-                if let Some(class) = class {
-                    out.insert(format!("{class}.storageclass.storage.k8s.io/requests.storage"), size.clone());
-                }
-                out.insert("requests.storage".into(), size);
-            }
-        }
-        ("", "replicationcontrollers" | "resourcequotas" | "secrets" | "configmaps") => {
-            out.insert(plural.to_owned(), one());
-        }
-        _ => {}
-    }
-    out
-}
-
-/// Requests and limits of a pod under the names that quotas use.
-fn compute(spec: &Value, out: &mut Amounts) {
-    let overhead = amounts(&spec["overhead"]);
-    for sort in ["requests", "limits"] {
-        let mut all = totals(spec, sort);
-        for (k, q) in &overhead {
-            if sort == "requests" || all.contains_key(k) {
-                let sum = all.get(k).map_or_else(|| q.clone(), |have| have.add(q));
-                all.insert(k.clone(), sum);
-            }
-        }
-        for (k, q) in all {
-            let plain = sort == "requests" && matches!(k.as_str(), "cpu" | "memory" | "ephemeral-storage");
-            if plain || (sort == "requests" && k.starts_with("hugepages-")) {
-                out.insert(k.clone(), q.clone());
-            }
-            out.insert(format!("{sort}.{k}"), q);
-        }
-    }
-}
-
 /// What is more now than before.
 fn difference(new: &Amounts, old: &Amounts) -> Amounts {
     let zero = Quantity::from_i64(0, Format::DecimalSi);
@@ -139,45 +69,6 @@ fn difference(new: &Amounts, old: &Amounts) -> Amounts {
 fn within(quota: &Value, delta: &Amounts) -> Amounts {
     let known = |k: &str| ["hard", "used"].iter().all(|s| quota["status"][*s].get(k).is_some());
     delta.iter().filter(|(k, _)| known(k)).map(|(k, q)| (k.clone(), q.clone())).collect()
-}
-
-/// Whether a quota is about an object. Scopes are about pods.
-fn in_scope(r: &Review<'_>, quota: &Value, obj: &Value) -> bool {
-    let spec = &quota["spec"];
-    let plain =
-        spec["scopes"].as_array().into_iter().flatten().map(|s| (s.as_str().unwrap_or_default(), "Exists", &[][..]));
-    let chosen = spec["scopeSelector"]["matchExpressions"].as_array().into_iter().flatten().map(|e| {
-        let values = e["values"].as_array().map_or(&[][..], Vec::as_slice);
-        (e["scopeName"].as_str().unwrap_or_default(), e["operator"].as_str().unwrap_or_default(), values)
-    });
-    let pod = &obj["spec"];
-    plain.chain(chosen).all(|(scope, operator, values)| {
-        if !r.is("", "pods") {
-            return false;
-        }
-        let bounded = pod["activeDeadlineSeconds"].as_i64().is_some();
-        let best_effort = totals(pod, "requests").is_empty() && totals(pod, "limits").is_empty();
-        match scope {
-            "Terminating" => bounded,
-            "NotTerminating" => !bounded,
-            "BestEffort" => best_effort,
-            "NotBestEffort" => !best_effort,
-            "PriorityClass" => {
-                let class = pod["priorityClassName"].as_str().unwrap_or_default();
-                match operator {
-                    "Exists" => !class.is_empty(),
-                    "DoesNotExist" => class.is_empty(),
-                    "In" => values.iter().any(|v| v == class),
-                    _ => !values.iter().any(|v| v == class),
-                }
-            }
-            "CrossNamespacePodAffinity" => ["podAffinity", "podAntiAffinity"].iter().any(|k| {
-                let text = pod["affinity"][*k].to_string();
-                text.contains("\"namespaces\":[\"") || text.contains("\"namespaceSelector\":{")
-            }),
-            _ => false,
-        }
-    })
 }
 
 /// Where a quota bounds a resource of containers, each container must say how much of it it wants.

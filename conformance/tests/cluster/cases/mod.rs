@@ -8,6 +8,7 @@ mod faults;
 mod probes;
 mod terminal;
 mod volumes;
+mod workloads;
 
 use anyhow::{Result, ensure};
 
@@ -39,6 +40,11 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("limits", volumes::limits),
     ("change", change::change),
     ("grpc", probes::grpc),
+    ("jobs", workloads::jobs),
+    ("job_and_crash", workloads::job_and_crash),
+    ("sets", workloads::sets),
+    ("drain", workloads::drain),
+    ("quota", workloads::quota),
     ("crash", basic::crash),
     ("crash_while_busy", faults::crash_while_busy),
     ("engine_restart", faults::engine_restart),

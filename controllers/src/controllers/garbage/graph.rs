@@ -61,6 +61,12 @@ impl Graph {
         u16::try_from(at).unwrap_or(u16::MAX)
     }
 
+    /// Whether an object is there.
+    #[must_use]
+    pub fn knows(&self, uid: &str) -> bool {
+        self.alive.contains_key(&short(uid))
+    }
+
     /// An object as it is now; answers the uids to look at.
     pub fn set(&mut self, kind: &str, meta: &ObjectMeta) -> Vec<String> {
         let Some(uid) = meta.uid.clone() else { return vec![] };

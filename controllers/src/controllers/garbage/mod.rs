@@ -39,7 +39,11 @@ pub struct Controller {
     kinds: RwLock<HashMap<String, Found>>,
     refresh: Notify,
     queue: Queue,
+    heard: Heard,
 }
+
+/// Told of every object that came or went: `plural.group` and namespace.
+pub type Heard = Box<dyn Fn(&str, &str) + Send + Sync>;
 
 /// An owner, as it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,15 +93,17 @@ fn decide(meta: &ObjectMeta, owners: &[(OwnerReference, Owner)], has_dependents:
 }
 
 impl Controller {
-    /// Makes the collector; [`Controller::follow`] must run for it to see anything.
+    /// Makes the collector; [`Controller::follow`] must run for it to see anything. It watches every kind, so `heard`
+    /// spares others from doing the same.
     #[must_use]
-    pub fn new(client: Client) -> Arc<Self> {
+    pub fn new(client: Client, heard: Heard) -> Arc<Self> {
         Arc::new(Self {
             client,
             graph: Mutex::default(),
             kinds: RwLock::default(),
             refresh: Notify::new(),
             queue: Queue::default(),
+            heard,
         })
     }
 
@@ -182,13 +188,22 @@ impl Controller {
                     if custom {
                         self.refresh.notify_one();
                     }
-                    self.graph.lock().set(&name, &o.metadata)
+                    let mut graph = self.graph.lock();
+                    let known = graph.knows(o.metadata.uid.as_deref().unwrap_or_default());
+                    let look = graph.set(&name, &o.metadata);
+                    drop(graph);
+                    if !known {
+                        (self.heard)(&name, o.metadata.namespace.as_deref().unwrap_or_default());
+                    }
+                    look
                 }
                 Some(Ok(Event::Delete(o))) => {
                     if custom {
                         self.refresh.notify_one();
                     }
-                    self.graph.lock().remove(o.metadata.uid.as_deref().unwrap_or_default())
+                    let look = self.graph.lock().remove(o.metadata.uid.as_deref().unwrap_or_default());
+                    (self.heard)(&name, o.metadata.namespace.as_deref().unwrap_or_default());
+                    look
                 }
             };
             look.into_iter().for_each(|uid| self.queue.add(uid));
