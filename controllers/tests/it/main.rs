@@ -6,6 +6,7 @@
 mod cluster;
 mod garbage;
 mod jobs;
+mod nodes;
 mod rollout;
 mod scheduling;
 mod services;
