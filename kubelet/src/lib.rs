@@ -111,6 +111,26 @@ impl Config {
 pub async fn run(client: kube::Client, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     tokio::fs::create_dir_all(config.data_dir.join("pods")).await?;
     let config = Arc::new(config);
+    loop {
+        let inner = shutdown.child_token();
+        let ended = once(client.clone(), config.clone(), &inner).await;
+        inner.cancel();
+        if ended? == Ended::Shutdown {
+            return Ok(());
+        }
+    }
+}
+
+/// Why one run of the agent is over.
+#[derive(PartialEq)]
+enum Ended {
+    /// It was told to stop.
+    Shutdown,
+    /// The node has another pod range: only a start from the beginning uses it.
+    Moved,
+}
+
+async fn once(client: kube::Client, config: Arc<Config>, shutdown: &CancellationToken) -> anyhow::Result<Ended> {
     let slot = Arc::new(certificates::Slot::default());
     let own = config.cert_pem.is_empty();
     if !own {
@@ -126,7 +146,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
                 tracing::warn!(%error, "container engine is not reachable; retrying");
                 node::report_runtime_down(&client, &config, &error.to_string()).await;
                 tokio::select! {
-                    () = shutdown.cancelled() => return Ok(()),
+                    () = shutdown.cancelled() => return Ok(Ended::Shutdown),
                     () = tokio::time::sleep(Duration::from_secs(3)) => {}
                 }
             }
@@ -134,13 +154,13 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     };
     let node = node::NodeAgent::start(client.clone(), config.clone(), runtime.clone());
     tokio::select! {
-        () = shutdown.cancelled() => return Ok(()),
+        () = shutdown.cancelled() => return Ok(Ended::Shutdown),
         () = node.registered() => {}
     }
     // It lives from now on, even while it waits for a range.
     let nodes = tokio::spawn(node.clone().run(shutdown.child_token()));
     let range = tokio::select! {
-        () = shutdown.cancelled() => return Ok(()),
+        () = shutdown.cancelled() => return Ok(Ended::Shutdown),
         range = node.pod_cidr() => range,
     };
     let network = loop {
@@ -149,7 +169,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
             Err(error) => {
                 tracing::warn!(%error, "pod network cannot be set up; retrying");
                 tokio::select! {
-                    () = shutdown.cancelled() => return Ok(()),
+                    () = shutdown.cancelled() => return Ok(Ended::Shutdown),
                     () = tokio::time::sleep(Duration::from_secs(3)) => {}
                 }
             }
@@ -164,11 +184,17 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     if own {
         tasks.push(tokio::spawn(certificates::keep_serving(client, config, slot, shutdown.child_token())));
     }
+    let mut all = futures::future::try_join_all(tasks);
     tokio::select! {
-        // Pods have addresses of the old range; only a start from the beginning gives them new ones.
-        new = node.moved() => anyhow::bail!("the node's pod range is {new} now, and was {range}: start the agent again"),
-        ended = futures::future::try_join_all(tasks) => ended.map(drop).map_err(anyhow::Error::from),
+        new = node.moved() => tracing::warn!(was = %range, now = %new, "the node has another pod range; starting anew"),
+        ended = &mut all => {
+            ended?;
+            return Ok(Ended::Shutdown);
+        }
     }
+    shutdown.cancel();
+    all.await?;
+    Ok(Ended::Moved)
 }
 
 /// Removes everything the agent made on this machine for the node of `config`: containers with its labels, links,

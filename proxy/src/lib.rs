@@ -112,7 +112,7 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         watch::slices(client.clone(), config.node_name.clone(), shared.clone(), stop.clone()),
         services::run(frame, shared, stop.clone()),
         kube_dns::ensure(client.clone(), config.dns_address, stop.clone()),
-        serve_names(names, address, stop),
+        serve_names(names, address, stop.clone()),
     );
     Ok(())
 }

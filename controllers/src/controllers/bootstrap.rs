@@ -63,6 +63,18 @@ pub fn signature(text: &str, id: &str, secret: &str) -> String {
     format!("{header}..{}", URL_SAFE_NO_PAD.encode(tag.as_ref()))
 }
 
+/// Whether `jws`, whose text was left out, is a signature of the encoded text under a token's secret.
+#[must_use]
+pub fn verifies(jws: &str, payload: &str, secret: &str) -> bool {
+    let Some((header, tag)) = jws.split_once("..") else { return false };
+    let decoded =
+        URL_SAFE_NO_PAD.decode(header).ok().and_then(|h| serde_json::from_slice::<serde_json::Value>(&h).ok());
+    let Ok(tag) = URL_SAFE_NO_PAD.decode(tag) else { return false };
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret.as_bytes());
+    decoded.is_some_and(|h| h["alg"] == "HS256")
+        && aws_lc_rs::hmac::verify(&key, format!("{header}.{payload}").as_bytes(), &tag).is_ok()
+}
+
 /// Deletes tokens whose time is over.
 pub struct Cleaner {
     client: Client,
@@ -229,6 +241,10 @@ mod tests {
         assert_eq!(signed(&data, &tokens, now), data);
         assert_ne!(signature("text", "aaaaaa", "x"), signature("texu", "aaaaaa", "x"));
         assert_ne!(signature("text", "aaaaaa", "x"), signature("text", "aaaaaa", "y"));
+        let payload = URL_SAFE_NO_PAD.encode("text");
+        assert!(verifies(&data["jws-kubeconfig-aaaaaa"], &payload, "0123456789abcdef"));
+        assert!(!verifies(&data["jws-kubeconfig-aaaaaa"], &payload, "0123456789abcdeg"));
+        assert!(!verifies("", &payload, "0123456789abcdef"));
     }
 
     #[test]
