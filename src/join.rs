@@ -13,7 +13,6 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::Api;
-use serde_json::json;
 use skiff_kubelet::certificates::{self, Pair};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -371,6 +370,7 @@ impl Renewing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn taints_and_labels_are_read() {

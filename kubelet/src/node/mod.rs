@@ -20,7 +20,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
@@ -62,6 +62,8 @@ pub struct NodeAgent {
     runtime: Arc<dyn Runtime>,
     recorder: Recorder,
     network_ready: AtomicBool,
+    /// Wakes the status loop before its time.
+    news: Notify,
     /// The range as the Node has it, and the one that pods here have.
     pod_cidr: watch::Sender<Option<Ipv4Net>>,
     used_cidr: OnceLock<Ipv4Net>,
@@ -77,6 +79,7 @@ impl NodeAgent {
             client,
             runtime,
             network_ready: AtomicBool::new(false),
+            news: Notify::new(),
             pod_cidr: watch::channel(config.pod_cidr).0,
             used_cidr: OnceLock::new(),
             registered: watch::channel(false).0,
@@ -151,6 +154,7 @@ impl NodeAgent {
     /// Notes that pods can get a network.
     pub fn network_ready(&self) {
         self.network_ready.store(true, Ordering::Relaxed);
+        self.news.notify_one();
     }
 
     /// Where events go.
@@ -317,7 +321,8 @@ impl NodeAgent {
                 Ok(Err(error)) => tracing::warn!(%error, "node status not written"),
                 Err(_) => tracing::warn!("node status not written: the API server does not answer"),
             }
-            tokio::time::sleep(STATUS_EVERY).await;
+            // Either way it is time for the next.
+            let _ = tokio::time::timeout(STATUS_EVERY, self.news.notified()).await;
         }
     }
 

@@ -200,6 +200,10 @@ fn entry(message: &NeighbourMessage) -> Option<(Vec<u8>, Ipv4Addr)> {
         match a {
             NeighbourAttribute::LinkLayerAddress(m) => mac = Some(m.clone()),
             NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(*ip),
+            // Of a bridge's entries the kind of address is not told.
+            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                address = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
+            }
             _ => {}
         }
     }
