@@ -234,7 +234,9 @@ impl Cli {
             }
             _ => {}
         }
-        let filter = tracing_subscriber::EnvFilter::try_new(&self.log).context("--log is not a log filter")?;
+        // A machine that joins looks at an unproven answer on purpose, once; that is no news.
+        let quiet = format!("kube_client::client::tls=error,{}", self.log);
+        let filter = tracing_subscriber::EnvFilter::try_new(quiet).context("--log is not a log filter")?;
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;

@@ -164,6 +164,9 @@ async fn join_command(url: &str, client: &kube::Client, token: &Token) -> anyhow
     use base64::Engine as _;
     let ca = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(ca)?)?;
     let server = server.context("the cluster does not say where it is")?;
+    if server.starts_with("127.") || server.starts_with("localhost") {
+        bail!("the server is known as {server}, which no other machine reaches: start it with --advertise-address");
+    }
     Ok(format!("skiff join {server} --token {token} --ca-cert-hash {}", key_hash(&ca)?))
 }
 

@@ -244,7 +244,7 @@ fn agent_restart(bed: &Bed) -> Result<()> {
     // Not this token: the node is itself by now.
     bed.node("start", "n2")?;
     let lease = || -> Result<String> {
-        Ok(bed.ok(&["-n", "kube-node-lease", "get", "lease", "n2", "-o", "jsonpath={.spec.renewTime}"])?)
+        bed.ok(&["-n", "kube-node-lease", "get", "lease", "n2", "-o", "jsonpath={.spec.renewTime}"])
     };
     let renewed = lease()?;
     bed.eventually("the node renews its lease", || Ok(lease()? != renewed))?;
