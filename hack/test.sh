@@ -2,6 +2,7 @@
 # Everything CI runs, in the order a person would. From a fresh Debian machine it installs what it needs.
 #   hack/test.sh            all
 #   hack/test.sh cluster    only kubectl against a real cluster (further words: names of cases)
+#   hack/test.sh nodes      only several nodes on one machine (further words: names of cases)
 #   hack/test.sh vectors    only the recorded exchanges (further words: areas or scenarios)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,6 +21,8 @@ prepare_cluster() {
   need_docker
   need mkfs.ext4 e2fsprogs
   need conntrack conntrack
+  need curl curl
+  need nsenter util-linux
   ensure_engine
   hack/images.sh
   ensure_go
@@ -35,6 +38,7 @@ trap '[ -f "$run/dockerd.pid" ] && [ "${started_engine:-}" = 1 ] && kill "$(cat 
 
 case "${1:-all}" in
   cluster) shift; prepare_cluster; cargo build -p skiff; exec cargo test -p skiff-conformance --test cluster -- "$@" ;;
+  nodes) shift; prepare_cluster; cargo build -p skiff; exec cargo test -p skiff-conformance --test nodes -- "$@" ;;
   vectors) shift; exec cargo test -p skiff-conformance --test vectors -- "$@" ;;
   all) ;;
   *) fail "unknown part: $1" ;;

@@ -21,7 +21,11 @@ pub(crate) struct Cli {
 enum Command {
     /// Run a whole cluster in this process: API server, controllers, scheduler, node agent, proxy and DNS.
     Up(UpArgs),
-    /// Stop what `up` started: containers, links, rules, mounts, and the kubeconfig context.
+    /// Make this machine a node of a cluster that runs elsewhere: node agent, proxy and DNS.
+    Join(crate::join::JoinArgs),
+    /// Make, list and delete the tokens by which machines join.
+    Token(crate::token::TokenArgs),
+    /// Stop what `up` or `join` started: containers, links, rules, mounts, and the kubeconfig context.
     Down(DownArgs),
     /// Run the API server alone.
     Apiserver(UpArgs),
@@ -68,6 +72,13 @@ pub(crate) struct UpArgs {
     /// Domain of cluster DNS.
     #[arg(long, default_value = "cluster.local")]
     pub(crate) cluster_domain: String,
+    /// How pods of different nodes reach each other: auto (plain routes where nodes share a segment, else VXLAN),
+    /// host-gw (plain routes), or vxlan.
+    #[arg(long, default_value = "auto")]
+    pub(crate) pod_network: skiff_proxy::nodes::Mode,
+    /// A node that was silent for this long is taken for dead.
+    #[arg(long, default_value = "50s")]
+    pub(crate) node_monitor_grace_period: jiff::SignedDuration,
     /// Name of this node. Default: the host name.
     #[arg(long)]
     pub(crate) node_name: Option<String>,
@@ -100,6 +111,9 @@ pub(crate) struct ComponentArgs {
     /// Range of pod addresses.
     #[arg(long, default_value = "10.244.0.0/16")]
     pub(crate) pod_cidr: ipnet::IpNet,
+    /// A node that was silent for this long is taken for dead.
+    #[arg(long, default_value = "50s")]
+    pub(crate) node_monitor_grace_period: jiff::SignedDuration,
 }
 
 /// Settings of components of one node.
@@ -132,6 +146,21 @@ pub(crate) struct NodeArgs {
     /// Domain of cluster DNS.
     #[arg(long, default_value = "cluster.local")]
     pub(crate) cluster_domain: String,
+    /// How pods of different nodes reach each other: auto, host-gw or vxlan.
+    #[arg(long, default_value = "auto")]
+    pub(crate) pod_network: skiff_proxy::nodes::Mode,
+}
+
+impl NodeArgs {
+    /// Settings that all nodes share.
+    pub(crate) fn settings(&self) -> crate::cluster::Settings {
+        crate::cluster::Settings {
+            pod_cidr: self.pod_cidr,
+            service_cidr: self.service_cidr,
+            domain: self.cluster_domain.clone(),
+            network: self.pod_network,
+        }
+    }
 }
 
 /// Settings of `down`.
@@ -146,6 +175,9 @@ pub(crate) struct DownArgs {
     /// Engine socket.
     #[arg(long, default_value = "/var/run/docker.sock")]
     pub(crate) engine: PathBuf,
+    /// Range of Service addresses, if it was named.
+    #[arg(long, default_value = "10.96.0.0/16")]
+    pub(crate) service_cidr: ipnet::IpNet,
     /// kubeconfig file to remove the context from.
     #[arg(long)]
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -202,7 +234,9 @@ impl Cli {
             }
             _ => {}
         }
-        let filter = tracing_subscriber::EnvFilter::try_new(&self.log).context("--log is not a log filter")?;
+        // A machine that joins looks at an unproven answer on purpose, once; that is no news.
+        let quiet = format!("kube_client::client::tls=error,{}", self.log);
+        let filter = tracing_subscriber::EnvFilter::try_new(quiet).context("--log is not a log filter")?;
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
@@ -210,6 +244,8 @@ impl Cli {
             match self.command {
                 Command::Up(a) => crate::up::up(a, crate::up::Parts::All).await,
                 Command::Apiserver(a) => crate::up::up(a, crate::up::Parts::ApiServer).await,
+                Command::Join(a) => crate::join::join(a).await,
+                Command::Token(a) => crate::token::run(a).await,
                 Command::Down(a) => crate::up::down(a).await,
                 Command::ControllerManager(a) => crate::components::controller_manager(a).await,
                 Command::Scheduler(a) => crate::components::scheduler(a).await,

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use ipnet::Ipv4Net;
@@ -13,11 +14,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{ComponentArgs, DownArgs, NodeArgs, UpArgs, node_name};
+use crate::cluster::Settings;
 
-type Tasks = JoinSet<anyhow::Result<()>>;
+pub(crate) type Tasks = JoinSet<anyhow::Result<()>>;
 
 /// Runs a component; its ending before `stop` ends the process, with its name in the error.
-fn spawn(
+pub(crate) fn spawn(
     tasks: &mut Tasks,
     name: &'static str,
     stop: &CancellationToken,
@@ -43,8 +45,9 @@ pub(crate) fn spawn_all(
     node: &str,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let config =
-        skiff_controllers::Config { root_ca: pki.cluster.cert.clone(), pod_cidr: args.pod_cidr, leader_elect: false };
+    let mut config = skiff_controllers::Config::new(pki.cluster.cert.clone(), args.pod_cidr);
+    config.root_key = Some(root_key(&args.data_dir)?);
+    config.node_monitor_grace = grace(args.node_monitor_grace_period)?;
     let s = server.clone();
     let clients = move |user: &str| s.client(identity(user));
     spawn(tasks, "controllers", stop, skiff_controllers::run(clients, config, stop.clone()));
@@ -52,22 +55,17 @@ pub(crate) fn spawn_all(
     spawn(tasks, "scheduler", stop, skiff_controllers::scheduler::run(client, stop.clone()));
     let leaf = serving(pki, node, address)?;
     let client = server.client(User::new(format!("system:node:{node}"), &["system:nodes"]));
-    let config = Node {
+    let settings = crate::up::settings(args);
+    let config = NodeFacts {
         name: node,
         address,
         data_dir: &args.data_dir,
         engine: &args.engine,
         port: args.kubelet_port,
-        pod_cidr: args.pod_cidr,
-        service_cidr: args.service_cidr,
-        domain: &args.cluster_domain,
+        settings: &settings,
     };
-    spawn(
-        tasks,
-        "node agent",
-        stop,
-        skiff_kubelet::run(client, kubelet_config(&config, leaf, &pki.cluster.cert)?, stop.clone()),
-    );
+    let agent = kubelet_config(&config, Some(leaf), &pki.cluster.cert)?;
+    spawn(tasks, "node agent", stop, skiff_kubelet::run(client, agent, stop.clone()));
     let client = server.client(User::new("system:kube-proxy", &[]));
     spawn(tasks, "proxy", stop, skiff_proxy::run(client, proxy_config(&config)?, stop.clone()));
     Ok(())
@@ -81,22 +79,30 @@ fn identity(user: &str) -> User {
     }
 }
 
-/// Facts about this node that its agent and its proxy share.
-struct Node<'a> {
-    name: &'a str,
-    address: IpAddr,
-    data_dir: &'a Path,
-    engine: &'a Path,
-    port: u16,
-    pod_cidr: ipnet::IpNet,
-    service_cidr: ipnet::IpNet,
-    domain: &'a str,
+/// Where the controllers find the key they sign nodes' certificates with.
+fn root_key(data_dir: &Path) -> anyhow::Result<String> {
+    let path = data_dir.join("pki/ca.key");
+    std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-impl Node<'_> {
+fn grace(given: jiff::SignedDuration) -> anyhow::Result<Duration> {
+    Duration::try_from(given).ok().filter(|d| !d.is_zero()).context("--node-monitor-grace-period must be positive")
+}
+
+/// Facts about this node that its agent and its proxy share.
+pub(crate) struct NodeFacts<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) address: IpAddr,
+    pub(crate) data_dir: &'a Path,
+    pub(crate) engine: &'a Path,
+    pub(crate) port: u16,
+    pub(crate) settings: &'a Settings,
+}
+
+impl NodeFacts<'_> {
     /// The tenth address of the Service range, as everywhere.
     fn dns(&self) -> anyhow::Result<IpAddr> {
-        let net = v4(self.service_cidr)?;
+        let net = v4(self.settings.service_cidr)?;
         Ok(IpAddr::V4((u32::from(net.network()) + 10).into()))
     }
 }
@@ -108,27 +114,34 @@ fn v4(net: ipnet::IpNet) -> anyhow::Result<Ipv4Net> {
     }
 }
 
-fn kubelet_config(node: &Node<'_>, leaf: Leaf, ca: &str) -> anyhow::Result<skiff_kubelet::Config> {
-    let cluster = v4(node.pod_cidr)?;
+/// Settings of the agent. Without `leaf` it asks the cluster for a serving certificate.
+pub(crate) fn kubelet_config(
+    node: &NodeFacts<'_>,
+    leaf: Option<Leaf>,
+    ca: &str,
+) -> anyhow::Result<skiff_kubelet::Config> {
     let mut c = skiff_kubelet::Config::new(node.name, node.address, node.data_dir.join("kubelet"));
     c.listen = ([0, 0, 0, 0], node.port).into();
-    c.cert_pem = leaf.cert;
-    c.key_pem = leaf.key;
+    if let Some(leaf) = leaf {
+        c.cert_pem = leaf.cert;
+        c.key_pem = leaf.key;
+    }
     c.client_ca_pem = ca.to_owned();
-    c.pod_cidr = Ipv4Net::new(cluster.network(), cluster.prefix_len().max(24))?;
-    c.cluster_cidr = Some(cluster);
+    c.cluster_cidr = Some(v4(node.settings.pod_cidr)?);
     c.cluster_dns = node.dns()?;
-    c.cluster_domain = node.domain.to_owned();
+    c.cluster_domain.clone_from(&node.settings.domain);
     c.docker_socket = node.engine.to_owned();
     Ok(c)
 }
 
-fn proxy_config(node: &Node<'_>) -> anyhow::Result<skiff_proxy::Config> {
+/// Settings of the proxy.
+pub(crate) fn proxy_config(node: &NodeFacts<'_>) -> anyhow::Result<skiff_proxy::Config> {
     let mut c = skiff_proxy::Config::new(node.name, node.address);
-    c.pod_cidr = v4(node.pod_cidr)?;
-    c.service_cidr = v4(node.service_cidr)?;
+    c.pod_cidr = v4(node.settings.pod_cidr)?;
+    c.service_cidr = v4(node.settings.service_cidr)?;
     c.dns_address = node.dns()?;
-    c.cluster_domain = node.domain.to_owned();
+    c.cluster_domain.clone_from(&node.settings.domain);
+    c.network = node.settings.network;
     Ok(c)
 }
 
@@ -144,7 +157,7 @@ async fn client(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
     Ok(kube::Client::try_from(client_config(kubeconfig).await?)?)
 }
 
-async fn client_config(kubeconfig: &Path) -> anyhow::Result<kube::Config> {
+pub(crate) async fn client_config(kubeconfig: &Path) -> anyhow::Result<kube::Config> {
     let file = kube::config::Kubeconfig::read_from(kubeconfig)
         .with_context(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;
     Ok(kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?)
@@ -174,7 +187,10 @@ pub(crate) async fn controller_manager(args: ComponentArgs) -> anyhow::Result<()
     let root_ca = std::fs::read_to_string(&ca)
         .with_context(|| format!("cannot read {}: name the server's data directory with --data-dir", ca.display()))?;
     let accounts = crate::accounts::Accounts::new(client_config(&args.kubeconfig).await?)?;
-    let config = skiff_controllers::Config { root_ca, pod_cidr: args.pod_cidr, leader_elect: true };
+    let mut config = skiff_controllers::Config::new(root_ca, args.pod_cidr);
+    config.root_key = Some(root_key(&args.data_dir)?);
+    config.node_monitor_grace = grace(args.node_monitor_grace_period)?;
+    config.leader_elect = true;
     let stop = CancellationToken::new();
     let clients = move |user: &str| accounts.client(user);
     alone("controllers", stop.clone(), skiff_controllers::run(clients, config, stop)).await
@@ -198,8 +214,8 @@ pub(crate) async fn kubelet(args: NodeArgs) -> anyhow::Result<()> {
     let (address, name) = node_of(&args, &name)?;
     let pki = Pki::load_or_create(&args.data_dir.join("pki"))?;
     let leaf = serving(&pki, &name, address)?;
-    let node = node_facts(&args, &name, address);
-    let config = kubelet_config(&node, leaf, &pki.cluster.cert)?;
+    let settings = args.settings();
+    let config = kubelet_config(&node_facts(&args, &name, address, &settings), Some(leaf), &pki.cluster.cert)?;
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
     alone("node agent", stop.clone(), skiff_kubelet::run(client, config, stop)).await
@@ -209,23 +225,16 @@ pub(crate) async fn kubelet(args: NodeArgs) -> anyhow::Result<()> {
 pub(crate) async fn proxy(args: NodeArgs) -> anyhow::Result<()> {
     let name = node_name(args.node_name.clone())?;
     let (address, name) = node_of(&args, &name)?;
-    let config = proxy_config(&node_facts(&args, &name, address))?;
+    let settings = args.settings();
+    let config = proxy_config(&node_facts(&args, &name, address, &settings))?;
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
     alone("proxy", stop.clone(), skiff_proxy::run(client, config, stop)).await
 }
 
-fn node_facts<'a>(args: &'a NodeArgs, name: &'a str, address: IpAddr) -> Node<'a> {
-    Node {
-        name,
-        address,
-        data_dir: &args.data_dir,
-        engine: &args.engine,
-        port: args.kubelet_port,
-        pod_cidr: args.pod_cidr,
-        service_cidr: args.service_cidr,
-        domain: &args.cluster_domain,
-    }
+fn node_facts<'a>(args: &'a NodeArgs, name: &'a str, address: IpAddr, settings: &'a Settings) -> NodeFacts<'a> {
+    let (data_dir, engine) = (&args.data_dir, &args.engine);
+    NodeFacts { name, address, data_dir, engine, port: args.kubelet_port, settings }
 }
 
 /// Removes what node agent and proxy left on this machine.
@@ -234,17 +243,21 @@ pub(crate) async fn cleanup(args: &DownArgs) -> anyhow::Result<()> {
         Ok(n) => n,
         Err(_) => node_name(None)?,
     };
-    let node = Node {
+    let settings = Settings {
+        pod_cidr: "10.244.0.0/16".parse()?,
+        service_cidr: args.service_cidr,
+        domain: "cluster.local".into(),
+        network: skiff_proxy::nodes::Mode::default(),
+    };
+    let node = NodeFacts {
         name: &name,
         address: [127, 0, 0, 1].into(),
         data_dir: &args.data_dir,
         engine: &args.engine,
         port: 10250,
-        pod_cidr: "10.244.0.0/16".parse()?,
-        service_cidr: "10.96.0.0/16".parse()?,
-        domain: "cluster.local",
+        settings: &settings,
     };
-    let config = kubelet_config(&node, Leaf { cert: String::new(), key: String::new() }, "")?;
+    let config = kubelet_config(&node, None, "")?;
     skiff_kubelet::cleanup(&config).await.context("cannot remove pods")?;
     skiff_proxy::cleanup(&proxy_config(&node)?).await.context("cannot remove Service rules")
 }

@@ -27,7 +27,7 @@ pub(crate) fn render(name: &str, server: &str, ca: &str, leaf: &Leaf) -> String 
     skiff_core::codec::to_yaml(&v)
 }
 
-fn base64(text: &str) -> String {
+pub(crate) fn base64(text: &str) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode(text)
 }

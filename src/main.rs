@@ -2,8 +2,12 @@
 
 mod accounts;
 mod cli;
+mod cluster;
 mod components;
+mod discovery;
+mod join;
 mod kubeconfig;
+mod token;
 mod up;
 
 use clap::Parser;

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use skiff_apiserver::Server;
+use skiff_apiserver::auth::User;
 use skiff_apiserver::pki::{Leaf, Pki};
 use skiff_storage::embedded::{Embedded, Options};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{DownArgs, UpArgs, kubeconfig_path, node_name};
-use crate::{components, kubeconfig};
+use crate::{cluster, components, kubeconfig};
 
 /// What runs in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,17 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
         tasks.spawn(async move { server.listen(listener, &serving).await.map_err(anyhow::Error::from) });
     }
     tracing::info!(%url, took = ?begun.elapsed(), "API server is ready");
+    {
+        // Machines that join are patient; nothing else waits for this.
+        let client = server.client(User::new("system:apiserver", &["system:masters"]));
+        let url = format!("https://{}", SocketAddr::new(address, port));
+        let prepare = cluster::prepare(client, url, pki.cluster.cert.clone(), settings(&args));
+        tokio::spawn(async move {
+            if let Err(e) = prepare.await {
+                tracing::warn!(error = format!("{e:#}"), "machines cannot join: what they need could not be made");
+            }
+        });
+    }
     if parts == Parts::All {
         components::spawn_all(&mut tasks, &server, &args, &pki, address, &node, &stop)?;
     }
@@ -96,6 +108,16 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
     let _ = tokio::time::timeout(DRAIN, drained).await;
     store.close();
     Ok(())
+}
+
+/// Settings that joining nodes take over.
+pub(crate) fn settings(args: &UpArgs) -> cluster::Settings {
+    cluster::Settings {
+        pod_cidr: args.pod_cidr,
+        service_cidr: args.service_cidr,
+        domain: args.cluster_domain.clone(),
+        network: args.pod_network,
+    }
 }
 
 pub(crate) async fn signal() -> &'static str {
@@ -130,7 +152,7 @@ const ENGINE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A cluster without an engine is a mistake that is better said at once than shown as a node that never gets ready. An
 /// engine that goes away later is waited for.
-fn check_engine(socket: &Path) -> anyhow::Result<()> {
+pub(crate) fn check_engine(socket: &Path) -> anyhow::Result<()> {
     use std::io::{Read as _, Write as _};
     let ping = || -> std::io::Result<bool> {
         let mut s = std::os::unix::net::UnixStream::connect(socket)?;
@@ -154,7 +176,7 @@ fn check_engine(socket: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn make_private(dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn make_private(dir: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -231,6 +253,10 @@ pub(crate) async fn down(args: DownArgs) -> anyhow::Result<()> {
             Ok(s) => s.close(),
             Err(e) => bail!("the cluster still runs ({e}): stop `skiff up` first, for example with hack/down.sh"),
         }
+    }
+    if args.data_dir.exists() {
+        // Of a node that joined.
+        let _idle = crate::join::Running::take(&args.data_dir)?;
     }
     components::cleanup(&args).await?;
     let file = kubeconfig_path(args.kubeconfig.clone())?;

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Secret,
@@ -21,8 +22,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
-    accounts, aggregation, cronjob, daemonset, deployment, disruption, endpoints, garbage, job, mirror, namespace,
-    node, outside, podgc, pods, quota, replicas, statefulset, tokens,
+    accounts, aggregation, bootstrap, certificates, cronjob, daemonset, deployment, disruption, endpoints, garbage,
+    job, mirror, namespace, node, outside, podgc, pods, quota, replicas, statefulset, tokens,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
@@ -33,10 +34,22 @@ use crate::runtime::worker::{self, Reconcile};
 pub struct Config {
     /// PEM that pods verify the server with; published in `kube-root-ca.crt` of every namespace.
     pub root_ca: String,
+    /// Key of that CA, PEM. Without it signing requests are approved and cleaned, but not signed.
+    pub root_key: Option<String>,
     /// Range that nodes get their pod ranges from, a /24 each.
     pub pod_cidr: ipnet::IpNet,
     /// Whether to work only while holding the Lease `kube-controller-manager`. Not needed when there is one process.
     pub leader_elect: bool,
+    /// A node that was silent for this long is not known to live.
+    pub node_monitor_grace: Duration,
+}
+
+impl Config {
+    /// The defaults, for one process.
+    #[must_use]
+    pub fn new(root_ca: String, pod_cidr: ipnet::IpNet) -> Self {
+        Self { root_ca, root_key: None, pod_cidr, leader_elect: false, node_monitor_grace: node::GRACE }
+    }
 }
 
 /// Identity of the shared watches.
@@ -50,6 +63,9 @@ pub(crate) struct Informers {
     pub(crate) accounts: Informer<ServiceAccount>,
     pub(crate) root_cas: Informer<ConfigMap>,
     pub(crate) tokens: Informer<Secret>,
+    pub(crate) bootstrap_tokens: Informer<Secret>,
+    pub(crate) cluster_info: Informer<ConfigMap>,
+    pub(crate) signing: Informer<CertificateSigningRequest>,
     pub(crate) roles: Informer<ClusterRole>,
     pub(crate) nodes: Informer<Node>,
     pub(crate) leases: Informer<Lease>,
@@ -79,6 +95,9 @@ impl Informers {
             accounts: Informer::default(),
             root_cas: Informer::default(),
             tokens: Informer::default(),
+            bootstrap_tokens: Informer::default(),
+            cluster_info: Informer::default(),
+            signing: Informer::default(),
             roles: Informer::default(),
             nodes: Informer::default(),
             leases: Informer::default(),
@@ -155,7 +174,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     let q = Arc::clone(&quotas);
     let heard = Box::new(move |kind: &str, namespace: &str| q.hear(kind, namespace));
     let collector = garbage::Controller::new(own(client, "generic-garbage-collector"), heard);
-    let controllers: Vec<Arc<dyn Reconcile>> = vec![
+    let mut controllers: Vec<Arc<dyn Reconcile>> = vec![
         Arc::clone(&collector) as Arc<dyn Reconcile>,
         quotas,
         namespace::Controller::new(own(client, "namespace-controller"), i.namespaces.clone()),
@@ -172,6 +191,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
             i.leases.clone(),
             i.pods.clone(),
             config.pod_cidr,
+            config.node_monitor_grace,
         ),
         node::evict::Controller::new(own(client, "node-controller"), i.nodes.clone(), i.pods.clone()),
         endpoints::Slices::new(own(client, "endpointslice-controller"), sources.clone(), i.slices.clone()),
@@ -236,7 +256,16 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         job::Controller::new(own(client, "job-controller"), i.jobs.clone(), i.pods.clone()),
         cronjob::Controller::new(own(client, "cronjob-controller"), i.crons.clone(), i.jobs.clone()),
         job::ttl::Controller::new(own(client, "ttl-after-finished-controller"), i.jobs.clone()),
+        certificates::approve::Approver::new(own(client, "certificate-controller"), i.signing.clone(), i.nodes.clone()),
+        certificates::clean::Cleaner::new(own(client, "certificate-controller"), i.signing.clone()),
+        bootstrap::Cleaner::new(own(client, "token-cleaner"), i.bootstrap_tokens.clone()),
+        bootstrap::Signer::new(own(client, "bootstrap-signer"), i.bootstrap_tokens.clone(), i.cluster_info.clone()),
     ];
+    if let Some(key) = &config.root_key {
+        let authority = certificates::sign::Authority::new(&config.root_ca, key).context("the cluster's CA")?;
+        let client = own(client, "certificate-controller");
+        controllers.push(certificates::sign::Signer::new(client, i.signing.clone(), authority));
+    }
     let shared = client(MANAGER);
     let mut followed: Vec<(&'static str, Synced)> = Vec::new();
     follow(&mut followed, "namespaces", &i.namespaces, &shared, stop);
@@ -245,6 +274,13 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow_some(&mut followed, "configmaps", &i.root_cas, &shared, only_root_ca, stop);
     let only_tokens = watcher::Config::default().fields(&format!("type={}", tokens::TYPE));
     follow_some(&mut followed, "secrets", &i.tokens, &shared, only_tokens, stop);
+    let only_bootstrap = watcher::Config::default().fields(&format!("type={}", bootstrap::TYPE));
+    let in_system = Api::namespaced(shared.clone(), "kube-system");
+    follow_api(&mut followed, "secrets", &i.bootstrap_tokens, in_system, only_bootstrap, stop);
+    let only_info = watcher::Config::default().fields(&format!("metadata.name={}", bootstrap::CLUSTER_INFO));
+    let in_public = Api::namespaced(shared.clone(), "kube-public");
+    follow_api(&mut followed, "configmaps", &i.cluster_info, in_public, only_info, stop);
+    follow(&mut followed, "certificatesigningrequests", &i.signing, &shared, stop);
     follow(&mut followed, "clusterroles", &i.roles, &shared, stop);
     follow(&mut followed, "services", &i.services, &shared, stop);
     follow(&mut followed, "endpointslices", &i.slices, &shared, stop);

@@ -21,6 +21,7 @@ use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Taint;
 use tokio_util::sync::CancellationToken;
 
+pub mod certificates;
 pub mod events;
 pub mod net;
 pub mod node;
@@ -43,14 +44,17 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where the HTTPS endpoint listens.
     pub listen: SocketAddr,
-    /// Serving certificate chain, PEM.
+    /// Serving certificate chain, PEM. When empty, the agent asks the cluster for one and renews it.
     pub cert_pem: String,
     /// Serving key, PEM.
     pub key_pem: String,
+    /// Life in seconds of certificates that the agent asks for; the signer's longest when unset.
+    pub certificate_seconds: Option<i32>,
     /// CA that signs the certificates of callers, PEM.
     pub client_ca_pem: String,
-    /// Range of pod addresses on this node, used when the Node object carries none.
-    pub pod_cidr: Ipv4Net,
+    /// Range of pod addresses on this node, used when the Node object carries none. When unset, the agent waits until
+    /// the Node has one.
+    pub pod_cidr: Option<Ipv4Net>,
     /// Range of all pods; traffic to it is never masqueraded. The node's own range when unset.
     pub cluster_cidr: Option<Ipv4Net>,
     /// Address of the cluster's DNS service.
@@ -83,8 +87,9 @@ impl Config {
             listen: SocketAddr::from(([0, 0, 0, 0], 10250)),
             cert_pem: String::new(),
             key_pem: String::new(),
+            certificate_seconds: None,
             client_ca_pem: String::new(),
-            pod_cidr: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 24),
+            pod_cidr: None,
             cluster_cidr: Some(Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16)),
             cluster_dns: IpAddr::from([10, 96, 0, 10]),
             cluster_domain: "cluster.local".into(),
@@ -106,7 +111,32 @@ impl Config {
 pub async fn run(client: kube::Client, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     tokio::fs::create_dir_all(config.data_dir.join("pods")).await?;
     let config = Arc::new(config);
-    let listener = server::Listener::bind(&config).await?;
+    loop {
+        let inner = shutdown.child_token();
+        let ended = once(client.clone(), config.clone(), &inner).await;
+        inner.cancel();
+        if ended? == Ended::Shutdown {
+            return Ok(());
+        }
+    }
+}
+
+/// Why one run of the agent is over.
+#[derive(PartialEq)]
+enum Ended {
+    /// It was told to stop.
+    Shutdown,
+    /// The node has another pod range: only a start from the beginning uses it.
+    Moved,
+}
+
+async fn once(client: kube::Client, config: Arc<Config>, shutdown: &CancellationToken) -> anyhow::Result<Ended> {
+    let slot = Arc::new(certificates::Slot::default());
+    let own = config.cert_pem.is_empty();
+    if !own {
+        slot.put(&certificates::Pair { cert: config.cert_pem.clone(), key: config.key_pem.clone() })?;
+    }
+    let listener = server::Listener::bind(&config, slot.clone()).await?;
 
     // The engine may still be starting: report NotReady and retry rather than give up.
     let runtime = loop {
@@ -116,7 +146,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
                 tracing::warn!(%error, "container engine is not reachable; retrying");
                 node::report_runtime_down(&client, &config, &error.to_string()).await;
                 tokio::select! {
-                    () = shutdown.cancelled() => return Ok(()),
+                    () = shutdown.cancelled() => return Ok(Ended::Shutdown),
                     () = tokio::time::sleep(Duration::from_secs(3)) => {}
                 }
             }
@@ -124,16 +154,22 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     };
     let node = node::NodeAgent::start(client.clone(), config.clone(), runtime.clone());
     tokio::select! {
-        () = shutdown.cancelled() => return Ok(()),
+        () = shutdown.cancelled() => return Ok(Ended::Shutdown),
         () = node.registered() => {}
     }
+    // It lives from now on, even while it waits for a range.
+    let nodes = tokio::spawn(node.clone().run(shutdown.child_token()));
+    let range = tokio::select! {
+        () = shutdown.cancelled() => return Ok(Ended::Shutdown),
+        range = node.pod_cidr() => range,
+    };
     let network = loop {
-        match net::PodNetwork::setup(&config, node.pod_cidr()).await {
+        match net::PodNetwork::setup(&config, range).await {
             Ok(network) => break Arc::new(network),
             Err(error) => {
                 tracing::warn!(%error, "pod network cannot be set up; retrying");
                 tokio::select! {
-                    () = shutdown.cancelled() => return Ok(()),
+                    () = shutdown.cancelled() => return Ok(Ended::Shutdown),
                     () = tokio::time::sleep(Duration::from_secs(3)) => {}
                 }
             }
@@ -142,13 +178,23 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     node.network_ready();
     let manager = pod::Manager::new(client.clone(), config.clone(), runtime.clone(), network.clone(), node.clone());
     let pods = tokio::spawn(manager.clone().run(shutdown.child_token()));
-    let nodes = tokio::spawn(node.clone().run(shutdown.child_token()));
-    let serve = tokio::spawn(server::serve(listener, manager, node, shutdown.child_token()));
+    let serve = tokio::spawn(server::serve(listener, manager, node.clone(), shutdown.child_token()));
     let keep = tokio::spawn(network.keep(shutdown.child_token()));
-    for task in [pods, nodes, serve, keep] {
-        task.await?;
+    let mut tasks = vec![pods, nodes, serve, keep];
+    if own {
+        tasks.push(tokio::spawn(certificates::keep_serving(client, config, slot, shutdown.child_token())));
     }
-    Ok(())
+    let mut all = futures::future::try_join_all(tasks);
+    tokio::select! {
+        new = node.moved() => tracing::warn!(was = %range, now = %new, "the node has another pod range; starting anew"),
+        ended = &mut all => {
+            ended?;
+            return Ok(Ended::Shutdown);
+        }
+    }
+    shutdown.cancel();
+    all.await?;
+    Ok(Ended::Moved)
 }
 
 /// Removes everything the agent made on this machine for the node of `config`: containers with its labels, links,

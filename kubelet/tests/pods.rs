@@ -84,8 +84,8 @@ impl Node {
         let name = format!("test{number}-{}", std::process::id());
         let mut config = Config::new(name, [127, 0, 0, 1].into(), dir.path());
         config.bridge = format!("skt{number}");
-        config.pod_cidr = format!("10.250.{number}.0/24").parse().unwrap();
-        config.cluster_cidr = Some(config.pod_cidr);
+        config.pod_cidr = Some(format!("10.250.{number}.0/24").parse().unwrap());
+        config.cluster_cidr = config.pod_cidr;
         // A port that is free now; the agent binds it a moment later.
         config.listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let pki = fake::front::pki();

@@ -1,7 +1,7 @@
 //! The service proxy and the cluster's name server of one node.
 //!
-//! What it is for: traffic to a Service reaches one of its endpoints ([`services`]), and names of the cluster become
-//! addresses ([`dns`]). Both answer from one index ([`index`]) that two watches feed ([`watch`]); of the objects only
+//! What it is for: traffic to a Service reaches one of its endpoints ([`services`]), names of the cluster become
+//! addresses ([`dns`]), and packets find the pods of other nodes ([`nodes`]). The first two answer from one index ([`index`]) that two watches feed ([`watch`]); of the objects only
 //! a small part is kept ([`model`]).
 //!
 //! Limits: Linux with nftables; virtual addresses and endpoints of IPv4 (the name server gives IPv6 addresses too).
@@ -25,6 +25,7 @@ pub mod index;
 pub mod ingress;
 pub mod kube_dns;
 pub mod model;
+pub mod nodes;
 pub mod services;
 pub mod watch;
 
@@ -56,6 +57,8 @@ pub struct Config {
     pub table: String,
     /// Where the ingress gateway listens; none: this node has no gateway.
     pub ingress: Option<ingress::Config>,
+    /// How packets travel to the pods of other nodes.
+    pub network: nodes::Mode,
 }
 
 impl Config {
@@ -72,6 +75,7 @@ impl Config {
             upstream: Upstream::ResolvConf("/etc/resolv.conf".into()),
             table: "skiff".into(),
             ingress: None,
+            network: nodes::Mode::default(),
         }
     }
 }
@@ -103,7 +107,18 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
             ingress::run(client.clone(), at, gates, shared.clone(), stop.clone()).await;
         }
     };
+    let routes = async {
+        match config.node_ip {
+            IpAddr::V4(address) => {
+                let (node, cluster, mode) = (config.node_name.clone(), config.pod_cidr, config.network);
+                let frame = nodes::Frame { node, address, cluster, mode };
+                nodes::run(client.clone(), frame, stop.clone()).await;
+            }
+            IpAddr::V6(ip) => tracing::warn!(%ip, "no routes to other nodes: the node's address is not IPv4"),
+        }
+    };
     tokio::join!(
+        routes,
         watch::services(client.clone(), shared.clone(), stop.clone()),
         watch::slices(client.clone(), config.node_name.clone(), shared.clone(), stop.clone()),
         services::run(frame, shared.clone(), stop.clone()),
@@ -119,6 +134,7 @@ pub async fn cleanup(config: &Config) -> anyhow::Result<()> {
     services::nft::remove(&config.table).await.context("remove the services' table")?;
     host::remove_address(config.dns_address).await.context("remove the name server's address")?;
     host::refuse_forwarding().await;
+    nodes::cleanup().await.context("remove the routes to other nodes' pods")?;
     Ok(())
 }
 

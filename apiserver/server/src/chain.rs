@@ -238,6 +238,9 @@ fn authenticate(server: &Inner, headers: &HeaderMap, peer: Option<Peer>) -> Resu
     }
     match bearer {
         Some("") => Ok(User::anonymous()),
+        Some(token) if auth::bootstrap::split(token).is_some() => {
+            auth::bootstrap::user(server, token).ok_or_else(Status::unauthorized)
+        }
         Some(token) => {
             let claims = server.verify_token(token).ok_or_else(Status::unauthorized)?;
             if !claims.aud.iter().any(|a| a == server.tokens.issuer()) {

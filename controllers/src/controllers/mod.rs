@@ -2,6 +2,8 @@
 
 pub mod accounts;
 pub mod aggregation;
+pub mod bootstrap;
+pub mod certificates;
 pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;

@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Cluster {
     pub(crate) client: Client,
+    pub(crate) server: Server,
     _stop: DropGuard,
     _dir: tempfile::TempDir,
 }
@@ -26,6 +27,14 @@ fn identity(name: &str) -> User {
         Some((ns, _)) => User::new(name, &["system:serviceaccounts", &format!("system:serviceaccounts:{ns}")]),
         None => User::new(name, &[]),
     }
+}
+
+/// A CA: certificate and key, PEM.
+fn authority() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
 }
 
 impl Cluster {
@@ -39,16 +48,22 @@ impl Cluster {
         let server = Server::builder(Arc::new(store)).start().await.unwrap();
         let client = server.client(User::new("admin", &["system:masters"]));
         let stop = CancellationToken::new();
-        let config = skiff_controllers::Config {
-            root_ca: "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".into(),
-            pod_cidr: "10.244.0.0/16".parse().unwrap(),
-            leader_elect: false,
-        };
+        let (ca, key) = authority();
+        let range = "10.244.0.0/16".parse().unwrap();
+        let config = skiff_controllers::Config { root_key: Some(key), ..skiff_controllers::Config::new(ca, range) };
         let s = server.clone();
         tokio::spawn(skiff_controllers::run(move |name| s.client(identity(name)), config, stop.clone()));
         let scheduler = server.client(identity("system:kube-scheduler"));
         tokio::spawn(skiff_controllers::scheduler::run(scheduler, stop.clone()));
-        Self { client, _stop: stop.drop_guard(), _dir: dir }
+        Self { client, server, _stop: stop.drop_guard(), _dir: dir }
+    }
+
+    /// Gives a subject the rights of a cluster role.
+    pub(crate) async fn bind(&self, role: &str, subject: Value) {
+        let api: Api<k8s_openapi::api::rbac::v1::ClusterRoleBinding> = self.all();
+        let object = json!({"metadata": {"generateName": "it-"}, "subjects": [subject],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role}});
+        api.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
     }
 
     pub(crate) fn api<K>(&self, namespace: &str) -> Api<K>

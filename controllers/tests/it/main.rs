@@ -7,6 +7,7 @@ mod budgets;
 mod cluster;
 mod garbage;
 mod jobs;
+mod nodes;
 mod rollout;
 mod scheduling;
 mod services;

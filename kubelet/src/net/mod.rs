@@ -4,7 +4,7 @@
 //! and configures it there through netlink on a thread that entered the namespace. Addresses are remembered in the
 //! sandboxes' labels and nowhere else: [`Ipam`] is rebuilt from them after a restart.
 //!
-//! Limits: IPv4, one range per node. Traffic between nodes is the proxy's room.
+//! Limits: IPv4, one range per node. Traffic between nodes is the proxy's room (`skiff_proxy::nodes`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
+use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio_util::sync::CancellationToken;
@@ -269,6 +270,14 @@ impl PodNetwork {
         }
         let index = index_of(&handle, &self.bridge).await?.ok_or_else(|| Error::NoLink(self.bridge.clone()))?;
         handle.address().add(index, IpAddr::V4(gateway), self.range.prefix_len()).replace().execute().await?;
+        // A range this node had before may be another node's now.
+        let mut addresses = handle.address().get().set_link_index_filter(index).execute();
+        while let Some(found) = addresses.try_next().await? {
+            let other = |a: &AddressAttribute| matches!(a, AddressAttribute::Local(IpAddr::V4(ip)) if *ip != gateway);
+            if found.attributes.iter().any(other) {
+                handle.address().del(found).execute().await?;
+            }
+        }
         handle.link().set(LinkUnspec::new_with_index(index).mtu(MTU).up().build()).execute().await?;
         sysctl("net/ipv4/ip_forward", "1")?;
         // A host port on the loopback address is sent into the bridge.

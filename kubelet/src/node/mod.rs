@@ -20,7 +20,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
@@ -37,6 +37,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(300);
 const API_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(7);
+/// First wait for the range of a new Node: the controller gives it within milliseconds.
+const RANGE_MIN: Duration = Duration::from_millis(10);
 /// Images named in the status; the rest of a long list serves nobody.
 const MAX_IMAGES: usize = 50;
 /// Free memory below which the node reports pressure.
@@ -60,7 +62,11 @@ pub struct NodeAgent {
     runtime: Arc<dyn Runtime>,
     recorder: Recorder,
     network_ready: AtomicBool,
-    pod_cidr: OnceLock<Ipv4Net>,
+    /// Wakes the status loop before its time.
+    news: Notify,
+    /// The range as the Node has it, and the one that pods here have.
+    pod_cidr: watch::Sender<Option<Ipv4Net>>,
+    used_cidr: OnceLock<Ipv4Net>,
     registered: watch::Sender<bool>,
     last: Mutex<Option<(NodeStatus, Instant)>>,
 }
@@ -71,12 +77,14 @@ impl NodeAgent {
         let agent = Arc::new(Self {
             recorder: Recorder::start(client.clone(), config.node_name.clone()),
             client,
-            config,
             runtime,
             network_ready: AtomicBool::new(false),
-            pod_cidr: OnceLock::new(),
+            news: Notify::new(),
+            pod_cidr: watch::channel(config.pod_cidr).0,
+            used_cidr: OnceLock::new(),
             registered: watch::channel(false).0,
             last: Mutex::default(),
+            config,
         });
         let registering = agent.clone();
         tokio::spawn(async move { registering.register().await });
@@ -89,14 +97,64 @@ impl NodeAgent {
         let _ = self.registered.subscribe().wait_for(|done| *done).await;
     }
 
-    /// The range of pod addresses: the Node's own, else the configured one.
-    pub fn pod_cidr(&self) -> Ipv4Net {
-        self.pod_cidr.get().copied().unwrap_or(self.config.pod_cidr)
+    /// The range of pod addresses: the Node's own, else the configured one. Waits until there is one.
+    pub async fn pod_cidr(&self) -> Ipv4Net {
+        let mut ranges = self.pod_cidr.subscribe();
+        loop {
+            let range = *ranges.borrow_and_update();
+            if let Some(range) = range {
+                return *self.used_cidr.get_or_init(|| range);
+            }
+            // The sender is part of self, so this only waits.
+            let _ = ranges.changed().await;
+        }
+    }
+
+    /// Returns once the Node has another range than the pods here: it was deleted, and its range given away.
+    pub async fn moved(&self) -> Ipv4Net {
+        let mut ranges = self.pod_cidr.subscribe();
+        loop {
+            let range = *ranges.borrow_and_update();
+            if let (Some(range), Some(used)) = (range, self.used_cidr.get())
+                && range != *used
+            {
+                return range;
+            }
+            let _ = ranges.changed().await;
+        }
+    }
+
+    fn note_range(&self, node: &Node) -> bool {
+        let range = node.spec.as_ref().and_then(|s| s.pod_cidr.as_deref()).and_then(|c| c.parse().ok());
+        if let Some(range) = range {
+            self.pod_cidr.send_if_modified(|old| old.replace(range) != Some(range));
+        }
+        range.is_some() || self.config.pod_cidr.is_some()
+    }
+
+    /// Looks until the Node has a range.
+    async fn await_range(&self) {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let mut delay = RANGE_MIN;
+        loop {
+            let found = tokio::time::timeout(API_TIMEOUT, nodes.get(&self.config.node_name)).await;
+            if let Ok(Ok(node)) = found
+                && self.note_range(&node)
+            {
+                return;
+            }
+            tokio::time::sleep(delay).await;
+            if delay == RETRY_MAX {
+                tracing::warn!("the node has no pod range yet: do controllers run?");
+            }
+            delay = (delay * 2).min(RETRY_MAX);
+        }
     }
 
     /// Notes that pods can get a network.
     pub fn network_ready(&self) {
         self.network_ready.store(true, Ordering::Relaxed);
+        self.news.notify_one();
     }
 
     /// Where events go.
@@ -128,11 +186,11 @@ impl NodeAgent {
         loop {
             match tokio::time::timeout(API_TIMEOUT, self.try_register()).await {
                 Ok(Ok(node)) => {
-                    let given = node.spec.and_then(|s| s.pod_cidr).and_then(|c| c.parse().ok());
-                    // Set once; a second registration of the same agent cannot change the range under pods.
-                    let _ = self.pod_cidr.set(given.unwrap_or(self.config.pod_cidr));
                     self.registered.send_replace(true);
                     self.recorder.node(&self.config.node_name, Kind::Normal, "Starting", "Starting kubelet.");
+                    if !self.note_range(&node) {
+                        self.await_range().await;
+                    }
                     return;
                 }
                 Ok(Err(error)) => tracing::warn!(%error, "cannot register the node yet"),
@@ -167,6 +225,9 @@ impl NodeAgent {
                     },
                     spec: Some(NodeSpec {
                         taints: Some(self.config.taints.clone()).filter(|t| !t.is_empty()),
+                        // A node that comes back keeps the range that its pods have addresses of.
+                        pod_cidr: self.used_cidr.get().map(ToString::to_string),
+                        pod_cidrs: self.used_cidr.get().map(|r| vec![r.to_string()]),
                         ..Default::default()
                     }),
                     status: Some(self.status(&NodeStatus::default()).await),
@@ -260,14 +321,17 @@ impl NodeAgent {
                 Ok(Err(error)) => tracing::warn!(%error, "node status not written"),
                 Err(_) => tracing::warn!("node status not written: the API server does not answer"),
             }
-            tokio::time::sleep(STATUS_EVERY).await;
+            // Either way it is time for the next.
+            let _ = tokio::time::timeout(STATUS_EVERY, self.news.notified()).await;
         }
     }
 
     async fn report(&self) -> Result<(), kube::Error> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let name = &self.config.node_name;
-        let before = nodes.get(name).await?.status.unwrap_or_default();
+        let node = nodes.get(name).await?;
+        self.note_range(&node);
+        let before = node.status.unwrap_or_default();
         let fresh = self.status(&before).await;
         let due = {
             let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);

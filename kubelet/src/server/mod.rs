@@ -15,14 +15,15 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
+use crate::certificates::Slot;
 use crate::node::NodeAgent;
 use crate::pod::Manager;
 use auth::Identity;
@@ -51,11 +52,9 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds the address and reads the certificates.
-    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
+    /// Binds the address and reads the CA of callers. What is served with is in `slot`.
+    pub async fn bind(config: &Config, slot: Arc<Slot>) -> anyhow::Result<Self> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let chain = CertificateDer::pem_slice_iter(config.cert_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
-        let key = PrivateKeyDer::from_pem_slice(config.key_pem.as_bytes())?;
         let builder =
             rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
         let mut roots = rustls::RootCertStore::empty();
@@ -68,7 +67,7 @@ impl Listener {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             builder.with_client_cert_verifier(verifier.allow_unauthenticated().build()?)
         };
-        let mut tls = builder.with_single_cert(chain, key)?;
+        let mut tls = builder.with_cert_resolver(slot);
         // HTTP/1.1 only: exec, attach and port-forward are upgrades.
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self { socket: TcpListener::bind(config.listen).await?, tls: TlsAcceptor::from(Arc::new(tls)) })

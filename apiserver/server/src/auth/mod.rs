@@ -1,5 +1,6 @@
 //! Who is asking, and may they.
 
+pub mod bootstrap;
 pub mod escalation;
 pub mod identity;
 pub mod impersonation;

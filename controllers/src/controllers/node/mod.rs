@@ -29,7 +29,7 @@ use crate::runtime::queue::Queue;
 use crate::runtime::worker::{Error, Outcome, Reconcile, found};
 
 /// A node that was silent for this long is not known to live (50 s since 1.32: longer than a dead connection lasts).
-const GRACE: Duration = Duration::from_secs(50);
+pub const GRACE: Duration = Duration::from_secs(50);
 /// A node that never reported has this long after it was seen first.
 const STARTUP_GRACE: Duration = Duration::from_secs(60);
 /// Every node is looked at this often.
@@ -51,6 +51,7 @@ pub struct Controller {
     seen: Mutex<HashMap<String, Seen>>,
     ranges: Mutex<ipam::Ranges>,
     zones: Mutex<health::Zones>,
+    grace: Duration,
     queue: Arc<Queue>,
     events: Recorder,
 }
@@ -64,6 +65,7 @@ impl Controller {
         leases: Informer<Lease>,
         pods: Informer<Pod>,
         cidr: ipnet::IpNet,
+        grace: Duration,
     ) -> Arc<Self> {
         let queue = Arc::new(Queue::default());
         let q = Arc::clone(&queue);
@@ -77,6 +79,7 @@ impl Controller {
             seen: Mutex::default(),
             ranges: Mutex::new(ipam::Ranges::new(cidr)),
             zones: Mutex::default(),
+            grace,
             queue,
             events,
         })
@@ -124,7 +127,7 @@ impl Controller {
         let api: Api<Node> = Api::all(self.client.clone());
         self.give_range(&api, &node).await?;
         let (silent, reported) = self.proof(&node);
-        let grace = if reported { GRACE } else { STARTUP_GRACE };
+        let grace = if reported { self.grace } else { STARTUP_GRACE };
         let mut node = Node::clone(&node);
         if silent > grace
             && let Some(conditions) = health::unknown(&node)
@@ -149,7 +152,15 @@ impl Controller {
         let name = node.name_any();
         let present = node.spec.as_ref().and_then(|s| s.pod_cidr.clone()).filter(|c| !c.is_empty());
         if let Some(cidr) = present {
-            self.ranges.lock().keep(&name, &cidr);
+            let rival = {
+                let mut ranges = self.ranges.lock();
+                ranges.keep(&name, &cidr);
+                ranges.rival(&name).map(str::to_owned)
+            };
+            if let Some(rival) = rival {
+                let text = format!("The pod range {cidr} of this node overlaps that of node {rival}");
+                self.events.note(node, Level::Warning, "CIDRAssignmentFailed", text);
+            }
             return Ok(());
         }
         let taken: Vec<(String, String)> =
