@@ -8,11 +8,12 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet, Sta
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Secret, Service,
-    ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Secret,
+    Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::task::JoinSet;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
     accounts, aggregation, cronjob, deployment, endpoints, garbage, job, mirror, namespace, node, podgc, pods,
-    replicas, statefulset, tokens,
+    replicas, statefulset, tokens, volumes,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
@@ -63,6 +64,8 @@ pub(crate) struct Informers {
     pub(crate) claims: Informer<PersistentVolumeClaim>,
     pub(crate) jobs: Informer<Job>,
     pub(crate) crons: Informer<CronJob>,
+    pub(crate) volumes: Informer<PersistentVolume>,
+    pub(crate) classes: Informer<StorageClass>,
 }
 
 impl Informers {
@@ -78,7 +81,11 @@ impl Informers {
             services: Informer::default(),
             slices: Informer::default(),
             endpoints: Informer::default(),
-            pods: Informer::new(|p| vec![by_controller(p), node_term(pods::node(p))]),
+            pods: Informer::new(|p| {
+                let mut terms = volumes::terms_of(p);
+                terms.extend([by_controller(p), node_term(pods::node(p))]);
+                terms
+            }),
             deployments: Informer::default(),
             sets: Informer::new(|s| vec![by_controller(s)]),
             replication: Informer::default(),
@@ -87,6 +94,8 @@ impl Informers {
             claims: Informer::default(),
             jobs: Informer::new(|j| vec![by_controller(j)]),
             crons: Informer::default(),
+            volumes: Informer::new(|v| volumes::claim_key(v).map(|k| volumes::claim_term(&k)).into_iter().collect()),
+            classes: Informer::default(),
         }
     }
 }
@@ -131,6 +140,12 @@ fn own(client: &impl Fn(&str) -> Client, name: &str) -> Client {
 async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
     let i = Informers::new();
     let sources = endpoints::Sources { services: i.services.clone(), pods: i.pods.clone(), nodes: i.nodes.clone() };
+    let storage = volumes::binder::Sources {
+        claims: i.claims.clone(),
+        volumes: i.volumes.clone(),
+        classes: i.classes.clone(),
+        pods: i.pods.clone(),
+    };
     let collector = garbage::Controller::new(own(client, "generic-garbage-collector"));
     let controllers: Vec<Arc<dyn Reconcile>> = vec![
         Arc::clone(&collector) as Arc<dyn Reconcile>,
@@ -182,6 +197,16 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         job::Controller::new(own(client, "job-controller"), i.jobs.clone(), i.pods.clone()),
         cronjob::Controller::new(own(client, "cronjob-controller"), i.crons.clone(), i.jobs.clone()),
         job::ttl::Controller::new(own(client, "ttl-after-finished-controller"), i.jobs.clone()),
+        volumes::binder::Controller::new(own(client, "persistent-volume-binder"), storage.clone()),
+        // A provisioner needs the binder's rights and no others.
+        volumes::local::Controller::new(own(client, "persistent-volume-binder"), storage, i.nodes.clone()),
+        volumes::protect::Claims::new(own(client, "pvc-protection-controller"), i.claims.clone(), i.pods.clone()),
+        volumes::protect::Volumes::new(own(client, "pv-protection-controller"), i.volumes.clone()),
+        volumes::ephemeral::Controller::new(
+            own(client, "ephemeral-volume-controller"),
+            i.pods.clone(),
+            i.claims.clone(),
+        ),
     ];
     let shared = client(MANAGER);
     let mut followed: Vec<(&'static str, Synced)> = Vec::new();
@@ -207,6 +232,8 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow(&mut followed, "persistentvolumeclaims", &i.claims, &shared, stop);
     follow(&mut followed, "jobs", &i.jobs, &shared, stop);
     follow(&mut followed, "cronjobs", &i.crons, &shared, stop);
+    follow(&mut followed, "persistentvolumes", &i.volumes, &shared, stop);
+    follow(&mut followed, "storageclasses", &i.classes, &shared, stop);
     for (name, synced) in followed {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),

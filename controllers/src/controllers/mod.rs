@@ -18,3 +18,4 @@ pub mod replicas;
 pub mod revisions;
 pub mod statefulset;
 pub mod tokens;
+pub mod volumes;
