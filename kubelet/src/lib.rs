@@ -143,9 +143,11 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     let manager = pod::Manager::new(client.clone(), config.clone(), runtime.clone(), network.clone(), node.clone());
     let pods = tokio::spawn(manager.clone().run(shutdown.child_token()));
     let nodes = tokio::spawn(node.clone().run(shutdown.child_token()));
+    let directories = volumes::local::run(client.clone(), config.node_name.clone(), shutdown.child_token());
+    let directories = tokio::spawn(directories);
     let serve = tokio::spawn(server::serve(listener, manager, node, shutdown.child_token()));
     let keep = tokio::spawn(network.keep(shutdown.child_token()));
-    for task in [pods, nodes, serve, keep] {
+    for task in [pods, nodes, serve, keep, directories] {
         task.await?;
     }
     Ok(())

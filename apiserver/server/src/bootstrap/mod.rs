@@ -76,6 +76,19 @@ pub async fn run(server: &Arc<Inner>) -> Result<(), Status> {
     Ok(())
 }
 
+/// The class of claims that name none: directories on the disk of the node that a claim's first pod goes to. Who wants
+/// another default takes the annotation off; a class that was deleted comes back with the next start.
+///
+/// # Errors
+/// When the store refuses the write.
+pub async fn default_class(server: &Arc<Inner>) -> Result<(), Status> {
+    let class = json!({"kind": "StorageClass", "apiVersion": "storage.k8s.io/v1",
+        "metadata": {"name": "standard", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": "skiff.dev/local-path", "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true});
+    ensure(server, "storage.k8s.io", "storageclasses", class).await
+}
+
 fn namespace(name: &str) -> Value {
     json!({"kind": "Namespace", "apiVersion": "v1",
         "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
