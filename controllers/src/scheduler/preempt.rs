@@ -16,6 +16,7 @@ use kube::{Api, Client, ResourceExt};
 use super::cache::{Cache, Placed};
 use super::company::{Company, Namespaces};
 use super::filter::{self, Refusal};
+use super::volumes::Wants;
 use crate::controllers::pods;
 use crate::runtime::events::{Level, Recorder};
 use crate::runtime::informer::key_of;
@@ -43,6 +44,7 @@ pub fn plan(
     cache: &Cache,
     refusals: &[(String, Refusal)],
     namespaces: &Namespaces,
+    wants: &Wants,
 ) -> Result<Victims, String> {
     let total = refusals.len();
     if pod.spec.as_ref().and_then(|s| s.preemption_policy.as_deref()) == Some("Never") {
@@ -64,7 +66,7 @@ pub fn plan(
             reasons.push("Preemption is not helpful for scheduling".to_owned());
             continue;
         }
-        let Some(victims) = on_node(pod, name, cache, namespaces) else {
+        let Some(victims) = on_node(pod, name, cache, namespaces, wants) else {
             reasons.push("No preemption victims found for incoming pod".to_owned());
             continue;
         };
@@ -80,7 +82,7 @@ pub fn plan(
 }
 
 /// The fewest pods of lower priority that must leave a node, or none if that does not help.
-fn on_node(pod: &Arc<Pod>, name: &str, cache: &Cache, namespaces: &Namespaces) -> Option<Vec<Arc<Pod>>> {
+fn on_node(pod: &Arc<Pod>, name: &str, cache: &Cache, namespaces: &Namespaces, wants: &Wants) -> Option<Vec<Arc<Pod>>> {
     let placed = Placed::new(Arc::clone(pod));
     let mut lower: Vec<Arc<Pod>> = cache
         .hosts
@@ -106,6 +108,7 @@ fn on_node(pod: &Arc<Pod>, name: &str, cache: &Cache, namespaces: &Namespaces) -
     let fits = |c: &Cache| {
         let host = c.hosts.get(name)?;
         filter::node(pod, &placed.asks, host).ok()?;
+        wants.allows(host, wants.conflict(pod, c)).ok()?;
         Company::of(pod, c, namespaces).allows(host).ok()
     };
     lower.iter().for_each(|p| thought.set_pod(&key_of(&**p), None));
@@ -171,19 +174,21 @@ mod tests {
         for (p, node) in [(pod("a1", "2", 1), "a"), (pod("a2", "2", 5), "a"), (pod("b1", "4", 7), "b")] {
             cache.assume(&p, node);
         }
-        let refused =
-            |p: &Arc<Pod>| super::super::choose(&Placed::new(Arc::clone(p)), &cache, &Namespaces::new()).unwrap_err();
+        let refused = |p: &Arc<Pod>| {
+            super::super::choose(&Placed::new(Arc::clone(p)), &cache, &Namespaces::new(), &Wants::default())
+                .unwrap_err()
+        };
         let new = pod("new", "2", 10);
-        let v = plan(&new, &cache, &refused(&new), &Namespaces::new()).unwrap();
+        let v = plan(&new, &cache, &refused(&new), &Namespaces::new(), &Wants::default()).unwrap();
         assert_eq!((v.node.as_str(), v.pods.len(), v.pods[0].name_any().as_str()), ("a", 1, "a1"));
         let weak = pod("weak", "2", 0);
         assert_eq!(
-            plan(&weak, &cache, &refused(&weak), &Namespaces::new()).unwrap_err(),
+            plan(&weak, &cache, &refused(&weak), &Namespaces::new(), &Wants::default()).unwrap_err(),
             "0/2 nodes are available: 2 No preemption victims found for incoming pod."
         );
         let huge = pod("huge", "5", 10);
         assert_eq!(
-            plan(&huge, &cache, &refused(&huge), &Namespaces::new()).unwrap_err(),
+            plan(&huge, &cache, &refused(&huge), &Namespaces::new(), &Wants::default()).unwrap_err(),
             "0/2 nodes are available: 2 Preemption is not helpful for scheduling."
         );
     }

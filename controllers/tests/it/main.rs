@@ -10,3 +10,4 @@ mod rollout;
 mod scheduling;
 mod services;
 mod sets;
+mod volumes;

@@ -24,7 +24,7 @@ async fn a_pod_waits_until_there_is_room() {
     c.create::<Pod>("default", asking("big", "3")).await;
     eventually("big is bound", || async { node("big").await }).await;
     c.create::<Pod>("default", asking("second", "2")).await;
-    let text = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: \
+    let text = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are available: \
                 1 No preemption victims found for incoming pod.";
     eventually("second is told why", || async {
         let status = pods.get("second").await.unwrap().status?;

@@ -20,12 +20,12 @@ use kube::{Api, Client, ResourceExt};
 
 use super::{
     BETA_CLASS, BETA_STORAGE_PROVISIONER, BIND_COMPLETED, BOUND_BY_CONTROLLER, PROVISIONED_BY, SELECTED_NODE,
-    STORAGE_PROVISIONER, annotate, annotation, claim_key, claim_phase, claim_ref, claim_term, class_of_claim,
-    default_class, is_for, matching, volume_name, volume_phase, waits,
+    STORAGE_PROVISIONER, annotate, annotation, claim_key, claim_phase, claim_ref, claim_term, claims_of,
+    class_of_claim, default_class, is_for, matching, volume_name, volume_phase, waits,
 };
 use crate::controllers::pods;
 use crate::runtime::events::{Level, Recorder};
-use crate::runtime::informer::{Change, Informer, Watched, key_of};
+use crate::runtime::informer::{Change, Informer, Watched, join, key_of};
 use crate::runtime::queue::Queue;
 use crate::runtime::worker::{self, Error, Outcome, Reconcile, found};
 
@@ -66,6 +66,17 @@ impl Controller {
         sources.volumes.on_change(move |c| volume_changed(&q, &claims, c));
         let (q, claims) = (Arc::clone(&queue), sources.claims.clone());
         sources.classes.on_change(move |_| add_unbound(&q, &claims, |_| true));
+        let (q, claims) = (Arc::clone(&queue), sources.claims.clone());
+        sources.pods.on_change(move |c| {
+            // Whom a claim waits for is told when the pod comes.
+            if let (None, Some(pod)) = (&c.old, &c.new)
+                && pods::node(pod).is_empty()
+            {
+                let keys = claims_of(pod).into_iter().map(|u| join(&pod.namespace().unwrap_or_default(), &u.claim));
+                let unbound = |k: &String| claims.get(k).is_some_and(|c| volume_name(&c).is_empty());
+                keys.filter(unbound).for_each(|k| q.add(format!("{CLAIM}{k}")));
+            }
+        });
         Arc::new(Self { events: Recorder::start(client.clone(), COMPONENT), client, sources, queue })
     }
 

@@ -144,7 +144,9 @@ mod tests {
 
     fn merge(into: &mut Value, from: Value) {
         match (into, from) {
-            (Value::Object(a), Value::Object(b)) => b.into_iter().for_each(|(k, v)| merge(a.entry(k).or_default(), v)),
+            (Value::Object(a), Value::Object(b)) => {
+                b.into_iter().for_each(|(k, v)| merge(a.entry(k).or_insert(Value::Null), v))
+            }
             (a, b) => *a = b,
         }
     }
