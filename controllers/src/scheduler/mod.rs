@@ -215,7 +215,7 @@ impl Scheduler {
             self.queue.remove(&key);
             self.storage.touch();
             if was_bound {
-                self.queue.changed(Some(&[Rule::Resources, Rule::Ports, Rule::Spread, Rule::Company]));
+                self.queue.changed(Some(&[Rule::Resources, Rule::Ports, Rule::Spread, Rule::Company, Rule::Volumes]));
             }
             return;
         };
@@ -237,7 +237,7 @@ impl Scheduler {
         }
         let freed = c.old.as_deref().is_some_and(|o| !pods::finished(o)) && pods::finished(pod);
         if bound && freed {
-            self.queue.changed(Some(&[Rule::Resources, Rule::Ports, Rule::Spread, Rule::Company]));
+            self.queue.changed(Some(&[Rule::Resources, Rule::Ports, Rule::Spread, Rule::Company, Rule::Volumes]));
         }
     }
 

@@ -3,6 +3,7 @@
 mod apart;
 mod basic;
 mod change;
+mod claims;
 mod daily;
 mod faults;
 mod probes;
@@ -37,6 +38,8 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("environment", volumes::environment),
     ("life_cycle", volumes::life_cycle),
     ("limits", volumes::limits),
+    ("claims", claims::claims),
+    ("volumes_by_hand", claims::volumes_by_hand),
     ("change", change::change),
     ("grpc", probes::grpc),
     ("crash", basic::crash),
