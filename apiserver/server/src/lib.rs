@@ -71,7 +71,7 @@ pub struct Builder {
     service_cidr: ipnet::IpNet,
     issuer: String,
     kubelet_client: Option<Leaf>,
-    default_class: bool,
+    extras: bool,
 }
 
 impl Builder {
@@ -103,11 +103,12 @@ impl Builder {
         self
     }
 
-    /// Makes the StorageClass `standard`, the default, of the provisioner that the controllers bring along. Default: no
-    /// class, as upstream's server.
+    /// Makes what this cluster's own components need beyond upstream's objects: the StorageClass `standard`, the default,
+    /// of the provisioner that the controllers bring along, and the scheduler's right to read its placement policy.
+    /// Default: neither, as upstream's server.
     #[must_use]
-    pub fn default_storage_class(mut self) -> Self {
-        self.default_class = true;
+    pub fn extras(mut self) -> Self {
+        self.extras = true;
         self
     }
 
@@ -133,8 +134,8 @@ impl Builder {
         let kubelets = kubelets::Kubelets::new(&pki.cluster.cert, config.kubelet_client.as_ref())?;
         let inner = Arc::new(Inner::new(config, self.store, registry, tokens, kubelets));
         bootstrap::run(&inner).await?;
-        if self.default_class {
-            bootstrap::default_class(&inner).await?;
+        if self.extras {
+            bootstrap::extras(&inner).await?;
         }
         custom::start(&inner).await?;
         inner.ready.send_replace(true);
@@ -203,7 +204,7 @@ impl Server {
             service_cidr: ipnet::IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16)),
             issuer: auth::token::ISSUER.to_owned(),
             kubelet_client: None,
-            default_class: false,
+            extras: false,
         }
     }
 

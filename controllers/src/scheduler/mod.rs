@@ -5,12 +5,13 @@
 //! back and the pod tried again.
 //!
 //! # Limits
-//! Image locality does not count, extenders and profiles do not exist.
+//! Extenders and profiles do not exist.
 //! Pods of one controller are spread by default by that controller, not by the Services that select them.
 
 pub mod cache;
 pub mod company;
 pub mod filter;
+pub mod policy;
 pub mod preempt;
 pub mod queue;
 pub mod resources;
@@ -22,7 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, ObjectReference, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
@@ -30,9 +32,10 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::cache::{Cache, Host, Placed};
+use self::cache::{Cache, Host, Placed, priority};
 use self::company::{Company, Namespaces};
 use self::filter::Refusal;
+use self::policy::Policy;
 use self::queue::Queue;
 use self::volumes::{Choice, Storage, Wants};
 use crate::controllers::pods;
@@ -85,6 +88,10 @@ struct Scheduler {
     slots: Arc<Semaphore>,
     storage: Storage,
     volume_slots: Arc<Semaphore>,
+    budgets: Informer<PodDisruptionBudget>,
+    settings: Informer<ConfigMap>,
+    /// The policy in force, and the node it chose last.
+    policy: Mutex<(Policy, String)>,
 }
 
 /// Runs the scheduler until `stop`.
@@ -103,6 +110,9 @@ pub async fn run(client: Client, stop: CancellationToken) -> anyhow::Result<()> 
         slots: Arc::new(Semaphore::new(BINDINGS_MAX)),
         storage: Storage::default(),
         volume_slots: Arc::new(Semaphore::new(VOLUME_BINDINGS_MAX)),
+        budgets: Informer::default(),
+        settings: Informer::default(),
+        policy: Mutex::default(),
     });
     let this = Arc::clone(&s);
     s.nodes.on_change(move |c| this.node_changed(c));
@@ -115,7 +125,13 @@ pub async fn run(client: Client, stop: CancellationToken) -> anyhow::Result<()> 
     s.storage.classes.start(Api::all(client.clone()), config(), stop.clone());
     s.nodes.start(Api::all(client.clone()), config(), stop.clone());
     s.namespaces.start(Api::all(client.clone()), config(), stop.clone());
-    s.pods.start(Api::all(client), config(), stop.clone());
+    s.pods.start(Api::all(client.clone()), config(), stop.clone());
+    // Neither is waited for: without them pods are placed all the same.
+    s.budgets.start(Api::all(client.clone()), config(), stop.clone());
+    let this = Arc::clone(&s);
+    s.settings.on_change(move |c| this.settings_changed(c));
+    let one = config().fields(&format!("metadata.name={}", policy::NAME));
+    s.settings.start(Api::namespaced(client, policy::NAMESPACE), one, stop.clone());
     for (name, synced) in [
         ("nodes", s.nodes.wait_synced(SYNC_LIMIT).await),
         ("namespaces", s.namespaces.wait_synced(SYNC_LIMIT).await),
@@ -162,6 +178,23 @@ pub struct Place {
     pub node: Arc<Node>,
     /// What is to be written before the pod is bound.
     pub volumes: Choice,
+    /// The score that a policy gave the node.
+    pub score: Option<f64>,
+    /// The policy.
+    pub policy: Policy,
+}
+
+/// What a decision rests on besides nodes and pods.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// Labels of namespaces.
+    pub namespaces: &'a Namespaces,
+    /// What the pod's volumes ask for.
+    pub wants: &'a Wants,
+    /// The placement policy.
+    pub policy: Policy,
+    /// The node that was chosen last.
+    pub last: &'a str,
 }
 
 /// Why a pod fits nowhere.
@@ -180,10 +213,6 @@ fn wants_node(pod: &Pod) -> bool {
         && pods::active(pod)
         && spec.scheduler_name.as_deref().unwrap_or(NAME) == NAME
         && spec.scheduling_gates.as_ref().is_none_or(Vec::is_empty)
-}
-
-fn priority(pod: &Pod) -> i32 {
-    pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0)
 }
 
 impl Scheduler {
@@ -209,7 +238,11 @@ impl Scheduler {
 
     fn pod_changed(&self, c: &Change<Pod>) {
         let key = key_of(&**c.latest());
-        self.cache.lock().set_pod(&key, c.new.as_ref());
+        {
+            let mut cache = self.cache.lock();
+            cache.set_pod(&key, c.new.as_ref());
+            cache.set_nominated(&key, c.new.as_ref().filter(|p| wants_node(p)));
+        }
         let was_bound = c.old.as_deref().is_some_and(|p| !pods::node(p).is_empty());
         let Some(pod) = &c.new else {
             self.queue.remove(&key);
@@ -238,6 +271,21 @@ impl Scheduler {
         let freed = c.old.as_deref().is_some_and(|o| !pods::finished(o)) && pods::finished(pod);
         if bound && freed {
             self.queue.changed(Some(&[Rule::Resources, Rule::Ports, Rule::Spread, Rule::Company, Rule::Volumes]));
+        }
+    }
+
+    fn settings_changed(&self, c: &Change<ConfigMap>) {
+        match Policy::read(c.new.as_deref()) {
+            Ok(p) => {
+                let before = std::mem::replace(&mut self.policy.lock().0, p);
+                if before != p {
+                    tracing::info!(policy = p.name(), "placement policy");
+                }
+            }
+            Err(why) => {
+                let text = format!("{why}; the policy stays {}", self.policy.lock().0.name());
+                self.events.note(&**c.latest(), Level::Warning, "InvalidPolicy", text);
+            }
         }
     }
 
@@ -272,8 +320,11 @@ impl Scheduler {
             Ok(w) => w,
             Err(why) => return Decision::Refuse(pod, Unfit::Anywhere(cache.nodes().count(), why)),
         };
-        match choose(&placed, &cache, &namespaces, &wants) {
+        let (policy, last) = self.policy.lock().clone();
+        let context = Context { namespaces: &namespaces, wants: &wants, policy, last: &last };
+        match choose(&placed, &cache, &context) {
             Ok(place) => {
+                self.policy.lock().1 = place.node.name_any();
                 cache.assume(&pod, &place.node.name_any());
                 self.storage.assume(&place.volumes, &place.node.name_any());
                 Decision::Place(pod, place)
@@ -327,7 +378,10 @@ impl Scheduler {
         match failure {
             None => {
                 self.queue.done(&key);
-                let text = format!("Successfully assigned {key} to {node}");
+                let mut text = format!("Successfully assigned {key} to {node}");
+                if let Some(score) = place.score {
+                    text = format!("{text} (policy {}, score {score:.0})", place.policy.name());
+                }
                 self.events.note(&**pod, Level::Normal, "Scheduled", text);
             }
             Some(text) => self.unbound(pod, place, &format!("binding rejected: {text}")),
@@ -368,7 +422,12 @@ impl Scheduler {
                 let mut text = filter::summary(list.len(), &list);
                 if !list.is_empty() {
                     let namespaces = this.namespaces();
-                    let plan = preempt::plan(&pod, &this.cache.lock(), &refusals, &namespaces, &wants);
+                    let budgets = this.budgets.all();
+                    let context = preempt::Context { namespaces: &namespaces, wants: &wants, budgets: &budgets };
+                    let plan = preempt::plan(&pod, &this.cache.lock(), &refusals, &context);
+                    if let Ok(v) = &plan {
+                        this.cache.lock().nominate(&pod, &v.node);
+                    }
                     match plan {
                         Ok(found) => victims = Some(found),
                         Err(why) => text = format!("{text} {}{why}", filter::PREEMPTION),
@@ -420,19 +479,17 @@ impl Scheduler {
 ///
 /// # Errors
 /// A refusal per node.
-pub fn choose(
-    placed: &Placed,
-    cache: &Cache,
-    namespaces: &Namespaces,
-    wants: &Wants,
-) -> Result<Place, Vec<(String, Refusal)>> {
+pub fn choose(placed: &Placed, cache: &Cache, context: &Context<'_>) -> Result<Place, Vec<(String, Refusal)>> {
     let pod = &placed.pod;
+    let Context { namespaces, wants, policy, last } = *context;
     let company = Company::of(pod, cache, namespaces);
     let conflict = wants.conflict(pod, cache);
     let mut refusals = Vec::new();
     let mut fit: Vec<(&Arc<Node>, &Host, Choice)> = Vec::new();
     for (name, host) in cache.nodes() {
         let allowed = filter::node(pod, &placed.asks, host)
+            // Room that was made for a pod of at least this priority is not free.
+            .and_then(|()| cache.with_nominated(name, pod).map_or(Ok(()), |h| filter::node(pod, &placed.asks, &h)))
             .and_then(|()| wants.allows(host, conflict))
             .and_then(|choice| company.allows(host).map(|()| choice));
         match (allowed, &host.node) {
@@ -441,18 +498,27 @@ pub fn choose(
             (Ok(_), None) => {}
         }
     }
-    let chosen = match fit.len() {
-        0 => return Err(refusals),
-        1 => 0,
-        _ => {
-            let hosts: Vec<&Host> = fit.iter().map(|(_, h, _)| *h).collect();
-            let scores = score::all(pod, &placed.weighs, &hosts, &company);
-            let top = scores.iter().copied().fold(f64::MIN, f64::max);
-            let best: Vec<usize> = (0..fit.len()).filter(|i| top - scores[*i] < 1e-9).collect();
-            // Chance among equals, so that no node is always first.
-            best[rand::random_range(0..best.len())]
-        }
-    };
+    if fit.is_empty() {
+        return Err(refusals);
+    }
+    let hosts: Vec<&Host> = fit.iter().map(|(_, h, _)| *h).collect();
+    let mut best: Vec<usize> = (0..fit.len()).collect();
+    let policy_scores = policy.scores(&hosts, &placed.weighs, last);
+    if let Some(scores) = &policy_scores {
+        best = highest(&best, scores);
+    }
+    if best.len() > 1 {
+        best = highest(&best, &score::all(pod, &placed.weighs, &hosts, &company));
+    }
+    // Chance among equals, so that no node is always first.
+    let chosen = best[rand::random_range(0..best.len())];
+    let score = policy_scores.map(|s| s[chosen]);
     let (node, _, volumes) = fit.swap_remove(chosen);
-    Ok(Place { node: Arc::clone(node), volumes })
+    Ok(Place { node: Arc::clone(node), volumes, score, policy })
+}
+
+/// Those of `among` with the highest score.
+fn highest(among: &[usize], scores: &[f64]) -> Vec<usize> {
+    let top = among.iter().map(|i| scores[*i]).fold(f64::MIN, f64::max);
+    among.iter().copied().filter(|i| top - scores[*i] < 1e-9).collect()
 }

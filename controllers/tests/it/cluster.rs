@@ -36,7 +36,7 @@ impl Cluster {
             .try_init();
         let dir = tempfile::tempdir().unwrap();
         let store = skiff_storage::embedded::Embedded::open(dir.path(), Default::default()).unwrap();
-        let server = Server::builder(Arc::new(store)).default_storage_class().start().await.unwrap();
+        let server = Server::builder(Arc::new(store)).extras().start().await.unwrap();
         let client = server.client(User::new("admin", &["system:masters"]));
         let stop = CancellationToken::new();
         let config = skiff_controllers::Config {
