@@ -17,7 +17,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, HostPathVolumeSource, Pod, Secret, ServiceAccount, ServiceAccountTokenProjection, Volume,
+    ConfigMap, EmptyDirVolumeSource, HostPathVolumeSource, Pod, Secret, ServiceAccount, ServiceAccountTokenProjection,
+    Volume,
 };
 use kube::Api;
 use kube::api::PostParams;
@@ -26,7 +27,7 @@ use nix::mount::{MsFlags, mount};
 use crate::Config;
 use crate::pod::fields::{self, Facts};
 use crate::pod::spec;
-use crate::source::{Key, Sources};
+use crate::source::Sources;
 use atomic::Payload;
 
 pub mod atomic;
@@ -37,6 +38,7 @@ mod mounts;
 pub mod subpath;
 
 use claims::{Bound, Source};
+pub use files::references;
 use files::{add, config_map_files, restrict_token, secret_files};
 use mounts::remove_tree;
 pub use mounts::{is_mounted, unmount_below};
@@ -175,6 +177,21 @@ impl Volumes {
             self.claims.lock().unwrap_or_else(PoisonError::into_inner).insert(key, bound);
         }
         Ok(())
+    }
+
+    /// Says which of a pod's emptyDirs on disk holds more than it may, in upstream's words. Looks at every file, so ask
+    /// seldom; without a limit nothing is looked at.
+    pub async fn over_limit(&self, pod: &Pod) -> Option<String> {
+        for volume in spec::spec(pod).volumes.iter().flatten() {
+            let Some(empty) = volume.empty_dir.as_ref().filter(|e| on_disk_with_limit(e)) else { continue };
+            let Some(limit) = &empty.size_limit else { continue };
+            let (dir, most) = (self.path(pod, volume), spec::whole(limit).unwrap_or(i64::MAX));
+            let used = blocking(move || Ok(files::usage(&dir))).await;
+            if used.is_ok_and(|u| i64::try_from(u).unwrap_or(i64::MAX) > most) {
+                return Some(format!("Usage of EmptyDir volume {:?} exceeds the limit {:?}. ", volume.name, limit.0));
+            }
+        }
+        None
     }
 
     fn own_dir(&self, pod: &Pod, volume: &Volume) -> PathBuf {
@@ -418,55 +435,22 @@ impl Volumes {
     }
 }
 
+/// Whether a pod has an emptyDir whose size must be watched: in memory the file system itself is the limit.
+pub fn has_limits(pod: &Pod) -> bool {
+    spec::spec(pod).volumes.iter().flatten().any(|v| v.empty_dir.as_ref().is_some_and(on_disk_with_limit))
+}
+
+fn on_disk_with_limit(e: &EmptyDirVolumeSource) -> bool {
+    e.medium.as_deref().unwrap_or_default().is_empty()
+        && e.size_limit.as_ref().and_then(spec::whole).is_some_and(|n| n > 0)
+}
+
 /// A token that still lives is better than none.
 fn keep_or(held: Option<Token>, error: String) -> Result<String, String> {
     match held {
         Some(token) if Timestamp::now() < token.expires => Ok(token.text),
         _ => Err(error),
     }
-}
-
-/// ConfigMaps and Secrets that a pod's volumes and variables refer to.
-pub fn references(pod: &Pod) -> Vec<Key> {
-    let mut keys = Vec::new();
-    let mut add = |kind, name: &str| {
-        keys.push(Key { kind, namespace: spec::namespace(pod).into(), name: name.into() });
-    };
-    for volume in spec::spec(pod).volumes.iter().flatten() {
-        if let Some(source) = &volume.config_map {
-            add("ConfigMap", &source.name);
-        }
-        if let Some(name) = volume.secret.as_ref().and_then(|s| s.secret_name.as_deref()) {
-            add("Secret", name);
-        }
-        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
-            if let Some(source) = &source.config_map {
-                add("ConfigMap", &source.name);
-            }
-            if let Some(source) = &source.secret {
-                add("Secret", &source.name);
-            }
-        }
-    }
-    for (_, container) in spec::containers(pod) {
-        for source in container.env_from.iter().flatten() {
-            if let Some(source) = &source.config_map_ref {
-                add("ConfigMap", &source.name);
-            }
-            if let Some(source) = &source.secret_ref {
-                add("Secret", &source.name);
-            }
-        }
-        for source in container.env.iter().flatten().filter_map(|e| e.value_from.as_ref()) {
-            if let Some(source) = &source.config_map_key_ref {
-                add("ConfigMap", &source.name);
-            }
-            if let Some(source) = &source.secret_key_ref {
-                add("Secret", &source.name);
-            }
-        }
-    }
-    keys
 }
 
 fn plugin(volume: &Volume) -> &'static str {

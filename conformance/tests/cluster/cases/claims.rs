@@ -154,3 +154,63 @@ spec:
     c.ok(&["-n", ns, "delete", "pod", "e", "none", "share", "--timeout=60s"])?;
     c.eventually("the pod's own claim goes with it", |c| Ok(c.kubectl(&["-n", ns, "get", "pvc", "e-v"])?.code != 0))
 }
+
+/// Pods of a StatefulSet keep their data, each its own, also when they come back; a directory with a limit is held to it.
+pub(crate) fn stateful_data(c: &mut Cluster, ns: &str) -> Result<()> {
+    let manifest = r"
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: s}
+spec:
+  serviceName: s
+  replicas: 2
+  selector: {matchLabels: {app: s}}
+  template:
+    metadata: {labels: {app: s}}
+    spec:
+      containers:
+      - name: c
+        image: skiff/busybox:1
+        command: [sh, -c, 'trap exit TERM; hostname >> /data/who; while true; do sleep 0.2; done']
+        volumeMounts: [{name: data, mountPath: /data}]
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+";
+    apply(c, ns, manifest)?;
+    c.ok(&["-n", ns, "rollout", "status", "statefulset/s", "--timeout=90s"])?;
+    ensure!(exec(c, ns, "s-0", "cat /data/who")? == "s-0\n" && exec(c, ns, "s-1", "cat /data/who")? == "s-1\n");
+    let uid = c.get(ns, "pod/s-1")?["metadata"]["uid"].clone();
+    c.ok(&["-n", ns, "delete", "pod", "s-1", "--timeout=60s"])?;
+    c.eventually("it comes back to its data", |c| {
+        let o = c.kubectl(&["-n", ns, "exec", "s-1", "--", "cat", "/data/who"])?;
+        Ok(o.out == "s-1\ns-1\n" && c.get(ns, "pod/s-1")?["metadata"]["uid"] != uid)
+    })?;
+    c.ok(&["-n", ns, "delete", "statefulset", "s", "--timeout=60s"])?;
+    c.ok(&["-n", ns, "delete", "pvc", "--all", "--timeout=60s"])?;
+
+    let greedy = pod("greedy", "emptyDir: {sizeLimit: 1Mi}", "", "");
+    apply(c, ns, &greedy)?;
+    ready(c, ns, "greedy")?;
+    exec(c, ns, "greedy", "dd if=/dev/zero of=/data/f bs=1M count=3 2>/dev/null")?;
+    c.eventually("the greedy pod is evicted", |c| {
+        let status = c.get(ns, "pod/greedy")?["status"].clone();
+        let text = "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ";
+        Ok(status["phase"] == "Failed" && status["reason"] == "Evicted" && status["message"] == text)
+    })
+}
+
+/// The placement policy is told with the placement.
+pub(crate) fn placement_policy(c: &mut Cluster, ns: &str) -> Result<()> {
+    c.ok(&["-n", "kube-system", "create", "configmap", "skiff-scheduler", "--from-literal=policy=lowest-memory"])?;
+    let mut number = 0;
+    let told = c.eventually("the policy is told", |c| {
+        number += 1;
+        let name = format!("p{number}");
+        super::start(c, ns, &name, "trap exit TERM; while true; do sleep 0.2; done")?;
+        Ok(c.ok(&["-n", ns, "events", "--for", &format!("pod/{name}")])?
+            .contains("to node1 (policy lowest-memory, score "))
+    });
+    c.ok(&["-n", "kube-system", "delete", "configmap", "skiff-scheduler"])?;
+    told
+}

@@ -40,6 +40,8 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("limits", volumes::limits),
     ("claims", claims::claims),
     ("volumes_by_hand", claims::volumes_by_hand),
+    ("stateful_data", claims::stateful_data),
+    ("placement_policy", claims::placement_policy),
     ("change", change::change),
     ("grpc", probes::grpc),
     ("crash", basic::crash),
