@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Cluster {
     pub(crate) client: Client,
+    server: Server,
     _stop: DropGuard,
     _dir: tempfile::TempDir,
 }
@@ -48,7 +49,7 @@ impl Cluster {
         tokio::spawn(skiff_controllers::run(move |name| s.client(identity(name)), config, stop.clone()));
         let scheduler = server.client(identity("system:kube-scheduler"));
         tokio::spawn(skiff_controllers::scheduler::run(scheduler, stop.clone()));
-        Self { client, _stop: stop.drop_guard(), _dir: dir }
+        Self { client, server, _stop: stop.drop_guard(), _dir: dir }
     }
 
     pub(crate) fn api<K>(&self, namespace: &str) -> Api<K>
@@ -60,6 +61,11 @@ impl Cluster {
 
     pub(crate) fn all<K: kube::Resource<DynamicType = ()>>(&self) -> Api<K> {
         Api::all(self.client.clone())
+    }
+
+    /// A client with the rights of a node's agent.
+    pub(crate) fn agent(&self, node: &str) -> Client {
+        self.server.client(User::new(format!("system:node:{node}"), &["system:nodes"]))
     }
 
     /// A node that is ready, with room.

@@ -313,3 +313,37 @@ async fn placement_follows_volumes() {
     let claims = c.api::<Claim>("default");
     eventually("its claim goes too", || async { claims.get_opt("e-tmp").await.unwrap().is_none().then_some(()) }).await;
 }
+
+/// An agent takes its finalizer off volumes that are its own directories, and can do nothing else to volumes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_may_do_to_volumes() {
+    let c = Cluster::start().await;
+    for (name, host, by) in
+        [("own", "n1", "skiff.dev/local-path"), ("far", "n2", "skiff.dev/local-path"), ("other", "n1", "example.com/x")]
+    {
+        let mut v = volume(name, "1Gi", "");
+        v["metadata"]["labels"] = json!({"skiff.dev/hostname": host});
+        v["metadata"]["annotations"] = json!({"pv.kubernetes.io/provisioned-by": by});
+        v["metadata"]["finalizers"] = json!(["skiff.dev/local-path", "example.com/keep"]);
+        c.volume(v).await;
+    }
+    let agent: kube::Api<Volume> = kube::Api::all(c.agent("n1"));
+    let finalizers = |list: &[&str]| json!({"metadata": {"finalizers": list}});
+    let protected = ["example.com/keep", "kubernetes.io/pv-protection"];
+    for (name, patch, allowed) in [
+        ("far", finalizers(&protected), false),
+        ("other", finalizers(&protected), false),
+        ("own", finalizers(&["kubernetes.io/pv-protection"]), false),
+        ("own", json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}}), false),
+        ("own", json!({"metadata": {"labels": {"a": "b"}}}), false),
+        ("own", finalizers(&protected), true),
+    ] {
+        let got = agent.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        match got {
+            Ok(_) => assert!(allowed, "{name} {patch}"),
+            Err(kube::Error::Api(s)) => assert!(!allowed && s.code == 403, "{name} {patch}: {s:?}"),
+            Err(e) => panic!("{name} {patch}: {e}"),
+        }
+    }
+    assert!(agent.delete("own", &DeleteParams::default()).await.is_err());
+}
