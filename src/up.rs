@@ -56,6 +56,7 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
         .advertise(address, port)
         .service_cidr(args.service_cidr)
         .kubelet_client(kubelet_client)
+        .extras()
         .start()
         .await?;
     let serving = serving_certificate(&pki, &args, &server, address, &node)?;

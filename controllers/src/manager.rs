@@ -9,13 +9,14 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Secret,
-    Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController,
+    ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::task::JoinSet;
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
     accounts, aggregation, bootstrap, certificates, cronjob, daemonset, deployment, disruption, endpoints, garbage,
-    job, mirror, namespace, node, outside, podgc, pods, quota, replicas, statefulset, tokens,
+    job, mirror, namespace, node, outside, podgc, pods, quota, replicas, statefulset, tokens, volumes,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
@@ -86,6 +87,8 @@ pub(crate) struct Informers {
     pub(crate) claims: Informer<PersistentVolumeClaim>,
     pub(crate) jobs: Informer<Job>,
     pub(crate) crons: Informer<CronJob>,
+    pub(crate) volumes: Informer<PersistentVolume>,
+    pub(crate) classes: Informer<StorageClass>,
 }
 
 impl Informers {
@@ -106,7 +109,11 @@ impl Informers {
             ingresses: Informer::default(),
             ingress_classes: Informer::default(),
             endpoints: Informer::default(),
-            pods: Informer::new(|p| vec![by_controller(p), node_term(pods::node(p))]),
+            pods: Informer::new(|p| {
+                let mut terms = volumes::terms_of(p);
+                terms.extend([by_controller(p), node_term(pods::node(p))]);
+                terms
+            }),
             deployments: Informer::default(),
             sets: Informer::new(|s| vec![by_controller(s)]),
             replication: Informer::default(),
@@ -118,6 +125,8 @@ impl Informers {
             claims: Informer::default(),
             jobs: Informer::new(|j| vec![by_controller(j)]),
             crons: Informer::default(),
+            volumes: Informer::new(|v| volumes::claim_key(v).map(|k| volumes::claim_term(&k)).into_iter().collect()),
+            classes: Informer::default(),
         }
     }
 }
@@ -162,6 +171,12 @@ fn own(client: &impl Fn(&str) -> Client, name: &str) -> Client {
 async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
     let i = Informers::new();
     let sources = endpoints::Sources { services: i.services.clone(), pods: i.pods.clone(), nodes: i.nodes.clone() };
+    let storage = volumes::binder::Sources {
+        claims: i.claims.clone(),
+        volumes: i.volumes.clone(),
+        classes: i.classes.clone(),
+        pods: i.pods.clone(),
+    };
     let quotas = quota::Controller::new(
         own(client, "resourcequota-controller"),
         quota::Sources {
@@ -260,6 +275,16 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         certificates::clean::Cleaner::new(own(client, "certificate-controller"), i.signing.clone()),
         bootstrap::Cleaner::new(own(client, "token-cleaner"), i.bootstrap_tokens.clone()),
         bootstrap::Signer::new(own(client, "bootstrap-signer"), i.bootstrap_tokens.clone(), i.cluster_info.clone()),
+        volumes::binder::Controller::new(own(client, "persistent-volume-binder"), storage.clone()),
+        // A provisioner needs the binder's rights and no others.
+        volumes::local::Controller::new(own(client, "persistent-volume-binder"), storage, i.nodes.clone()),
+        volumes::protect::Claims::new(own(client, "pvc-protection-controller"), i.claims.clone(), i.pods.clone()),
+        volumes::protect::Volumes::new(own(client, "pv-protection-controller"), i.volumes.clone()),
+        volumes::ephemeral::Controller::new(
+            own(client, "ephemeral-volume-controller"),
+            i.pods.clone(),
+            i.claims.clone(),
+        ),
     ];
     if let Some(key) = &config.root_key {
         let authority = certificates::sign::Authority::new(&config.root_ca, key).context("the cluster's CA")?;
@@ -302,6 +327,8 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow(&mut followed, "persistentvolumeclaims", &i.claims, &shared, stop);
     follow(&mut followed, "jobs", &i.jobs, &shared, stop);
     follow(&mut followed, "cronjobs", &i.crons, &shared, stop);
+    follow(&mut followed, "persistentvolumes", &i.volumes, &shared, stop);
+    follow(&mut followed, "storageclasses", &i.classes, &shared, stop);
     for (name, synced) in followed {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),

@@ -180,7 +180,9 @@ async fn once(client: kube::Client, config: Arc<Config>, shutdown: &Cancellation
     let pods = tokio::spawn(manager.clone().run(shutdown.child_token()));
     let serve = tokio::spawn(server::serve(listener, manager, node.clone(), shutdown.child_token()));
     let keep = tokio::spawn(network.keep(shutdown.child_token()));
-    let mut tasks = vec![pods, nodes, serve, keep];
+    let directories = volumes::local::run(client.clone(), config.node_name.clone(), shutdown.child_token());
+    let directories = tokio::spawn(directories);
+    let mut tasks = vec![pods, nodes, serve, keep, directories];
     if own {
         tasks.push(tokio::spawn(certificates::keep_serving(client, config, slot, shutdown.child_token())));
     }

@@ -71,6 +71,7 @@ pub struct Builder {
     service_cidr: ipnet::IpNet,
     issuer: String,
     kubelet_client: Option<Leaf>,
+    extras: bool,
 }
 
 impl Builder {
@@ -102,6 +103,15 @@ impl Builder {
         self
     }
 
+    /// Makes what this cluster's own components need beyond upstream's objects: the StorageClass `standard`, the default,
+    /// of the provisioner that the controllers bring along, and the scheduler's right to read its placement policy.
+    /// Default: neither, as upstream's server.
+    #[must_use]
+    pub fn extras(mut self) -> Self {
+        self.extras = true;
+        self
+    }
+
     /// Opens the collections and writes the objects every cluster has.
     ///
     /// # Errors
@@ -124,6 +134,9 @@ impl Builder {
         let kubelets = kubelets::Kubelets::new(&pki.cluster.cert, config.kubelet_client.as_ref())?;
         let inner = Arc::new(Inner::new(config, self.store, registry, tokens, kubelets));
         bootstrap::run(&inner).await?;
+        if self.extras {
+            bootstrap::extras(&inner).await?;
+        }
         custom::start(&inner).await?;
         inner.ready.send_replace(true);
         Ok(Server { inner, pki })
@@ -191,6 +204,7 @@ impl Server {
             service_cidr: ipnet::IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16)),
             issuer: auth::token::ISSUER.to_owned(),
             kubelet_client: None,
+            extras: false,
         }
     }
 

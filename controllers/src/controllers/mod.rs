@@ -24,3 +24,4 @@ pub mod replicas;
 pub mod revisions;
 pub mod statefulset;
 pub mod tokens;
+pub mod volumes;

@@ -78,6 +78,12 @@ impl Host {
     }
 }
 
+/// A pod's priority.
+#[must_use]
+pub fn priority(pod: &Pod) -> i32 {
+    pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0)
+}
+
 /// Host ports that a pod wants.
 #[must_use]
 pub fn host_ports(pod: &Pod) -> Vec<HostPort> {
@@ -103,6 +109,8 @@ pub struct Cache {
     assumed: BTreeSet<String>,
     /// Pods that refuse company, by key: most clusters have none, and then no placement needs to look.
     pub refusing: BTreeSet<String>,
+    /// Pods for which room is being made, by key, with their node.
+    nominated: BTreeMap<String, (String, Placed)>,
 }
 
 impl Cache {
@@ -142,7 +150,41 @@ impl Cache {
     pub fn assume(&mut self, pod: &Arc<Pod>, node: &str) {
         let key = key_of(&**pod);
         self.put(&key, node, pod);
+        self.nominated.remove(&key);
         self.assumed.insert(key);
+    }
+
+    /// Keeps room on a node for a pod that others were removed for.
+    pub fn nominate(&mut self, pod: &Arc<Pod>, node: &str) {
+        self.nominated.insert(key_of(&**pod), (node.to_owned(), Placed::new(Arc::clone(pod))));
+    }
+
+    /// A pod as the server has it; `None` when it needs no node (any more).
+    pub fn set_nominated(&mut self, key: &str, pod: Option<&Arc<Pod>>) {
+        let node =
+            |p: &Arc<Pod>| p.status.as_ref().and_then(|s| s.nominated_node_name.clone()).filter(|n| !n.is_empty());
+        match pod.map(|p| (p, node(p))) {
+            None => drop(self.nominated.remove(key)),
+            Some((pod, Some(node))) => self.nominate(pod, &node),
+            // Our own nomination may not have come back yet; it goes with the pod's placement or end.
+            Some((_, None)) => {}
+        }
+    }
+
+    /// A host as it will be with the pods nominated to it that are at least as important as `pod`; none if there are
+    /// no such pods.
+    #[must_use]
+    pub fn with_nominated(&self, node: &str, pod: &Pod) -> Option<Host> {
+        let own = key_of(pod);
+        let least = priority(pod);
+        let mut there =
+            self.nominated.iter().filter(|(key, (n, p))| n == node && **key != own && priority(&p.pod) >= least);
+        let first = there.next()?;
+        let mut host = self.hosts.get(node)?.clone();
+        for (key, (_, placed)) in std::iter::once(first).chain(there) {
+            host.put(key.clone(), placed.clone());
+        }
+        Some(host)
     }
 
     /// Adds a pod to a copy that is used to think about what would be.

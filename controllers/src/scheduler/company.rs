@@ -397,4 +397,97 @@ mod tests {
         check(&[("web1", "n1", none())], "web", evenly(2, ZONE), "n1 n2 n3");
         check(&[("web1", "n1", none())], "web", evenly(1, "rack"), "");
     }
+
+    /// Nodes that allow `pod`, of a cluster with zones a (n1, n2) and b (n3, tainted).
+    fn allowed(there: &[(&str, &str, Value)], pod: &Value, namespaces: &Namespaces) -> String {
+        let mut cache = cluster(there);
+        let mut n3 = json!({"metadata": {"name": "n3", "labels": {HOSTNAME: "n3", ZONE: "b"}}});
+        n3["spec"] = json!({"taints": [{"key": "k", "effect": "NoSchedule"}]});
+        cache.set_node(Arc::new(serde_json::from_value(n3).unwrap()));
+        let pod: Pod = serde_json::from_value(pod.clone()).unwrap();
+        let company = Company::of(&pod, &cache, namespaces);
+        let fit: Vec<&str> =
+            cache.nodes().filter(|(_, h)| company.allows(h).is_ok()).map(|(n, _)| n.as_str()).collect();
+        fit.join(" ")
+    }
+
+    #[test]
+    fn every_field_of_spreading() {
+        let web = |more: Value| {
+            let mut c = json!({"maxSkew": 1, "topologyKey": ZONE, "whenUnsatisfiable": "DoNotSchedule",
+                "labelSelector": {"matchLabels": {"app": "web"}}});
+            let selector = more.get("nodeSelector").cloned();
+            c.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            c.as_object_mut().unwrap().remove("nodeSelector");
+            json!({"metadata": {"namespace": "x", "labels": {"app": "web", "version": "2"}},
+                "spec": {"containers": [], "nodeSelector": selector, "topologySpreadConstraints": [c]}})
+        };
+        let one = [("web1", "n1", json!({}))];
+        for (more, want) in [
+            (json!({}), "n3"),
+            (json!({"maxSkew": 2}), "n1 n2 n3"),
+            (json!({"whenUnsatisfiable": "ScheduleAnyway"}), "n1 n2 n3"),
+            // Fewer zones than asked for: the emptiest counts as one without pods.
+            (json!({"minDomains": 3, "maxSkew": 2}), "n1 n2 n3"),
+            (json!({"minDomains": 3}), "n3"),
+            // Pods of another version do not count.
+            (json!({"matchLabelKeys": ["version"]}), "n1 n2 n3"),
+            // The tainted node is no place to compare with when taints are honoured.
+            (json!({"nodeTaintsPolicy": "Honor"}), "n1 n2 n3"),
+            (json!({"nodeTaintsPolicy": "Ignore"}), "n3"),
+            // Nodes that the selector leaves out do not count, unless it is ignored.
+            (json!({"nodeSelector": {"nobody": "has"}}), "n1 n2 n3"),
+            (json!({"nodeSelector": {"nobody": "has"}, "nodeAffinityPolicy": "Ignore"}), "n3"),
+        ] {
+            assert_eq!(allowed(&one, &web(more.clone()), &Namespaces::new()), want, "{more}");
+        }
+    }
+
+    #[test]
+    fn every_field_of_affinity() {
+        let pod = |kind: &str, more: Value| {
+            let mut t = json!({"topologyKey": HOSTNAME, "labelSelector": {"matchLabels": {"app": "db"}}});
+            t.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json!({"metadata": {"namespace": "y", "labels": {"app": "web", "team": "red"}}, "spec": {"containers": [],
+                "affinity": {kind: {"requiredDuringSchedulingIgnoredDuringExecution": [t]}}}})
+        };
+        let there = [("db1", "n2", json!({}))];
+        let labelled: Namespaces = [("x".to_owned(), Some([("env".to_owned(), "test".to_owned())].into()))].into();
+        let none = Namespaces::new();
+        for (kind, more, namespaces, want) in [
+            ("podAffinity", json!({}), &none, ""),
+            ("podAffinity", json!({"namespaces": ["x"]}), &none, "n2"),
+            ("podAffinity", json!({"namespaceSelector": {}}), &labelled, "n2"),
+            ("podAffinity", json!({"namespaceSelector": {"matchLabels": {"env": "test"}}}), &labelled, "n2"),
+            ("podAffinity", json!({"namespaceSelector": {"matchLabels": {"env": "live"}}}), &labelled, ""),
+            ("podAffinity", json!({"namespaceSelector": {}, "matchLabelKeys": ["team"]}), &labelled, ""),
+            ("podAffinity", json!({"namespaceSelector": {}, "mismatchLabelKeys": ["team"]}), &labelled, "n2"),
+            ("podAntiAffinity", json!({}), &none, "n1 n2 n3"),
+            ("podAntiAffinity", json!({"namespaces": ["x"]}), &none, "n1 n3"),
+            ("podAntiAffinity", json!({"namespaces": ["x"], "topologyKey": ZONE}), &none, "n3"),
+        ] {
+            assert_eq!(allowed(&there, &pod(kind, more.clone()), namespaces), want, "{kind} {more}");
+        }
+    }
+
+    #[test]
+    fn likings_count_both_ways() {
+        let weighted = |kind: &str, weight: i32| {
+            json!({"affinity": {kind: {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": weight,
+                "podAffinityTerm": {"topologyKey": HOSTNAME, "labelSelector": {"matchLabels": {"app": "web"}}}}]}}})
+        };
+        for (there, spec, want) in [
+            (("web1", "n1", json!({})), weighted("podAffinity", 7), [7, 0]),
+            (("web1", "n1", json!({})), weighted("podAntiAffinity", 7), [-7, 0]),
+            // What those that are there would like.
+            (("db1", "n1", weighted("podAffinity", 5)), json!({}), [5, 0]),
+            (("db1", "n1", weighted("podAntiAffinity", 5)), json!({}), [-5, 0]),
+            (("db1", "n1", near("web", HOSTNAME)), json!({}), [1, 0]),
+        ] {
+            let cache = cluster(std::slice::from_ref(&there));
+            let company = Company::of(&pod("web", None, spec.clone()), &cache, &Namespaces::new());
+            let got = ["n1", "n2"].map(|n| company.liking(&cache.hosts[n]));
+            assert_eq!(got, want, "{there:?} {spec}");
+        }
+    }
 }

@@ -51,10 +51,8 @@ pub fn node(pod: &Pod, asks: &Amounts, host: &Host) -> Result<(), Refusal> {
     }
     let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
     let hard = |t: &&Taint| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute");
-    if let Some(t) = taints.iter().filter(hard).find(|t| !tolerated(t, tolerations)) {
-        let value = t.value.as_deref().unwrap_or_default();
-        let reason = format!("node(s) had untolerated taint {{{}: {value}}}", t.key);
-        return Err(Refusal::new(Rule::Taints, reason, false));
+    if taints.iter().filter(hard).any(|t| !tolerated(t, tolerations)) {
+        return Err(Refusal::new(Rule::Taints, "node(s) had untolerated taint(s)", false));
     }
     if !wants_node(pod, node) {
         return Err(Refusal::new(Rule::Affinity, "node(s) didn't match Pod's node affinity/selector", false));
@@ -159,6 +157,18 @@ pub fn summary(total: usize, refusals: &[Refusal]) -> String {
     format!("0/{total} nodes are available: {}.", counted(refusals.iter().flat_map(|r| r.reasons.iter().cloned())))
 }
 
+/// Between the reasons and what preemption said: upstream's allocator of devices speaks first, and has nothing to give.
+pub const PREEMPTION: &str = "no new claims to deallocate, preemption: ";
+
+/// The message of a pod that cannot be placed at all. The last words are upstream's: nobody looked for victims.
+#[must_use]
+pub fn nowhere(total: usize, why: &str) -> String {
+    if total == 0 {
+        return summary(0, &[]);
+    }
+    format!("0/{total} nodes are available: {why}. not found")
+}
+
 /// `2 a, 1 b`, sorted as text.
 #[must_use]
 pub fn counted(reasons: impl Iterator<Item = String>) -> String {
@@ -229,14 +239,10 @@ mod tests {
         check(affinity(json!({})), &plain(), Err("node(s) didn't match Pod's node affinity/selector"));
         let mut tainted = plain();
         tainted["spec"] = json!({"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}, {"key": "soft", "effect": "PreferNoSchedule"}]});
-        check(json!({}), &tainted, Err("node(s) had untolerated taint {k: v}"));
+        check(json!({}), &tainted, Err("node(s) had untolerated taint(s)"));
         check(json!({"tolerations": [{"key": "k", "operator": "Exists"}]}), &tainted, Ok(()));
         check(json!({"tolerations": [{"operator": "Exists"}]}), &tainted, Ok(()));
-        check(
-            json!({"tolerations": [{"key": "k", "value": "w"}]}),
-            &tainted,
-            Err("node(s) had untolerated taint {k: v}"),
-        );
+        check(json!({"tolerations": [{"key": "k", "value": "w"}]}), &tainted, Err("node(s) had untolerated taint(s)"));
         let mut closed = plain();
         closed["spec"] = json!({"unschedulable": true});
         check(json!({}), &closed, Err("node(s) were unschedulable"));

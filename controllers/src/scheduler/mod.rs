@@ -1,27 +1,30 @@
 //! The scheduler: binds each pod that has no node to the best one that can take it.
 //!
 //! One loop decides for one pod at a time on a view in memory and never waits for the server: a placed pod is assumed
-//! to be there and bound by a task of its own; if the binding fails, the assumption is taken back and the pod tried
-//! again.
+//! to be there and bound by a task of its own (its volumes before it); if the binding fails, the assumption is taken
+//! back and the pod tried again.
 //!
 //! # Limits
-//! Image locality does not count, volumes with node affinity are not looked at, extenders and profiles do not exist.
+//! Extenders and profiles do not exist.
 //! Pods of one controller are spread by default by that controller, not by the Services that select them.
 
 pub mod cache;
 pub mod company;
 pub mod filter;
+pub mod policy;
 pub mod preempt;
 pub mod queue;
 pub mod resources;
 pub mod score;
+pub mod volumes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, ObjectReference, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
@@ -29,10 +32,12 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::cache::{Cache, Host, Placed};
+use self::cache::{Cache, Host, Placed, priority};
 use self::company::{Company, Namespaces};
 use self::filter::Refusal;
+use self::policy::Policy;
 use self::queue::Queue;
+use self::volumes::{Choice, Storage, Wants};
 use crate::controllers::pods;
 use crate::runtime::events::{Level, Recorder};
 use crate::runtime::informer::{Change, Informer, key_of};
@@ -60,10 +65,14 @@ pub enum Rule {
     Spread,
     /// Affinity between pods.
     Company,
+    /// Claims and volumes.
+    Volumes,
 }
 
 /// Bindings on their way at once.
 const BINDINGS_MAX: usize = 64;
+/// Pods that wait for their volumes to be bound at once. More are tried again later.
+const VOLUME_BINDINGS_MAX: usize = 1000;
 /// Longest wait for one request.
 const LIMIT: Duration = Duration::from_secs(15);
 const SYNC_LIMIT: Duration = Duration::from_secs(120);
@@ -77,6 +86,12 @@ struct Scheduler {
     queue: Queue,
     events: Recorder,
     slots: Arc<Semaphore>,
+    storage: Storage,
+    volume_slots: Arc<Semaphore>,
+    budgets: Informer<PodDisruptionBudget>,
+    settings: Informer<ConfigMap>,
+    /// The policy in force, and the node it chose last.
+    policy: Mutex<(Policy, String)>,
 }
 
 /// Runs the scheduler until `stop`.
@@ -93,18 +108,36 @@ pub async fn run(client: Client, stop: CancellationToken) -> anyhow::Result<()> 
         cache: Mutex::default(),
         queue: Queue::default(),
         slots: Arc::new(Semaphore::new(BINDINGS_MAX)),
+        storage: Storage::default(),
+        volume_slots: Arc::new(Semaphore::new(VOLUME_BINDINGS_MAX)),
+        budgets: Informer::default(),
+        settings: Informer::default(),
+        policy: Mutex::default(),
     });
     let this = Arc::clone(&s);
     s.nodes.on_change(move |c| this.node_changed(c));
     let this = Arc::clone(&s);
     s.pods.on_change(move |c| this.pod_changed(c));
+    s.follow_storage();
     let config = watcher::Config::default;
+    s.storage.claims.start(Api::all(client.clone()), config(), stop.clone());
+    s.storage.volumes.start(Api::all(client.clone()), config(), stop.clone());
+    s.storage.classes.start(Api::all(client.clone()), config(), stop.clone());
     s.nodes.start(Api::all(client.clone()), config(), stop.clone());
     s.namespaces.start(Api::all(client.clone()), config(), stop.clone());
-    s.pods.start(Api::all(client), config(), stop.clone());
+    s.pods.start(Api::all(client.clone()), config(), stop.clone());
+    // Neither is waited for: without them pods are placed all the same.
+    s.budgets.start(Api::all(client.clone()), config(), stop.clone());
+    let this = Arc::clone(&s);
+    s.settings.on_change(move |c| this.settings_changed(c));
+    let one = config().fields(&format!("metadata.name={}", policy::NAME));
+    s.settings.start(Api::namespaced(client, policy::NAMESPACE), one, stop.clone());
     for (name, synced) in [
         ("nodes", s.nodes.wait_synced(SYNC_LIMIT).await),
         ("namespaces", s.namespaces.wait_synced(SYNC_LIMIT).await),
+        ("persistentvolumeclaims", s.storage.claims.wait_synced(SYNC_LIMIT).await),
+        ("persistentvolumes", s.storage.volumes.wait_synced(SYNC_LIMIT).await),
+        ("storageclasses", s.storage.classes.wait_synced(SYNC_LIMIT).await),
         ("pods", s.pods.wait_synced(SYNC_LIMIT).await),
     ] {
         if stop.is_cancelled() {
@@ -122,8 +155,8 @@ pub async fn run(client: Client, stop: CancellationToken) -> anyhow::Result<()> 
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| s.decide(&key)));
         match outcome {
             Ok(Decision::Nothing) => s.queue.done(&key),
-            Ok(Decision::Place(pod, node)) => Scheduler::bind(&s, pod, node).await,
-            Ok(Decision::Refuse(pod, total, refusals)) => Scheduler::refuse(&s, pod, total, refusals).await,
+            Ok(Decision::Place(pod, place)) => Scheduler::bind(&s, pod, place).await,
+            Ok(Decision::Refuse(pod, unfit)) => Scheduler::refuse(&s, pod, unfit).await,
             Err(_) => {
                 tracing::error!(key, "a scheduling decision panicked");
                 s.queue.failed(&key, BTreeSet::new());
@@ -134,8 +167,43 @@ pub async fn run(client: Client, stop: CancellationToken) -> anyhow::Result<()> 
 
 enum Decision {
     Nothing,
-    Place(Arc<Pod>, String),
-    Refuse(Arc<Pod>, usize, Vec<(String, Refusal)>),
+    Place(Arc<Pod>, Place),
+    Refuse(Arc<Pod>, Unfit),
+}
+
+/// A node for a pod, and what its volumes need there.
+#[derive(Debug)]
+pub struct Place {
+    /// The node.
+    pub node: Arc<Node>,
+    /// What is to be written before the pod is bound.
+    pub volumes: Choice,
+    /// The score that a policy gave the node.
+    pub score: Option<f64>,
+    /// The policy.
+    pub policy: Policy,
+}
+
+/// What a decision rests on besides nodes and pods.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// Labels of namespaces.
+    pub namespaces: &'a Namespaces,
+    /// What the pod's volumes ask for.
+    pub wants: &'a Wants,
+    /// The placement policy.
+    pub policy: Policy,
+    /// The node that was chosen last.
+    pub last: &'a str,
+}
+
+/// Why a pod fits nowhere.
+#[derive(Debug)]
+enum Unfit {
+    /// It cannot be placed at all as things are; the number of nodes, and why.
+    Anywhere(usize, String),
+    /// Each node has its reason.
+    Nodes(Vec<(String, Refusal)>, Wants),
 }
 
 /// Whether this scheduler should find a node for the pod now.
@@ -145,10 +213,6 @@ fn wants_node(pod: &Pod) -> bool {
         && pods::active(pod)
         && spec.scheduler_name.as_deref().unwrap_or(NAME) == NAME
         && spec.scheduling_gates.as_ref().is_none_or(Vec::is_empty)
-}
-
-fn priority(pod: &Pod) -> i32 {
-    pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0)
 }
 
 impl Scheduler {
@@ -174,12 +238,17 @@ impl Scheduler {
 
     fn pod_changed(&self, c: &Change<Pod>) {
         let key = key_of(&**c.latest());
-        self.cache.lock().set_pod(&key, c.new.as_ref());
+        {
+            let mut cache = self.cache.lock();
+            cache.set_pod(&key, c.new.as_ref());
+            cache.set_nominated(&key, c.new.as_ref().filter(|p| wants_node(p)));
+        }
         let was_bound = c.old.as_deref().is_some_and(|p| !pods::node(p).is_empty());
         let Some(pod) = &c.new else {
             self.queue.remove(&key);
+            self.storage.touch();
             if was_bound {
-                self.queue.changed(Some(&[Rule::Resources, Rule::Ports, Rule::Spread, Rule::Company]));
+                self.queue.changed(Some(&[Rule::Resources, Rule::Ports, Rule::Spread, Rule::Company, Rule::Volumes]));
             }
             return;
         };
@@ -201,12 +270,41 @@ impl Scheduler {
         }
         let freed = c.old.as_deref().is_some_and(|o| !pods::finished(o)) && pods::finished(pod);
         if bound && freed {
-            self.queue.changed(Some(&[Rule::Resources, Rule::Ports, Rule::Spread, Rule::Company]));
+            self.queue.changed(Some(&[Rule::Resources, Rule::Ports, Rule::Spread, Rule::Company, Rule::Volumes]));
+        }
+    }
+
+    fn settings_changed(&self, c: &Change<ConfigMap>) {
+        match Policy::read(c.new.as_deref()) {
+            Ok(p) => {
+                let before = std::mem::replace(&mut self.policy.lock().0, p);
+                if before != p {
+                    tracing::info!(policy = p.name(), "placement policy");
+                }
+            }
+            Err(why) => {
+                let text = format!("{why}; the policy stays {}", self.policy.lock().0.name());
+                self.events.note(&**c.latest(), Level::Warning, "InvalidPolicy", text);
+            }
         }
     }
 
     fn namespaces(&self) -> Namespaces {
         self.namespaces.all().iter().map(|n| (n.name_any(), n.metadata.labels.clone())).collect()
+    }
+
+    /// Changes of claims, volumes and classes: pods that wait for them, and bindings under way.
+    fn follow_storage(self: &Arc<Self>) {
+        fn changed<K: crate::runtime::informer::Watched>(s: &Arc<Scheduler>, informer: &Informer<K>) {
+            let this = Arc::clone(s);
+            informer.on_change(move |_| {
+                this.storage.touch();
+                this.queue.changed(Some(&[Rule::Volumes]));
+            });
+        }
+        changed(self, &self.storage.claims);
+        changed(self, &self.storage.volumes);
+        changed(self, &self.storage.classes);
     }
 
     /// Finds a node, and assumes the pod there.
@@ -218,42 +316,86 @@ impl Scheduler {
             return Decision::Nothing;
         }
         let placed = Placed::new(Arc::clone(&pod));
-        match choose(&placed, &cache, &namespaces) {
-            Ok(node) => {
-                cache.assume(&pod, &node);
-                Decision::Place(pod, node)
+        let wants = match self.storage.wants(&pod) {
+            Ok(w) => w,
+            Err(why) => return Decision::Refuse(pod, Unfit::Anywhere(cache.nodes().count(), why)),
+        };
+        let (policy, last) = self.policy.lock().clone();
+        let context = Context { namespaces: &namespaces, wants: &wants, policy, last: &last };
+        match choose(&placed, &cache, &context) {
+            Ok(place) => {
+                self.policy.lock().1 = place.node.name_any();
+                cache.assume(&pod, &place.node.name_any());
+                self.storage.assume(&place.volumes, &place.node.name_any());
+                Decision::Place(pod, place)
             }
-            Err(refusals) => Decision::Refuse(pod, refusals.len(), refusals),
+            Err(refusals) => Decision::Refuse(pod, Unfit::Nodes(refusals, wants)),
         }
     }
 
     /// Binds in a task of its own; the number of these is bounded.
-    async fn bind(this: &Arc<Self>, pod: Arc<Pod>, node: String) {
+    async fn bind(this: &Arc<Self>, pod: Arc<Pod>, place: Place) {
+        if !place.volumes.is_empty() {
+            // Provisioners may take minutes: waiting for them must not hold up others.
+            let Ok(slot) = Arc::clone(&this.volume_slots).try_acquire_owned() else {
+                return this.unbound(&pod, &place, "too many pods wait for their volumes");
+            };
+            let this = Arc::clone(this);
+            tokio::spawn(async move {
+                let _slot = slot;
+                let key = key_of(&*pod);
+                let lives = || this.pods.get(&key).is_some_and(|p| p.uid() == pod.uid() && !pods::deleting(&p));
+                match this.storage.bind(&this.client, &place.volumes, &place.node, lives).await {
+                    Ok(()) => {
+                        this.storage.forget(&place.volumes);
+                        let Ok(_slot) = this.slots.acquire().await else { return };
+                        this.finish(&pod, &place).await;
+                    }
+                    Err(why) => {
+                        let text = format!("running PreBind plugin \"VolumeBinding\": binding volumes: {why}");
+                        this.unbound(&pod, &place, &text);
+                    }
+                }
+            });
+            return;
+        }
         let Ok(slot) = Arc::clone(&this.slots).acquire_owned().await else { return };
         let this = Arc::clone(this);
         tokio::spawn(async move {
             let _slot = slot;
-            let key = key_of(&*pod);
-            let failure = match tokio::time::timeout(LIMIT, this.post_binding(&pod, &node)).await {
-                Ok(Ok(())) => None,
-                Ok(Err(e)) => Some(worker::text(&e)),
-                Err(_) => Some(format!("no answer within {} s", LIMIT.as_secs())),
-            };
-            match failure {
-                None => {
-                    this.queue.done(&key);
-                    let text = format!("Successfully assigned {key} to {node}");
-                    this.events.note(&*pod, Level::Normal, "Scheduled", text);
-                }
-                Some(text) => {
-                    tracing::debug!(key, node, error = text, "binding failed");
-                    this.cache.lock().unassume(&key);
-                    this.queue.failed(&key, BTreeSet::new());
-                    let text = format!("binding rejected: {text}");
-                    this.events.note(&*pod, Level::Warning, "FailedScheduling", text);
-                }
-            }
+            this.finish(&pod, &place).await;
         });
+    }
+
+    /// The binding itself.
+    async fn finish(&self, pod: &Arc<Pod>, place: &Place) {
+        let (key, node) = (key_of(&**pod), place.node.name_any());
+        let failure = match tokio::time::timeout(LIMIT, self.post_binding(pod, &node)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(e)) => Some(worker::text(&e)),
+            Err(_) => Some(format!("no answer within {} s", LIMIT.as_secs())),
+        };
+        match failure {
+            None => {
+                self.queue.done(&key);
+                let mut text = format!("Successfully assigned {key} to {node}");
+                if let Some(score) = place.score {
+                    text = format!("{text} (policy {}, score {score:.0})", place.policy.name());
+                }
+                self.events.note(&**pod, Level::Normal, "Scheduled", text);
+            }
+            Some(text) => self.unbound(pod, place, &format!("binding rejected: {text}")),
+        }
+    }
+
+    /// A placement came to nothing: the pod is tried again.
+    fn unbound(&self, pod: &Arc<Pod>, place: &Place, text: &str) {
+        let key = key_of(&**pod);
+        tracing::debug!(key, node = place.node.name_any(), error = text, "binding failed");
+        self.storage.forget(&place.volumes);
+        self.cache.lock().unassume(&key);
+        self.queue.failed(&key, BTreeSet::new());
+        self.events.note(&**pod, Level::Warning, "FailedScheduling", text);
     }
 
     async fn post_binding(&self, pod: &Pod, node: &str) -> Result<(), kube::Error> {
@@ -270,20 +412,31 @@ impl Scheduler {
     }
 
     /// Tells why a pod has no node, and makes room if that is possible.
-    async fn refuse(this: &Arc<Self>, pod: Arc<Pod>, total: usize, refusals: Vec<(String, Refusal)>) {
+    async fn refuse(this: &Arc<Self>, pod: Arc<Pod>, unfit: Unfit) {
         let key = key_of(&*pod);
-        let list: Vec<Refusal> = refusals.iter().map(|(_, r)| r.clone()).collect();
-        let mut text = filter::summary(total, &list);
         let mut victims = None;
-        if total > 0 {
-            let namespaces = this.namespaces();
-            let plan = preempt::plan(&pod, &this.cache.lock(), &refusals, &namespaces);
-            match plan {
-                Ok(found) => victims = Some(found),
-                Err(why) => text = format!("{text} preemption: {why}"),
+        let (text, rules) = match unfit {
+            Unfit::Anywhere(total, why) => (filter::nowhere(total, &why), BTreeSet::from([Rule::Volumes])),
+            Unfit::Nodes(refusals, wants) => {
+                let list: Vec<Refusal> = refusals.iter().map(|(_, r)| r.clone()).collect();
+                let mut text = filter::summary(list.len(), &list);
+                if !list.is_empty() {
+                    let namespaces = this.namespaces();
+                    let budgets = this.budgets.all();
+                    let context = preempt::Context { namespaces: &namespaces, wants: &wants, budgets: &budgets };
+                    let plan = preempt::plan(&pod, &this.cache.lock(), &refusals, &context);
+                    if let Ok(v) = &plan {
+                        this.cache.lock().nominate(&pod, &v.node);
+                    }
+                    match plan {
+                        Ok(found) => victims = Some(found),
+                        Err(why) => text = format!("{text} {}{why}", filter::PREEMPTION),
+                    }
+                }
+                (text, filter::rules(&list))
             }
-        }
-        this.queue.failed(&key, filter::rules(&list));
+        };
+        this.queue.failed(&key, rules);
         this.events.note(&*pod, Level::Warning, "FailedScheduling", text.clone());
         let Ok(slot) = Arc::clone(&this.slots).acquire_owned().await else { return };
         let this = Arc::clone(this);
@@ -326,28 +479,46 @@ impl Scheduler {
 ///
 /// # Errors
 /// A refusal per node.
-pub fn choose(placed: &Placed, cache: &Cache, namespaces: &Namespaces) -> Result<String, Vec<(String, Refusal)>> {
+pub fn choose(placed: &Placed, cache: &Cache, context: &Context<'_>) -> Result<Place, Vec<(String, Refusal)>> {
     let pod = &placed.pod;
+    let Context { namespaces, wants, policy, last } = *context;
     let company = Company::of(pod, cache, namespaces);
+    let conflict = wants.conflict(pod, cache);
     let mut refusals = Vec::new();
-    let mut fit: Vec<(&String, &Host)> = Vec::new();
+    let mut fit: Vec<(&Arc<Node>, &Host, Choice)> = Vec::new();
     for (name, host) in cache.nodes() {
-        match filter::node(pod, &placed.asks, host).and_then(|()| company.allows(host)) {
-            Ok(()) => fit.push((name, host)),
-            Err(r) => refusals.push((name.clone(), r)),
+        let allowed = filter::node(pod, &placed.asks, host)
+            // Room that was made for a pod of at least this priority is not free.
+            .and_then(|()| cache.with_nominated(name, pod).map_or(Ok(()), |h| filter::node(pod, &placed.asks, &h)))
+            .and_then(|()| wants.allows(host, conflict))
+            .and_then(|choice| company.allows(host).map(|()| choice));
+        match (allowed, &host.node) {
+            (Ok(choice), Some(node)) => fit.push((node, host, choice)),
+            (Err(r), _) => refusals.push((name.clone(), r)),
+            (Ok(_), None) => {}
         }
     }
-    match fit.as_slice() {
-        [] => Err(refusals),
-        [(name, _)] => Ok((*name).clone()),
-        _ => {
-            let hosts: Vec<&Host> = fit.iter().map(|(_, h)| *h).collect();
-            let scores = score::all(pod, &placed.weighs, &hosts, &company);
-            let top = scores.iter().copied().fold(f64::MIN, f64::max);
-            let best: Vec<usize> = (0..fit.len()).filter(|i| top - scores[*i] < 1e-9).collect();
-            // Chance among equals, so that no node is always first.
-            let chosen = best[rand::random_range(0..best.len())];
-            Ok(fit[chosen].0.clone())
-        }
+    if fit.is_empty() {
+        return Err(refusals);
     }
+    let hosts: Vec<&Host> = fit.iter().map(|(_, h, _)| *h).collect();
+    let mut best: Vec<usize> = (0..fit.len()).collect();
+    let policy_scores = policy.scores(&hosts, &placed.weighs, last);
+    if let Some(scores) = &policy_scores {
+        best = highest(&best, scores);
+    }
+    if best.len() > 1 {
+        best = highest(&best, &score::all(pod, &placed.weighs, &hosts, &company));
+    }
+    // Chance among equals, so that no node is always first.
+    let chosen = best[rand::random_range(0..best.len())];
+    let score = policy_scores.map(|s| s[chosen]);
+    let (node, _, volumes) = fit.swap_remove(chosen);
+    Ok(Place { node: Arc::clone(node), volumes, score, policy })
+}
+
+/// Those of `among` with the highest score.
+fn highest(among: &[usize], scores: &[f64]) -> Vec<usize> {
+    let top = among.iter().map(|i| scores[*i]).fold(f64::MIN, f64::max);
+    among.iter().copied().filter(|i| top - scores[*i] < 1e-9).collect()
 }

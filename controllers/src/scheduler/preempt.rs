@@ -3,23 +3,29 @@
 //! On each node whose refusal other pods cause, all pods of lower priority are taken away in thought; if the pod then
 //! fits, as many as possible are put back, the highest priority first. The node that loses least is chosen.
 //!
+//! Pods that a disruption budget protects are put back first, and a node where none of them has to go is better than
+//! one where some have; but a budget does not forbid preemption, as upstream.
+//!
 //! # Limits
-//! Disruption budgets are not looked at.
+//! Nominations of less important pods to the chosen node are not taken back.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 
-use super::cache::{Cache, Placed};
+use super::cache::{Cache, Placed, priority};
 use super::company::{Company, Namespaces};
 use super::filter::{self, Refusal};
+use super::volumes::Wants;
 use crate::controllers::pods;
 use crate::runtime::events::{Level, Recorder};
 use crate::runtime::informer::key_of;
-use crate::runtime::now;
+use crate::runtime::{now, select};
 
 /// Pods that must go from a node.
 #[derive(Debug)]
@@ -30,8 +36,15 @@ pub struct Victims {
     pub pods: Vec<Arc<Pod>>,
 }
 
-fn priority(pod: &Pod) -> i32 {
-    pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0)
+/// What a plan rests on besides nodes and pods.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// Labels of namespaces.
+    pub namespaces: &'a Namespaces,
+    /// What the pod's volumes ask for.
+    pub wants: &'a Wants,
+    /// Disruption budgets.
+    pub budgets: &'a [Arc<PodDisruptionBudget>],
 }
 
 /// Whom to remove.
@@ -42,11 +55,11 @@ pub fn plan(
     pod: &Arc<Pod>,
     cache: &Cache,
     refusals: &[(String, Refusal)],
-    namespaces: &Namespaces,
+    context: &Context<'_>,
 ) -> Result<Victims, String> {
     let total = refusals.len();
     if pod.spec.as_ref().and_then(|s| s.preemption_policy.as_deref()) == Some("Never") {
-        return Err(format!("0/{total} nodes are available: {total} Preemption is not helpful for scheduling."));
+        return Err("not eligible due to preemptionPolicy=Never.".into());
     }
     // One that waits for its victims to end takes no more.
     if let Some(node) = pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref())
@@ -57,70 +70,124 @@ pub fn plan(
     {
         return Err("not eligible due to a terminating pod on the nominated node.".into());
     }
-    let mut best: Option<(Victims, (i32, i64, usize))> = None;
+    let mut best: Option<(Victims, Cost)> = None;
     let mut reasons = Vec::new();
     for (name, refusal) in refusals {
         if !refusal.curable {
             reasons.push("Preemption is not helpful for scheduling".to_owned());
             continue;
         }
-        let Some(victims) = on_node(pod, name, cache, namespaces) else {
-            reasons.push("No preemption victims found for incoming pod".to_owned());
-            continue;
-        };
-        let highest = victims.iter().map(|p| priority(p)).max().unwrap_or(i32::MIN);
-        let sum = victims.iter().map(|p| i64::from(priority(p)) + i64::from(i32::MAX) + 1).sum();
-        let cost = (highest, sum, victims.len());
-        if best.as_ref().is_none_or(|(_, c)| cost < *c) {
-            best = Some((Victims { node: name.clone(), pods: victims }, cost));
+        match on_node(pod, name, cache, context) {
+            Err(why) => reasons.extend(why),
+            Ok((victims, violations)) => {
+                let cost = cost(&victims, violations);
+                if best.as_ref().is_none_or(|(_, c)| cost < *c) {
+                    best = Some((Victims { node: name.clone(), pods: victims }, cost));
+                }
+            }
         }
     }
     best.map(|(v, _)| v)
         .ok_or_else(|| format!("0/{total} nodes are available: {}.", filter::counted(reasons.into_iter())))
 }
 
-/// The fewest pods of lower priority that must leave a node, or none if that does not help.
-fn on_node(pod: &Arc<Pod>, name: &str, cache: &Cache, namespaces: &Namespaces) -> Option<Vec<Arc<Pod>>> {
+/// Broken budgets, the highest priority, the sum of priorities, the number of victims, and last how long the most
+/// important of them have run: less is better.
+type Cost = (usize, i32, i64, usize, std::cmp::Reverse<Option<Timestamp>>);
+
+fn started(pod: &Pod) -> Option<Timestamp> {
+    let status = pod.status.as_ref().and_then(|s| s.start_time.as_ref());
+    status.or(pod.metadata.creation_timestamp.as_ref()).map(|t| t.0)
+}
+
+fn cost(victims: &[Arc<Pod>], violations: usize) -> Cost {
+    let highest = victims.iter().map(|p| priority(p)).max().unwrap_or(i32::MIN);
+    let sum = victims.iter().map(|p| i64::from(priority(p)) + i64::from(i32::MAX) + 1).sum();
+    let oldest = victims.iter().filter(|p| priority(p) == highest).filter_map(|p| started(p)).min();
+    (violations, highest, sum, victims.len(), std::cmp::Reverse(oldest))
+}
+
+/// Splits pods into those that go against a budget if they are removed in this order, and the others.
+fn split(pods: Vec<Arc<Pod>>, budgets: &[Arc<PodDisruptionBudget>]) -> (Vec<Arc<Pod>>, Vec<Arc<Pod>>) {
+    let allowed = |b: &PodDisruptionBudget| b.status.as_ref().and_then(|s| s.disruptions_allowed).unwrap_or(0);
+    let mut left: Vec<i32> = budgets.iter().map(|b| allowed(b)).collect();
+    pods.into_iter().partition(|p| {
+        let mut breaks = false;
+        for (b, left) in budgets.iter().zip(&mut left) {
+            let selector = b.spec.as_ref().and_then(|s| s.selector.as_ref());
+            let speaks = p.metadata.labels.as_ref().is_some_and(|l| !l.is_empty())
+                && b.metadata.namespace == p.metadata.namespace
+                && selector.is_some_and(|s| !select::is_empty(s) && select::matches(s, &p.metadata.labels));
+            // One that is being disrupted already is counted already.
+            let counted = b.status.as_ref().and_then(|s| s.disrupted_pods.as_ref());
+            let counted = counted.is_some_and(|d| d.contains_key(&p.name_any()));
+            if speaks && !counted {
+                *left -= 1;
+                breaks |= *left < 0;
+            }
+        }
+        breaks
+    })
+}
+
+/// The fewest pods of lower priority that must leave a node, and how many of them break a budget.
+///
+/// # Errors
+/// Why that does not help.
+fn on_node(
+    pod: &Arc<Pod>,
+    name: &str,
+    cache: &Cache,
+    context: &Context<'_>,
+) -> Result<(Vec<Arc<Pod>>, usize), Vec<String>> {
+    let none = || vec!["No preemption victims found for incoming pod".to_owned()];
     let placed = Placed::new(Arc::clone(pod));
-    let mut lower: Vec<Arc<Pod>> = cache
-        .hosts
-        .get(name)?
-        .pods
-        .values()
-        .map(|p| Arc::clone(&p.pod))
-        .filter(|p| priority(p) < priority(pod))
-        .collect();
+    let on_host = cache.hosts.get(name).ok_or_else(none)?.pods.values().map(|p| Arc::clone(&p.pod));
+    let mut lower: Vec<Arc<Pod>> = on_host.filter(|p| priority(p) < priority(pod)).collect();
     if lower.is_empty() {
-        return None;
+        return Err(none());
     }
     // Rules about other pods look at the whole cluster, so the thought needs a copy of it.
     let mut thought = Cache::default();
-    for (_, host) in cache.nodes() {
+    for (at, host) in cache.nodes() {
         if let Some(n) = &host.node {
             thought.set_node(Arc::clone(n));
         }
         for (key, p) in &host.pods {
-            thought.assume_copy(key, &p.pod, host.node.as_ref()?.metadata.name.as_deref()?);
+            thought.assume_copy(key, &p.pod, at);
         }
     }
-    let fits = |c: &Cache| {
-        let host = c.hosts.get(name)?;
-        filter::node(pod, &placed.asks, host).ok()?;
-        Company::of(pod, c, namespaces).allows(host).ok()
+    let fits = |c: &Cache| -> Result<(), Vec<String>> {
+        let host = c.hosts.get(name).ok_or_else(none)?;
+        filter::node(pod, &placed.asks, host)
+            .and_then(|()| context.wants.allows(host, context.wants.conflict(pod, c)))
+            .and_then(|_| Company::of(pod, c, context.namespaces).allows(host))
+            .map_err(|r| r.reasons)
     };
     lower.iter().for_each(|p| thought.set_pod(&key_of(&**p), None));
     fits(&thought)?;
-    lower.sort_by_key(|p| (std::cmp::Reverse(priority(p)), p.metadata.creation_timestamp.as_ref().map(|t| t.0)));
+    lower.sort_by_key(|p| (std::cmp::Reverse(priority(p)), started(p)));
+    let (protected, others) = split(lower, context.budgets);
     let mut victims = Vec::new();
-    for p in lower {
-        let key = key_of(&*p);
-        thought.assume_copy(&key, &p, name);
-        if fits(&thought).is_none() {
-            thought.set_pod(&key, None);
-            victims.push(p);
+    let mut put_back = |list: Vec<Arc<Pod>>| {
+        let before = victims.len();
+        for p in list {
+            let key = key_of(&*p);
+            thought.assume_copy(&key, &p, name);
+            if fits(&thought).is_err() {
+                thought.set_pod(&key, None);
+                victims.push(p);
+            }
         }
+        victims.len() - before
+    };
+    let violations = put_back(protected);
+    put_back(others);
+    if victims.is_empty() {
+        return Err(none());
     }
-    (!victims.is_empty()).then_some(victims)
+    victims.sort_by_key(|p| std::cmp::Reverse(priority(p)));
+    Ok((victims, violations))
 }
 
 /// Removes the victims.
@@ -153,10 +220,11 @@ pub(super) async fn execute(client: &Client, events: &Recorder, pod: &Pod, victi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scheduler::policy::Policy;
     use serde_json::json;
 
     fn pod(name: &str, cpu: &str, priority: i32) -> Arc<Pod> {
-        let v = json!({"metadata": {"name": name, "namespace": "x"}, "spec": {"priority": priority, "containers": [
+        let v = json!({"metadata": {"name": name, "namespace": "x", "labels": {"app": name}}, "spec": {"priority": priority, "containers": [
             {"name": "c", "resources": {"requests": {"cpu": cpu}}}]}});
         Arc::new(serde_json::from_value(v).unwrap())
     }
@@ -171,20 +239,58 @@ mod tests {
         for (p, node) in [(pod("a1", "2", 1), "a"), (pod("a2", "2", 5), "a"), (pod("b1", "4", 7), "b")] {
             cache.assume(&p, node);
         }
-        let refused =
-            |p: &Arc<Pod>| super::super::choose(&Placed::new(Arc::clone(p)), &cache, &Namespaces::new()).unwrap_err();
+        let (namespaces, wants) = (Namespaces::new(), Wants::default());
+        let refused = |p: &Arc<Pod>| {
+            let policy = Policy::Default;
+            let context = super::super::Context { namespaces: &namespaces, wants: &wants, policy, last: "" };
+            super::super::choose(&Placed::new(Arc::clone(p)), &cache, &context).unwrap_err()
+        };
+        let plan = |p: &Arc<Pod>, budgets: &[Arc<PodDisruptionBudget>]| {
+            super::plan(p, &cache, &refused(p), &Context { namespaces: &namespaces, wants: &wants, budgets })
+        };
+        let names = |v: Victims| (v.node, v.pods.iter().map(|p| p.name_any()).collect::<Vec<_>>().join(" "));
         let new = pod("new", "2", 10);
-        let v = plan(&new, &cache, &refused(&new), &Namespaces::new()).unwrap();
-        assert_eq!((v.node.as_str(), v.pods.len(), v.pods[0].name_any().as_str()), ("a", 1, "a1"));
-        let weak = pod("weak", "2", 0);
-        assert_eq!(
-            plan(&weak, &cache, &refused(&weak), &Namespaces::new()).unwrap_err(),
-            "0/2 nodes are available: 2 No preemption victims found for incoming pod."
-        );
-        let huge = pod("huge", "5", 10);
-        assert_eq!(
-            plan(&huge, &cache, &refused(&huge), &Namespaces::new()).unwrap_err(),
-            "0/2 nodes are available: 2 Preemption is not helpful for scheduling."
-        );
+        assert_eq!(names(plan(&new, &[]).unwrap()), ("a".into(), "a1".into()));
+        // A budget that allows nothing moves the choice to the pods it does not speak of.
+        let budget = |app: &str, allowed: i32| -> Arc<PodDisruptionBudget> {
+            let v = json!({"metadata": {"name": app, "namespace": "x"},
+                "spec": {"selector": {"matchLabels": {"app": app}}}, "status": {"disruptionsAllowed": allowed,
+                    "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1}});
+            Arc::new(serde_json::from_value(v).unwrap())
+        };
+        assert_eq!(names(plan(&new, &[budget("a1", 0)]).unwrap()), ("a".into(), "a2".into()));
+        assert_eq!(names(plan(&new, &[budget("a1", 1)]).unwrap()), ("a".into(), "a1".into()));
+        let both = [budget("a1", 0), budget("a2", 0)];
+        assert_eq!(names(plan(&new, &both).unwrap()), ("b".into(), "b1".into()));
+        let all = [budget("a1", 0), budget("a2", 0), budget("b1", 0)];
+        assert_eq!(names(plan(&new, &all).unwrap()), ("a".into(), "a1".into()), "a budget does not forbid");
+        let none = "0/2 nodes are available: 2 No preemption victims found for incoming pod.";
+        assert_eq!(plan(&pod("weak", "2", 0), &[]).unwrap_err(), none);
+        let never = "0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
+        assert_eq!(plan(&pod("huge", "5", 10), &[]).unwrap_err(), never);
+        // Removing what may be removed is not enough on a, and nothing may be removed on b.
+        let short = "0/2 nodes are available: 1 Insufficient cpu, 1 No preemption victims found for incoming pod.";
+        assert_eq!(plan(&pod("middle", "4", 4), &[]).unwrap_err(), short);
+        let mut polite = Pod::clone(&new);
+        polite.spec.as_mut().unwrap().preemption_policy = Some("Never".into());
+        assert_eq!(plan(&Arc::new(polite), &[]).unwrap_err(), "not eligible due to preemptionPolicy=Never.");
+    }
+
+    #[test]
+    fn room_made_for_one_is_not_given_to_another() {
+        let mut cache = Cache::default();
+        let node = json!({"metadata": {"name": "a"}, "status": {"allocatable": {"cpu": "4", "pods": "10"}}});
+        cache.set_node(Arc::new(serde_json::from_value(node).unwrap()));
+        let (namespaces, wants) = (Namespaces::new(), Wants::default());
+        let fits = |cache: &Cache, p: &Arc<Pod>| {
+            let policy = Policy::Default;
+            let context = super::super::Context { namespaces: &namespaces, wants: &wants, policy, last: "" };
+            super::super::choose(&Placed::new(Arc::clone(p)), cache, &context).is_ok()
+        };
+        let (heir, equal, higher) = (pod("heir", "3", 5), pod("equal", "2", 5), pod("higher", "2", 6));
+        cache.nominate(&heir, "a");
+        assert!(fits(&cache, &heir) && fits(&cache, &higher) && !fits(&cache, &equal));
+        cache.set_nominated("x/heir", None);
+        assert!(fits(&cache, &equal));
     }
 }

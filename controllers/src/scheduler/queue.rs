@@ -30,8 +30,12 @@ struct State {
     waiting: HashMap<String, Instant>,
     hopeless: HashMap<String, (Instant, BTreeSet<Rule>)>,
     running: BTreeSet<String>,
-    /// Bumped by every event, so that one that comes while a pod is being tried is not missed.
-    moves: Vec<(u64, Option<BTreeSet<Rule>>)>,
+    /// When an event last helped pods refused by a rule, so that one that comes while a pod is being tried (or its
+    /// volumes are being bound) is not missed.
+    moves: BTreeMap<Rule, u64>,
+    /// When an event last helped all pods.
+    moved_all: u64,
+    /// Bumped by every event.
     clock: u64,
     started: HashMap<String, u64>,
     serial: u64,
@@ -133,7 +137,6 @@ impl Queue {
         let mut s = self.state.lock();
         s.running.remove(key);
         s.forget(key);
-        s.trim();
     }
 
     /// A pod could not be placed. `rules` are those that refused; none means an error, tried again after back-off.
@@ -142,13 +145,12 @@ impl Queue {
         s.running.remove(key);
         let since = s.started.remove(key).unwrap_or(0);
         let Some(attempts) = s.entries.get(key).map(|e| e.attempts) else { return };
-        let helped = s.moves.iter().any(|(at, what)| *at > since && helps(what.as_ref(), &rules));
+        let helped = s.moved_all > since || rules.iter().any(|r| s.moves.get(r).is_some_and(|at| *at > since));
         if rules.is_empty() || helped {
             s.waiting.insert(key.to_owned(), Instant::now() + backoff(attempts));
         } else {
             s.hopeless.insert(key.to_owned(), (Instant::now(), rules));
         }
-        s.trim();
         self.wake.notify_one();
     }
 
@@ -156,10 +158,11 @@ impl Queue {
     pub fn changed(&self, rules: Option<&[Rule]>) {
         let mut s = self.state.lock();
         let rules: Option<BTreeSet<Rule>> = rules.map(|r| r.iter().copied().collect());
-        if !s.running.is_empty() {
-            s.clock += 1;
-            let clock = s.clock;
-            s.moves.push((clock, rules.clone()));
+        s.clock += 1;
+        let clock = s.clock;
+        match &rules {
+            None => s.moved_all = clock,
+            Some(rules) => s.moves.extend(rules.iter().map(|r| (*r, clock))),
         }
         let helped = s.hopeless.iter().filter(|(_, (_, why))| helps(rules.as_ref(), why));
         let helped: Vec<(String, Instant)> = helped.map(|(k, (t, _))| (k.clone(), *t)).collect();
@@ -188,15 +191,6 @@ impl Queue {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-impl State {
-    /// Forgets events that no pod in work can have missed.
-    fn trim(&mut self) {
-        if self.running.is_empty() {
-            self.moves.clear();
-        }
     }
 }
 

@@ -15,6 +15,7 @@ pub fn all(pod: &Pod, weighs: &Amounts, hosts: &[&Host], company: &Company) -> V
     let liking: Vec<f64> = hosts.iter().map(|h| company.liking(h) as f64).collect();
     let crowding: Vec<Option<f64>> = hosts.iter().map(|h| company.crowding(h)).collect();
     let (taints, affinity) = (fewest(&taints), most(&affinity));
+    let local = images(pod, hosts);
     let (liking, crowding) = (range(&liking), emptiest(&crowding, company.spreads_softly()));
     let total = |i: usize| {
         let h = hosts[i];
@@ -24,6 +25,7 @@ pub fn all(pod: &Pod, weighs: &Amounts, hosts: &[&Host], company: &Company) -> V
             + 2.0 * crowding[i]
             + least(weighs, h)
             + balance(weighs, h)
+            + local[i]
     };
     (0..hosts.len()).map(total).collect()
 }
@@ -56,6 +58,39 @@ fn emptiest(v: &[Option<f64>], any: bool) -> Vec<f64> {
         Some(x) => 100.0 * (high + low - x) / high,
     };
     v.iter().map(one).collect()
+}
+
+/// Bytes per container below which an image counts for nothing, and above which for no more.
+const IMAGE_BYTES: (f64, f64) = (23.0 * 1024.0 * 1024.0, 1000.0 * 1024.0 * 1024.0);
+
+/// How much of the pod's images is on each node. An image that few nodes have counts for less, so that one node does not
+/// draw all pods to itself.
+fn images(pod: &Pod, hosts: &[&Host]) -> Vec<f64> {
+    let Some(spec) = &pod.spec else { return vec![0.0; hosts.len()] };
+    let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let wanted: Vec<String> = all.filter_map(|c| c.image.as_deref()).map(tagged).collect();
+    let size = |h: &Host, image: &str| -> Option<f64> {
+        let there = h.node.as_ref()?.status.as_ref()?.images.as_ref()?;
+        let found = there.iter().find(|i| i.names.iter().flatten().any(|n| n == image))?;
+        found.size_bytes.map(|b| b as f64)
+    };
+    let spread: Vec<f64> = wanted
+        .iter()
+        .map(|w| hosts.iter().filter(|h| size(h, w).is_some()).count() as f64 / hosts.len().max(1) as f64)
+        .collect();
+    let number = wanted.len().max(1) as f64;
+    let (low, high) = (IMAGE_BYTES.0, IMAGE_BYTES.1 * number);
+    let one = |h: &&Host| {
+        let sum: f64 = wanted.iter().zip(&spread).filter_map(|(w, s)| size(h, w).map(|b| b * s)).sum();
+        100.0 * (sum.clamp(low, high) - low) / (high - low)
+    };
+    hosts.iter().map(one).collect()
+}
+
+/// An image's name as nodes list it: with a tag.
+fn tagged(image: &str) -> String {
+    let named = image.rfind(':') > image.rfind('/') || image.contains('@');
+    if named { image.to_owned() } else { format!("{image}:latest") }
 }
 
 fn soft_taints(pod: &Pod, host: &Host) -> f64 {
@@ -98,6 +133,31 @@ mod tests {
     use crate::scheduler::company::Namespaces;
     use serde_json::json;
     use std::sync::Arc;
+
+    #[test]
+    fn images_on_a_node_draw_pods() {
+        let host = |images: serde_json::Value| -> Host {
+            let node = json!({"metadata": {"name": "n"}, "status": {"images": images}});
+            Host { node: Some(Arc::new(serde_json::from_value(node).unwrap())), ..Host::default() }
+        };
+        let image = |name: &str, mib: i64| json!([{"names": [name], "sizeBytes": mib * 1024 * 1024}]);
+        let pod = |image: &str| -> Pod {
+            serde_json::from_value(json!({"spec": {"containers": [{"name": "c", "image": image}]}})).unwrap()
+        };
+        let (big, small, none) = (host(image("app:latest", 4000)), host(image("app:latest", 10)), host(json!([])));
+        assert_eq!(images(&pod("app"), &[&big, &none]), [100.0, 0.0]);
+        assert_eq!(images(&pod("app"), &[&small, &none]), [0.0, 0.0]);
+        assert_eq!(images(&pod("app:2"), &[&big, &none]), [0.0, 0.0]);
+        let middle = host(image("app:latest", 1023));
+        // Half the nodes have it, so half of it counts.
+        let [score, _] = images(&pod("app"), &[&middle, &none])[..] else { panic!("two") };
+        assert!((score - 50.0).abs() < 0.1, "{score}");
+        for (name, want) in
+            [("a", "a:latest"), ("r:5000/a", "r:5000/a:latest"), ("a:1", "a:1"), ("a@sha256:0", "a@sha256:0")]
+        {
+            assert_eq!(tagged(name), want);
+        }
+    }
 
     #[test]
     fn the_emptier_node_of_equals() {

@@ -45,7 +45,7 @@ impl Cluster {
             .try_init();
         let dir = tempfile::tempdir().unwrap();
         let store = skiff_storage::embedded::Embedded::open(dir.path(), Default::default()).unwrap();
-        let server = Server::builder(Arc::new(store)).start().await.unwrap();
+        let server = Server::builder(Arc::new(store)).extras().start().await.unwrap();
         let client = server.client(User::new("admin", &["system:masters"]));
         let stop = CancellationToken::new();
         let (ca, key) = authority();
@@ -77,10 +77,16 @@ impl Cluster {
         Api::all(self.client.clone())
     }
 
+    /// A client with the rights of a node's agent.
+    pub(crate) fn agent(&self, node: &str) -> Client {
+        self.server.client(User::new(format!("system:node:{node}"), &["system:nodes"]))
+    }
+
     /// A node that is ready, with room.
     pub(crate) async fn node(&self, name: &str) {
         let nodes: Api<Node> = self.all();
-        let node = json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}});
+        let node = json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name},
+            "annotations": {"skiff.dev/local-path": "/nowhere/volumes"}}});
         nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
         let status = json!({"status": {
             "capacity": {"cpu": "4", "memory": "8Gi", "pods": "110"},
@@ -163,6 +169,22 @@ fn agent_status(pod: &Pod, ip: &str) -> Value {
             "restartCount": 0, "state": {"terminated": {"exitCode": code, "finishedAt": now}}}]);
     }
     status
+}
+
+impl Cluster {
+    /// Whether an event about an object was recorded, by reason and how its message begins.
+    pub(crate) async fn told(&self, namespace: &str, name: &str, reason: &str, text: &str) -> Option<()> {
+        let events = self.api::<k8s_openapi::api::core::v1::Event>(namespace);
+        let list = events.list(&kube::api::ListParams::default()).await.unwrap();
+        list.items
+            .iter()
+            .any(|e| {
+                e.involved_object.name.as_deref() == Some(name)
+                    && e.reason.as_deref() == Some(reason)
+                    && e.message.as_deref().unwrap_or_default().starts_with(text)
+            })
+            .then_some(())
+    }
 }
 
 /// Waits until `check` answers something, looking whenever a little time has passed.

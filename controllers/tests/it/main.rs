@@ -12,3 +12,4 @@ mod rollout;
 mod scheduling;
 mod services;
 mod sets;
+mod volumes;

@@ -24,7 +24,7 @@ async fn a_pod_waits_until_there_is_room() {
     c.create::<Pod>("default", asking("big", "3")).await;
     eventually("big is bound", || async { node("big").await }).await;
     c.create::<Pod>("default", asking("second", "2")).await;
-    let text = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: \
+    let text = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are available: \
                 1 No preemption victims found for incoming pod.";
     eventually("second is told why", || async {
         let status = pods.get("second").await.unwrap().status?;
@@ -52,4 +52,77 @@ async fn a_pod_waits_until_there_is_room() {
     let open = json!({"spec": {"schedulingGates": []}});
     pods.patch("gated", &PatchParams::default(), &Patch::Merge(open)).await.unwrap();
     eventually("gated is bound", || async { node("gated").await }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policy_is_chosen_while_running() {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    let c = Cluster::start().await;
+    for n in ["n1", "n2", "n3"] {
+        c.node(n).await;
+    }
+    c.run_pods();
+    let accounts = c.api::<k8s_openapi::api::core::v1::ServiceAccount>("default");
+    eventually("the account comes", || async { accounts.get_opt("default").await.unwrap() }).await;
+    let maps = c.api::<ConfigMap>("kube-system");
+    let pods = c.api::<Pod>("default");
+    let place = |name: String| {
+        let (c, pods) = (&c, pods.clone());
+        async move {
+            c.create::<Pod>("default", asking(&name, "10m")).await;
+            eventually("it is bound", || async { pods.get(&name).await.unwrap().spec.unwrap().node_name }).await
+        }
+    };
+    c.create::<ConfigMap>(
+        "kube-system",
+        json!({"metadata": {"name": "skiff-scheduler"}, "data": {"policy": "round-robin"}}),
+    )
+    .await;
+    // The scheduler learns of it by a watch: from some pod on, three in a row go to three nodes in turn.
+    let mut nodes: Vec<String> = vec![];
+    let mut next = 0;
+    while nodes.len() < 4 {
+        let name = format!("turn{next}");
+        next += 1;
+        let node = place(name.clone()).await;
+        let told = || async { c.told("default", &name, "Scheduled", "Successfully assigned default/turn").await };
+        eventually("the placement is told", told).await;
+        let policy = format!("Successfully assigned default/{name} to {node} (policy round-robin, score 100)");
+        if c.told("default", &name, "Scheduled", &policy).await.is_some() {
+            nodes.push(node);
+        }
+        assert!(next < 100, "the policy never came into force");
+    }
+    let turn = ["n1", "n2", "n3"];
+    let start = turn.iter().position(|n| *n == nodes[0]).unwrap();
+    let want: Vec<&str> = (0..4).map(|i| turn[(start + i) % 3]).collect();
+    assert_eq!(nodes, want);
+    let set = |v: &'static str| {
+        let maps = maps.clone();
+        async move {
+            let patch = json!({"data": {"policy": v}});
+            maps.patch("skiff-scheduler", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        }
+    };
+    set("fastest").await;
+    let text = "unknown policy \"fastest\": must be one of default, random, round-robin, fewest-pods, most-pods, lowest-cpu, lowest-memory; the policy stays round-robin";
+    eventually("a bad value is told", || c.told("kube-system", "skiff-scheduler", "InvalidPolicy", text)).await;
+    set("most-pods").await;
+    eventually("pods gather", || async {
+        let name = format!("many{}", rand_name());
+        let node = place(name.clone()).await;
+        c.told(
+            "default",
+            &name,
+            "Scheduled",
+            &format!("Successfully assigned default/{name} to {node} (policy most-pods"),
+        )
+        .await
+    })
+    .await;
+}
+
+/// A name nobody has yet.
+fn rand_name() -> String {
+    k8s_openapi::jiff::Timestamp::now().as_nanosecond().to_string()
 }

@@ -204,13 +204,16 @@ impl NodeAgent {
     async fn try_register(&self) -> Result<Node, kube::Error> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let labels = self.labels();
+        let annotations = self.annotations();
         match nodes.get_opt(&self.config.node_name).await? {
             Some(existing) => {
-                let have = existing.metadata.labels.as_ref();
-                if labels.iter().all(|(k, v)| have.and_then(|h| h.get(k)) == Some(v)) {
+                let has = |have: &Option<BTreeMap<String, String>>, wanted: &BTreeMap<String, String>| {
+                    wanted.iter().all(|(k, v)| have.as_ref().and_then(|h| h.get(k)) == Some(v))
+                };
+                if has(&existing.metadata.labels, &labels) && has(&existing.metadata.annotations, &annotations) {
                     return Ok(existing);
                 }
-                let patch = serde_json::json!({"metadata": {"labels": labels}});
+                let patch = serde_json::json!({"metadata": {"labels": labels, "annotations": annotations}});
                 nodes.patch(&self.config.node_name, &PatchParams::default(), &Patch::Merge(&patch)).await
             }
             None => {
@@ -218,9 +221,7 @@ impl NodeAgent {
                     metadata: ObjectMeta {
                         name: Some(self.config.node_name.clone()),
                         labels: Some(labels),
-                        annotations: Some(
-                            [("volumes.kubernetes.io/controller-managed-attach-detach".into(), "true".into())].into(),
-                        ),
+                        annotations: Some(annotations),
                         ..Default::default()
                     },
                     spec: Some(NodeSpec {
@@ -235,6 +236,16 @@ impl NodeAgent {
                 nodes.create(&PostParams::default(), &node).await
             }
         }
+    }
+
+    /// What others must know of this agent: where volumes of the built-in provisioner lie.
+    fn annotations(&self) -> BTreeMap<String, String> {
+        let directory = self.config.data_dir.join("volumes").display().to_string();
+        [
+            ("volumes.kubernetes.io/controller-managed-attach-detach".into(), "true".into()),
+            ("skiff.dev/local-path".into(), directory),
+        ]
+        .into()
     }
 
     fn labels(&self) -> BTreeMap<String, String> {

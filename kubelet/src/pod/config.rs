@@ -367,7 +367,8 @@ async fn mounts(
         let always_read_only = volume.config_map.is_some()
             || volume.secret.is_some()
             || volume.projected.is_some()
-            || volume.downward_api.is_some();
+            || volume.downward_api.is_some()
+            || volume.persistent_volume_claim.as_ref().is_some_and(|c| c.read_only == Some(true));
         mounts.push(Mount {
             source: source.to_string_lossy().into_owned(),
             target: wanted.mount_path.clone(),

@@ -26,6 +26,7 @@ use crate::net::HostPort;
 use crate::pod::fields::Facts;
 use crate::probes::{Probes, Target};
 use crate::runtime::{Container, Error as RuntimeError, State, label};
+use crate::volumes;
 
 mod containers;
 mod report;
@@ -34,6 +35,8 @@ mod report;
 const RESYNC: Duration = Duration::from_secs(60);
 /// Wait after a failure that has no delay of its own.
 const RETRY: Duration = Duration::from_secs(2);
+/// How often the size of a pod's directories with a limit is looked at.
+const USAGE_EVERY: Duration = Duration::from_secs(10);
 /// Longest wait after repeated failures of one kind.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
@@ -118,6 +121,7 @@ pub struct Worker {
     resources: HashMap<String, String>,
     failures: u32,
     stale_status: bool,
+    usage_seen: Option<Instant>,
 }
 
 impl Worker {
@@ -145,6 +149,7 @@ impl Worker {
             resources: HashMap::new(),
             failures: 0,
             stale_status: false,
+            usage_seen: None,
         }
     }
 
@@ -291,6 +296,16 @@ impl Worker {
             self.stage = Stage::Stopping(Instant::now());
             return Ok(Next::Now);
         }
+        let limited = volumes::has_limits(&self.pod);
+        if limited && self.usage_seen.is_none_or(|t| t.elapsed() >= USAGE_EVERY) {
+            self.usage_seen = Some(Instant::now());
+            if let Some(message) = self.shared.volumes.over_limit(&self.pod).await {
+                self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "Evicted", message.clone());
+                self.verdict = Some(Verdict { phase: "Failed", reason: "Evicted".into(), message });
+                self.stage = Stage::Stopping(Instant::now());
+                return Ok(Next::Now);
+            }
+        }
         // Volumes before anything runs, and again whenever the worker wakes: this is also their refresh.
         let facts = self.facts();
         if let Err(error) = self.shared.volumes.mount(&self.pod, &facts).await {
@@ -347,6 +362,9 @@ impl Worker {
         }
         if let Some(left) = deadline {
             retry = retry.min(left);
+        }
+        if limited {
+            retry = retry.min(USAGE_EVERY);
         }
         if let Some(refresh) = self.shared.volumes.next_refresh(&self.uid) {
             let left = refresh.as_second() - Timestamp::now().as_second();

@@ -1,4 +1,4 @@
-//! The files of ConfigMaps, Secrets and tokens.
+//! The files of ConfigMaps, Secrets and tokens, and the room that files take.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, KeyToPath, Pod, Secret};
 
 use super::atomic::{File, Payload};
 use crate::pod::spec;
+use crate::source::Key;
 
 pub(super) fn add(files: &mut Payload, path: &str, data: Vec<u8>, mode: i32) {
     files.insert(path.into(), File { data, mode: mode as u32 & 0o777, uid: None, gid: None });
@@ -90,9 +91,83 @@ pub(super) fn secret_files(
     })
 }
 
+/// ConfigMaps and Secrets that a pod's volumes and variables refer to.
+pub fn references(pod: &Pod) -> Vec<Key> {
+    let mut keys = Vec::new();
+    let mut add = |kind, name: &str| {
+        keys.push(Key { kind, namespace: spec::namespace(pod).into(), name: name.into() });
+    };
+    for volume in spec::spec(pod).volumes.iter().flatten() {
+        if let Some(source) = &volume.config_map {
+            add("ConfigMap", &source.name);
+        }
+        if let Some(name) = volume.secret.as_ref().and_then(|s| s.secret_name.as_deref()) {
+            add("Secret", name);
+        }
+        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
+            if let Some(source) = &source.config_map {
+                add("ConfigMap", &source.name);
+            }
+            if let Some(source) = &source.secret {
+                add("Secret", &source.name);
+            }
+        }
+    }
+    for (_, container) in spec::containers(pod) {
+        for source in container.env_from.iter().flatten() {
+            if let Some(source) = &source.config_map_ref {
+                add("ConfigMap", &source.name);
+            }
+            if let Some(source) = &source.secret_ref {
+                add("Secret", &source.name);
+            }
+        }
+        for source in container.env.iter().flatten().filter_map(|e| e.value_from.as_ref()) {
+            if let Some(source) = &source.config_map_key_ref {
+                add("ConfigMap", &source.name);
+            }
+            if let Some(source) = &source.secret_key_ref {
+                add("Secret", &source.name);
+            }
+        }
+    }
+    keys
+}
+
+/// Bytes on disk below a directory. Links are not followed; what vanishes meanwhile counts as nothing.
+pub(super) fn usage(root: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut total = 0;
+    let mut pending = vec![root.to_path_buf()];
+    while let Some(dir) = pending.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            total += meta.blocks() * 512;
+            if meta.is_dir() {
+                pending.push(entry.path());
+            }
+        }
+    }
+    total
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn room_that_files_take() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = tempfile::tempdir().unwrap();
+        std::fs::write(other.path().join("big"), vec![1; 1 << 20]).unwrap();
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        std::os::unix::fs::symlink(other.path(), dir.path().join("link")).unwrap();
+        let before = usage(dir.path());
+        std::fs::write(dir.path().join("d/f"), vec![1; 64 << 10]).unwrap();
+        let grown = usage(dir.path()) - before;
+        assert!((64 << 10..256 << 10).contains(&grown), "{grown}");
+        assert!(before < 1 << 20, "links are not followed");
+    }
 
     #[test]
     fn items_and_optional_keys() {

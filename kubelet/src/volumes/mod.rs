@@ -4,8 +4,8 @@
 //! date. Secrets and tokens live on tmpfs and never reach a disk. What is mounted is read from the kernel's mount
 //! table, not remembered.
 //!
-//! Limits: emptyDir, hostPath, configMap, secret, downwardAPI, projected, and claims bound to hostPath or local
-//! volumes. Anything else is refused with an event.
+//! Limits: emptyDir, hostPath, nfs, configMap, secret, downwardAPI, projected, and claims (also ephemeral ones) bound to
+//! hostPath, local or nfs volumes. Anything else, and block volumes, are refused with an event.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,8 +17,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
-    ServiceAccountTokenProjection, Volume,
+    ConfigMap, EmptyDirVolumeSource, HostPathVolumeSource, Pod, Secret, ServiceAccount, ServiceAccountTokenProjection,
+    Volume,
 };
 use kube::Api;
 use kube::api::PostParams;
@@ -27,14 +27,18 @@ use nix::mount::{MsFlags, mount};
 use crate::Config;
 use crate::pod::fields::{self, Facts};
 use crate::pod::spec;
-use crate::source::{Key, Sources};
+use crate::source::Sources;
 use atomic::Payload;
 
 pub mod atomic;
+mod claims;
 mod files;
+pub mod local;
 mod mounts;
 pub mod subpath;
 
+use claims::{Bound, Source};
+pub use files::references;
 use files::{add, config_map_files, restrict_token, secret_files};
 use mounts::remove_tree;
 pub use mounts::{is_mounted, unmount_below};
@@ -50,6 +54,16 @@ pub enum Error {
     /// The volume cannot be set up.
     #[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
     SetUp {
+        /// Its name in the pod.
+        volume: String,
+        /// A sentence for people.
+        cause: String,
+    },
+    /// A claim cannot be used, or not yet.
+    #[error(
+        "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], failed to process volumes=[{volume}]: {cause}"
+    )]
+    Claim {
         /// Its name in the pod.
         volume: String,
         /// A sentence for people.
@@ -73,13 +87,15 @@ pub struct Volumes {
     root: PathBuf,
     sources: Arc<Sources>,
     tokens: Mutex<HashMap<(String, String, String), Token>>,
-    claims: Mutex<HashMap<(String, String), HostPathVolumeSource>>,
+    node: String,
+    claims: Mutex<HashMap<(String, String), Bound>>,
 }
 
 impl Volumes {
     /// Volumes below the agent's data directory.
     pub fn new(client: kube::Client, config: &Config, sources: Arc<Sources>) -> Self {
-        Self { client, root: config.data_dir.join("pods"), sources, tokens: Mutex::default(), claims: Mutex::default() }
+        let (root, node) = (config.data_dir.join("pods"), config.node_name.clone());
+        Self { client, root, sources, tokens: Mutex::default(), node, claims: Mutex::default() }
     }
 
     /// Directory of everything kept for a pod.
@@ -92,23 +108,109 @@ impl Volumes {
         if let Some(host) = &volume.host_path {
             return PathBuf::from(&host.path);
         }
-        if let Some(claim) = &volume.persistent_volume_claim {
-            let key = (spec::uid(pod).to_string(), claim.claim_name.clone());
-            if let Some(host) = self.claims.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
-                return PathBuf::from(&host.path);
-            }
+        match self.bound(pod, volume).map(|b| b.source) {
+            Some(Source::HostPath(host)) => return host.path.into(),
+            Some(Source::Local { path, .. }) => return path,
+            Some(Source::Nfs(_)) | None => {}
         }
-        self.pod_dir(spec::uid(pod)).join("volumes").join(plugin(volume)).join(&volume.name)
+        self.own_dir(pod, volume)
     }
 
     /// Makes and fills every volume of a pod, or brings it up to date.
     pub async fn mount(&self, pod: &Pod, facts: &Facts) -> Result<(), Error> {
         for volume in spec::spec(pod).volumes.iter().flatten() {
+            if let Some(name) = claims::claim_name(pod, volume) {
+                self.mount_claim(pod, volume, &name).await?;
+                continue;
+            }
             self.mount_one(pod, volume, facts)
                 .await
                 .map_err(|cause| Error::SetUp { volume: volume.name.clone(), cause })?;
         }
         Ok(())
+    }
+
+    /// What a volume's claim was resolved to.
+    fn bound(&self, pod: &Pod, volume: &Volume) -> Option<Bound> {
+        let key = (spec::uid(pod).to_string(), claims::claim_name(pod, volume)?);
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+    }
+
+    async fn mount_claim(&self, pod: &Pod, volume: &Volume, name: &str) -> Result<(), Error> {
+        let known = self.bound(pod, volume);
+        let fresh = known.is_none();
+        let bound = match known {
+            Some(b) => b,
+            None => {
+                let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
+                let started = statuses.iter().any(|c| c.container_id.is_some());
+                claims::resolve(&self.client, &self.node, pod, volume, name, started)
+                    .await
+                    .map_err(|cause| Error::Claim { volume: volume.name.clone(), cause })?
+            }
+        };
+        let failed = |cause: String| Error::SetUp { volume: bound.volume.clone(), cause };
+        let read_only = volume.persistent_volume_claim.as_ref().and_then(|c| c.read_only) == Some(true);
+        if let Source::Nfs(nfs) = &bound.source {
+            let dir = self.own_dir(pod, volume);
+            self.mount_network(nfs, read_only, &bound.mount_options, dir).await.map_err(failed)?;
+        } else if fresh {
+            let (source, context) = (bound.source.clone(), spec::spec(pod).security_context.clone());
+            blocking(move || {
+                claims::prepare(&source)?;
+                let Some(context) = context else { return Ok(()) };
+                let group = context.fs_group.and_then(|g| u32::try_from(g).ok());
+                match (group, source) {
+                    // What a hostPath points at belongs to the node, and keeps its owner.
+                    (Some(group), Source::Local { path, .. }) if !read_only => {
+                        let trust = context.fs_group_change_policy.as_deref() == Some("OnRootMismatch");
+                        claims::own_all(&path, group, trust).map_err(|e| format!("applyFSGroup failed for vol: {e}"))
+                    }
+                    _ => Ok(()),
+                }
+            })
+            .await
+            .map_err(failed)?;
+        }
+        if fresh {
+            let key = (spec::uid(pod).to_string(), name.to_owned());
+            self.claims.lock().unwrap_or_else(PoisonError::into_inner).insert(key, bound);
+        }
+        Ok(())
+    }
+
+    /// Says which of a pod's emptyDirs on disk holds more than it may, in upstream's words. Looks at every file, so ask
+    /// seldom; without a limit nothing is looked at.
+    pub async fn over_limit(&self, pod: &Pod) -> Option<String> {
+        for volume in spec::spec(pod).volumes.iter().flatten() {
+            let Some(empty) = volume.empty_dir.as_ref().filter(|e| on_disk_with_limit(e)) else { continue };
+            let Some(limit) = &empty.size_limit else { continue };
+            let (dir, most) = (self.path(pod, volume), spec::whole(limit).unwrap_or(i64::MAX));
+            let used = blocking(move || Ok(files::usage(&dir))).await;
+            if used.is_ok_and(|u| i64::try_from(u).unwrap_or(i64::MAX) > most) {
+                return Some(format!("Usage of EmptyDir volume {:?} exceeds the limit {:?}. ", volume.name, limit.0));
+            }
+        }
+        None
+    }
+
+    fn own_dir(&self, pod: &Pod, volume: &Volume) -> PathBuf {
+        self.pod_dir(spec::uid(pod)).join("volumes").join(plugin(volume)).join(&volume.name)
+    }
+
+    async fn mount_network(
+        &self,
+        nfs: &k8s_openapi::api::core::v1::NFSVolumeSource,
+        read_only: bool,
+        options: &[String],
+        dir: PathBuf,
+    ) -> Result<(), String> {
+        let target = dir.clone();
+        let mounted = blocking(move || {
+            make_dir(&target, 0o750)?;
+            is_mounted(&target).map_err(|e| e.to_string())
+        });
+        if mounted.await? { Ok(()) } else { claims::mount_nfs(nfs, read_only, options, &dir).await }
     }
 
     /// Unmounts and removes everything of a pod. What a hostPath points at stays.
@@ -146,11 +248,8 @@ impl Volumes {
             let host = host.clone();
             return blocking(move || host_path(&host)).await;
         }
-        if let Some(claim) = &volume.persistent_volume_claim {
-            let host = self.resolve_claim(spec::namespace(pod), &claim.claim_name).await?;
-            let key = (spec::uid(pod).to_string(), claim.claim_name.clone());
-            self.claims.lock().unwrap_or_else(PoisonError::into_inner).insert(key, host.clone());
-            return blocking(move || host_path(&host)).await;
+        if let Some(nfs) = &volume.nfs {
+            return self.mount_network(nfs, false, &[], dir).await;
         }
         if let Some(empty) = &volume.empty_dir {
             let medium = empty.medium.clone().unwrap_or_default();
@@ -334,26 +433,16 @@ impl Volumes {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(key, token.clone());
         Ok(token.text)
     }
+}
 
-    /// The directory behind a bound claim.
-    async fn resolve_claim(&self, namespace: &str, name: &str) -> Result<HostPathVolumeSource, String> {
-        let lookup = async {
-            let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
-            let claim = claims.get(name).await.map_err(|e| e.to_string())?;
-            let phase = claim.status.and_then(|s| s.phase).unwrap_or_default();
-            let bound = claim.spec.and_then(|s| s.volume_name).filter(|_| phase == "Bound");
-            let bound = bound.ok_or_else(|| format!("persistentvolumeclaim {name:?} is not bound"))?;
-            let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-            let volume = volumes.get(&bound).await.map_err(|e| e.to_string())?.spec.unwrap_or_default();
-            if let Some(host) = volume.host_path {
-                return Ok(host);
-            }
-            let local =
-                volume.local.ok_or_else(|| format!("persistent volume {bound:?} is of a type this node lacks"))?;
-            Ok(HostPathVolumeSource { path: local.path, type_: Some("Directory".into()) })
-        };
-        tokio::time::timeout(REQUEST_TIMEOUT, lookup).await.unwrap_or_else(|_| Err("timed out".into()))
-    }
+/// Whether a pod has an emptyDir whose size must be watched: in memory the file system itself is the limit.
+pub fn has_limits(pod: &Pod) -> bool {
+    spec::spec(pod).volumes.iter().flatten().any(|v| v.empty_dir.as_ref().is_some_and(on_disk_with_limit))
+}
+
+fn on_disk_with_limit(e: &EmptyDirVolumeSource) -> bool {
+    e.medium.as_deref().unwrap_or_default().is_empty()
+        && e.size_limit.as_ref().and_then(spec::whole).is_some_and(|n| n > 0)
 }
 
 /// A token that still lives is better than none.
@@ -364,49 +453,6 @@ fn keep_or(held: Option<Token>, error: String) -> Result<String, String> {
     }
 }
 
-/// ConfigMaps and Secrets that a pod's volumes and variables refer to.
-pub fn references(pod: &Pod) -> Vec<Key> {
-    let mut keys = Vec::new();
-    let mut add = |kind, name: &str| {
-        keys.push(Key { kind, namespace: spec::namespace(pod).into(), name: name.into() });
-    };
-    for volume in spec::spec(pod).volumes.iter().flatten() {
-        if let Some(source) = &volume.config_map {
-            add("ConfigMap", &source.name);
-        }
-        if let Some(name) = volume.secret.as_ref().and_then(|s| s.secret_name.as_deref()) {
-            add("Secret", name);
-        }
-        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
-            if let Some(source) = &source.config_map {
-                add("ConfigMap", &source.name);
-            }
-            if let Some(source) = &source.secret {
-                add("Secret", &source.name);
-            }
-        }
-    }
-    for (_, container) in spec::containers(pod) {
-        for source in container.env_from.iter().flatten() {
-            if let Some(source) = &source.config_map_ref {
-                add("ConfigMap", &source.name);
-            }
-            if let Some(source) = &source.secret_ref {
-                add("Secret", &source.name);
-            }
-        }
-        for source in container.env.iter().flatten().filter_map(|e| e.value_from.as_ref()) {
-            if let Some(source) = &source.config_map_key_ref {
-                add("ConfigMap", &source.name);
-            }
-            if let Some(source) = &source.secret_key_ref {
-                add("Secret", &source.name);
-            }
-        }
-    }
-    keys
-}
-
 fn plugin(volume: &Volume) -> &'static str {
     match volume {
         v if v.empty_dir.is_some() => "kubernetes.io~empty-dir",
@@ -415,6 +461,7 @@ fn plugin(volume: &Volume) -> &'static str {
         v if v.downward_api.is_some() => "kubernetes.io~downward-api",
         v if v.projected.is_some() => "kubernetes.io~projected",
         v if v.host_path.is_some() => "kubernetes.io~host-path",
+        v if v.persistent_volume_claim.is_some() || v.ephemeral.is_some() => "kubernetes.io~claim",
         v if v.nfs.is_some() => "kubernetes.io~nfs",
         v if v.csi.is_some() => "kubernetes.io~csi",
         v if v.image.is_some() => "kubernetes.io~image",

@@ -121,6 +121,7 @@ pub async fn validate(
     }
     crate::auth::escalation::check(&r, obj)?;
     limits::check(&r, obj)?;
+    storage::check_resize(&r, obj)?;
     let mut warnings = vec![];
     let secure = pod_security::check(&r, obj, &mut warnings);
     certificates::check(&r, obj)?;

@@ -42,6 +42,7 @@ pub(super) fn mutate(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
     match (r.kind.group(), r.kind.plural()) {
         ("", "nodes") => check_node(r, obj, node),
         ("", "pods") => check_pod(r, obj, node),
+        ("", "persistentvolumes") => check_volume(r, obj, node),
         ("coordination.k8s.io", "leases") => {
             if r.call.target.namespace == "kube-node-lease" && meta::name(obj) == node {
                 Ok(())
@@ -84,6 +85,36 @@ fn check_node(r: &Review<'_>, obj: &Value, node: &str) -> Result<(), Status> {
         return Err(r.forbidden(obj, format!("node \"{node}\" is not allowed to modify taints")));
     }
     Ok(())
+}
+
+/// On volumes that are directories of its own node an agent takes its finalizer off, and changes nothing else.
+fn check_volume(r: &Review<'_>, obj: &Value, node: &str) -> Result<(), Status> {
+    const OWN: &str = "skiff.dev/local-path";
+    const HOST: &str = "skiff.dev/hostname";
+    let empty = Value::Null;
+    let old = r.old.unwrap_or(&empty);
+    let own = old["metadata"]["annotations"]["pv.kubernetes.io/provisioned-by"] == OWN
+        && old["metadata"]["labels"][HOST] == node;
+    let bare = |v: &Value| {
+        let mut v = v.clone();
+        if let Some(m) = v["metadata"].as_object_mut() {
+            for key in ["finalizers", "managedFields", "resourceVersion"] {
+                m.remove(key);
+            }
+        }
+        v
+    };
+    let others = |v: &Value| {
+        let list = v["metadata"]["finalizers"].as_array().into_iter().flatten();
+        list.filter(|f| *f != OWN).cloned().collect::<Vec<_>>()
+    };
+    if own && bare(obj) == bare(old) && others(obj) == others(old) {
+        return Ok(());
+    }
+    Err(r.forbidden(
+        obj,
+        format!("node \"{node}\" can only remove its own finalizer from volumes that are directories of its own"),
+    ))
 }
 
 fn check_pod(r: &Review<'_>, obj: &Value, node: &str) -> Result<(), Status> {

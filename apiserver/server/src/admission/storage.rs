@@ -1,6 +1,7 @@
-//! StorageObjectInUseProtection, DefaultStorageClass, DefaultIngressClass.
+//! StorageObjectInUseProtection, DefaultStorageClass, PersistentVolumeClaimResize, DefaultIngressClass.
 
 use serde_json::{Value, json};
+use skiff_core::quantity::Quantity;
 use skiff_core::status::Status;
 
 use super::{Operation, Review};
@@ -22,6 +23,26 @@ pub(super) fn protect(r: &Review<'_>, obj: &mut Value) {
         Some(_) => {}
         None => drop(m.insert("finalizers".into(), json!([finalizer]))),
     }
+}
+
+/// A claim grows only when it is bound and its class allows it.
+pub(super) fn check_resize(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
+    let (Some(old), true) = (r.old, r.is("", "persistentvolumeclaims")) else { return Ok(()) };
+    let size = |v: &Value| Quantity::parse(v["spec"]["resources"]["requests"]["storage"].as_str()?).ok();
+    if r.operation != Operation::Update || !r.subresource().is_empty() || size(obj) <= size(old) {
+        return Ok(());
+    }
+    if old["status"]["phase"] != "Bound" {
+        return Err(r.forbidden(obj, "Only bound persistent volume claims can be expanded"));
+    }
+    let old_way = obj["metadata"]["annotations"]["volume.beta.kubernetes.io/storage-class"].as_str();
+    let class = old_way.or(obj["spec"]["storageClassName"].as_str()).unwrap_or_default();
+    let found = r.server.peek("storage.k8s.io", "storageclasses", "", class);
+    if found.is_some_and(|c| c["allowVolumeExpansion"] == true) {
+        return Ok(());
+    }
+    let why = "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize";
+    Err(r.forbidden(obj, why))
 }
 
 /// Picks the classes annotated as default.

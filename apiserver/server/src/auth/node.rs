@@ -32,7 +32,8 @@ pub fn authorise(node: &str, a: &Attributes, pods: impl Fn() -> Vec<Value>) -> O
         ("", "serviceaccounts/token") => {
             ok(a.verb == "create" && pods().iter().any(|p| in_namespace(p, a) && account(p) == a.name))
         }
-        ("", "persistentvolumes") => ok(matches!(a.verb.as_str(), "get" | "list" | "watch")),
+        // What an agent may patch, the NodeRestriction plugin says: its finalizer on volumes that are its own directories.
+        ("", "persistentvolumes") => ok(matches!(a.verb.as_str(), "get" | "list" | "watch" | "patch")),
         ("coordination.k8s.io", "leases") => ok(a.namespace == "kube-node-lease"
             && (a.verb == "create"
                 || (a.name == node && matches!(a.verb.as_str(), "get" | "update" | "patch" | "delete")))),
@@ -88,7 +89,11 @@ fn uses(pod: &Value, a: &Attributes) -> bool {
         "secrets" => ("secretKeyRef", "secretRef", "secret", "secretName"),
         "configmaps" => ("configMapKeyRef", "configMapRef", "configMap", "name"),
         "persistentvolumeclaims" => {
-            return list(spec, "volumes").any(|v| named(&v["persistentVolumeClaim"], "claimName"));
+            let made = |v: &Value| {
+                v.get("ephemeral").is_some_and(|e| !e.is_null())
+                    && a.name == format!("{}-{}", skiff_core::meta::name(pod), v["name"].as_str().unwrap_or_default())
+            };
+            return list(spec, "volumes").any(|v| named(&v["persistentVolumeClaim"], "claimName") || made(v));
         }
         "serviceaccounts" => return account(pod) == a.name,
         _ => return false,

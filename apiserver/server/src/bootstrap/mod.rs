@@ -76,6 +76,31 @@ pub async fn run(server: &Arc<Inner>) -> Result<(), Status> {
     Ok(())
 }
 
+/// What this cluster's own components need beyond upstream's objects.
+///
+/// # Errors
+/// When the store refuses a write.
+pub async fn extras(server: &Arc<Inner>) -> Result<(), Status> {
+    // The class of claims that name none: directories on the disk of the node that a claim's first pod goes to. Who wants
+    // another default takes the annotation off; a class that was deleted comes back with the next start.
+    let class = json!({"kind": "StorageClass", "apiVersion": "storage.k8s.io/v1",
+        "metadata": {"name": "standard", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": "skiff.dev/local-path", "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true});
+    ensure(server, "storage.k8s.io", "storageclasses", class).await?;
+    // Upstream's scheduler reads no ConfigMap; ours reads one.
+    let meta =
+        json!({"name": "skiff::scheduler-policy", "namespace": "kube-system", "annotations": {AUTOUPDATE: "true"}});
+    let role = json!({"kind": "Role", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": meta,
+        "rules": [{"verbs": ["get", "list", "watch"], "apiGroups": [""], "resources": ["configmaps"],
+            "resourceNames": ["skiff-scheduler"]}]});
+    reconcile_policy(server, "roles", role).await?;
+    let binding = json!({"kind": "RoleBinding", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": meta,
+        "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "system:kube-scheduler"}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "skiff::scheduler-policy"}});
+    reconcile_policy(server, "rolebindings", binding).await
+}
+
 fn namespace(name: &str) -> Value {
     json!({"kind": "Namespace", "apiVersion": "v1",
         "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},

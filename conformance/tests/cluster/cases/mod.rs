@@ -3,6 +3,7 @@
 mod apart;
 mod basic;
 mod change;
+mod claims;
 mod daily;
 mod faults;
 mod probes;
@@ -38,6 +39,10 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("environment", volumes::environment),
     ("life_cycle", volumes::life_cycle),
     ("limits", volumes::limits),
+    ("claims", claims::claims),
+    ("volumes_by_hand", claims::volumes_by_hand),
+    ("stateful_data", claims::stateful_data),
+    ("placement_policy", claims::placement_policy),
     ("change", change::change),
     ("grpc", probes::grpc),
     ("jobs", workloads::jobs),
