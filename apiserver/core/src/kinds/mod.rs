@@ -3,6 +3,7 @@
 //! A kind contributes a [`Strategy`]; verbs never ask which kind they handle. Everything here works on `Value`s that have
 //! been through the typed round trip (`codec::json`), does no I/O, and is found under the resource's name.
 
+mod admission;
 mod autoscaler;
 mod certificates;
 mod check;
