@@ -14,6 +14,7 @@ pub mod discovery;
 pub mod kubelets;
 pub mod metrics;
 pub mod negotiate;
+pub mod outward;
 pub mod ownership;
 pub mod patching;
 pub mod pki;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{Plain, Strategy, Traits};
 use super::{
-    admission, autoscaler, certificates, cluster, config, devices, event, flow, limits, namespace, net, node, pod, policy, rbac,
-    service, storage, webhooks, workloads,
+    admission, autoscaler, certificates, cluster, config, devices, event, flow, limits, namespace, net, node, pod,
+    policy, rbac, service, storage, webhooks, workloads,
 };
 
 const D: Traits = Traits::DEFAULT;

@@ -125,6 +125,21 @@ impl Kind {
         }
     }
 
+    /// An object of this version as another version of the same resource has it.
+    ///
+    /// # Errors
+    /// 500 when it cannot be converted.
+    pub fn translate(&self, to: &Self, value: Value) -> Result<Value, Status> {
+        self.convertible()?;
+        to.convertible()?;
+        let mut v = self.to_storage(value);
+        convert::convert(&mut v, &to.api_version());
+        if !to.verbatim() {
+            to.strategy.read(&mut v);
+        }
+        Ok(v)
+    }
+
     /// Whether stored bytes are answered as they are.
     #[must_use]
     pub fn verbatim(&self) -> bool {

@@ -53,7 +53,7 @@ pub fn view(obj: &Value) -> Value {
 ///
 /// # Errors
 /// 500 when there are no desired replicas.
-fn view_of(kind: &Kind, obj: &Value, strict: bool) -> Result<Value, Status> {
+pub fn view_of(kind: &Kind, obj: &Value, strict: bool) -> Result<Value, Status> {
     let Some(paths) = kind.strategy.scale_paths() else { return Ok(view(obj)) };
     let number = |path: &str| lookup(obj, path).and_then(Value::as_i64);
     let replicas = number(&paths.spec);
@@ -71,7 +71,7 @@ fn view_of(kind: &Kind, obj: &Value, strict: bool) -> Result<Value, Status> {
 }
 
 /// Sets the desired replicas.
-fn set_replicas(kind: &Kind, obj: &mut Value, replicas: i64) {
+pub fn set_replicas(kind: &Kind, obj: &mut Value, replicas: i64) {
     let path = kind.strategy.scale_paths().map_or(".spec.replicas", |p| p.spec.as_str());
     let mut at = obj;
     for name in path.trim_start_matches('.').split('.') {

@@ -177,7 +177,7 @@ pub fn now() -> String {
 }
 
 /// Decoding again after admission: defaults for what a plugin added, and the typed form.
-fn renormalise(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
+pub(crate) fn renormalise(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
     retype(kind, obj)?;
     kind.strategy.default(obj);
     Ok(())

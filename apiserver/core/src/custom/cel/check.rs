@@ -377,7 +377,12 @@ impl<'a> Checker<'_, 'a> {
                 for entry in &s.entries {
                     let EntryExpr::StructField(f) = &entry.expr else { continue };
                     if s.type_name == PATCH && !["op", "path", "from", "value"].contains(&f.field.as_str()) {
-                        return Err(self.fault(&f.field, true, f.field.len(), &format!("undefined field '{}'", f.field)));
+                        return Err(self.fault(
+                            &f.field,
+                            true,
+                            f.field.len(),
+                            &format!("undefined field '{}'", f.field),
+                        ));
                     }
                     self.check(&f.value)?;
                 }
@@ -452,8 +457,7 @@ impl<'a> Checker<'_, 'a> {
             ("!_" | "@not_strictly_false", [t]) => boolean(t).then_some(Ty::BOOL),
             ("_==_" | "_!=_", [a, b]) => a.equatable(b).then_some(Ty::BOOL),
             ("_<_" | "_<=_" | "_>_" | "_>=_", [a, b]) => {
-                let plain =
-                    |t: &Ty<'_>| matches!(t, Ty::Base(_));
+                let plain = |t: &Ty<'_>| matches!(t, Ty::Base(_));
                 let fits = (a.is_number() && b.is_number()) || (plain(a) && plain(b) && a.equatable(b));
                 fits.then_some(Ty::BOOL)
             }

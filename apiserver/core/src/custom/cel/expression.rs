@@ -150,8 +150,7 @@ fn request() -> Ty<'static> {
     let list = || Ty::List(Box::new(Ty::STRING));
     let kind = || record([("group", s()), ("version", s()), ("kind", s())]);
     let resource = || record([("group", s()), ("version", s()), ("resource", s())]);
-    let user =
-        record([("username", s()), ("uid", s()), ("groups", list()), ("extra", Ty::Map(Box::new(list())))]);
+    let user = record([("username", s()), ("uid", s()), ("groups", list()), ("extra", Ty::Map(Box::new(list())))]);
     record([
         ("kind", kind()),
         ("resource", resource()),
@@ -188,11 +187,7 @@ fn namespace() -> Ty<'static> {
         ("resourceVersion", s()),
         ("finalizers", list()),
     ]);
-    record([
-        ("metadata", metadata),
-        ("spec", record([("finalizers", list())])),
-        ("status", record([("phase", s())])),
-    ])
+    record([("metadata", metadata), ("spec", record([("finalizers", list())])), ("status", record([("phase", s())]))])
 }
 
 /// A compiled expression.
@@ -343,7 +338,8 @@ impl Run<'_> {
 impl VariableResolver for Run<'_> {
     fn resolve(&self, whole: &str) -> Option<Cel> {
         let name = whole.strip_prefix(VARIABLES)?.strip_prefix('.')?;
-        let lock = |m: &Mutex<HashMap<String, Cel>>| m.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        let lock =
+            |m: &Mutex<HashMap<String, Cel>>| m.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         if let Some(known) = lock(&self.known) {
             return Some(known);
         }
@@ -370,7 +366,8 @@ mod tests {
     /// (expression, what it comes to)
     #[test]
     fn outcomes() {
-        let object = json!({"metadata": {"name": "a", "namespace": "n", "labels": {"x": "y"}}, "spec": {"n": 3, "l": [1, 2]}});
+        let object =
+            json!({"metadata": {"name": "a", "namespace": "n", "labels": {"x": "y"}}, "spec": {"n": 3, "l": [1, 2]}});
         let request = json!({"operation": "CREATE", "userInfo": {"username": "u", "groups": ["g"]}});
         let mut env = Env::policy(true).with_objects();
         let mut variables = vec![];
@@ -430,9 +427,17 @@ mod tests {
             ("1 + 1", Want::Bool, "must evaluate to bool but got int"),
             ("object.spec.flag", Want::Bool, "must evaluate to bool but got dyn"),
             ("request.none == 1", Want::Bool, "compilation failed: ERROR: <input>:1:8: undefined field 'none'"),
-            ("params.x", Want::Any, "compilation failed: ERROR: <input>:1:1: undeclared reference to 'params' (in container '')"),
+            (
+                "params.x",
+                Want::Any,
+                "compilation failed: ERROR: <input>:1:1: undeclared reference to 'params' (in container '')",
+            ),
             ("variables.x", Want::Any, "compilation failed: ERROR: <input>:1:10: undefined field 'x'"),
-            ("Object{}", Want::Any, "compilation failed: ERROR: <input>:1:7: undeclared reference to 'Object' (in container '')"),
+            (
+                "Object{}",
+                Want::Any,
+                "compilation failed: ERROR: <input>:1:7: undeclared reference to 'Object' (in container '')",
+            ),
             ("1", Want::TextOrNull, "must evaluate to one of [string null_type]"),
         ];
         for (text, want, said) in cases {

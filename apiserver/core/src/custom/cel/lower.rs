@@ -62,7 +62,10 @@ pub(super) fn lower(e: &IdedExpr, composed: &[&str]) -> IdedExpr {
             if let Expr::Ident(of) = &s.operand.expr
                 && let Some(whole) = member(of, &s.field, composed)
             {
-                return made(e, if s.test { Expr::Literal(LiteralValue::Boolean(true.into())) } else { Expr::Ident(whole) });
+                return made(
+                    e,
+                    if s.test { Expr::Literal(LiteralValue::Boolean(true.into())) } else { Expr::Ident(whole) },
+                );
             }
             let operand = run(&s.operand);
             let field = made(e, Expr::Literal(LiteralValue::String(s.field.as_str().into())));
@@ -139,11 +142,9 @@ fn optional(e: &IdedExpr) -> bool {
 
 fn entry(e: &IdedEntryExpr, composed: &[&str]) -> IdedEntryExpr {
     let made = match &e.expr {
-        EntryExpr::MapEntry(m) => MapEntryExpr {
-            key: lower(&m.key, composed),
-            value: lower(&m.value, composed),
-            optional: m.optional,
-        },
+        EntryExpr::MapEntry(m) => {
+            MapEntryExpr { key: lower(&m.key, composed), value: lower(&m.value, composed), optional: m.optional }
+        }
         EntryExpr::StructField(f) => {
             let key = Expr::Literal(LiteralValue::String(super::values::unescape(&f.field).into()));
             MapEntryExpr {

@@ -72,7 +72,9 @@ impl Rule {
             uses_old,
             program: program.map(|p| ready(&p)),
             message: text("message"),
-            message_expression: Some(message_expression).filter(|m| !m.is_empty()).and_then(|m| parse(&m).ok().as_ref().map(ready)),
+            message_expression: Some(message_expression)
+                .filter(|m| !m.is_empty())
+                .and_then(|m| parse(&m).ok().as_ref().map(ready)),
             reason: match text("reason").as_str() {
                 "FieldValueForbidden" => Reason::Forbidden,
                 "FieldValueRequired" => Reason::Required,
