@@ -15,7 +15,8 @@ use super::types::{Base, Ty};
 use super::{cost, fault, parse};
 use crate::invalid::Errors;
 
-/// Every function there is, by what it results in.
+/// Every function there is, by what it results in. Loops (`all`, `map`, ...) are none: the parser has expanded what is
+/// written as one of them.
 const RESULTS: [(&str, &[&str]); 6] = [
     (
         "bool",
@@ -49,9 +50,6 @@ const RESULTS: [(&str, &[&str]); 6] = [
             "math.isInf",
             "math.isFinite",
             "isReachable",
-            "all",
-            "exists",
-            "exists_one",
             "existsOne",
             "bool",
         ],
@@ -114,6 +112,8 @@ const RESULTS: [(&str, &[&str]); 6] = [
             "bytes",
             "dyn",
             "type",
+            "timestamp",
+            "duration",
             "value",
             "or",
             "orValue",
@@ -157,8 +157,6 @@ const RESULTS: [(&str, &[&str]); 6] = [
             "math.bitShiftLeft",
             "math.bitShiftRight",
             "base64.decode",
-            "map",
-            "filter",
             "format.byte",
             "format.date",
             "format.datetime",
@@ -414,7 +412,15 @@ impl<'a> Checker<'_, 'a> {
             }
         }
         let mut types = Vec::with_capacity(args.len() + 1);
-        for e in target.into_iter().chain(args) {
+        if let Some(target) = target {
+            types.push(self.check(target)?);
+        }
+        // Faults are told in the order of their places: a function's name stands before its arguments.
+        if operator(name).is_none() && self.result(name).is_none() {
+            let why = format!("undeclared reference to '{name}' (in container '')");
+            return Err(self.fault(&format!("{name}("), false, name.len(), &why));
+        }
+        for e in args {
             types.push(self.check(e)?);
         }
         if let Some(operator) = operator(name) {
@@ -433,16 +439,8 @@ impl<'a> Checker<'_, 'a> {
             ("bytes", [_]) => return Ok(Ty::Base(Base::Bytes)),
             _ => {}
         }
-        match self.result(name) {
-            Some(result) => {
-                self.passed(&format!("{name}("));
-                Ok(result)
-            }
-            None => {
-                let why = format!("undeclared reference to '{name}' (in container '')");
-                Err(self.fault(&format!("{name}("), false, name.len(), &why))
-            }
-        }
+        self.passed(&format!("{name}("));
+        Ok(self.result(name).unwrap_or(Ty::DYN))
     }
 
     fn operator(&mut self, name: &str, sign: &str, types: &[Ty<'a>]) -> Checked<'a> {
