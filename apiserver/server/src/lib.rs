@@ -163,7 +163,7 @@ async fn built_in(store: &Arc<dyn Store>) -> skiff_storage::Result<Registry> {
             _ => Arc::new(registry::hooks::NoHooks),
         };
         let ended = tokio_util::sync::CancellationToken::new();
-        registry.insert(Arc::new(Kind { resource: r.clone(), strategy, hooks, collection, ended }));
+        registry.insert(Arc::new(Kind { resource: r.clone(), strategy, hooks, conversion: None, collection, ended }));
     }
     Ok(registry)
 }

@@ -126,11 +126,6 @@ pub trait Strategy: Send + Sync {
     /// Brings a stored object, already named as of this version, to what the present structure makes of it.
     fn read(&self, _obj: &mut Value) {}
 
-    /// Why objects cannot be converted between this version and the stored one; `None` when they can.
-    fn unconvertible(&self) -> Option<&str> {
-        None
-    }
-
     /// Takes out of an object what the stored version, another one than this, does not know.
     fn store(&self, _obj: &mut Value) {}
 

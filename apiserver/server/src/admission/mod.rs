@@ -140,7 +140,7 @@ async fn as_seen<'v>(
     let mut out = [None, None];
     for (v, out) in [object, old].into_iter().zip(&mut out) {
         if let Some(v) = v {
-            *out = Some(Cow::Owned(a.kind.translate(kind, v.clone())?));
+            *out = Some(Cow::Owned(a.kind.translate(a.server, kind, v.clone()).await?));
         }
     }
     let [object, old] = out;
@@ -154,7 +154,7 @@ async fn back(a: &Action<'_>, seen: &Arc<Kind>, before: &Value, new: Value) -> R
     if !a.is_whole() {
         return Ok(new);
     }
-    let mut new = if Arc::ptr_eq(seen, a.kind) { new } else { seen.translate(a.kind, new)? };
+    let mut new = if Arc::ptr_eq(seen, a.kind) { new } else { seen.translate(a.server, a.kind, new).await? };
     crate::verbs::write::renormalise(a.kind, &mut new)?;
     if meta::namespace(&new) != meta::namespace(before) {
         let why = "the namespace of the provided object does not match the namespace sent on the request";

@@ -102,7 +102,7 @@ pub async fn handle(
     let (options, given, how) = match call.target.verb {
         Verb::Get => {
             let found = objects.get(&ns, &name).await?.ok_or_else(|| kind.not_found(&name))?;
-            return answer(&kind.load(&found)?);
+            return answer(&kind.load_from(server, &found).await?);
         }
         Verb::Update => {
             let (obj, options) = super::special::body(sub, "autoscaling", "v1", call, "UpdateOptions")?;
@@ -116,7 +116,7 @@ pub async fn handle(
     };
     for _ in 0..RACE_TRIES {
         let found = objects.get(&ns, &name).await?.ok_or_else(|| kind.not_found(&name))?;
-        let old = kind.load(&found)?;
+        let old = kind.load_from(server, &found).await?;
         let wanted = match (&given, how) {
             (Some(v), _) => v.clone(),
             (None, Some(patch::PatchType::Apply)) => applied(call, &view_of(kind, &old, false)?)?,
@@ -159,7 +159,8 @@ pub async fn handle(
         let attempt =
             write::update(server, kind, call, &found, new, Part::Main, owner, &options, locked && given.is_some())
                 .await?;
-        if let Attempt::Done(Answer::Object { object, .. }) = attempt {
+        let Attempt::Done(done) = attempt else { continue };
+        if let Answer::Object { object, .. } = Kind::present_answer(server, done).await? {
             let v = match object {
                 crate::verbs::Content::Stored(b) => kind.load_bytes(&b)?,
                 crate::verbs::Content::Parsed(v) => v,
