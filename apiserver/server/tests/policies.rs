@@ -54,9 +54,7 @@ async fn policy(client: &Client, name: &str, mutating: bool, spec: Value, bindin
     let mut whole = json!({"matchConstraints": {"resourceRules": [{"operations": ["CREATE", "UPDATE"],
         "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"]}]}});
     whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-    let object = |kind: &str, spec: Value| {
-        json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
-    };
+    let object = |kind: &str, spec: Value| json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec});
     put(client, &format!("{GROUP}/{plural}ies"), &object(kind, whole)).await;
     let mut bound = json!({"policyName": name});
     if !mutating {
