@@ -350,7 +350,8 @@ async fn dispatch(
     let answer = match t.verb {
         Verb::Get => get::get(&kind, call).await?,
         Verb::List => {
-            let (listing, _) = list::list(&kind, call).await?;
+            let (mut listing, _) = list::list(&kind, call).await?;
+            listing.objects = kind.present(server, listing.objects).await?;
             respond::list(&kind, listing, form, call)?
         }
         Verb::Watch => watch::watch(server, &kind, call, form).await?,
@@ -374,7 +375,7 @@ async fn dispatch(
             }
         }
     };
-    respond::write(answer, form, call)
+    respond::write(Kind::present_answer(server, answer).await?, form, call)
 }
 
 /// A namespaced path for a cluster-scoped kind is nothing; writes to a namespaced kind without namespace are no route.
@@ -423,7 +424,7 @@ async fn subresource(
             Verb::Patch => patch::patch(server, kind, call, Part::Status).await?,
             _ => return Err(Status::method_not_allowed()),
         };
-        return respond::write(answer, form, call);
+        return respond::write(Kind::present_answer(server, answer).await?, form, call);
     }
     let answer = subresources::handle(server, kind, &sub, method, call, raw_query).await?;
     let form = match &answer {

@@ -14,6 +14,7 @@ pub mod discovery;
 pub mod kubelets;
 pub mod metrics;
 pub mod negotiate;
+pub mod outward;
 pub mod ownership;
 pub mod patching;
 pub mod pki;
@@ -175,7 +176,7 @@ async fn built_in(store: &Arc<dyn Store>) -> skiff_storage::Result<Registry> {
             _ => Arc::new(registry::hooks::NoHooks),
         };
         let ended = tokio_util::sync::CancellationToken::new();
-        registry.insert(Arc::new(Kind { resource: r.clone(), strategy, hooks, collection, ended }));
+        registry.insert(Arc::new(Kind { resource: r.clone(), strategy, hooks, conversion: None, collection, ended }));
     }
     Ok(registry)
 }

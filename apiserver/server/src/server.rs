@@ -51,6 +51,10 @@ pub struct Inner {
     pub addresses: Addresses,
     /// Connections to node agents.
     pub kubelets: crate::kubelets::Kubelets,
+    /// Connections to webhooks.
+    pub outward: crate::outward::Outward,
+    /// Policies and webhooks.
+    pub dynamic: crate::admission::Dynamic,
     /// Set once bootstrap objects exist.
     pub ready: tokio::sync::watch::Sender<bool>,
     /// Ends watches when the server stops.
@@ -84,6 +88,8 @@ impl Inner {
             tokens,
             metrics: Metrics::default(),
             kubelets,
+            outward: crate::outward::Outward::default(),
+            dynamic: crate::admission::Dynamic::default(),
             ready: tokio::sync::watch::channel(false).0,
             shutdown: tokio_util::sync::CancellationToken::new(),
             rbac: ArcSwap::default(),

@@ -127,11 +127,9 @@ impl Definition {
         };
         let name = version.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
         let kind = text("kind");
-        let mut strategy = Custom::compile(&self.group, &kind, &name, version, first, stored);
-        if self.webhook {
-            strategy = strategy.by_webhook(&format!("{}, Kind={kind}", self.group));
-        }
-        let strategy = Arc::new(strategy);
+        // What a webhook converts it makes to fit: only this version's own schema has a say.
+        let stored = stored.filter(|_| !self.webhook);
+        let strategy = Arc::new(Custom::compile(&self.group, &kind, &name, version, first, stored));
         let model_name = openapi::custom_model_name(&self.group, &name, &kind);
         let model = Handle::Shared(Arc::new(shape::model(model_name, strategy.root())));
         let mut subresources = Vec::new();

@@ -28,8 +28,6 @@ pub struct Custom {
     fields: &'static [&'static str],
     scale: Option<ScalePaths>,
     deprecated: Option<String>,
-    /// Why objects of this version cannot be converted.
-    unconvertible: Option<String>,
     /// The schema of the stored version, where that is another one.
     stored: Option<Arc<Node>>,
     /// Whether stored objects have to be read along the schema before they are shown.
@@ -73,26 +71,7 @@ impl Custom {
         let open = root.preserve && root.properties.is_empty();
         let reads = !(first || open);
         let columns = Columns::compile(version.get("additionalPrinterColumns"));
-        Self {
-            traits,
-            root,
-            columns,
-            schema,
-            selectable,
-            fields,
-            scale,
-            deprecated,
-            unconvertible: None,
-            stored,
-            reads,
-        }
-    }
-
-    /// The same, with objects that only a webhook could convert to and from the stored version.
-    #[must_use]
-    pub fn by_webhook(mut self, definition: &str) -> Self {
-        self.unconvertible = Some(format!("conversion webhook for {definition} is not supported by this server"));
-        self
+        Self { traits, root, columns, schema, selectable, fields, scale, deprecated, stored, reads }
     }
 
     /// The compiled schema.
@@ -195,10 +174,6 @@ impl Strategy for Custom {
         } else {
             coerce::refresh(obj, &self.root);
         }
-    }
-
-    fn unconvertible(&self) -> Option<&str> {
-        self.unconvertible.as_deref()
     }
 
     fn store(&self, obj: &mut Value) {

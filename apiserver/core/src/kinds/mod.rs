@@ -3,6 +3,7 @@
 //! A kind contributes a [`Strategy`]; verbs never ask which kind they handle. Everything here works on `Value`s that have
 //! been through the typed round trip (`codec::json`), does no I/O, and is found under the resource's name.
 
+mod admission;
 mod autoscaler;
 mod certificates;
 mod check;
@@ -124,11 +125,6 @@ pub trait Strategy: Send + Sync {
 
     /// Brings a stored object, already named as of this version, to what the present structure makes of it.
     fn read(&self, _obj: &mut Value) {}
-
-    /// Why objects cannot be converted between this version and the stored one; `None` when they can.
-    fn unconvertible(&self) -> Option<&str> {
-        None
-    }
 
     /// Takes out of an object what the stored version, another one than this, does not know.
     fn store(&self, _obj: &mut Value) {}

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{Plain, Strategy, Traits};
 use super::{
-    autoscaler, certificates, cluster, config, devices, event, flow, limits, namespace, net, node, pod, policy, rbac,
-    service, storage, webhooks, workloads,
+    admission, autoscaler, certificates, cluster, config, devices, event, flow, limits, namespace, net, node, pod,
+    policy, rbac, service, storage, webhooks, workloads,
 };
 
 const D: Traits = Traits::DEFAULT;
@@ -83,13 +83,13 @@ pub fn strategy(group: &str, plural: &str) -> Arc<dyn Strategy> {
             Arc::new(webhooks::Webhooks { mutating: false })
         }
         ("admissionregistration.k8s.io", "validatingadmissionpolicies") => {
-            Arc::new(webhooks::Policy { mutating: false })
+            Arc::new(admission::Policy { mutating: false })
         }
-        ("admissionregistration.k8s.io", "mutatingadmissionpolicies") => Arc::new(webhooks::Policy { mutating: true }),
+        ("admissionregistration.k8s.io", "mutatingadmissionpolicies") => Arc::new(admission::Policy { mutating: true }),
         ("admissionregistration.k8s.io", "validatingadmissionpolicybindings") => {
-            Arc::new(webhooks::Binding { mutating: false })
+            Arc::new(admission::Binding { mutating: false })
         }
-        ("admissionregistration.k8s.io", _) => Arc::new(webhooks::Binding { mutating: true }),
+        ("admissionregistration.k8s.io", _) => Arc::new(admission::Binding { mutating: true }),
         ("apiextensions.k8s.io", _) => Arc::new(crate::custom::definition::DefinitionStrategy),
         ("apiregistration.k8s.io", _) => Arc::new(cluster::ApiService),
         ("node.k8s.io", "runtimeclasses") => Arc::new(cluster::RuntimeClass),

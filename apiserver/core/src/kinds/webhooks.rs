@@ -1,17 +1,16 @@
-//! Admission as objects: webhook configurations, policies in CEL and their bindings.
-//!
-//! Expressions are demanded, not compiled here.
+//! Webhook configurations. What they share with policies in CEL ([`super::admission`]) is here: rules, match conditions.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::check::{complain, given, label_selector, list, one_of, text};
-use super::defaults::{self, set};
+use super::defaults;
 use super::{Strategy, Traits};
+use crate::custom::cel::expression::{Env, Want};
 use crate::invalid::Errors;
 use crate::names;
 use crate::path::Path;
 
-const G: Traits = Traits { generation: true, unconditional_update: false, ..Traits::DEFAULT };
+pub(super) const G: Traits = Traits { generation: true, unconditional_update: false, ..Traits::DEFAULT };
 const OPERATIONS: &[&str] = &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
 const CONDITIONS_MAX: usize = 64;
 
@@ -80,7 +79,9 @@ fn webhook(w: &Value, path: &Path<'_>, errors: &mut Errors) {
         label_selector(&w[key], &path.child(key), errors);
     }
     client(&w["clientConfig"], &path.child("clientConfig"), errors);
-    conditions(w, path, errors);
+    if given(w, "matchConditions") {
+        conditions(w, &Env::webhook(), path, errors);
+    }
 }
 
 fn versions(w: &Value, path: &Path<'_>, errors: &mut Errors) {
@@ -163,7 +164,7 @@ fn service(s: &Value, path: &Path<'_>, errors: &mut Errors) {
     }
 }
 
-fn conditions(v: &Value, path: &Path<'_>, errors: &mut Errors) {
+pub(super) fn conditions(v: &Value, env: &Env, path: &Path<'_>, errors: &mut Errors) {
     let all = path.child("matchConditions");
     let list = list(v, "matchConditions");
     if list.len() > CONDITIONS_MAX {
@@ -172,8 +173,11 @@ fn conditions(v: &Value, path: &Path<'_>, errors: &mut Errors) {
     let mut seen = vec![];
     for (i, c) in list.iter().enumerate() {
         let (at, name) = (all.index(i), text(c, "name"));
-        if text(c, "expression").trim().is_empty() {
+        let expression = text(c, "expression");
+        if expression.trim().is_empty() {
             errors.required(&at.child("expression"), "");
+        } else if let Err(why) = env.compile(expression, Want::Bool) {
+            errors.invalid(&at.child("expression"), expression, why);
         }
         if name.is_empty() {
             errors.required(&at.child("name"), "");
@@ -197,7 +201,7 @@ fn starred(r: &Value, key: &str, what: &str, path: &Path<'_>, errors: &mut Error
     }
 }
 
-fn rule(r: &Value, path: &Path<'_>, errors: &mut Errors) {
+pub(super) fn rule(r: &Value, path: &Path<'_>, errors: &mut Errors) {
     starred(r, "operations", "operations", path, errors);
     let at = path.child("operations");
     for (i, o) in list(r, "operations").iter().filter_map(Value::as_str).enumerate() {
@@ -247,164 +251,5 @@ fn resources(r: &Value, path: &Path<'_>, errors: &mut Errors) {
     if all.contains(&"*") && all.iter().any(|a| *a != "*" && !a.is_empty() && !a.contains('/')) {
         let why = "if '*' is present, must not specify other resources without subresources";
         errors.invalid(path, shown(), why);
-    }
-}
-
-/// Defaults of what a policy or binding matches.
-fn default_match(m: &mut Value) {
-    let Some(o) = m.as_object_mut() else { return };
-    for key in ["namespaceSelector", "objectSelector"] {
-        set(o, key, json!({}));
-    }
-    set(o, "matchPolicy", "Equivalent");
-    for key in ["resourceRules", "excludeResourceRules"] {
-        for r in defaults::each(m, key) {
-            set(r, "scope", "*");
-        }
-    }
-}
-
-fn validate_match(m: &Value, path: &Path<'_>, errors: &mut Errors) {
-    one_of(m, "matchPolicy", &["Equivalent", "Exact"], path, errors);
-    for key in ["namespaceSelector", "objectSelector"] {
-        label_selector(&m[key], &path.child(key), errors);
-    }
-    for key in ["resourceRules", "excludeResourceRules"] {
-        let all = path.child(key);
-        for (i, r) in list(m, key).iter().enumerate() {
-            rule(r, &all.index(i), errors);
-        }
-    }
-}
-
-/// Rules of ValidatingAdmissionPolicies and MutatingAdmissionPolicies.
-pub(super) struct Policy {
-    pub(super) mutating: bool,
-}
-
-impl Strategy for Policy {
-    fn traits(&self) -> &Traits {
-        const T: Traits = Traits { status: true, ..G };
-        if self.mutating { &G } else { &T }
-    }
-
-    fn default(&self, obj: &mut Value) {
-        let Some(spec) = obj.get_mut("spec").and_then(Value::as_object_mut) else { return };
-        set(spec, "failurePolicy", "Fail");
-        if let Some(m) = spec.get_mut("matchConstraints") {
-            default_match(m);
-        }
-    }
-
-    fn validate(&self, obj: &Value, errors: &mut Errors) {
-        let (spec, path) = (&obj["spec"], Path::new("spec"));
-        one_of(spec, "failurePolicy", &["Fail", "Ignore"], &path, errors);
-        if given(spec, "paramKind") {
-            let at = path.child("paramKind");
-            for key in ["apiVersion", "kind"] {
-                if text(&spec["paramKind"], key).is_empty() {
-                    errors.required(&at.child(key), "");
-                }
-            }
-        }
-        let at = path.child("matchConstraints");
-        if given(spec, "matchConstraints") {
-            let m = &spec["matchConstraints"];
-            validate_match(m, &at, errors);
-            if list(m, "resourceRules").is_empty() {
-                errors.required(&at.child("resourceRules"), "");
-            }
-        } else {
-            errors.required(&at, "");
-        }
-        conditions(spec, &path, errors);
-        if self.mutating {
-            one_of(spec, "reinvocationPolicy", &["IfNeeded", "Never"], &path, errors);
-            if list(spec, "mutations").is_empty() {
-                errors.required(&path.child("mutations"), "mutations must contain at least one item");
-            }
-            return;
-        }
-        let (all, validations) = (path.child("validations"), list(spec, "validations"));
-        if validations.is_empty() && list(spec, "auditAnnotations").is_empty() {
-            errors.required(&all, "validations or auditAnnotations must contain at least one item");
-        }
-        for (i, v) in validations.iter().enumerate() {
-            let at = all.index(i);
-            if text(v, "expression").trim().is_empty() {
-                errors.required(&at.child("expression"), "expression is not specified");
-            }
-        }
-    }
-}
-
-/// Rules of the bindings of policies.
-pub(super) struct Binding {
-    pub(super) mutating: bool,
-}
-
-impl Strategy for Binding {
-    fn traits(&self) -> &Traits {
-        &G
-    }
-
-    fn default(&self, obj: &mut Value) {
-        if let Some(m) = obj.get_mut("spec").and_then(|s| s.get_mut("matchResources")) {
-            default_match(m);
-        }
-    }
-
-    fn validate(&self, obj: &Value, errors: &mut Errors) {
-        let (spec, path) = (&obj["spec"], Path::new("spec"));
-        let policy = text(spec, "policyName");
-        if policy.is_empty() {
-            errors.required(&path.child("policyName"), "");
-        } else {
-            complain(&path.child("policyName"), policy, names::is_dns1123_subdomain(policy), errors);
-        }
-        if given(spec, "paramRef") {
-            parameters(&spec["paramRef"], &path.child("paramRef"), errors);
-        }
-        validate_match(&spec["matchResources"], &path.child("matchResources"), errors);
-        if !self.mutating {
-            actions(spec, &path.child("validationActions"), errors);
-        }
-    }
-}
-
-fn parameters(p: &Value, path: &Path<'_>, errors: &mut Errors) {
-    const BOTH: &str = "name and selector are mutually exclusive";
-    match (!text(p, "name").is_empty(), given(p, "selector")) {
-        (true, true) => {
-            errors.forbidden(&path.child("name"), BOTH);
-            errors.forbidden(&path.child("selector"), BOTH);
-        }
-        (false, false) => errors.required(path, "one of name or selector must be specified"),
-        _ => {}
-    }
-    if given(p, "parameterNotFoundAction") {
-        one_of(p, "parameterNotFoundAction", &["Deny", "Allow"], path, errors);
-    } else {
-        errors.required(&path.child("parameterNotFoundAction"), "");
-    }
-}
-
-fn actions(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
-    const KNOWN: &[&str] = &["Audit", "Deny", "Warn"];
-    let all: Vec<&str> = list(spec, "validationActions").iter().filter_map(Value::as_str).collect();
-    if all.is_empty() {
-        errors.required(path, "");
-    }
-    for (i, a) in all.iter().enumerate() {
-        if !KNOWN.contains(a) {
-            errors.not_supported(&path.index(i), *a, KNOWN);
-        }
-        if all[..i].contains(a) {
-            errors.duplicate(&path.index(i), *a);
-        }
-    }
-    if all.contains(&"Deny") && all.contains(&"Warn") {
-        let why = "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)";
-        errors.invalid(path, spec["validationActions"].clone(), why);
     }
 }

@@ -24,7 +24,7 @@ use self::entries::{Id, Managed, Operation};
 pub use self::set::{Set, Step};
 use self::typed::{Comparison, Type, faults, field_set, merge, remove, same, with_named};
 use crate::codec::{Faults, normalize};
-use crate::schema::Struct;
+use crate::schema::{ListType, Shape, Struct};
 use crate::status::Status;
 
 /// Annotation of client-side `kubectl apply`.
@@ -316,6 +316,56 @@ pub fn apply(
     let unchanged = !changed && Managed::same_owners(before.as_ref(), fields.as_ref());
     set_managed_fields(&mut new, if unchanged { before } else { fields });
     Ok(new)
+}
+
+/// Merges a configuration into an object as [`apply`] does, for a writer that owns nothing. It may not name what is
+/// replaced as a whole.
+///
+/// # Errors
+/// Why not, in upstream's words.
+pub fn merge_unowned(shape: &Struct, live: &Value, config: &Value) -> Result<Value, String> {
+    let t = Type::Struct(shape);
+    if let Some(problem) = faults(config, t).first() {
+        return Err(format!("failed to convert patch object to typed object: {problem}"));
+    }
+    let mut wholes = vec![];
+    wholes_of_struct(shape, config, "", &mut wholes);
+    if !wholes.is_empty() {
+        return Err(format!(
+            "invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: {}",
+            wholes.join(", ")
+        ));
+    }
+    Ok(merge(live, config, t))
+}
+
+/// Paths in a configuration of what is replaced as a whole.
+fn wholes_of_struct(shape: &Struct, value: &Value, path: &str, out: &mut Vec<String>) {
+    let Value::Object(members) = value else { return };
+    for (name, value) in members {
+        let Some(field) = shape.field(name) else { continue };
+        let at = format!("{path}.{name}");
+        match (&field.shape, value) {
+            (Shape::Struct(s), Value::Object(_)) => {
+                if (s.atomic || field.atomic) && !field.granular {
+                    out.push(at.clone());
+                }
+                wholes_of_struct(s, value, &at, out);
+            }
+            (Shape::Map(_), Value::Object(_)) if field.atomic => out.push(at),
+            (Shape::List(item), Value::Array(items)) => {
+                if field.list == ListType::Atomic {
+                    out.push(at.clone());
+                }
+                if let Shape::Struct(s) = &**item {
+                    for (i, item) in items.iter().enumerate() {
+                        wholes_of_struct(s, item, &format!("{at}[{i}]"), out);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Takes out what the writer listed before and lists no more, except what somebody (the writer included) owns.

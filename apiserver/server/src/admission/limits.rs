@@ -17,7 +17,7 @@ fn limits(r: &Review<'_>) -> Result<Vec<Value>, Status> {
         && match r.operation {
             Operation::Create => r.is("", "pods") || r.is("", "persistentvolumeclaims"),
             Operation::Update => r.is("", "persistentvolumeclaims"),
-            Operation::Delete => false,
+            Operation::Delete | Operation::Connect => false,
         };
     if !applies {
         return Ok(vec![]);

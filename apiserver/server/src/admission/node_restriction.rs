@@ -147,7 +147,7 @@ fn check_pod(r: &Review<'_>, obj: &Value, node: &str) -> Result<(), Status> {
             }
             Ok(())
         }
-        Operation::Delete => Ok(()),
+        Operation::Delete | Operation::Connect => Ok(()),
     }
 }
 

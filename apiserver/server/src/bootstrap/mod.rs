@@ -98,7 +98,45 @@ pub async fn extras(server: &Arc<Inner>) -> Result<(), Status> {
     let binding = json!({"kind": "RoleBinding", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": meta,
         "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "system:kube-scheduler"}],
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "skiff::scheduler-policy"}});
-    reconcile_policy(server, "rolebindings", binding).await
+    reconcile_policy(server, "rolebindings", binding).await?;
+    ingress(server).await
+}
+
+/// The ingress class that Ingresses without one get, and the rights of the gateway (the proxy of a server) and of the
+/// controller that gives Ingresses their addresses.
+async fn ingress(server: &Arc<Inner>) -> Result<(), Status> {
+    let class = json!({"kind": "IngressClass", "apiVersion": "networking.k8s.io/v1",
+        "metadata": {"name": "skiff", "annotations": {"ingressclass.kubernetes.io/is-default-class": "true"}},
+        "spec": {"controller": "skiff.dev/ingress"}});
+    ensure(server, "networking.k8s.io", "ingressclasses", class).await?;
+    let rule = |verbs: &[&str], group: &str, resources: &[&str]| json!({"verbs": verbs, "apiGroups": [group], "resources": resources});
+    let read = ["get", "list", "watch"];
+    let both = || rule(&read, "networking.k8s.io", &["ingresses", "ingressclasses"]);
+    let user = |name: &str| json!({"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": name});
+    let account = json!({"kind": "ServiceAccount", "name": "ingress-controller", "namespace": "kube-system"});
+    for (name, subject, rules) in [
+        ("skiff::ingress-gateway", user("system:kube-proxy"), vec![both(), rule(&["list", "watch"], "", &["secrets"])]),
+        (
+            "skiff::ingress-controller",
+            account,
+            vec![
+                both(),
+                rule(&["update", "patch"], "networking.k8s.io", &["ingresses/status"]),
+                rule(&["get"], "", &["secrets"]),
+                rule(&["create", "patch", "update"], "events.k8s.io", &["events"]),
+                rule(&["create", "patch", "update"], "", &["events"]),
+            ],
+        ),
+    ] {
+        let meta = json!({"name": name, "annotations": {AUTOUPDATE: "true"}});
+        let role = json!({"kind": "ClusterRole", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": meta, "rules": rules});
+        reconcile_policy(server, "clusterroles", role).await?;
+        let binding = json!({"kind": "ClusterRoleBinding", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": meta,
+            "subjects": [subject],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}});
+        reconcile_policy(server, "clusterrolebindings", binding).await?;
+    }
+    Ok(())
 }
 
 fn namespace(name: &str) -> Value {

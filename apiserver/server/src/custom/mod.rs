@@ -22,6 +22,7 @@ use skiff_storage::cache::Watcher;
 use skiff_storage::{Compare, Error, Op, Revision};
 use tokio_util::sync::CancellationToken;
 
+use crate::registry::conversion::Conversion;
 use crate::registry::{Collection, Hooks, Kind, Registry, object, storage_error};
 use crate::server::Inner;
 
@@ -225,6 +226,7 @@ impl Follower {
             Some(s) => Arc::clone(&s.collection),
             None => Arc::new(open(&self.server, &definition, if self.started { revision } else { 0 }).await?),
         };
+        let conversion = Conversion::parse(&crd["spec"]["conversion"]);
         let kind = |v: &Version| {
             let hooks = CustomHooks {
                 group: definition.group.clone(),
@@ -235,6 +237,7 @@ impl Follower {
                 resource: v.resource.clone(),
                 strategy: Arc::clone(&v.strategy) as Arc<dyn Strategy>,
                 hooks: Arc::new(hooks),
+                conversion: conversion.clone(),
                 collection: Some(Arc::clone(&collection)),
                 ended: CancellationToken::new(),
             })

@@ -9,6 +9,7 @@ use skiff_core::selector::LabelSelector;
 use skiff_core::status::Status;
 use skiff_storage::{Compare, Error, Object, Op};
 
+use crate::admission::{self, Operation};
 use crate::registry::{Kind, object, storage_error};
 use crate::server::Inner;
 use crate::verbs::{Answer, Call, delete};
@@ -23,11 +24,12 @@ pub async fn evict(
     sub: &Subresource,
     call: &mut Call,
 ) -> Result<Answer, Status> {
-    let (obj, options) = super::special::body(sub, "policy", "v1", call, "CreateOptions")?;
+    let (mut obj, options) = super::special::body(sub, "policy", "v1", call, "CreateOptions")?;
     let (ns, name) = (call.target.namespace.clone(), call.target.name.clone());
     if meta::name(&obj) != name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
+    admission::review(server, kind, call, Operation::Create, &mut obj, options.dry_run).await?;
     let mut delete_options = obj["deleteOptions"].clone();
     if delete_options.is_null() {
         delete_options = json!({});

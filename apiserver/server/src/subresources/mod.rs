@@ -16,6 +16,7 @@ use serde_json::Value;
 use skiff_core::resources::Subresource;
 use skiff_core::status::Status;
 
+use crate::admission::{self, Operation};
 use crate::registry::Kind;
 use crate::request::{ResourceRequest, Verb};
 use crate::server::Inner;
@@ -53,6 +54,9 @@ pub async fn virtual_create(
     if kind.group().is_empty() && kind.plural() == "bindings" {
         let name = skiff_core::meta::name(obj).to_owned();
         call.target.name.clone_from(&name);
+        let mut obj = obj.clone();
+        admission::review(server, kind, call, Operation::Create, &mut obj, options.dry_run).await?;
+        let obj = &obj;
         return binding::bind(server, call, obj, options).await.map(Some);
     }
     reviews::create(server, kind, call, obj, options).map(Some)
@@ -70,11 +74,15 @@ pub async fn handle(
     call: &mut Call,
     raw_query: &str,
 ) -> Result<Answer, Status> {
+    if takes_stream(&call.target) {
+        admission::connect(server, kind, call).await?;
+    }
     match (kind.plural(), &*sub.name) {
         (_, "scale") => scale::handle(server, kind, sub, call).await,
         ("serviceaccounts", "token") => token::create(server, kind, sub, call).await,
         ("pods", "binding") => {
-            let (obj, options) = special::body(sub, "", "v1", call, "CreateOptions")?;
+            let (mut obj, options) = special::body(sub, "", "v1", call, "CreateOptions")?;
+            admission::review(server, kind, call, Operation::Create, &mut obj, options.dry_run).await?;
             binding::bind(server, call, &obj, &options).await
         }
         ("pods", "eviction") => eviction::evict(server, kind, sub, call).await,

@@ -174,6 +174,27 @@ async fn service(
         )));
     };
     let port_name = chosen["name"].as_str().unwrap_or_default();
+    let (address, port) = ready_endpoints(server, ns, name, port_name)?.pick().ok_or_else(endless)?;
+    Ok(Backend { address, port, tls: scheme == "https", node: false })
+}
+
+/// Addresses and ports that answer for a Service's port now.
+pub struct Ready(Vec<(IpAddr, u16)>);
+
+impl Ready {
+    /// One of them, by chance.
+    #[must_use]
+    pub fn pick(&self) -> Option<(IpAddr, u16)> {
+        use rand::Rng;
+        (!self.0.is_empty()).then(|| self.0[rand::rng().random_range(0..self.0.len())])
+    }
+}
+
+/// The ready endpoints of a Service's port, which is meant by name.
+///
+/// # Errors
+/// 500 when endpoints are not served.
+pub fn ready_endpoints(server: &Inner, ns: &str, name: &str, port_name: &str) -> Result<Ready, Status> {
     let slices = server.collection("discovery.k8s.io", "endpointslices")?;
     let mut ready: Vec<(IpAddr, u16)> = vec![];
     for o in slices.cache.list(&slices.scope(ns)).objects {
@@ -199,12 +220,7 @@ async fn service(
             );
         }
     }
-    if ready.is_empty() {
-        return Err(endless());
-    }
-    use rand::Rng;
-    let (address, port) = ready[rand::rng().random_range(0..ready.len())];
-    Ok(Backend { address, port, tls: scheme == "https", node: false })
+    Ok(Ready(ready))
 }
 
 async fn connect(b: &Backend) -> Result<Box<dyn Stream>, Status> {

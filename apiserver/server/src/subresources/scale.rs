@@ -53,7 +53,7 @@ pub fn view(obj: &Value) -> Value {
 ///
 /// # Errors
 /// 500 when there are no desired replicas.
-fn view_of(kind: &Kind, obj: &Value, strict: bool) -> Result<Value, Status> {
+pub fn view_of(kind: &Kind, obj: &Value, strict: bool) -> Result<Value, Status> {
     let Some(paths) = kind.strategy.scale_paths() else { return Ok(view(obj)) };
     let number = |path: &str| lookup(obj, path).and_then(Value::as_i64);
     let replicas = number(&paths.spec);
@@ -71,7 +71,7 @@ fn view_of(kind: &Kind, obj: &Value, strict: bool) -> Result<Value, Status> {
 }
 
 /// Sets the desired replicas.
-fn set_replicas(kind: &Kind, obj: &mut Value, replicas: i64) {
+pub fn set_replicas(kind: &Kind, obj: &mut Value, replicas: i64) {
     let path = kind.strategy.scale_paths().map_or(".spec.replicas", |p| p.spec.as_str());
     let mut at = obj;
     for name in path.trim_start_matches('.').split('.') {
@@ -102,7 +102,7 @@ pub async fn handle(
     let (options, given, how) = match call.target.verb {
         Verb::Get => {
             let found = objects.get(&ns, &name).await?.ok_or_else(|| kind.not_found(&name))?;
-            return answer(&kind.load(&found)?);
+            return answer(&kind.load_from(server, &found).await?);
         }
         Verb::Update => {
             let (obj, options) = super::special::body(sub, "autoscaling", "v1", call, "UpdateOptions")?;
@@ -116,7 +116,7 @@ pub async fn handle(
     };
     for _ in 0..RACE_TRIES {
         let found = objects.get(&ns, &name).await?.ok_or_else(|| kind.not_found(&name))?;
-        let old = kind.load(&found)?;
+        let old = kind.load_from(server, &found).await?;
         let wanted = match (&given, how) {
             (Some(v), _) => v.clone(),
             (None, Some(patch::PatchType::Apply)) => applied(call, &view_of(kind, &old, false)?)?,
@@ -159,7 +159,8 @@ pub async fn handle(
         let attempt =
             write::update(server, kind, call, &found, new, Part::Main, owner, &options, locked && given.is_some())
                 .await?;
-        if let Attempt::Done(Answer::Object { object, .. }) = attempt {
+        let Attempt::Done(done) = attempt else { continue };
+        if let Answer::Object { object, .. } = Kind::present_answer(server, done).await? {
             let v = match object {
                 crate::verbs::Content::Stored(b) => kind.load_bytes(&b)?,
                 crate::verbs::Content::Parsed(v) => v,

@@ -9,6 +9,7 @@ use skiff_core::path::Path;
 use skiff_core::resources::Subresource;
 use skiff_core::status::Status;
 
+use crate::admission::{self, Operation};
 use crate::auth::User;
 use crate::auth::token::{Claims, Private, Reference};
 use crate::registry::Kind;
@@ -86,6 +87,7 @@ pub async fn create(
         return Err(Status::invalid("authentication.k8s.io", "TokenRequest", "", &errors));
     }
     obj["spec"]["expirationSeconds"] = seconds.into();
+    admission::review(server, kind, call, Operation::Create, &mut obj, options.dry_run).await?;
     let given: Vec<String> = obj["spec"]["audiences"]
         .as_array()
         .into_iter()

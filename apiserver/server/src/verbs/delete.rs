@@ -60,7 +60,7 @@ pub async fn delete_collection(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut
             continue;
         }
         match delete_one(server, kind, call, &ns, &name, &options).await {
-            Ok(_) => out.push(kind.load(&o)?),
+            Ok(_) => out.push(kind.load_from(server, &o).await?),
             // Somebody else was faster: the result is what was asked for.
             Err(s) if s.code == 404 => {}
             Err(s) => return Err(s),
@@ -83,7 +83,7 @@ async fn delete_one(
         if let Some(refusal) = kind.hooks.refuse_delete(name) {
             return Err(refusal);
         }
-        let old = kind.load(&found)?;
+        let old = kind.load_from(server, &found).await?;
         preconditions(kind, &old, name, &found, options)?;
         admission::validate(server, kind, call, Operation::Delete, &old, Some(&old), options.dry_run).await?;
         let step = plan(kind, &old, options);
@@ -92,7 +92,10 @@ async fn delete_one(
         }
         let (op, outcome) = match step {
             Step::Nothing => return Ok(Outcome::Pending(old)),
-            Step::Mark(new) => (Op::Put(object::encode(&kind.to_storage((*new).clone()))), Outcome::Pending(*new)),
+            Step::Mark(new) => {
+                let stored = kind.stored_form(server, (*new).clone()).await?;
+                (Op::Put(object::encode(&stored)), Outcome::Pending(*new))
+            }
             Step::Remove => (Op::Delete, Outcome::Gone(removed(kind, &old))),
         };
         if options.dry_run {

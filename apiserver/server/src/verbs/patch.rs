@@ -105,7 +105,7 @@ pub async fn patch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call, part:
             let Some(applied) = applied.filter(|_| part == Part::Main) else { return Err(kind.not_found(&name)) };
             return create_by_apply(server, kind, call, applied, &options).await;
         };
-        let old = kind.load(&old_object)?;
+        let old = kind.load_from(server, &old_object).await?;
         let (mut new, owner) = match &applied {
             Some(config) => {
                 let merged = ownership::apply(kind, call, Some(&old), config, &options)?;

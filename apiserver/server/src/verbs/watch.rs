@@ -24,6 +24,7 @@ use super::{Answer, Call};
 use crate::body::Body;
 use crate::metrics::Delays;
 use crate::negotiate::{Encoding, Form, View};
+use crate::registry::conversion::with_value;
 use crate::registry::{FRESH_DEADLINE, Kind, object, storage_error};
 use crate::respond;
 use crate::server::Inner;
@@ -94,7 +95,8 @@ pub async fn watch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &Call, form: For
             None => None,
         }
         .unwrap_or_else(|| objects.cache.list(&scope));
-        initial = snapshot.objects.into_iter().filter(|o| selection.matches(o)).collect();
+        let selected = snapshot.objects.into_iter().filter(|o| selection.matches(o)).collect();
+        initial = kind.present(server, selected).await?.into();
         snapshot.revision
     } else if revision == 0 {
         objects.consistent().await?
@@ -357,6 +359,15 @@ impl Stream {
                         out.put_slice(&error_frame(&storage_error(e), self.frames.form));
                         return Some(out.freeze());
                     }
+                    Some(Ok(e)) if self.frames.kind.converts() => match self.converted(&e, &mut out).await {
+                        Ok(true) => self.last_sent = e.revision,
+                        Ok(false) => {}
+                        Err(s) => {
+                            self.done = true;
+                            out.put_slice(&error_frame(&s, self.frames.form));
+                            return Some(out.freeze());
+                        }
+                    },
                     Some(Ok(e)) => {
                         if self.event(&e, &mut out) {
                             self.last_sent = e.revision;
@@ -380,16 +391,16 @@ impl Stream {
         (revision >= self.last_sent).then(|| self.frames.bookmark(revision, false))
     }
 
-    /// Writes one change as this watcher sees it, if it does.
-    fn event(&mut self, e: &Event, out: &mut BytesMut) -> bool {
+    /// A change as this watcher sees it, if it does: what happened, and to which bytes.
+    fn seen(&self, e: &Event) -> Option<(&'static str, Bytes)> {
         let all = self.selection.is_everything();
         let now = e.kind != ChangeKind::Deleted && (all || self.selection.matches(&e.object));
         let before = match e.kind {
             ChangeKind::Deleted => all || self.selection.matches(&e.object),
             _ => e.previous.as_ref().is_some_and(|p| all || self.selection.matches(p)),
         };
-        let (name, bytes) = match (before, now) {
-            (false, false) => return false,
+        Some(match (before, now) {
+            (false, false) => return None,
             (false, true) => ("ADDED", e.object.value.clone()),
             (true, true) => ("MODIFIED", e.object.value.clone()),
             (true, false) => {
@@ -400,7 +411,24 @@ impl Stream {
                 };
                 ("DELETED", object::restamp(&last.value, e.revision))
             }
-        };
+        })
+    }
+
+    /// Like [`Stream::event`], of a kind whose objects a webhook converts.
+    async fn converted(&mut self, e: &Event, out: &mut BytesMut) -> Result<bool, Status> {
+        let Some((name, bytes)) = self.seen(e) else { return Ok(false) };
+        let object = with_value(&e.object, bytes);
+        let object = self.frames.kind.present(&self.server, vec![Arc::new(object)]).await?;
+        let frame = object.first().and_then(|o| self.frames.object(name, &o.value));
+        let Some(frame) = frame else { return Ok(false) };
+        out.put_slice(&frame);
+        Ok(true)
+    }
+
+    /// Writes one change as this watcher sees it, if it does.
+    fn event(&mut self, e: &Event, out: &mut BytesMut) -> bool {
+        let Some((name, bytes)) = self.seen(e) else { return false };
+        let all = self.selection.is_everything();
         if self.frames.plain() {
             // The stored bytes are the frame but for its ends: nothing to share.
             put_json_frame(out, name, &bytes);

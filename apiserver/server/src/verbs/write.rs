@@ -39,7 +39,6 @@ pub async fn create(
     options: &WriteOptions,
 ) -> Result<Answer, Status> {
     let objects = Arc::clone(kind.stored()?);
-    kind.convertible()?;
     if !matches!(meta::text(&obj, "resourceVersion"), "" | "0") {
         return Err(Status::untyped("resourceVersion should not be set on objects to be created"));
     }
@@ -99,7 +98,11 @@ pub async fn create(
         return Ok(Answer::Object { code: 201, kind: Arc::clone(kind), object: Content::Parsed(obj) });
     }
     for attempt in 0.. {
-        let payload = object::encode(&kind.to_storage(obj.clone()));
+        let stored = match kind.stored_form(server, obj.clone()).await {
+            Ok(v) => v,
+            Err(e) => return Err(undo_on_error(e, undo)),
+        };
+        let payload = object::encode(&stored);
         let key = objects.key(meta::namespace(&obj), meta::name(&obj));
         match objects.store.commit(&key, Compare::Absent, Op::Put(payload.clone())).await {
             Ok(revision) => {
@@ -177,7 +180,7 @@ pub fn now() -> String {
 }
 
 /// Decoding again after admission: defaults for what a plugin added, and the typed form.
-fn renormalise(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
+pub(crate) fn renormalise(kind: &Kind, obj: &mut Value) -> Result<(), Status> {
     retype(kind, obj)?;
     kind.strategy.default(obj);
     Ok(())
@@ -260,7 +263,7 @@ pub async fn update(
     locked: bool,
 ) -> Result<Attempt, Status> {
     let objects = Arc::clone(kind.stored()?);
-    let old = kind.load(old_object)?;
+    let old = kind.load_from(server, old_object).await?;
     carry_identity(&mut new, &old);
     dedup_owners(&mut new, &mut call.warnings);
     if owner == Owner::Update {
@@ -324,7 +327,14 @@ pub async fn update(
             }
         };
     }
-    let payload = object::encode(&kind.to_storage(new.clone()));
+    let stored = match kind.stored_form(server, new.clone()).await {
+        Ok(v) => v,
+        Err(e) => {
+            give_back(undo);
+            return Err(e);
+        }
+    };
+    let payload = object::encode(&stored);
     if object::same(&old_object.value, &payload) {
         give_back(undo);
         return Ok(Attempt::Done(answer(Content::Stored(old_object.value.clone()))));

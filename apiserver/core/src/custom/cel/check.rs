@@ -15,7 +15,8 @@ use super::types::{Base, Ty};
 use super::{cost, fault, parse};
 use crate::invalid::Errors;
 
-/// Every function there is, by what it results in.
+/// Every function there is, by what it results in. Loops (`all`, `map`, ...) are none: the parser has expanded what is
+/// written as one of them.
 const RESULTS: [(&str, &[&str]); 6] = [
     (
         "bool",
@@ -49,9 +50,6 @@ const RESULTS: [(&str, &[&str]); 6] = [
             "math.isInf",
             "math.isFinite",
             "isReachable",
-            "all",
-            "exists",
-            "exists_one",
             "existsOne",
             "bool",
         ],
@@ -114,6 +112,8 @@ const RESULTS: [(&str, &[&str]); 6] = [
             "bytes",
             "dyn",
             "type",
+            "timestamp",
+            "duration",
             "value",
             "or",
             "orValue",
@@ -157,8 +157,6 @@ const RESULTS: [(&str, &[&str]); 6] = [
             "math.bitShiftLeft",
             "math.bitShiftRight",
             "base64.decode",
-            "map",
-            "filter",
             "format.byte",
             "format.date",
             "format.datetime",
@@ -215,6 +213,13 @@ fn collect(e: &IdedExpr, out: &mut Vec<String>) {
                 }
             }
         }
+        Expr::Struct(s) => {
+            for entry in &s.entries {
+                if let EntryExpr::StructField(f) = &entry.expr {
+                    collect(&f.value, out);
+                }
+            }
+        }
         Expr::Comprehension(c) => {
             for part in [&c.iter_range, &c.accu_init, &c.loop_cond, &c.loop_step, &c.result] {
                 collect(part, out);
@@ -231,11 +236,43 @@ struct Checker<'t, 'a> {
     text: &'t str,
     scopes: Vec<(String, Ty<'a>)>,
     seen: HashMap<String, usize>,
+    /// What only some expressions may use.
+    more: More,
 }
+
+/// What only some expressions may use.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct More {
+    /// Functions that ask about permissions.
+    pub(super) authorizer: bool,
+    /// Objects and patches that are made.
+    pub(super) objects: bool,
+}
+
+/// Type of a patch that an expression makes, and of the object.
+pub(super) const PATCH: &str = "JSONPatch";
+pub(super) const OBJECT: &str = "Object";
 
 type Checked<'a> = Result<Ty<'a>, Misfit>;
 
 impl<'a> Checker<'_, 'a> {
+    fn makes(&self, name: &str) -> bool {
+        let object = name == OBJECT || name.strip_prefix(OBJECT).is_some_and(|rest| rest.starts_with('.'));
+        self.more.objects && (object || name == PATCH)
+    }
+
+    /// What a function results in; `None` where there is none of this name.
+    fn result(&self, function: &str) -> Option<Ty<'a>> {
+        result_of(function).or_else(|| match function {
+            _ if !self.more.authorizer => None,
+            "allowed" | "denied" | "errored" => Some(Ty::BOOL),
+            "reason" | "error" => Some(Ty::STRING),
+            "path" | "group" | "serviceAccount" | "resource" | "subresource" | "namespace" | "name" | "check"
+            | "fieldSelector" | "labelSelector" => Some(Ty::DYN),
+            _ => None,
+        })
+    }
+
     /// Where the next `needle` stands; the offset is added to its beginning.
     fn fault(&mut self, needle: &str, word: bool, offset: usize, why: &str) -> Misfit {
         let count = self.seen.get(needle).copied().unwrap_or(0);
@@ -275,7 +312,7 @@ impl<'a> Checker<'_, 'a> {
                 let needle = format!(".{}", select.field);
                 let Ok(found) = of.field(&select.field) else {
                     return Err(match of {
-                        Ty::Object(..) | Ty::Names => {
+                        Ty::Object(..) | Ty::Names | Ty::Record(_) => {
                             self.fault(&needle, true, 0, &format!("undefined field '{}'", select.field))
                         }
                         _ => self.fault(&needle, true, 0, &format!("type '{of}' does not support field selection")),
@@ -330,7 +367,26 @@ impl<'a> Checker<'_, 'a> {
                 result
             }
             Expr::Call(call) => self.call(&call.func_name, call.target.as_deref(), &call.args),
-            Expr::Struct(_) | Expr::Unspecified => Ok(Ty::DYN),
+            Expr::Struct(s) => {
+                if !self.makes(&s.type_name) {
+                    let why = format!("undeclared reference to '{}' (in container '')", s.type_name);
+                    return Err(self.fault(&s.type_name, true, s.type_name.len(), &why));
+                }
+                for entry in &s.entries {
+                    let EntryExpr::StructField(f) = &entry.expr else { continue };
+                    if s.type_name == PATCH && !["op", "path", "from", "value"].contains(&f.field.as_str()) {
+                        return Err(self.fault(
+                            &f.field,
+                            true,
+                            f.field.len(),
+                            &format!("undefined field '{}'", f.field),
+                        ));
+                    }
+                    self.check(&f.value)?;
+                }
+                Ok(Ty::Message(s.type_name.clone()))
+            }
+            Expr::Unspecified => Ok(Ty::DYN),
         }
     }
 
@@ -348,7 +404,7 @@ impl<'a> Checker<'_, 'a> {
         // `math.greatest(...)`: the name before the dot is no variable.
         if let Some(IdedExpr { expr: Expr::Ident(space), .. }) = target {
             let whole = format!("{space}.{name}");
-            if let Some(result) = result_of(&whole) {
+            if let Some(result) = self.result(&whole) {
                 for a in args {
                     self.check(a)?;
                 }
@@ -356,7 +412,15 @@ impl<'a> Checker<'_, 'a> {
             }
         }
         let mut types = Vec::with_capacity(args.len() + 1);
-        for e in target.into_iter().chain(args) {
+        if let Some(target) = target {
+            types.push(self.check(target)?);
+        }
+        // Faults are told in the order of their places: a function's name stands before its arguments.
+        if operator(name).is_none() && self.result(name).is_none() {
+            let why = format!("undeclared reference to '{name}' (in container '')");
+            return Err(self.fault(&format!("{name}("), false, name.len(), &why));
+        }
+        for e in args {
             types.push(self.check(e)?);
         }
         if let Some(operator) = operator(name) {
@@ -375,16 +439,8 @@ impl<'a> Checker<'_, 'a> {
             ("bytes", [_]) => return Ok(Ty::Base(Base::Bytes)),
             _ => {}
         }
-        match result_of(name) {
-            Some(result) => {
-                self.passed(&format!("{name}("));
-                Ok(result)
-            }
-            None => {
-                let why = format!("undeclared reference to '{name}' (in container '')");
-                Err(self.fault(&format!("{name}("), false, name.len(), &why))
-            }
-        }
+        self.passed(&format!("{name}("));
+        Ok(self.result(name).unwrap_or(Ty::DYN))
     }
 
     fn operator(&mut self, name: &str, sign: &str, types: &[Ty<'a>]) -> Checked<'a> {
@@ -399,8 +455,7 @@ impl<'a> Checker<'_, 'a> {
             ("!_" | "@not_strictly_false", [t]) => boolean(t).then_some(Ty::BOOL),
             ("_==_" | "_!=_", [a, b]) => a.equatable(b).then_some(Ty::BOOL),
             ("_<_" | "_<=_" | "_>_" | "_>=_", [a, b]) => {
-                let plain =
-                    |t: &Ty<'_>| !matches!(t, Ty::List(_) | Ty::Map(_) | Ty::Object(..) | Ty::Names | Ty::Optional(_));
+                let plain = |t: &Ty<'_>| matches!(t, Ty::Base(_));
                 let fits = (a.is_number() && b.is_number()) || (plain(a) && plain(b) && a.equatable(b));
                 fits.then_some(Ty::BOOL)
             }
@@ -476,9 +531,18 @@ fn typed<'a>(text: &str, this: &Ty<'a>, optional_old: bool) -> Result<(IdedExpr,
     let program = parse(text)?;
     let old = if optional_old { Ty::Optional(Box::new(this.clone())) } else { this.clone() };
     let scopes = vec![("self".to_owned(), this.clone()), ("oldSelf".to_owned(), old)];
-    let mut checker = Checker { text, scopes, seen: HashMap::new() };
-    let result = checker.check(&program).map_err(|m| m.0)?;
+    let result = typed_in(text, &program, scopes, More::default())?;
     Ok((program, result))
+}
+
+/// Types a parsed expression where these variables are known.
+pub(super) fn typed_in<'a>(
+    text: &str,
+    program: &IdedExpr,
+    scopes: Vec<(String, Ty<'a>)>,
+    more: More,
+) -> Result<Ty<'a>, String> {
+    Checker { text, scopes, seen: HashMap::new(), more }.check(program).map_err(|m| m.0)
 }
 
 /// Checks all rules of a version's schema, which is otherwise in order. `path` is that of the schema.

@@ -9,11 +9,14 @@
 
 mod check;
 mod cost;
+pub mod expression;
+mod lower;
+mod permission;
 mod types;
 mod values;
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use kube_cel::KubeCelExt as _;
 use kube_cel::cel::common::ast::IdedExpr;
@@ -26,6 +29,7 @@ use super::validate::{NIL, old_item};
 use crate::invalid::{ErrorType, Errors, FieldError, quote, quote_str};
 
 pub(super) use self::check::definition;
+pub use self::permission::{Authorizer, Check, Decision};
 
 /// All rules of one object together may take this long; then the rest is not run and the write is refused.
 const TIME_MAX: Duration = Duration::from_secs(2);
@@ -63,11 +67,14 @@ impl Rule {
         let message_expression = text("messageExpression");
         let program = parse(&expression);
         let uses_old = program.as_ref().is_ok_and(uses_old);
+        let ready = |program: &IdedExpr| lower::lower(program, &[]);
         Self {
             uses_old,
-            program,
+            program: program.map(|p| ready(&p)),
             message: text("message"),
-            message_expression: Some(message_expression).filter(|m| !m.is_empty()).and_then(|m| parse(&m).ok()),
+            message_expression: Some(message_expression)
+                .filter(|m| !m.is_empty())
+                .and_then(|m| parse(&m).ok().as_ref().map(ready)),
             reason: match text("reason").as_str() {
                 "FieldValueForbidden" => Reason::Forbidden,
                 "FieldValueRequired" => Reason::Required,
@@ -128,9 +135,19 @@ pub enum Told {
     Warnings,
 }
 
-struct Walk<'a> {
-    base: Context<'a>,
-    begun: Instant,
+/// Functions and names of types, which all expressions share.
+fn root() -> &'static Context<'static> {
+    static ROOT: LazyLock<Context<'static>> = LazyLock::new(|| {
+        let mut root = Context::default().with_all();
+        values::add_types(&mut root);
+        lower::register(&mut root);
+        permission::register(&mut root);
+        root
+    });
+    &ROOT
+}
+
+struct Walk {
     told: Told,
     exhausted: bool,
 }
@@ -140,13 +157,12 @@ pub fn run(object: &Value, root: &Node, old: Option<&Value>, told: Told, errors:
     if !root.has_rules() {
         return;
     }
-    let mut base = Context::default().with_all();
-    values::add_types(&mut base);
-    let mut walk = Walk { base, begun: Instant::now(), told, exhausted: false };
+    lower::begin(TIME_MAX);
+    let mut walk = Walk { told, exhausted: false };
     walk.value(object, root, old, true, "", errors);
 }
 
-impl Walk<'_> {
+impl Walk {
     fn value(&mut self, value: &Value, node: &Node, old: Option<&Value>, root: bool, path: &str, errors: &mut Errors) {
         if value.is_null() {
             return;
@@ -190,7 +206,7 @@ impl Walk<'_> {
         let this = values::of(value, node, object);
         let before = old.map(|o| values::of(o, node, object));
         for rule in &node.rules {
-            if self.begun.elapsed() > TIME_MAX {
+            if lower::late() {
                 self.exhausted = true;
                 let why =
                     "validation failed due to running out of cost budget, no further validation rules will be run";
@@ -200,8 +216,8 @@ impl Walk<'_> {
             if rule.uses_old && !rule.optional_old && before.is_none() {
                 continue;
             }
-            let scope = |walk: &Self, program: &IdedExpr| {
-                let mut scope = walk.base.new_inner_scope();
+            let scope = |program: &IdedExpr| {
+                let mut scope = self::root().new_inner_scope();
                 scope.add_variable_from_value("self", this.clone());
                 if rule.uses_old {
                     let old = match (&before, rule.optional_old) {
@@ -210,6 +226,7 @@ impl Walk<'_> {
                     };
                     scope.add_variable_from_value("oldSelf", old);
                 }
+                lower::begin_expression();
                 Cel::resolve(program, &scope)
             };
             let program = match &rule.program {
@@ -221,10 +238,10 @@ impl Walk<'_> {
                 }
             };
             let quiet = ratcheted && !rule.uses_old;
-            match scope(self, program) {
+            match scope(program) {
                 Ok(Cel::Bool(true)) => {}
                 Ok(_) => {
-                    let said = rule.message_expression.as_ref().and_then(|m| match scope(self, m) {
+                    let said = rule.message_expression.as_ref().and_then(|m| match scope(m) {
                         Ok(Cel::String(s)) => Some(s.trim().to_owned()).filter(|s| !s.is_empty() && !s.contains('\n')),
                         _ => None,
                     });

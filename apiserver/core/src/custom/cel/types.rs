@@ -1,6 +1,8 @@
 //! Types of expressions, as far as they follow from a schema.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use super::super::schema::{Additional, Node, Type};
 use super::values::escape;
@@ -32,6 +34,10 @@ pub(super) enum Ty<'a> {
     Object(&'a Node, bool),
     /// `metadata` of a whole object.
     Names,
+    /// Fields of a variable that has no schema: a request, composed variables.
+    Record(Arc<BTreeMap<String, Ty<'a>>>),
+    /// An object that an expression makes, by the name of its type.
+    Message(String),
 }
 
 impl<'a> Ty<'a> {
@@ -70,6 +76,8 @@ impl<'a> Ty<'a> {
             Self::Map(value) => Ok((**value).clone()),
             Self::Optional(inner) => Ok(Self::Optional(Box::new(inner.field(name)?))),
             Self::Names if matches!(name, "name" | "generateName") => Ok(Self::STRING),
+            Self::Record(fields) => fields.get(name).cloned().ok_or(()),
+            Self::Message(_) => Ok(Self::DYN),
             Self::Object(node, whole) => {
                 if *whole {
                     match name {
@@ -90,8 +98,10 @@ impl<'a> Ty<'a> {
         match (self, other) {
             (Self::Base(Base::Dyn), _) | (_, Self::Base(Base::Dyn)) => true,
             // An object may be compared to null, as any message may.
-            (Self::Object(..) | Self::Names, Self::Base(Base::Null)) => true,
-            (Self::Base(Base::Null), Self::Object(..) | Self::Names) => true,
+            (Self::Object(..) | Self::Names | Self::Record(_) | Self::Message(_), Self::Base(Base::Null)) => true,
+            (Self::Base(Base::Null), Self::Object(..) | Self::Names | Self::Record(_) | Self::Message(_)) => true,
+            (Self::Record(a), Self::Record(b)) => Arc::ptr_eq(a, b),
+            (Self::Message(a), Self::Message(b)) => a == b,
             (Self::Base(a), Self::Base(b)) => std::mem::discriminant(a) == std::mem::discriminant(b),
             (Self::List(a), Self::List(b)) | (Self::Map(a), Self::Map(b)) | (Self::Optional(a), Self::Optional(b)) => {
                 a.equatable(b)
@@ -135,7 +145,8 @@ impl fmt::Display for Ty<'_> {
             Self::List(item) => write!(f, "list({item})"),
             Self::Map(value) => write!(f, "map(string, {value})"),
             Self::Optional(inner) => write!(f, "optional_type({inner})"),
-            Self::Object(..) | Self::Names => f.write_str("object"),
+            Self::Object(..) | Self::Names | Self::Record(_) => f.write_str("object"),
+            Self::Message(name) => f.write_str(name),
         }
     }
 }

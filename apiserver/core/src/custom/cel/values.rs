@@ -58,6 +58,20 @@ pub(super) fn escape(name: &str) -> String {
     out
 }
 
+/// The field's name that expressions write like this: [`escape`] backwards.
+pub(super) fn unescape(name: &str) -> String {
+    if let Some(word) = name.strip_prefix("__").and_then(|n| n.strip_suffix("__"))
+        && RESERVED.contains(&word)
+    {
+        return word.to_owned();
+    }
+    let mut out = name.replace("__dot__", ".").replace("__dash__", "-").replace("__slash__", "/");
+    if out.contains("__underscores__") {
+        out = out.replace("__underscores__", "__");
+    }
+    out
+}
+
 /// A value of a schema. `object`: it is a whole object, of which rules see the names in metadata only.
 pub(super) fn of(value: &Value, node: &Node, object: bool) -> Cel {
     match value {
@@ -135,7 +149,7 @@ fn go_duration(text: &str) -> Option<chrono::Duration> {
 }
 
 /// A value without a schema.
-fn plain(value: &Value) -> Cel {
+pub(super) fn plain(value: &Value) -> Cel {
     match value {
         Value::Null => Cel::Null,
         Value::Bool(b) => Cel::Bool(*b),
@@ -151,6 +165,37 @@ fn plain(value: &Value) -> Cel {
             Cel::Map(Map { map: Arc::new(map) })
         }
     }
+}
+
+/// A value as JSON; `None` for what JSON has no form for.
+pub(super) fn to_json(value: &Cel) -> Option<Value> {
+    Some(match value {
+        Cel::Null => Value::Null,
+        Cel::Bool(b) => (*b).into(),
+        Cel::Int(i) => (*i).into(),
+        Cel::UInt(u) => (*u).into(),
+        Cel::Float(f) => serde_json::Number::from_f64(*f)?.into(),
+        Cel::String(s) => s.as_str().into(),
+        Cel::Bytes(b) => STANDARD.encode(b.as_slice()).into(),
+        Cel::Timestamp(t) => t.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true).into(),
+        Cel::Duration(d) => format!("{}s", d.as_seconds_f64()).into(),
+        Cel::List(list) => Value::Array(list.iter().map(to_json).collect::<Option<_>>()?),
+        Cel::Map(map) => {
+            let mut out = serde_json::Map::with_capacity(map.map.len());
+            let mut entries: Vec<_> = map.map.iter().map(|(k, v)| (k.to_string(), v)).collect();
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            for (name, value) in entries {
+                out.insert(name, to_json(value)?);
+            }
+            Value::Object(out)
+        }
+        // An object that is set to nothing is not set.
+        Cel::Opaque(o) => match o.downcast_ref::<OptionalValue>()?.value() {
+            Some(v) => to_json(v)?,
+            None => Value::Null,
+        },
+        Cel::Function(..) => return None,
+    })
 }
 
 /// An optional value.
@@ -197,7 +242,7 @@ pub(super) fn add_types(context: &mut Context<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use super::escape;
+    use super::{escape, unescape};
 
     #[test]
     fn names() {
@@ -210,6 +255,7 @@ mod tests {
             ("a__b", "a__underscores__b"),
         ] {
             assert_eq!(escape(name), want);
+            assert_eq!(unescape(want), name);
         }
     }
 }

@@ -1,0 +1,158 @@
+//! Parsed expressions made ready to run.
+//!
+//! The interpreter of the `cel` crate has corners that this goes round before anything runs: it answers `false` for a field
+//! of what is no map, errs on `a.?b` where `b` is missing, cannot make objects, and does not count. So field selections
+//! become index operations (which err, and copy nothing), objects become maps, and every turn of a loop asks
+//! [`TICK`] whether there is still budget. What a checker has to say is said before: it sees what was written.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use kube_cel::cel::common::ast::{
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedEntryExpr, IdedExpr, LiteralValue, MapEntryExpr, MapExpr,
+};
+use kube_cel::cel::{Context, ExecutionError, Value as Cel};
+
+/// Function that a loop calls on every turn.
+const TICK: &str = "@tick";
+/// Turns of loops that one expression may take: what upstream's cost limit of an expression comes to.
+const TURNS_MAX: u64 = 1_000_000;
+/// The clock is read once in so many turns.
+const CLOCK: u64 = 256;
+
+thread_local! {
+    static TURNS: Cell<u64> = const { Cell::new(0) };
+    static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Begins the time of all expressions that run on this thread from here on, until the next call.
+pub(super) fn begin(time: Duration) {
+    DEADLINE.set(Instant::now().checked_add(time));
+}
+
+/// Begins the count of one expression. Expressions inside it (variables) share it.
+pub(super) fn begin_expression() {
+    TURNS.set(0);
+}
+
+/// Whether the time is over.
+pub(super) fn late() -> bool {
+    DEADLINE.get().is_some_and(|d| Instant::now() > d)
+}
+
+/// Registers what lowered expressions call.
+pub(super) fn register(context: &mut Context<'_>) {
+    context.add_function(TICK, || -> Result<Cel, ExecutionError> {
+        let turns = TURNS.get() + 1;
+        TURNS.set(turns);
+        if turns > TURNS_MAX || (turns.is_multiple_of(CLOCK) && late()) {
+            return Err(ExecutionError::function_error(TICK, "operation cancelled: actual cost limit exceeded"));
+        }
+        Ok(Cel::Bool(true))
+    });
+}
+
+/// An expression as it is run. Names in `composed` have their members as variables of their own: `variables.x` becomes
+/// the variable of that whole name.
+pub(super) fn lower(e: &IdedExpr, composed: &[&str]) -> IdedExpr {
+    let run = |e: &IdedExpr| lower(e, composed);
+    let each = |list: &[IdedExpr]| list.iter().map(run).collect::<Vec<_>>();
+    let expr = match &e.expr {
+        Expr::Select(s) => {
+            if let Expr::Ident(of) = &s.operand.expr
+                && let Some(whole) = member(of, &s.field, composed)
+            {
+                return made(
+                    e,
+                    if s.test { Expr::Literal(LiteralValue::Boolean(true.into())) } else { Expr::Ident(whole) },
+                );
+            }
+            let operand = run(&s.operand);
+            let field = made(e, Expr::Literal(LiteralValue::String(s.field.as_str().into())));
+            if !s.test {
+                call("_[_]", vec![operand, field])
+            } else if optional(&s.operand) {
+                let found = made(e, call("_[?_]", vec![operand, field]));
+                Expr::Call(CallExpr { func_name: "hasValue".into(), target: Some(Box::new(found)), args: vec![] })
+            } else {
+                let mut s = s.clone();
+                s.operand = Box::new(operand);
+                Expr::Select(s)
+            }
+        }
+        Expr::Call(c) => {
+            let name = if c.func_name == "_?._" { "_[?_]".to_owned() } else { c.func_name.clone() };
+            let target = c.target.as_ref().map(|t| Box::new(run(t)));
+            Expr::Call(CallExpr { func_name: name, target, args: each(&c.args) })
+        }
+        Expr::List(l) => {
+            let mut l = l.clone();
+            l.elements = each(&l.elements);
+            Expr::List(l)
+        }
+        Expr::Map(m) => Expr::Map(MapExpr { entries: m.entries.iter().map(|x| entry(x, composed)).collect() }),
+        Expr::Struct(s) => Expr::Map(MapExpr { entries: s.entries.iter().map(|x| entry(x, composed)).collect() }),
+        Expr::Comprehension(c) => {
+            let tick = made(e, call(TICK, vec![]));
+            let cond = made(e, call("_&&_", vec![tick, run(&c.loop_cond)]));
+            Expr::Comprehension(Box::new(ComprehensionExpr {
+                iter_range: run(&c.iter_range),
+                iter_var: c.iter_var.clone(),
+                iter_var2: c.iter_var2.clone(),
+                accu_var: c.accu_var.clone(),
+                accu_init: run(&c.accu_init),
+                loop_cond: cond,
+                loop_step: run(&c.loop_step),
+                result: run(&c.result),
+            }))
+        }
+        same @ (Expr::Literal(_) | Expr::Ident(_)) => same.clone(),
+        // The interpreter would bring the thread down.
+        Expr::Unspecified => Expr::Literal(LiteralValue::Null),
+    };
+    made(e, expr)
+}
+
+fn made(at: &IdedExpr, expr: Expr) -> IdedExpr {
+    IdedExpr { id: at.id, expr }
+}
+
+fn call(name: &str, args: Vec<IdedExpr>) -> Expr {
+    Expr::Call(CallExpr { func_name: name.to_owned(), target: None, args })
+}
+
+/// The variable that a member of a composed one is.
+fn member(of: &str, field: &str, composed: &[&str]) -> Option<String> {
+    let whole = format!("{of}.{field}");
+    (composed.contains(&of) || composed.contains(&whole.as_str())).then_some(whole)
+}
+
+/// Whether an expression may be an optional value, by how it is written.
+fn optional(e: &IdedExpr) -> bool {
+    match &e.expr {
+        Expr::Select(s) => optional(&s.operand),
+        Expr::Call(c) => match c.func_name.as_str() {
+            "_?._" | "_[?_]" => true,
+            "_[_]" => c.args.first().is_some_and(optional),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+fn entry(e: &IdedEntryExpr, composed: &[&str]) -> IdedEntryExpr {
+    let made = match &e.expr {
+        EntryExpr::MapEntry(m) => {
+            MapEntryExpr { key: lower(&m.key, composed), value: lower(&m.value, composed), optional: m.optional }
+        }
+        EntryExpr::StructField(f) => {
+            let key = Expr::Literal(LiteralValue::String(super::values::unescape(&f.field).into()));
+            MapEntryExpr {
+                key: IdedExpr { id: e.id, expr: key },
+                value: lower(&f.value, composed),
+                optional: f.optional,
+            }
+        }
+    };
+    IdedEntryExpr { id: e.id, expr: EntryExpr::MapEntry(made) }
+}
