@@ -88,6 +88,8 @@ pub(crate) struct UpArgs {
     /// Port of the node agent.
     #[arg(long, default_value_t = 10250)]
     pub(crate) kubelet_port: u16,
+    #[command(flatten)]
+    pub(crate) ingress: IngressArgs,
     /// kubeconfig file to merge the context into. Default: $KUBECONFIG, else ~/.kube/config.
     #[arg(long)]
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -116,9 +118,31 @@ pub(crate) struct ComponentArgs {
     pub(crate) node_monitor_grace_period: jiff::SignedDuration,
 }
 
+/// The ingress gateway of a node.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct IngressArgs {
+    /// Port of the ingress gateway for HTTP; 0 turns that off.
+    #[arg(long, default_value_t = 80)]
+    pub(crate) ingress_http_port: u16,
+    /// Port of the ingress gateway for HTTPS; 0 turns that off.
+    #[arg(long, default_value_t = 443)]
+    pub(crate) ingress_https_port: u16,
+}
+
+impl IngressArgs {
+    /// Where the gateway listens; none when both ports are off.
+    pub(crate) fn config(&self) -> Option<skiff_proxy::ingress::Config> {
+        let at = |port| std::net::SocketAddr::from(([0, 0, 0, 0], port));
+        let (http, https) = (self.ingress_http_port, self.ingress_https_port);
+        (http != 0 || https != 0).then(|| skiff_proxy::ingress::Config { http: at(http), https: at(https) })
+    }
+}
+
 /// Settings of components of one node.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct NodeArgs {
+    #[command(flatten)]
+    pub(crate) ingress: IngressArgs,
     /// kubeconfig with this component's identity.
     #[arg(long)]
     pub(crate) kubeconfig: PathBuf,

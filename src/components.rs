@@ -64,11 +64,19 @@ pub(crate) fn spawn_all(
         port: args.kubelet_port,
         settings: &settings,
     };
-    let agent = kubelet_config(&config, Some(leaf), &pki.cluster.cert)?;
+    let gateway = args.ingress.config();
+    let mut agent = kubelet_config(&config, Some(leaf), &pki.cluster.cert)?;
+    agent.labels.extend(gateway_label(gateway.is_some()));
     spawn(tasks, "node agent", stop, skiff_kubelet::run(client, agent, stop.clone()));
     let client = server.client(User::new("system:kube-proxy", &[]));
-    spawn(tasks, "proxy", stop, skiff_proxy::run(client, proxy_config(&config)?, stop.clone()));
+    let proxy = skiff_proxy::Config { ingress: gateway, ..proxy_config(&config)? };
+    spawn(tasks, "proxy", stop, skiff_proxy::run(client, proxy, stop.clone()));
     Ok(())
+}
+
+/// The label of nodes whose proxy is an ingress gateway: Ingresses get their addresses.
+fn gateway_label(has_one: bool) -> Option<(String, String)> {
+    has_one.then(|| (skiff_controllers::controllers::outside::GATEWAY.to_owned(), String::new()))
 }
 
 /// What a client certificate of a component says.
@@ -215,7 +223,8 @@ pub(crate) async fn kubelet(args: NodeArgs) -> anyhow::Result<()> {
     let pki = Pki::load_or_create(&args.data_dir.join("pki"))?;
     let leaf = serving(&pki, &name, address)?;
     let settings = args.settings();
-    let config = kubelet_config(&node_facts(&args, &name, address, &settings), Some(leaf), &pki.cluster.cert)?;
+    let mut config = kubelet_config(&node_facts(&args, &name, address, &settings), Some(leaf), &pki.cluster.cert)?;
+    config.labels.extend(gateway_label(args.ingress.config().is_some()));
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
     alone("node agent", stop.clone(), skiff_kubelet::run(client, config, stop)).await
@@ -226,7 +235,8 @@ pub(crate) async fn proxy(args: NodeArgs) -> anyhow::Result<()> {
     let name = node_name(args.node_name.clone())?;
     let (address, name) = node_of(&args, &name)?;
     let settings = args.settings();
-    let config = proxy_config(&node_facts(&args, &name, address, &settings))?;
+    let mut config = proxy_config(&node_facts(&args, &name, address, &settings))?;
+    config.ingress = args.ingress.config();
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
     alone("proxy", stop.clone(), skiff_proxy::run(client, config, stop)).await

@@ -43,7 +43,7 @@ use table::Table;
 /// First and longest wait between two tries to listen.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Where the gateway listens.
+/// Where the gateway listens. Port 0: not at all.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Address and port for HTTP.
@@ -216,6 +216,9 @@ fn slim(mut ingress: Ingress) -> Ingress {
 
 /// Listens, as soon as the port is free.
 async fn listen(address: SocketAddr, what: &str, stop: &CancellationToken, serve: impl AsyncFnOnce(TcpListener)) {
+    if address.port() == 0 {
+        return;
+    }
     let mut wait = RETRY.0;
     loop {
         match TcpListener::bind(address).await {

@@ -6,6 +6,7 @@ mod change;
 mod claims;
 mod daily;
 mod faults;
+mod ingress;
 mod probes;
 mod terminal;
 mod volumes;
@@ -45,6 +46,8 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("placement_policy", claims::placement_policy),
     ("change", change::change),
     ("grpc", probes::grpc),
+    ("ingress", ingress::ingress),
+    ("load_balancer", ingress::load_balancer),
     ("jobs", workloads::jobs),
     ("job_and_crash", workloads::job_and_crash),
     ("sets", workloads::sets),
