@@ -175,6 +175,9 @@ impl Cache {
     /// no such pods.
     #[must_use]
     pub fn with_nominated(&self, node: &str, pod: &Pod) -> Option<Host> {
+        if self.nominated.is_empty() {
+            return None;
+        }
         let own = key_of(pod);
         let least = priority(pod);
         let mut there =

@@ -279,7 +279,9 @@ impl Storage {
             let now = now.ok_or_else(|| {
                 format!("failed to get pvc \"{name}\" from cache: persistentvolumeclaim \"{name}\" not found")
             })?;
-            if !volume_name(&now).is_empty() && annotation(&now.metadata, BIND_COMPLETED).is_some() {
+            // The phase is written last, and it is what a node's agent looks at.
+            let complete = annotation(&now.metadata, BIND_COMPLETED).is_some() && claim_phase(&now) == "Bound";
+            if !volume_name(&now).is_empty() && complete {
                 let volume = self.volumes.get(volume_name(&now));
                 match volume {
                     Some(v) if !matching::reachable(&v, node) => {

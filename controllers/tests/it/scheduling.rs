@@ -55,6 +55,50 @@ async fn a_pod_waits_until_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_more_important_pod_gets_the_room() {
+    use k8s_openapi::api::scheduling::v1::PriorityClass;
+    let c = Cluster::start().await;
+    c.node("n1").await;
+    c.run_pods();
+    let accounts = c.api::<k8s_openapi::api::core::v1::ServiceAccount>("default");
+    eventually("the account comes", || async { accounts.get_opt("default").await.unwrap() }).await;
+    let classes = c.all::<PriorityClass>();
+    for (name, value, policy, default) in [
+        ("high", 1000, "PreemptLowerPriority", false),
+        ("polite", 900, "Never", false),
+        ("usual", 10, "PreemptLowerPriority", true),
+    ] {
+        let class =
+            json!({"metadata": {"name": name}, "value": value, "preemptionPolicy": policy, "globalDefault": default});
+        let class: PriorityClass = serde_json::from_value(class).unwrap();
+        classes.create(&kube::api::PostParams::default(), &class).await.unwrap();
+    }
+    let pods = c.api::<Pod>("default");
+    let node = |name: &'static str| {
+        let pods = pods.clone();
+        async move { pods.get(name).await.unwrap().spec.unwrap().node_name }
+    };
+    let of = |name: &str, class: Option<&str>| {
+        let mut p = asking(name, "3");
+        p["spec"]["priorityClassName"] = json!(class);
+        p
+    };
+    let low = c.create::<Pod>("default", of("low", None)).await;
+    assert_eq!(low.spec.unwrap().priority, Some(10), "the default class holds");
+    eventually("low is bound", || async { node("low").await }).await;
+    c.create::<Pod>("default", of("polite", Some("polite"))).await;
+    let text = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: not eligible due to preemptionPolicy=Never.";
+    eventually("polite waits", || c.told("default", "polite", "FailedScheduling", text)).await;
+    let before = pods.get("low").await.unwrap();
+    assert!(before.metadata.deletion_timestamp.is_none());
+    c.create::<Pod>("default", of("high", Some("high"))).await;
+    eventually("high is bound", || async { node("high").await }).await;
+    eventually("low is told", || c.told("default", "low", "Preempted", "Preempted by pod ")).await;
+    assert!(pods.get_opt("low").await.unwrap().is_none());
+    assert_eq!(node("polite").await, None, "the room was made for another");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_policy_is_chosen_while_running() {
     use k8s_openapi::api::core::v1::ConfigMap;
     let c = Cluster::start().await;
