@@ -165,3 +165,49 @@ async fn a_deployment_gets_what_the_quota_leaves() {
     .await;
     used(&c, &[("pods", "1")]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eviction_that_did_not_happen_is_taken_back() {
+    let c = cluster().await;
+    let api = c.api::<Pod>("default");
+    let pod = json!({"metadata": {"name": "stays"}, "spec": {"containers": [{"name": "c", "image": "a"}]}});
+    c.create::<Pod>("default", pod).await;
+    let said = json!({"status": {"conditions": [{"type": "DisruptionTarget", "status": "True",
+        "reason": "EvictionByEvictionAPI", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    api.patch_status("stays", &PatchParams::default(), &Patch::Strategic(said)).await.unwrap();
+    eventually("it is taken back", || async {
+        let conditions = api.get("stays").await.unwrap().status?.conditions?;
+        conditions.into_iter().find(|c| c.type_ == "DisruptionTarget" && c.status == "False" && c.reason.is_none())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replication_controller_keeps_its_number() {
+    let c = cluster().await;
+    let api = c.api::<ReplicationController>("default");
+    c.create::<ReplicationController>("default", web("rc", 2)).await;
+    let reports = |n: i32| {
+        let api = api.clone();
+        async move {
+            eventually(&format!("{n} are available"), || async {
+                let s = api.get("web").await.unwrap().status?;
+                (s.replicas == n && s.available_replicas.unwrap_or(0) == n).then_some(())
+            })
+            .await;
+        }
+    };
+    reports(2).await;
+    let pods = c.api::<Pod>("default");
+    let first = pods.list(&ListParams::default()).await.unwrap().items.remove(0);
+    pods.delete(&first.name_any(), &DeleteParams::default()).await.unwrap();
+    eventually("another comes", || async {
+        let now = pods.list(&ListParams::default()).await.unwrap().items;
+        (now.len() == 2 && now.iter().all(|p| p.uid() != first.uid())).then_some(())
+    })
+    .await;
+    reports(2).await;
+    let size = Patch::Merge(json!({"spec": {"replicas": 0}}));
+    api.patch("web", &PatchParams::default(), &size).await.unwrap();
+    reports(0).await;
+}

@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DynamicObject, PostParams};
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::gvk::{GroupVersion, GroupVersionKind};
 use kube::{Api, Client, ResourceExt};
 
@@ -25,6 +25,9 @@ use crate::runtime::informer::{Informer, controller_of, join, key_of, split};
 use crate::runtime::queue::Queue;
 use crate::runtime::worker::{self, Error, Outcome, Reconcile, found};
 use crate::runtime::{now, select};
+
+/// Marks a key in the queue as that of a pod.
+const POD: &str = "pod:";
 
 /// Local copies that the controller reads.
 pub struct Sources {
@@ -64,6 +67,9 @@ impl Controller {
         from.budgets.on_change(move |c| q.add(key_of(&**c.latest())));
         let (q, budgets) = (Arc::clone(&queue), from.budgets.clone());
         from.pods.on_change(move |c| {
+            if let Some(left) = c.new.as_deref().and_then(|p| plan::stale_in(p, Timestamp::now())) {
+                q.add_after(format!("{POD}{}", key_of(&**c.latest())), left);
+            }
             let here = budgets.in_namespace(c.latest().metadata.namespace.as_deref().unwrap_or_default());
             for b in here {
                 if [&c.old, &c.new].into_iter().flatten().any(|p| selects(&b, p)) {
@@ -75,7 +81,26 @@ impl Controller {
         Arc::new(Self { client, from, queue, events })
     }
 
+    /// Takes back on a pod that it is about to be disrupted, when nothing came of it.
+    async fn settle(&self, key: &str) -> Outcome {
+        let Some(pod) = self.from.pods.get(key) else { return Ok(None) };
+        match plan::stale_in(&pod, Timestamp::now()) {
+            None => return Ok(None),
+            Some(left) if !left.is_zero() => return Ok(Some(left)),
+            Some(_) => {}
+        }
+        let patch = serde_json::json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [{
+            "type": plan::TARGET, "status": "False", "reason": null, "message": null, "lastTransitionTime": now(),
+        }]}});
+        let api = family::api::<Pod>(&self.client, split(key).0);
+        found(api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await)?;
+        Ok(None)
+    }
+
     async fn sync(&self, key: &str) -> Outcome {
+        if let Some(pod) = key.strip_prefix(POD) {
+            return self.settle(pod).await;
+        }
         let Some(budget) = self.from.budgets.get(key) else { return Ok(None) };
         let mut pods = self.from.pods.in_namespace(split(key).0);
         pods.retain(|p| selects(&budget, p));

@@ -16,8 +16,21 @@ use crate::controllers::pods;
 
 /// A pod whose eviction was allowed counts as gone for this long; then it is taken for one that stays.
 const EVICTION: i64 = 120;
+/// The condition of a pod that is about to be disrupted.
+pub const TARGET: &str = "DisruptionTarget";
 /// The condition that tells whether an eviction is possible.
 const ALLOWED: &str = "DisruptionAllowed";
+
+/// How long until what a pod says of its coming end is no longer believed. None when it says nothing, or has ended.
+#[must_use]
+pub fn stale_in(pod: &Pod, now: Timestamp) -> Option<Duration> {
+    let since = pods::condition(pod, TARGET).filter(|c| c.status == "True")?.last_transition_time.as_ref()?;
+    if !pods::active(pod) {
+        return None;
+    }
+    let left = EVICTION - now.duration_since(since.0).as_secs();
+    Some(Duration::from_secs(u64::try_from(left).unwrap_or(0)))
+}
 
 /// Whether the budget needs to know what the pods' owners ask for.
 #[must_use]
@@ -140,6 +153,25 @@ mod tests {
             Arc::new(serde_json::from_value(v).unwrap())
         };
         ready.iter().enumerate().map(one).collect()
+    }
+
+    #[test]
+    fn an_end_that_does_not_come_is_taken_back() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let pod = |ago: i64, status: &str, phase: &str| -> Pod {
+            let at = Timestamp::from_second(1_800_000_000 - ago).unwrap().to_string();
+            serde_json::from_value(json!({"status": {"phase": phase,
+                "conditions": [{"type": TARGET, "status": status, "lastTransitionTime": at}]}}))
+            .unwrap()
+        };
+        for (pod, want) in [
+            (pod(20, "True", "Running"), Some(100)),
+            (pod(500, "True", "Running"), Some(0)),
+            (pod(500, "False", "Running"), None),
+            (pod(500, "True", "Failed"), None),
+        ] {
+            assert_eq!(stale_in(&pod, now).map(|d| d.as_secs()), want);
+        }
     }
 
     #[test]
