@@ -87,7 +87,7 @@ up() {
   need nft nftables
   ensure_engine
   "$root/hack/images.sh"
-  trap 'say "up failed; logs:" >&2; tail -n 15 "$bed"/*/skiff.log >&2 || true; down' ERR
+  trap undo EXIT
   mkdir -p "$bed" "$store"
   ip netns add $lan
   ip -n $lan link set lo up
@@ -112,12 +112,19 @@ up() {
     start_agent "$i" "$binary" "${join[@]:1}" --node-name "$i" --data-dir "$store/$i/skiff" --engine "$bed/$i/docker.sock"
   done
   for i in "${nodes[@]:1}"; do step "$i joins" wait_for 90 "$i" ready "$i"; done
-  trap - ERR
+  trap - EXIT
   say "up: export KUBECONFIG=$bed/kubeconfig"
 }
 
+undo() { # an `up` that did not come to its end leaves nothing
+  trap - EXIT
+  say "up failed; the ends of the logs:" >&2
+  for log in "$bed"/*/*.log; do [ ! -s "$log" ] || { say "-- $log"; tail -n 10 "$log"; } >&2; done
+  down
+  exit 1
+}
+
 down() {
-  trap - ERR
   local dir node pids
   for dir in "$bed"/n*/; do
     [ -d "$dir" ] || continue

@@ -305,18 +305,28 @@ fn cut(bed: &Bed) -> Result<()> {
     bed.eventually("the taints are gone", || Ok(bed.get(&["node", "n3"])?["spec"].get("taints").is_none()))
 }
 
-/// A Node object that somebody deletes while its agent lives comes back with its range.
+/// A Node object that somebody deletes comes back with its range: while its agent lives, and when the agent starts again.
 fn node_deleted(bed: &Bed) -> Result<()> {
-    let before = bed.get(&["node", "n2"])?;
-    bed.ok(&["delete", "node", "n2"])?;
-    let mut after = Value::Null;
-    bed.eventually("the node has registered again", || {
-        let o = bed.kubectl(&["get", "node", "n2", "-o", "json"])?;
-        after = serde_json::from_str(&o.out).unwrap_or_default();
-        Ok(after.is_object() && after["metadata"]["uid"] != before["metadata"]["uid"])
-    })?;
-    ensure!(after["spec"]["podCIDR"] == before["spec"]["podCIDR"], "another range: {}", after["spec"]);
-    bed.eventually("the node is ready again", || Ok(bed.ready("n2")? == "True"))?;
+    for agent_lives in [true, false] {
+        let before = bed.get(&["node", "n2"])?;
+        if !agent_lives {
+            bed.node("kill", "n2")?;
+        }
+        bed.ok(&["delete", "node", "n2"])?;
+        if !agent_lives {
+            bed.node("start", "n2")?;
+        }
+        let mut after = Value::Null;
+        bed.eventually("the node has registered again", || {
+            let o = bed.kubectl(&["get", "node", "n2", "-o", "json"])?;
+            after = serde_json::from_str(&o.out).unwrap_or_default();
+            Ok(after.is_object()
+                && after["metadata"]["uid"] != before["metadata"]["uid"]
+                && after["spec"].get("podCIDR").is_some())
+        })?;
+        ensure!(after["spec"]["podCIDR"] == before["spec"]["podCIDR"], "another range: {}", after["spec"]);
+        bed.eventually("the node is ready again", || Ok(bed.ready("n2")? == "True"))?;
+    }
     network_again(bed)
 }
 

@@ -300,6 +300,26 @@ impl PodNetwork {
     }
 }
 
+/// The range of a bridge that is there already: of its first address. None when there is no such bridge.
+pub async fn range_of(bridge: &str) -> Option<Ipv4Net> {
+    let look = async {
+        let handle = connect().ok()?;
+        let index = index_of(&handle, bridge).await.ok()??;
+        let mut addresses = handle.address().get().set_link_index_filter(index).execute();
+        while let Some(found) = addresses.try_next().await.ok()? {
+            let local = found.attributes.iter().find_map(|a| match a {
+                AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
+                _ => None,
+            });
+            if let Some(ip) = local {
+                return Ipv4Net::new(ip, found.header.prefix_len).ok().map(|n| n.trunc());
+            }
+        }
+        None
+    };
+    tokio::time::timeout(NETLINK_TIMEOUT, look).await.ok()?
+}
+
 /// Removes the bridge, with it every pod's link, and the rules. Idempotent.
 pub async fn teardown(config: &Config) -> Result<()> {
     let handle = connect()?;

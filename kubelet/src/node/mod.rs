@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -217,6 +217,7 @@ impl NodeAgent {
                 nodes.patch(&self.config.node_name, &PatchParams::default(), &Patch::Merge(&patch)).await
             }
             None => {
+                let range = self.wished_range(&nodes).await?;
                 let node = Node {
                     metadata: ObjectMeta {
                         name: Some(self.config.node_name.clone()),
@@ -226,9 +227,8 @@ impl NodeAgent {
                     },
                     spec: Some(NodeSpec {
                         taints: Some(self.config.taints.clone()).filter(|t| !t.is_empty()),
-                        // A node that comes back keeps the range that its pods have addresses of.
-                        pod_cidr: self.used_cidr.get().map(ToString::to_string),
-                        pod_cidrs: self.used_cidr.get().map(|r| vec![r.to_string()]),
+                        pod_cidr: range.map(|r| r.to_string()),
+                        pod_cidrs: range.map(|r| vec![r.to_string()]),
                         ..Default::default()
                     }),
                     status: Some(self.status(&NodeStatus::default()).await),
@@ -246,6 +246,21 @@ impl NodeAgent {
             ("skiff.dev/local-path".into(), directory),
         ]
         .into()
+    }
+
+    /// The range that pods here have addresses of, for a Node that comes back; unless it is another's by now.
+    async fn wished_range(&self, nodes: &Api<Node>) -> Result<Option<Ipv4Net>, kube::Error> {
+        let used = match self.used_cidr.get() {
+            Some(range) => Some(*range),
+            // An earlier run of the agent made the bridge.
+            None => crate::net::range_of(&self.config.bridge).await,
+        };
+        let cluster = self.config.cluster_cidr;
+        let Some(range) = used.filter(|r| cluster.is_none_or(|c| c.contains(r))) else { return Ok(None) };
+        let others = nodes.list(&ListParams::default()).await?;
+        let taken = others.iter().filter_map(|n| n.spec.as_ref()?.pod_cidr.as_ref()?.parse::<Ipv4Net>().ok());
+        let free = taken.into_iter().all(|t| !t.contains(&range) && !range.contains(&t));
+        Ok(Some(range).filter(|_| free))
     }
 
     fn labels(&self) -> BTreeMap<String, String> {
