@@ -263,7 +263,7 @@ impl<'a> Checker<'_, 'a> {
 
     /// What a function results in; `None` where there is none of this name.
     fn result(&self, function: &str) -> Option<Ty<'a>> {
-        result_of(function).or_else(|| match function {
+        result_of(function).or(match function {
             _ if !self.more.authorizer => None,
             "allowed" | "denied" | "errored" => Some(Ty::BOOL),
             "reason" | "error" => Some(Ty::STRING),
