@@ -24,7 +24,7 @@ use super::{lower, parse, root, values, words};
 /// All expressions that are asked about one object at one time may take this long together.
 const TIME_MAX: Duration = Duration::from_secs(2);
 /// What stands before the name of a composed variable.
-const VARIABLES: &str = "variables";
+pub(super) const VARIABLES: &str = "variables";
 const REQUEST_RESOURCE: &str = "authorizer.requestResource";
 
 /// What an expression must result in.
@@ -155,12 +155,12 @@ fn is_field(e: &IdedExpr) -> bool {
     }
 }
 
-fn record<const N: usize>(fields: [(&str, Ty<'static>); N]) -> Ty<'static> {
+pub(super) fn record<const N: usize>(fields: [(&str, Ty<'static>); N]) -> Ty<'static> {
     Ty::Record(Arc::new(fields.into_iter().map(|(n, t)| (n.to_owned(), t)).collect()))
 }
 
 /// The type of `request`.
-fn request() -> Ty<'static> {
+pub(super) fn request() -> Ty<'static> {
     let s = || Ty::STRING;
     let list = || Ty::List(Box::new(Ty::STRING));
     let kind = || record([("group", s()), ("version", s()), ("kind", s())]);
@@ -183,7 +183,7 @@ fn request() -> Ty<'static> {
 }
 
 /// The type of `namespaceObject`: what of a namespace does not change with every write.
-fn namespace() -> Ty<'static> {
+pub(super) fn namespace() -> Ty<'static> {
     let s = || Ty::STRING;
     let map = || Ty::Map(Box::new(Ty::STRING));
     let list = || Ty::List(Box::new(Ty::STRING));
