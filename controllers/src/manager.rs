@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
     accounts, aggregation, bootstrap, certificates, cronjob, daemonset, deployment, disruption, endpoints, garbage,
-    job, mirror, namespace, node, outside, podgc, pods, quota, replicas, statefulset, tokens, volumes,
+    job, mirror, namespace, node, outside, podgc, pods, policies, quota, replicas, statefulset, tokens, volumes,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::Candidate;
@@ -68,6 +69,7 @@ pub(crate) struct Informers {
     pub(crate) cluster_info: Informer<ConfigMap>,
     pub(crate) signing: Informer<CertificateSigningRequest>,
     pub(crate) roles: Informer<ClusterRole>,
+    pub(crate) policies: Informer<ValidatingAdmissionPolicy>,
     pub(crate) nodes: Informer<Node>,
     pub(crate) leases: Informer<Lease>,
     pub(crate) services: Informer<Service>,
@@ -102,6 +104,7 @@ impl Informers {
             cluster_info: Informer::default(),
             signing: Informer::default(),
             roles: Informer::default(),
+            policies: Informer::default(),
             nodes: Informer::default(),
             leases: Informer::default(),
             services: Informer::default(),
@@ -233,6 +236,11 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         tokens::Tokens::new(client(MANAGER), i.accounts.clone(), i.tokens.clone(), config.root_ca.clone()),
         podgc::Controller::new(own(client, "pod-garbage-collector"), i.nodes.clone(), i.pods.clone()),
         aggregation::Controller::new(own(client, "clusterrole-aggregation-controller"), i.roles.clone()),
+        policies::Controller::new(
+            own(client, "validatingadmissionpolicy-status-controller"),
+            client(MANAGER),
+            i.policies.clone(),
+        ),
         deployment::Controller::new(
             own(client, "deployment-controller"),
             i.deployments.clone(),
@@ -307,6 +315,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow_api(&mut followed, "configmaps", &i.cluster_info, in_public, only_info, stop);
     follow(&mut followed, "certificatesigningrequests", &i.signing, &shared, stop);
     follow(&mut followed, "clusterroles", &i.roles, &shared, stop);
+    follow(&mut followed, "validatingadmissionpolicies", &i.policies, &shared, stop);
     follow(&mut followed, "services", &i.services, &shared, stop);
     follow(&mut followed, "endpointslices", &i.slices, &shared, stop);
     follow(&mut followed, "ingresses", &i.ingresses, &shared, stop);

@@ -3,7 +3,7 @@
 //! A webhook is known by a URL or by a Service. A Service is resolved for every call to one of its ready endpoints, or to
 //! its cluster address where it has no endpoints that we know of; its certificate must be for `NAME.NAMESPACE.svc`. Trust
 //! is the configuration's `caBundle`, else the system's authorities. Connections are kept for a while after a call, a few
-//! for each webhook; what was idle for longer is dropped by the next to look.
+//! for each webhook; a task that lives as long as there are any drops what was idle for long.
 //!
 //! What goes wrong is told in the words of upstream's HTTP client, on which clients and tests match.
 
@@ -106,12 +106,17 @@ impl Endpoint {
 /// Kept connections and trust.
 #[derive(Default)]
 pub struct Outward {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
+
+/// A connection that waits for the next call, and since when.
+type Idle = (SendRequest<Full<Bytes>>, Instant);
 
 #[derive(Default)]
 struct State {
-    idle: HashMap<Key, Vec<(SendRequest<Full<Bytes>>, Instant)>>,
+    idle: HashMap<Key, Vec<Idle>>,
+    /// Whether somebody looks after the idle.
+    tended: bool,
     trust: HashMap<[u8; 32], Arc<rustls::ClientConfig>>,
 }
 
@@ -211,10 +216,9 @@ impl Outward {
 
     fn put(&self, key: Key, sender: SendRequest<Full<Bytes>>) {
         let mut state = self.state.lock();
-        state.idle.retain(|_, all| {
-            all.retain(|(s, since)| since.elapsed() < IDLE && !s.is_closed());
-            !all.is_empty()
-        });
+        if !std::mem::replace(&mut state.tended, true) {
+            tokio::spawn(tend(Arc::clone(&self.state)));
+        }
         if state.idle.len() >= KNOWN_MAX {
             state.idle.clear();
         }
@@ -277,6 +281,22 @@ impl Outward {
         }
         state.trust.insert(hash, Arc::clone(&config));
         Ok(config)
+    }
+}
+
+/// Drops connections that are idle for long, until there are none.
+async fn tend(state: Arc<Mutex<State>>) {
+    loop {
+        tokio::time::sleep(IDLE).await;
+        let mut state = state.lock();
+        state.idle.retain(|_, all| {
+            all.retain(|(s, since)| since.elapsed() < IDLE && !s.is_closed());
+            !all.is_empty()
+        });
+        if state.idle.is_empty() {
+            state.tended = false;
+            return;
+        }
     }
 }
 

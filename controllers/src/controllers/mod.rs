@@ -19,6 +19,7 @@ pub mod node;
 pub mod outside;
 pub mod podgc;
 pub mod pods;
+pub mod policies;
 pub mod quota;
 pub mod replicas;
 pub mod revisions;

@@ -8,6 +8,7 @@ mod cluster;
 mod garbage;
 mod jobs;
 mod nodes;
+mod policies;
 mod rollout;
 mod scheduling;
 mod services;

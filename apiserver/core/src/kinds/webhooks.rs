@@ -173,8 +173,8 @@ pub(super) fn conditions(v: &Value, env: &Env, path: &Path<'_>, errors: &mut Err
     let mut seen = vec![];
     for (i, c) in list.iter().enumerate() {
         let (at, name) = (all.index(i), text(c, "name"));
-        let expression = text(c, "expression");
-        if expression.trim().is_empty() {
+        let expression = text(c, "expression").trim();
+        if expression.is_empty() {
             errors.required(&at.child("expression"), "");
         } else if let Err(why) = env.compile(expression, Want::Bool) {
             errors.invalid(&at.child("expression"), expression, why);

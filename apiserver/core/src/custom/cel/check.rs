@@ -312,7 +312,7 @@ impl<'a> Checker<'_, 'a> {
                 let needle = format!(".{}", select.field);
                 let Ok(found) = of.field(&select.field) else {
                     return Err(match of {
-                        Ty::Object(..) | Ty::Names | Ty::Record(_) => {
+                        Ty::Object(..) | Ty::Names | Ty::Record(_) | Ty::Model(_) => {
                             self.fault(&needle, true, 0, &format!("undefined field '{}'", select.field))
                         }
                         _ => self.fault(&needle, true, 0, &format!("type '{of}' does not support field selection")),

@@ -18,12 +18,13 @@ use serde_json::Value;
 use super::check::{self, More};
 use super::permission::{self, Authorizer, Check};
 use super::types::{Base, Ty};
+pub use super::values::is_reserved;
 use super::{lower, parse, root, values, words};
 
 /// All expressions that are asked about one object at one time may take this long together.
 const TIME_MAX: Duration = Duration::from_secs(2);
 /// What stands before the name of a composed variable.
-const VARIABLES: &str = "variables";
+pub(super) const VARIABLES: &str = "variables";
 const REQUEST_RESOURCE: &str = "authorizer.requestResource";
 
 /// What an expression must result in.
@@ -65,7 +66,7 @@ impl Env {
         Self { scopes, variables: Arc::default(), composes: false, objects: false }
     }
 
-    /// For policies: also `namespaceObject`, composed variables, and `params` if there is a kind of them.
+    /// For policies: also `namespaceObject`, and `params` if there is a kind of them.
     #[must_use]
     pub fn policy(params: bool) -> Self {
         let mut env = Self::webhook();
@@ -73,8 +74,21 @@ impl Env {
         if params {
             env.scopes.push(("params".to_owned(), Ty::DYN));
         }
-        env.composes = true;
         env
+    }
+
+    /// The same, where variables are composed: there is `variables` from the first of them on.
+    #[must_use]
+    pub fn composing(mut self, composes: bool) -> Self {
+        self.composes = composes;
+        self
+    }
+
+    /// The same, where nobody may be asked about permissions: what a refused client is told.
+    #[must_use]
+    pub fn without_authorizer(mut self) -> Self {
+        self.scopes.retain(|(name, _)| name != "authorizer");
+        self
     }
 
     /// The same, where expressions make objects and patches.
@@ -133,19 +147,20 @@ fn fits(result: &Ty<'static>, program: &IdedExpr, want: Want) -> Result<(), Stri
 
 fn is_field(e: &IdedExpr) -> bool {
     match &e.expr {
-        Expr::Ident(_) => true,
+        // What our checker knows of variables may be less than there is to know.
+        Expr::Ident(name) => name != VARIABLES,
         Expr::Select(s) => is_field(&s.operand),
         Expr::Call(c) => c.func_name == "_[_]" && c.args.first().is_some_and(is_field),
         _ => false,
     }
 }
 
-fn record<const N: usize>(fields: [(&str, Ty<'static>); N]) -> Ty<'static> {
+pub(super) fn record<const N: usize>(fields: [(&str, Ty<'static>); N]) -> Ty<'static> {
     Ty::Record(Arc::new(fields.into_iter().map(|(n, t)| (n.to_owned(), t)).collect()))
 }
 
 /// The type of `request`.
-fn request() -> Ty<'static> {
+pub(super) fn request() -> Ty<'static> {
     let s = || Ty::STRING;
     let list = || Ty::List(Box::new(Ty::STRING));
     let kind = || record([("group", s()), ("version", s()), ("kind", s())]);
@@ -168,7 +183,7 @@ fn request() -> Ty<'static> {
 }
 
 /// The type of `namespaceObject`: what of a namespace does not change with every write.
-fn namespace() -> Ty<'static> {
+pub(super) fn namespace() -> Ty<'static> {
     let s = || Ty::STRING;
     let map = || Ty::Map(Box::new(Ty::STRING));
     let list = || Ty::List(Box::new(Ty::STRING));
@@ -369,7 +384,7 @@ mod tests {
         let object =
             json!({"metadata": {"name": "a", "namespace": "n", "labels": {"x": "y"}}, "spec": {"n": 3, "l": [1, 2]}});
         let request = json!({"operation": "CREATE", "userInfo": {"username": "u", "groups": ["g"]}});
-        let mut env = Env::policy(true).with_objects();
+        let mut env = Env::policy(true).composing(true).with_objects();
         let mut variables = vec![];
         for (name, text) in [("n", "object.spec.n"), ("twice", "variables.n * 2"), ("bad", "object.none.x")] {
             let e = env.compile(text, Want::Any).unwrap();
@@ -432,7 +447,11 @@ mod tests {
                 Want::Any,
                 "compilation failed: ERROR: <input>:1:1: undeclared reference to 'params' (in container '')",
             ),
-            ("variables.x", Want::Any, "compilation failed: ERROR: <input>:1:10: undefined field 'x'"),
+            (
+                "variables.x",
+                Want::Any,
+                "compilation failed: ERROR: <input>:1:1: undeclared reference to 'variables' (in container '')",
+            ),
             (
                 "Object{}",
                 Want::Any,

@@ -12,6 +12,7 @@ mod cost;
 pub mod expression;
 mod lower;
 mod permission;
+pub mod typecheck;
 mod types;
 mod values;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::super::schema::{Additional, Node, Type};
 use super::values::escape;
+use crate::schema::{Shape, Struct};
 
 /// A type.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +37,8 @@ pub(super) enum Ty<'a> {
     Names,
     /// Fields of a variable that has no schema: a request, composed variables.
     Record(Arc<BTreeMap<String, Ty<'a>>>),
+    /// A structure of the schema table.
+    Model(&'a Struct),
     /// An object that an expression makes, by the name of its type.
     Message(String),
 }
@@ -69,6 +72,22 @@ impl<'a> Ty<'a> {
         })
     }
 
+    /// The type of values of this shape.
+    fn of_shape(shape: &'a Shape) -> Self {
+        match shape {
+            Shape::String | Shape::Duration | Shape::Quantity => Self::STRING,
+            Shape::Bytes => Self::Base(Base::Bytes),
+            Shape::Bool => Self::BOOL,
+            Shape::Int32 | Shape::Int64 => Self::INT,
+            Shape::Double => Self::Base(Base::Double),
+            Shape::Time | Shape::MicroTime => Self::Base(Base::Timestamp),
+            Shape::Struct(s) => Self::Model(s),
+            Shape::List(item) => Self::List(Box::new(Self::of_shape(item))),
+            Shape::Map(value) => Self::Map(Box::new(Self::of_shape(value))),
+            _ => Self::DYN,
+        }
+    }
+
     /// The type of a field; `Err` when there is none of this name.
     pub(super) fn field(&self, name: &str) -> Result<Self, ()> {
         match self {
@@ -78,6 +97,11 @@ impl<'a> Ty<'a> {
             Self::Names if matches!(name, "name" | "generateName") => Ok(Self::STRING),
             Self::Record(fields) => fields.get(name).cloned().ok_or(()),
             Self::Message(_) => Ok(Self::DYN),
+            Self::Model(s) => match s.fields.iter().find(|f| escape(&f.name) == name) {
+                Some(f) => Ok(Self::of_shape(&f.shape)),
+                None if s.preserve_unknown || (s.fields.is_empty() && s.name.is_empty()) => Ok(Self::DYN),
+                None => Err(()),
+            },
             Self::Object(node, whole) => {
                 if *whole {
                     match name {
@@ -98,8 +122,15 @@ impl<'a> Ty<'a> {
         match (self, other) {
             (Self::Base(Base::Dyn), _) | (_, Self::Base(Base::Dyn)) => true,
             // An object may be compared to null, as any message may.
-            (Self::Object(..) | Self::Names | Self::Record(_) | Self::Message(_), Self::Base(Base::Null)) => true,
-            (Self::Base(Base::Null), Self::Object(..) | Self::Names | Self::Record(_) | Self::Message(_)) => true,
+            (
+                Self::Object(..) | Self::Names | Self::Record(_) | Self::Message(_) | Self::Model(_),
+                Self::Base(Base::Null),
+            ) => true,
+            (
+                Self::Base(Base::Null),
+                Self::Object(..) | Self::Names | Self::Record(_) | Self::Message(_) | Self::Model(_),
+            ) => true,
+            (Self::Model(a), Self::Model(b)) => std::ptr::eq(*a, *b),
             (Self::Record(a), Self::Record(b)) => Arc::ptr_eq(a, b),
             (Self::Message(a), Self::Message(b)) => a == b,
             (Self::Base(a), Self::Base(b)) => std::mem::discriminant(a) == std::mem::discriminant(b),
@@ -145,7 +176,7 @@ impl fmt::Display for Ty<'_> {
             Self::List(item) => write!(f, "list({item})"),
             Self::Map(value) => write!(f, "map(string, {value})"),
             Self::Optional(inner) => write!(f, "optional_type({inner})"),
-            Self::Object(..) | Self::Names | Self::Record(_) => f.write_str("object"),
+            Self::Object(..) | Self::Names | Self::Record(_) | Self::Model(_) => f.write_str("object"),
             Self::Message(name) => f.write_str(name),
         }
     }

@@ -36,9 +36,15 @@ const RESERVED: [&str; 21] = [
     "while",
 ];
 
+/// Whether CEL keeps the word for itself.
+#[must_use]
+pub fn is_reserved(word: &str) -> bool {
+    RESERVED.contains(&word)
+}
+
 /// A field's name as expressions write it.
 pub(super) fn escape(name: &str) -> String {
-    if RESERVED.contains(&name) {
+    if is_reserved(name) {
         return format!("__{name}__");
     }
     let mut out = String::with_capacity(name.len());
@@ -61,7 +67,7 @@ pub(super) fn escape(name: &str) -> String {
 /// The field's name that expressions write like this: [`escape`] backwards.
 pub(super) fn unescape(name: &str) -> String {
     if let Some(word) = name.strip_prefix("__").and_then(|n| n.strip_suffix("__"))
-        && RESERVED.contains(&word)
+        && is_reserved(word)
     {
         return word.to_owned();
     }

@@ -84,6 +84,7 @@ impl Policy {
         if !list("mutations").is_empty() {
             env = env.with_objects();
         }
+        env = env.composing(!list("variables").is_empty());
         let mut variables = vec![];
         for variable in list("variables") {
             if let Some(e) = compile(&env, &text(variable, "expression"), Want::Any) {
@@ -95,7 +96,7 @@ impl Policy {
         for one in list("validations") {
             let Some(expression) = compile(&env, &text(one, "expression"), Want::Bool) else { continue };
             let by = text(one, "messageExpression");
-            let by = if by.is_empty() { None } else { compile(&env, &by, Want::Text) };
+            let by = if by.is_empty() { None } else { compile(&env.clone().without_authorizer(), &by, Want::Text) };
             validations.push(Validation { expression, message: text(one, "message"), by, reason: text(one, "reason") });
         }
         let mut annotations = vec![];
