@@ -76,6 +76,9 @@ pub(crate) struct UpArgs {
     /// host-gw (plain routes), or vxlan.
     #[arg(long, default_value = "auto")]
     pub(crate) pod_network: skiff_proxy::nodes::Mode,
+    /// Who serves Services of type LoadBalancer: nodes (they get the nodes' addresses), or none (another program).
+    #[arg(long, default_value = "nodes", value_parser = ["nodes", "none"])]
+    pub(crate) load_balancer: String,
     /// A node that was silent for this long is taken for dead.
     #[arg(long, default_value = "50s")]
     pub(crate) node_monitor_grace_period: jiff::SignedDuration,
@@ -113,6 +116,9 @@ pub(crate) struct ComponentArgs {
     /// Range of pod addresses.
     #[arg(long, default_value = "10.244.0.0/16")]
     pub(crate) pod_cidr: ipnet::IpNet,
+    /// Who serves Services of type LoadBalancer: nodes (they get the nodes' addresses), or none (another program).
+    #[arg(long, default_value = "nodes", value_parser = ["nodes", "none"])]
+    pub(crate) load_balancer: String,
     /// A node that was silent for this long is taken for dead.
     #[arg(long, default_value = "50s")]
     pub(crate) node_monitor_grace_period: jiff::SignedDuration,

@@ -48,6 +48,7 @@ pub(crate) fn spawn_all(
     let mut config = skiff_controllers::Config::new(pki.cluster.cert.clone(), args.pod_cidr);
     config.root_key = Some(root_key(&args.data_dir)?);
     config.node_monitor_grace = grace(args.node_monitor_grace_period)?;
+    config.load_balancer = args.load_balancer == "nodes";
     let s = server.clone();
     let clients = move |user: &str| s.client(identity(user));
     spawn(tasks, "controllers", stop, skiff_controllers::run(clients, config, stop.clone()));
@@ -198,6 +199,7 @@ pub(crate) async fn controller_manager(args: ComponentArgs) -> anyhow::Result<()
     let mut config = skiff_controllers::Config::new(root_ca, args.pod_cidr);
     config.root_key = Some(root_key(&args.data_dir)?);
     config.node_monitor_grace = grace(args.node_monitor_grace_period)?;
+    config.load_balancer = args.load_balancer == "nodes";
     config.leader_elect = true;
     let stop = CancellationToken::new();
     let clients = move |user: &str| accounts.client(user);

@@ -44,13 +44,22 @@ pub struct Config {
     pub leader_elect: bool,
     /// A node that was silent for this long is not known to live.
     pub node_monitor_grace: Duration,
+    /// Whether LoadBalancer Services get the nodes' addresses. Not where another program serves them.
+    pub load_balancer: bool,
 }
 
 impl Config {
     /// The defaults, for one process.
     #[must_use]
     pub fn new(root_ca: String, pod_cidr: ipnet::IpNet) -> Self {
-        Self { root_ca, root_key: None, pod_cidr, leader_elect: false, node_monitor_grace: node::GRACE }
+        Self {
+            root_ca,
+            root_key: None,
+            pod_cidr,
+            leader_elect: false,
+            node_monitor_grace: node::GRACE,
+            load_balancer: true,
+        }
     }
 }
 
@@ -220,12 +229,6 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
             i.endpoints.clone(),
             i.slices.clone(),
         ),
-        outside::Services::new(
-            own(client, "service-controller"),
-            i.services.clone(),
-            i.slices.clone(),
-            i.nodes.clone(),
-        ),
         outside::Ingresses::new(
             own(client, "ingress-controller"),
             i.ingresses.clone(),
@@ -294,6 +297,10 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
             i.claims.clone(),
         ),
     ];
+    if config.load_balancer {
+        let (services, slices, nodes) = (i.services.clone(), i.slices.clone(), i.nodes.clone());
+        controllers.push(outside::Services::new(own(client, "service-controller"), services, slices, nodes));
+    }
     if let Some(key) = &config.root_key {
         let authority = certificates::sign::Authority::new(&config.root_ca, key).context("the cluster's CA")?;
         let client = own(client, "certificate-controller");

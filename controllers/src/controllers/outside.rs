@@ -101,7 +101,7 @@ impl Services {
         services.on_change(move |c| {
             let was = c.old.as_deref().is_some_and(balanced);
             let is = c.new.as_deref().is_some_and(balanced);
-            if is || c.new.as_deref().is_some_and(|s| !given(s).is_empty()) {
+            if is || was {
                 q.add(key_of(&**c.latest()));
             }
             // A port may have become free, or taken.
@@ -135,6 +135,10 @@ impl Services {
             return Ok(None);
         };
         let mut wanted = vec![];
+        // What another program gave is not taken away.
+        if !balanced(&service) && !self.is_ours(&service) {
+            return Ok(None);
+        }
         if balanced(&service) {
             match self.taken(&service) {
                 Some(why) => {
@@ -160,6 +164,12 @@ impl Services {
             self.events.note(&*service, Level::Normal, "EnsuredLoadBalancer", "Ensured load balancer");
         }
         Ok(None)
+    }
+
+    /// Whether the addresses a Service has are those of nodes.
+    fn is_ours(&self, service: &Service) -> bool {
+        let nodes: BTreeSet<String> = self.nodes.all().iter().flat_map(|n| addresses(n)).collect();
+        given(service).iter().all(|i| i.ip.as_ref().is_some_and(|ip| nodes.contains(ip)))
     }
 
     /// Why a Service cannot have its ports.
