@@ -4,12 +4,16 @@
 //! them is ours: [`types`] and [`check`] find what does not fit when a definition is written, [`cost`] refuses what may
 //! take too long, [`values`] makes CEL values along a schema, and this module walks an object.
 //!
-//! Limits: the crate has no cost counter at run time, so the time that all rules of one object take is bounded instead
-//! (see [`TIME_MAX`]); the type checker knows less than upstream's and lets pass what it does not know.
+//! Expressions of policies and webhooks ([`expression`]) share all of it but the schema.
+//!
+//! Limits: the crate has no cost counter at run time, so the turns of loops and the time that all rules of one object take
+//! are bounded instead (see [`lower`] and [`TIME_MAX`]); the type checker knows less than upstream's and lets pass what it
+//! does not know.
 
 mod check;
 mod cost;
 pub mod expression;
+mod functions;
 mod lower;
 mod permission;
 pub mod typecheck;
