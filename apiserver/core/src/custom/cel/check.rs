@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::super::schema::{Additional, ListType, Node};
 use super::functions::result_of;
+use super::lower::{FIRST, ITEMS};
 use super::types::{Base, Ty};
 use super::{cost, fault, parse};
 use crate::invalid::Errors;
@@ -91,6 +92,7 @@ impl<'a> Checker<'_, 'a> {
     /// What a function results in; `None` where there is none of this name.
     fn result(&self, function: &str) -> Option<Ty<'a>> {
         result_of(function).or(match function {
+            ITEMS | FIRST => Some(Ty::DYN),
             _ if !self.more.authorizer => None,
             "allowed" | "denied" | "errored" => Some(Ty::BOOL),
             "reason" | "error" => Some(Ty::STRING),
@@ -255,6 +257,9 @@ impl<'a> Checker<'_, 'a> {
         }
         match (name, types.as_slice()) {
             ("value" | "orValue", [Ty::Optional(inner), ..]) => return Ok((**inner).clone()),
+            (ITEMS, [Ty::Optional(inner)]) => return Ok(Ty::List(inner.clone())),
+            (FIRST, [Ty::List(inner)]) => return Ok(Ty::Optional(inner.clone())),
+            (ITEMS | FIRST, _) => return Ok(Ty::DYN),
             ("type", [_]) => return Ok(Ty::Base(Base::Type)),
             ("timestamp", [_]) => return Ok(Ty::Base(Base::Timestamp)),
             ("duration", [_]) => return Ok(Ty::Base(Base::Duration)),

@@ -106,13 +106,15 @@ fn fault(text: &str, line: usize, column: usize, why: &str) -> String {
 
 /// Parses an expression; the error is in upstream's words.
 fn parse(text: &str) -> Result<IdedExpr, String> {
-    Parser::default().enable_optional_syntax(true).parse(text).map_err(|e| {
+    let mut parsed = Parser::default().enable_optional_syntax(true).parse(text).map_err(|e| {
         let first = e.errors.first();
         first.map_or_else(
             || "ERROR".to_owned(),
             |e| fault(text, usize::try_from(e.pos.0).unwrap_or(1), usize::try_from(e.pos.1).unwrap_or(1), &e.msg),
         )
-    })
+    })?;
+    lower::expand(&mut parsed);
+    Ok(parsed)
 }
 
 fn uses_old(expression: &IdedExpr) -> bool {
