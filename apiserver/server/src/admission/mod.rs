@@ -127,13 +127,16 @@ fn forbidden(a: &Action<'_>, object: Option<&Value>, why: &str) -> Status {
     Status::forbidden(a.kind.group(), a.kind.plural(), name, why)
 }
 
+/// An object and what it was before, either of which may not be.
+type Seen<'v> = (Option<Cow<'v, Value>>, Option<Cow<'v, Value>>);
+
 /// Objects of an action as another version of their kind has them.
 async fn as_seen<'v>(
     a: &Action<'_>,
     kind: &Arc<Kind>,
     object: Option<&'v Value>,
     old: Option<&'v Value>,
-) -> Result<(Option<Cow<'v, Value>>, Option<Cow<'v, Value>>), Status> {
+) -> Result<Seen<'v>, Status> {
     if Arc::ptr_eq(kind, a.kind) || !a.is_whole() {
         return Ok((object.map(Cow::Borrowed), old.map(Cow::Borrowed)));
     }

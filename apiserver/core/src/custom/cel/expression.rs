@@ -421,6 +421,71 @@ mod tests {
         }
     }
 
+    /// Expressions as policies have them: they compile, and are true of an object that fits.
+    #[test]
+    fn expressions_people_write() {
+        let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "default",
+            "creationTimestamp": "2024-01-01T00:00:00Z", "labels": {"app.kubernetes.io/name": "web"}},
+            "spec": {"replicas": 3, "template": {"spec": {"containers": [
+                {"name": "c", "image": "example.com/web:v1", "resources": {"limits": {"memory": "512Mi"}},
+                    "securityContext": {"privileged": false}},
+                {"name": "d", "image": "example.com/side:latest", "ports": [{"containerPort": 80}]}]}}}});
+        let request = json!({"operation": "UPDATE", "namespace": "default", "userInfo": {"username": "u", "groups": ["a", "b"]},
+            "kind": {"group": "apps", "version": "v1", "kind": "Deployment"}, "dryRun": false});
+        let mut env = Env::policy(true).composing(true);
+        let variables =
+            vec![("containers".to_owned(), env.compile("object.spec.template.spec.containers", Want::Any).unwrap())];
+        env.declare("containers", Some(&variables[0].1));
+        let params = json!({"registries": ["example.com", "other.com"], "max": 5});
+        let facts = Facts::new(Some(&object), Some(&object), &request).in_namespace(None);
+        let run = facts.run(Some(&params), &variables);
+        let all = [
+            "object.spec.replicas <= params.max && object.spec.replicas in [1, 3]",
+            "variables.containers.all(c, !has(c.securityContext) || !has(c.securityContext.privileged) || c.securityContext.privileged == false)",
+            "variables.containers.all(c, params.registries.exists(r, c.image.startsWith(r + '/')))",
+            "variables.containers.filter(c, c.image.endsWith(':latest')).map(c, c.name).join(', ') == 'd'",
+            "variables.containers.exists_one(c, has(c.ports) && c.ports.all(p, p.containerPort < 1024))",
+            "quantity(variables.containers[0].resources.limits.memory).isLessThan(quantity('1Gi'))",
+            "object.metadata.?annotations['x'].orValue('none') == 'none'",
+            "object.metadata.?labels[?'app.kubernetes.io/name'].orValue('') == 'web'",
+            "has(object.metadata.labels) && 'app.kubernetes.io/name' in object.metadata.labels",
+            "object.metadata.labels.exists(k, k.startsWith('app') && object.metadata.labels[k] == 'web')",
+            "request.userInfo.groups.exists(g, g == 'a') && !('z' in request.userInfo.groups)",
+            "object.spec.replicas == oldObject.spec.replicas && object.spec == oldObject.spec",
+            "timestamp(object.metadata.creationTimestamp) < timestamp('2030-01-01T00:00:00Z')",
+            "duration('90m').getMinutes() == 90 && duration('1h') < duration('2h')",
+            "cidr('10.0.0.0/8').containsIP('10.1.1.1') && ip('1.1.1.1').family() == 4 && !isIP('x')",
+            "url('https://a.com:8080/b?c=d').getHost() == 'a.com:8080' && isURL('https://a')",
+            "semver('1.2.3').isLessThan(semver('2.0.0')) && isSemver('1.0.0')",
+            "sets.contains([1, 2], [1]) && sets.intersects(['a'], ['a', 'b'])",
+            "!format.dns1123Label().validate('a-b').hasValue()",
+            "'%s has %d'.format(['a', 1]) == 'a has 1'",
+            "'a-b-c'.split('-').size() == 3 && 'Abc'.lowerAscii() == 'abc' && 'abc'.replace('b', 'x') == 'axc'",
+            "'a1b22'.findAll('[0-9]+') == ['1', '22'] && 'abc'.find('b') == 'b'",
+            "[3, 1, 2].max() == 3 && [1, 2].sum() == 3 && [1, 2].isSorted() && [1, 2, 2].indexOf(2) == 1",
+            "math.greatest(1, 2) == 2 && math.abs(-1) == 1",
+            "optional.of(1).value() == 1 && !optional.none().hasValue() && optional.none().or(optional.of(2)).value() == 2",
+            "optional.of(1).optMap(x, x + 1).optMap(y, y * 2).optMap(x, [x].map(y, y + x)[0]).value() == 8",
+            "object.?spec.?replicas.optFlatMap(x, x > 5 ? optional.of(x) : optional.none()).orValue(7) == 7",
+            "type(object.spec.replicas) == int && type(object.metadata.name) == string",
+            "string(object.spec.replicas) + 'x' == '3x' && int('4') == 4 && double(1) == 1.0",
+            "object.spec.replicas > 2.5 && 1 < 1.5",
+            "(has(object.spec.paused) ? object.spec.paused : false) == false",
+            "size(object.metadata.name) == 3 && object.metadata.name.size() < 64",
+            "object.metadata.name.matches('^[a-z]+$') && object.metadata.namespace == request.namespace",
+            "[1, 2, 3].all(x, x > 0) && [[1], [2]].exists(l, l.exists(x, x == 2)) && {'a': 1}.exists(k, k == 'a')",
+            "{'a': 1, 'b': 2}.map(k, k).size() == 2 && {'a': {'b': 1}}.a.b == 1",
+        ];
+        let failed: Vec<String> = all
+            .iter()
+            .filter_map(|text| match env.compile(text, Want::Bool).and_then(|e| run.evaluate(&e)) {
+                Ok(Outcome::True) => None,
+                other => Some(format!("{text}: {other:?}")),
+            })
+            .collect();
+        assert_eq!(failed, Vec::<String>::new());
+    }
+
     #[test]
     fn loops_end() {
         let env = Env::policy(false);

@@ -6,15 +6,22 @@
 //! [`TICK`] whether there is still budget. What a checker has to say is said before: it sees what was written.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube_cel::cel::common::ast::{
-    CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedEntryExpr, IdedExpr, LiteralValue, MapEntryExpr, MapExpr,
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedEntryExpr, IdedExpr, ListExpr, LiteralValue, MapEntryExpr,
+    MapExpr,
 };
+use kube_cel::cel::objects::OptionalValue;
 use kube_cel::cel::{Context, ExecutionError, Value as Cel};
 
 /// Function that a loop calls on every turn.
 const TICK: &str = "@tick";
+/// Functions that an expansion calls: an optional value as a list, and a list as one; and the variable between them.
+pub(super) const ITEMS: &str = "@items";
+pub(super) const FIRST: &str = "@first";
+const MADE: &str = "@made";
 /// Turns of loops that one expression may take: what upstream's cost limit of an expression comes to.
 const TURNS_MAX: u64 = 1_000_000;
 /// The clock is read once in so many turns.
@@ -50,6 +57,76 @@ pub(super) fn register(context: &mut Context<'_>) {
         }
         Ok(Cel::Bool(true))
     });
+    context.add_function(ITEMS, |v: Cel| -> Result<Cel, ExecutionError> {
+        let v: &OptionalValue = (&v).try_into()?;
+        Ok(Cel::List(Arc::new(v.value().cloned().into_iter().collect())))
+    });
+    context.add_function(FIRST, |v: Cel| -> Result<Cel, ExecutionError> {
+        match v {
+            Cel::List(list) => Ok(super::values::optional(list.first().cloned())),
+            _ => Err(ExecutionError::NoSuchOverload),
+        }
+    });
+}
+
+/// Expands what the parser knows no macro for: `o.optMap(x, ...)` and `o.optFlatMap(x, ...)` become a loop over the value
+/// of `o`, if there is one. (A variable of the interpreter cannot hold an optional value, a list can hold what is in it.)
+pub(super) fn expand(e: &mut IdedExpr) {
+    members(e, &mut expand);
+    let Expr::Call(c) = &e.expr else { return };
+    let flat = match c.func_name.as_str() {
+        "optMap" => false,
+        "optFlatMap" => true,
+        _ => return,
+    };
+    let (Some(target), [IdedExpr { expr: Expr::Ident(name), .. }, body]) = (&c.target, c.args.as_slice()) else {
+        return;
+    };
+    let made = |expr: Expr| IdedExpr { id: e.id, expr };
+    let list = |items: Vec<IdedExpr>| made(Expr::List(ListExpr::new(items)));
+    let items = |of: IdedExpr| made(call(ITEMS, vec![of]));
+    let found = made(Expr::Comprehension(Box::new(ComprehensionExpr {
+        iter_range: items((**target).clone()),
+        iter_var: name.clone(),
+        iter_var2: None,
+        accu_var: MADE.to_owned(),
+        accu_init: list(vec![]),
+        loop_cond: made(Expr::Literal(LiteralValue::Boolean(true.into()))),
+        loop_step: if flat { items(body.clone()) } else { list(vec![body.clone()]) },
+        result: made(Expr::Ident(MADE.to_owned())),
+    })));
+    e.expr = call(FIRST, vec![found]);
+}
+
+/// Calls `f` on every direct part of an expression.
+fn members(e: &mut IdedExpr, f: &mut dyn FnMut(&mut IdedExpr)) {
+    let entries = |entries: &mut Vec<IdedEntryExpr>, f: &mut dyn FnMut(&mut IdedExpr)| {
+        for entry in entries {
+            match &mut entry.expr {
+                EntryExpr::MapEntry(m) => {
+                    f(&mut m.key);
+                    f(&mut m.value);
+                }
+                EntryExpr::StructField(s) => f(&mut s.value),
+            }
+        }
+    };
+    match &mut e.expr {
+        Expr::Select(s) => f(&mut s.operand),
+        Expr::Call(c) => {
+            c.target.iter_mut().for_each(|t| f(t));
+            c.args.iter_mut().for_each(f);
+        }
+        Expr::List(l) => l.elements.iter_mut().for_each(f),
+        Expr::Map(m) => entries(&mut m.entries, f),
+        Expr::Struct(s) => entries(&mut s.entries, f),
+        Expr::Comprehension(c) => {
+            for part in [&mut c.iter_range, &mut c.accu_init, &mut c.loop_cond, &mut c.loop_step, &mut c.result] {
+                f(part);
+            }
+        }
+        Expr::Literal(_) | Expr::Ident(_) | Expr::Unspecified => {}
+    }
 }
 
 /// An expression as it is run. Names in `composed` have their members as variables of their own: `variables.x` becomes

@@ -4,12 +4,16 @@
 //! them is ours: [`types`] and [`check`] find what does not fit when a definition is written, [`cost`] refuses what may
 //! take too long, [`values`] makes CEL values along a schema, and this module walks an object.
 //!
-//! Limits: the crate has no cost counter at run time, so the time that all rules of one object take is bounded instead
-//! (see [`TIME_MAX`]); the type checker knows less than upstream's and lets pass what it does not know.
+//! Expressions of policies and webhooks ([`expression`]) share all of it but the schema.
+//!
+//! Limits: the crate has no cost counter at run time, so the turns of loops and the time that all rules of one object take
+//! are bounded instead (see [`lower`] and [`TIME_MAX`]); the type checker knows less than upstream's and lets pass what it
+//! does not know.
 
 mod check;
 mod cost;
 pub mod expression;
+mod functions;
 mod lower;
 mod permission;
 pub mod typecheck;
@@ -102,13 +106,15 @@ fn fault(text: &str, line: usize, column: usize, why: &str) -> String {
 
 /// Parses an expression; the error is in upstream's words.
 fn parse(text: &str) -> Result<IdedExpr, String> {
-    Parser::default().enable_optional_syntax(true).parse(text).map_err(|e| {
+    let mut parsed = Parser::default().enable_optional_syntax(true).parse(text).map_err(|e| {
         let first = e.errors.first();
         first.map_or_else(
             || "ERROR".to_owned(),
             |e| fault(text, usize::try_from(e.pos.0).unwrap_or(1), usize::try_from(e.pos.1).unwrap_or(1), &e.msg),
         )
-    })
+    })?;
+    lower::expand(&mut parsed);
+    Ok(parsed)
 }
 
 fn uses_old(expression: &IdedExpr) -> bool {

@@ -15,6 +15,7 @@ use skiff_core::status::Status;
 
 use self::mutating::Mutation;
 use self::params::ParamRef;
+use super::Seen;
 use super::action::Action;
 use super::matching::Criteria;
 use crate::registry::Kind;
@@ -249,21 +250,34 @@ pub(super) async fn validate(
     old: Option<&Value>,
     warnings: &mut Vec<String>,
 ) -> Result<(), Status> {
-    let mut refused: Option<Status> = None;
+    // First what may wait, then the evaluation, which must not: its time is counted by the thread.
+    let mut steps = vec![];
+    let mut versions: Vec<(Arc<Kind>, Seen<'_>)> = vec![];
     for bound in policies {
-        let policy = &*bound.policy;
+        let mut broken = vec![];
+        let uses = uses(a, bound, object, old, &mut |b, why| broken.push((b, why)));
+        for one in &uses {
+            if !versions.iter().any(|(k, _)| Arc::ptr_eq(k, &one.kind)) {
+                versions.push((Arc::clone(&one.kind), super::as_seen(a, &one.kind, object, old).await?));
+            }
+        }
+        steps.push((&*bound.policy, broken, uses));
+    }
+    let mut known: Vec<(&Arc<Kind>, Facts)> = Vec::with_capacity(versions.len());
+    for (kind, (seen, before)) in &versions {
+        known.push((kind, facts(a, kind, seen.as_deref(), before.as_deref())?));
+    }
+    let mut refused: Option<Status> = None;
+    for (policy, broken, uses) in steps {
         let mut refuse = |binding: Option<&Binding>, r: &Refusal| {
             refused.get_or_insert_with(|| refusal(a, object.or(old), policy, binding, r));
         };
-        let mut broken = vec![];
-        let uses = uses(a, bound, object, old, &mut |b, why| broken.push((b, why)));
         for (binding, why) in broken.into_iter().filter(|_| policy.fail) {
             refuse(binding, &Refusal::plain(why));
         }
         for one in uses {
-            let (seen, before) = super::as_seen(a, &one.kind, object, old).await?;
-            let found = evaluate(a, &one, seen.as_deref(), before.as_deref())?;
-            for r in found {
+            let facts = known.iter().find(|(k, _)| Arc::ptr_eq(k, &one.kind)).map(|(_, f)| f);
+            for r in facts.map(|f| evaluate(&one, f)).unwrap_or_default() {
                 if one.binding.deny {
                     refuse(Some(one.binding), &r);
                 }
@@ -280,14 +294,8 @@ pub(super) async fn validate(
 }
 
 /// What one use of a policy has against the request.
-fn evaluate(
-    a: &Action<'_>,
-    one: &Use<'_>,
-    object: Option<&Value>,
-    old: Option<&Value>,
-) -> Result<Vec<Refusal>, Status> {
+fn evaluate(one: &Use<'_>, facts: &Facts) -> Vec<Refusal> {
     let policy = one.policy;
-    let facts = facts(a, &one.kind, object, old)?;
     let mut out = vec![];
     let fail = |why: String, out: &mut Vec<Refusal>| {
         if policy.fail {
@@ -319,7 +327,7 @@ fn evaluate(
             }
         }
     }
-    Ok(out)
+    out
 }
 
 /// The facts of a request, of an object seen as of this kind.
