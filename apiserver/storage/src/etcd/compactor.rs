@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::Etcd;
-use super::client::Fault;
+use super::client::{Client, Fault};
+use super::space::Space;
 use super::wire::{
     self, CompactionRequest, CompactionResponse, Operand, PutRequest, RangeRequest, Request, RequestOp, Target,
     TxnRequest, TxnResponse,
@@ -28,8 +28,8 @@ pub(super) struct Round {
 
 impl Round {
     /// One round; answers what was forgotten, where it was this server's turn.
-    pub(super) async fn turn(&mut self, etcd: &Etcd) -> Result<Option<Revision>, Fault> {
-        let key = etcd.space.own("compaction");
+    pub(super) async fn turn(&mut self, client: &Client, space: &Space) -> Result<Option<Revision>, Fault> {
+        let key = space.own("compaction");
         let op = |request| vec![RequestOp { request: Some(request) }];
         let request = TxnRequest {
             compare: vec![wire::Compare {
@@ -41,7 +41,7 @@ impl Round {
             failure: op(Request::Range(RangeRequest { key, ..RangeRequest::default() })),
         };
         // Sent twice, the second one loses against the first: then it is nobody's turn, and the next round makes good.
-        let answer: TxnResponse = etcd.client.read(wire::TXN, request).await?;
+        let answer: TxnResponse = client.read(wire::TXN, request).await?;
         let seen = wire::revision(answer.header.as_ref());
         let through = std::mem::replace(&mut self.revision, seen);
         if !answer.succeeded {
@@ -52,26 +52,26 @@ impl Round {
         if through == 0 {
             return Ok(None);
         }
-        compact(etcd, through).await?;
+        compact(client, through).await?;
         Ok(Some(through))
     }
 }
 
 /// Forgets history up to `revision`. What is forgotten already may be forgotten again.
-pub(super) async fn compact(etcd: &Etcd, revision: Revision) -> Result<(), Fault> {
+pub(super) async fn compact(client: &Client, revision: Revision) -> Result<(), Fault> {
     let request = CompactionRequest { revision: wire::signed(revision) };
-    match etcd.client.read::<_, CompactionResponse>(wire::COMPACT, request).await {
+    match client.read::<_, CompactionResponse>(wire::COMPACT, request).await {
         Ok(_) | Err(Fault::Compacted) => Ok(()),
         Err(fault) => Err(fault),
     }
 }
 
 /// Comes by for ever.
-pub(super) async fn run(etcd: Arc<Etcd>, every: Duration) {
+pub(super) async fn run(client: Arc<Client>, space: Space, every: Duration) {
     let mut round = Round::default();
     loop {
         sleep(every).await;
-        match round.turn(&etcd).await {
+        match round.turn(&client, &space).await {
             Ok(Some(revision)) => tracing::debug!(revision, "etcd's history was compacted"),
             Ok(None) => {}
             Err(fault) => {

@@ -232,8 +232,8 @@ impl Hub {
             sink.closed();
         }
         if lost.is_some() {
-            self.failed.send_replace(lost);
             self.ended.send_replace(true);
+            self.failed.send_replace(lost);
         }
     }
 

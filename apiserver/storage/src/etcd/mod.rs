@@ -148,13 +148,11 @@ impl Etcd {
 
     /// Takes part in forgetting history until the store closes.
     fn compact_every(&self, every: Duration) {
-        // A handle of its own: the task must not keep the store open.
-        let own =
-            Arc::new(Self { client: Arc::clone(&self.client), space: self.space.clone(), hub: Arc::clone(&self.hub) });
+        let (client, space) = (Arc::clone(&self.client), self.space.clone());
         let mut ended = self.hub.ended.subscribe();
         tokio::spawn(async move {
             tokio::select! {
-                () = compactor::run(own, every) => {}
+                () = compactor::run(client, space, every) => {}
                 _ = ended.wait_for(|ended| *ended) => {}
             }
         });
@@ -329,7 +327,7 @@ impl Store for Etcd {
             if revision == 0 {
                 return Ok(());
             }
-            match compactor::compact(self, revision).await {
+            match compactor::compact(&self.client, revision).await {
                 Ok(()) => {
                     self.hub.arrival(revision).await;
                     self.hub.forget(revision);
