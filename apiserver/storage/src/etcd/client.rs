@@ -48,6 +48,8 @@ pub(super) enum Fault {
     Compacted,
     /// The revision is not there yet.
     Future,
+    /// The request is too large for the cluster.
+    TooLarge(String),
     /// The cluster refuses.
     Refused(String),
 }
@@ -55,7 +57,7 @@ pub(super) enum Fault {
 impl Fault {
     pub(super) fn text(self) -> String {
         match self {
-            Self::NotSent(why) | Self::Lost(why) | Self::Refused(why) => why,
+            Self::NotSent(why) | Self::Lost(why) | Self::TooLarge(why) | Self::Refused(why) => why,
             Self::Compacted => "the revision has been compacted".to_owned(),
             Self::Future => "the revision is in the future".to_owned(),
         }
@@ -76,6 +78,8 @@ impl Fault {
             Self::Future
         } else if why.contains("etcdserver: no leader") || why.contains("etcdserver: too many requests") {
             Self::NotSent(why.to_owned())
+        } else if why.contains("etcdserver: request is too large") || why.contains("received message larger than max") {
+            Self::TooLarge(why.to_owned())
         } else if matches!(
             status.code(),
             Code::Unavailable
@@ -313,6 +317,7 @@ mod tests {
             Fault::Lost(_) => "lost",
             Fault::Compacted => "compacted",
             Fault::Future => "future",
+            Fault::TooLarge(_) => "too large",
             Fault::Refused(_) => "refused",
         };
         let cases = [
@@ -323,7 +328,8 @@ mod tests {
             (Code::Unavailable, "etcdserver: leader changed", "lost"),
             (Code::DeadlineExceeded, "", "lost"),
             (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", "refused"),
-            (Code::InvalidArgument, "etcdserver: request is too large", "refused"),
+            (Code::InvalidArgument, "etcdserver: request is too large", "too large"),
+            (Code::ResourceExhausted, "grpc: received message larger than max (3000000 vs. 2097152)", "too large"),
             (Code::PermissionDenied, "etcdserver: permission denied", "refused"),
         ];
         for (code, text, want) in cases {

@@ -235,6 +235,10 @@ impl Drop for Etcd {
 }
 
 impl Store for Etcd {
+    fn shared(&self) -> bool {
+        true
+    }
+
     fn revision(&self) -> BoxFuture<'_, Result<Revision>> {
         Box::pin(async {
             self.check_open()?;

@@ -107,6 +107,7 @@ impl<'a> Write<'a> {
                     continue;
                 }
                 Err(Fault::Lost(why)) => why,
+                Err(Fault::TooLarge(why)) => return Err(Error::TooLarge(why)),
                 Err(fault) => return Err(Error::Unavailable(fault.text())),
             };
             tracing::info!(key = self.key, %why, "the answer to a write was lost");

@@ -204,6 +204,31 @@ async fn history_is_forgotten() {
     assert_eq!(store.get("/k/x").await.unwrap().unwrap().value, "199");
 }
 
+/// A value beyond etcd's limits is refused for what it is; the store goes on.
+#[tokio::test]
+async fn a_value_that_is_too_large() {
+    if !available() {
+        return;
+    }
+    let cluster = Cluster::start(1, false);
+    let store = open(options(&cluster)).await;
+    for size in [1_700_000, 3_000_000] {
+        let large = store.commit("/k/x", Compare::Any, put(&"x".repeat(size))).await;
+        assert!(matches!(large, Err(Error::TooLarge(_))), "{size}: {large:?}");
+    }
+    // Many at once are more than one message of a watch may be.
+    let cache = cache(&store, "/k/").await;
+    let mut watch = store.watch("/k/", store.revision().await.unwrap()).await.unwrap();
+    let puts = (0..12).map(|n| {
+        let store = &store;
+        async move { store.commit(&format!("/k/{n}"), Compare::Any, put(&"x".repeat(1_200_000))).await.unwrap() }
+    });
+    let last = futures::future::join_all(puts).await.into_iter().max().unwrap();
+    cache.consistent(deadline()).await.unwrap();
+    assert_eq!(cache.list("/k/").objects.len(), 12);
+    assert_eq!(take(&mut watch, 12).await.last().unwrap().revision, last);
+}
+
 /// A server that was cut off for longer than etcd keeps history says so: it cannot know what it missed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gap_is_told() {
