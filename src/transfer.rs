@@ -73,8 +73,8 @@ pub(crate) async fn restore(args: BackupArgs) -> anyhow::Result<()> {
         ensure!(!dir.join("store").exists(), "{} has a store already: restore into an empty directory", dir.display());
     }
     crate::up::make_private(&args.data_dir)?;
-    for (name, text) in &made.files {
-        put_back(&args.data_dir, name, text)?;
+    for (name, bytes) in &made.files {
+        put_back(&args.data_dir, name, bytes)?;
     }
     let opened = Opened::open(&place, &args.etcd).await?;
     let revision = fill(&*opened.store(), &made).await?;
@@ -144,15 +144,15 @@ async fn raise(store: &dyn Store, to: Revision) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn keys(data_dir: &Path) -> anyhow::Result<Vec<(String, String)>> {
+fn keys(data_dir: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let dir = data_dir.join(KEYS);
     let mut out = vec![];
     let entries = std::fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
     for entry in entries {
         let path = entry?.path();
         if let (true, Some(name)) = (path.is_file(), path.file_name().and_then(|n| n.to_str())) {
-            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            out.push((format!("{KEYS}/{name}"), text));
+            let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            out.push((format!("{KEYS}/{name}"), bytes));
         }
     }
     out.sort();
@@ -160,19 +160,19 @@ fn keys(data_dir: &Path) -> anyhow::Result<Vec<(String, String)>> {
 }
 
 /// Writes one of the keys; one that is there already must be the same.
-fn put_back(data_dir: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+fn put_back(data_dir: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
     let plain: Vec<_> = Path::new(name).components().collect();
     if !matches!(plain[..], [Component::Normal(dir), Component::Normal(_)] if dir == KEYS) {
         bail!("the backup has a file {name}, which is none of a data directory's keys");
     }
     let path = data_dir.join(name);
-    match std::fs::read_to_string(&path) {
-        Ok(there) if there == text => return Ok(()),
+    match std::fs::read(&path) {
+        Ok(there) if there == bytes => return Ok(()),
         Ok(_) => bail!("{} is another cluster's: restore into an empty directory", path.display()),
         Err(_) => {}
     }
     crate::up::make_private(&data_dir.join(KEYS))?;
-    write_private(&path, text.as_bytes())
+    write_private(&path, bytes)
 }
 
 /// Writes a file that only its owner reads, as a whole or not at all.
@@ -225,11 +225,11 @@ mod tests {
     fn only_keys_are_put_back() {
         let dir = tempfile::tempdir().unwrap();
         for wrong in ["pki", "../pki/ca.crt", "/pki/ca.crt", "pki/../x", "kubeconfig/admin.yaml", "pki/a/b"] {
-            assert!(put_back(dir.path(), wrong, "x").is_err(), "{wrong}");
+            assert!(put_back(dir.path(), wrong, b"x").is_err(), "{wrong}");
         }
-        put_back(dir.path(), "pki/ca.crt", "x").unwrap();
-        put_back(dir.path(), "pki/ca.crt", "x").unwrap();
-        assert!(put_back(dir.path(), "pki/ca.crt", "y").is_err(), "another's");
-        assert_eq!(keys(dir.path()).unwrap(), [("pki/ca.crt".to_owned(), "x".to_owned())]);
+        put_back(dir.path(), "pki/ca.crt", b"x").unwrap();
+        put_back(dir.path(), "pki/ca.crt", b"x").unwrap();
+        assert!(put_back(dir.path(), "pki/ca.crt", b"y").is_err(), "another's");
+        assert_eq!(keys(dir.path()).unwrap(), [("pki/ca.crt".to_owned(), b"x".to_vec())]);
     }
 }

@@ -5,6 +5,8 @@
 //!
 //! A server answers its own at [`PATH`], as of one revision, to whoever may read every path (administrators).
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -47,8 +49,8 @@ pub enum BackupError {
 pub struct Backup {
     /// The revision it is of.
     pub revision: Revision,
-    /// Files of the data directory: path and text.
-    pub files: Vec<(String, String)>,
+    /// Files of the data directory: path and contents.
+    pub files: Vec<(String, Vec<u8>)>,
     /// Key, revision and value of each entry.
     pub entries: Vec<(String, Revision, Bytes)>,
 }
@@ -71,7 +73,7 @@ struct End {
 #[serde(deny_unknown_fields)]
 struct File {
     file: String,
-    text: String,
+    base64: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -92,8 +94,8 @@ impl Backup {
         let mut out =
             Vec::with_capacity(self.entries.iter().map(|(k, _, v)| k.len() + v.len() + 48).sum::<usize>() + 4096);
         line(&mut out, &Head { format: FORMAT.to_owned(), revision: self.revision });
-        for (file, text) in &self.files {
-            line(&mut out, &File { file: file.clone(), text: text.clone() });
+        for (file, bytes) in &self.files {
+            line(&mut out, &File { file: file.clone(), base64: STANDARD.encode(bytes) });
         }
         for (key, revision, value) in &self.entries {
             let value = serde_json::from_slice::<&RawValue>(value).map_err(|_| BackupError::Value(key.clone()))?;
@@ -126,7 +128,8 @@ impl Backup {
                 out.revision = head.revision;
             } else if text.starts_with(b"{\"file\"") {
                 let f: File = serde_json::from_slice(text).map_err(|e| wrong(e.to_string()))?;
-                out.files.push((f.file, f.text));
+                let bytes = STANDARD.decode(f.base64).map_err(|e| wrong(e.to_string()))?;
+                out.files.push((f.file, bytes));
             } else {
                 let e: Entry<'_> = serde_json::from_slice(text).map_err(|e| wrong(e.to_string()))?;
                 out.entries.push((e.key, e.revision, Bytes::copy_from_slice(e.value.get().as_bytes())));
@@ -189,7 +192,7 @@ mod tests {
         let value = |text: &str| Bytes::copy_from_slice(text.as_bytes());
         Backup {
             revision: 77,
-            files: vec![("pki/ca.crt".into(), "line\n\"two\"\n".into())],
+            files: vec![("pki/ca.crt".into(), b"line\n\xff".to_vec())],
             entries: vec![
                 (
                     "/registry/pods/a/b".into(),

@@ -10,7 +10,8 @@ use futures::StreamExt as _;
 use futures::future::{join_all, try_join_all};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api as Objects, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
@@ -93,6 +94,15 @@ async fn story(cluster: &mut Cluster, apis: &mut [Api], clients: &[Client]) -> R
     ensure!(told == wanted, "{told:?}");
     addresses(clients).await?;
 
+    let published: Objects<EndpointSlice> = Objects::default_namespaced(clients[1].clone());
+    let old: Objects<Endpoints> = Objects::default_namespaced(clients[2].clone());
+    until("all servers are published", || async {
+        // They share an address and differ in their ports: as many groups as servers.
+        let groups = old.get("kubernetes").await?.subsets.unwrap_or_default().len();
+        Ok((groups == 3 && published.get("kubernetes").await?.endpoints.is_some_and(|e| e.len() == 1)).then_some(()))
+    })
+    .await?;
+
     // A member that leads dies; everybody writes on.
     let leader = until("a leader", || async { Ok(cluster.leader()) }).await?;
     cluster.kill(leader);
@@ -145,8 +155,8 @@ async fn addresses(clients: &[Client]) -> Result<()> {
             ensure!(e.to_string().contains("provided IP is already allocated"), "{e}");
         }
         services[round % 3].delete(&won[0], &DeleteParams::default()).await?;
-        let next =
-            services[(round + 1) % 3].create(&post, &service(&format!("next-{round}"), json!({"clusterIP": wanted})));
+        let next = service(&format!("next-{round}"), json!({"clusterIP": wanted}));
+        let next = services[(round + 1) % 3].create(&post, &next);
         next.await.with_context(|| format!("{wanted} was given back"))?;
     }
     // What was never stored holds nothing: the name is taken.
