@@ -155,10 +155,7 @@ async fn give_back(store: &dyn Store, key: &str, owner: &Owner, protocol: Option
     Ok(())
 }
 
-async fn names<T: FromStr>(store: &dyn Store, prefix: &str) -> Result<HashSet<T>>
-where
-    T: Eq + std::hash::Hash,
-{
+async fn names<T: FromStr + Eq + std::hash::Hash>(store: &dyn Store, prefix: &str) -> Result<HashSet<T>> {
     let range = store.range(prefix, None, 0, 0).await?;
     Ok(range.entries.iter().filter_map(|e| e.key.strip_prefix(prefix)?.parse().ok()).collect())
 }
