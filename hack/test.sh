@@ -23,6 +23,8 @@ prepare_cluster() {
   need conntrack conntrack
   need curl curl
   need nsenter util-linux
+  need etcd etcd-server
+  need etcdctl etcd-client
   ensure_engine
   hack/images.sh
   ensure_go
@@ -56,5 +58,5 @@ else
   say "cargo-deny could not be installed: licences are not checked in this run"
 fi
 cargo build -p skiff
-export SKIFF_REQUIRE_ENGINE=1
+export SKIFF_REQUIRE_ENGINE=1 SKIFF_REQUIRE_ETCD=1
 cargo test --workspace

@@ -37,6 +37,12 @@ enum Command {
     Kubelet(NodeArgs),
     /// Run the service proxy and cluster DNS alone.
     Proxy(NodeArgs),
+    /// Copy everything from one store to another, while no server runs on either.
+    MigrateStore(MigrateArgs),
+    /// Save everything in a file: objects, and the keys in the data directory. The cluster may go on running.
+    Backup(BackupArgs),
+    /// Fill an empty data directory (or an empty etcd) from such a file.
+    Restore(BackupArgs),
     /// Merge the cluster's context into a kubeconfig file, or print it.
     Kubeconfig(KubeconfigArgs),
     /// Print the version.
@@ -102,6 +108,73 @@ pub(crate) struct UpArgs {
     /// Do not touch any kubeconfig.
     #[arg(long)]
     pub(crate) no_kubeconfig: bool,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+}
+
+/// How etcd is reached. All servers of a cluster name the same one, and have the same `pki` in their data directories.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct EtcdArgs {
+    /// Keep objects in this etcd cluster (URLs of its members) instead of the data directory.
+    #[arg(long, value_delimiter = ',', env = "SKIFF_ETCD_SERVERS")]
+    pub(crate) etcd_servers: Vec<String>,
+    /// Authority that signed the certificates of etcd.
+    #[arg(long, requires = "etcd_servers")]
+    pub(crate) etcd_cafile: Option<PathBuf>,
+    /// Certificate to show to etcd.
+    #[arg(long, requires = "etcd_keyfile")]
+    pub(crate) etcd_certfile: Option<PathBuf>,
+    /// Key of that certificate.
+    #[arg(long, requires = "etcd_certfile")]
+    pub(crate) etcd_keyfile: Option<PathBuf>,
+    /// What the names of all keys in etcd begin with, before `/registry`.
+    #[arg(long, default_value = "")]
+    pub(crate) etcd_prefix: String,
+    /// How much of its history etcd keeps at least, in seconds; 0 leaves compaction to others.
+    #[arg(long, default_value_t = 300)]
+    pub(crate) etcd_compaction_interval: u64,
+}
+
+impl EtcdArgs {
+    /// Whether etcd is the store.
+    pub(crate) fn used(&self) -> bool {
+        !self.etcd_servers.is_empty()
+    }
+}
+
+/// Settings of `migrate-store`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// Where everything is: `embedded:DATA_DIR` or `etcd:URL,URL...`.
+    #[arg(long)]
+    pub(crate) from: crate::store::Place,
+    /// Where it goes, an empty one: `embedded:DATA_DIR` or `etcd:URL,URL...`.
+    #[arg(long)]
+    pub(crate) to: crate::store::Place,
+    /// Authority that signed the certificates of etcd.
+    #[arg(long)]
+    pub(crate) etcd_cafile: Option<PathBuf>,
+    /// Certificate to show to etcd.
+    #[arg(long, requires = "etcd_keyfile")]
+    pub(crate) etcd_certfile: Option<PathBuf>,
+    /// Key of that certificate.
+    #[arg(long, requires = "etcd_certfile")]
+    pub(crate) etcd_keyfile: Option<PathBuf>,
+    /// What the names of all keys in etcd begin with, before `/registry`.
+    #[arg(long, default_value = "")]
+    pub(crate) etcd_prefix: String,
+}
+
+/// Settings of `backup` and `restore`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// The file. It holds the cluster's keys: keep it private.
+    pub(crate) file: PathBuf,
+    /// The cluster's data directory.
+    #[arg(long, env = "SKIFF_DATA_DIR", default_value = "/var/lib/skiff")]
+    pub(crate) data_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
 }
 
 /// Settings of components that only talk to the API.
@@ -281,6 +354,9 @@ impl Cli {
                 Command::Scheduler(a) => crate::components::scheduler(a).await,
                 Command::Kubelet(a) => crate::components::kubelet(a).await,
                 Command::Proxy(a) => crate::components::proxy(a).await,
+                Command::MigrateStore(a) => crate::transfer::migrate(a).await,
+                Command::Backup(a) => crate::transfer::backup(a).await,
+                Command::Restore(a) => crate::transfer::restore(a).await,
                 Command::Kubeconfig(_) | Command::Version | Command::Completion { .. } => Ok(()),
             }
         })

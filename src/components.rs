@@ -49,11 +49,14 @@ pub(crate) fn spawn_all(
     config.root_key = Some(root_key(&args.data_dir)?);
     config.node_monitor_grace = grace(args.node_monitor_grace_period)?;
     config.load_balancer = args.load_balancer == "nodes";
+    // A store of several servers has several of these.
+    let leader_elect = args.etcd.used();
+    config.leader_elect = leader_elect;
     let s = server.clone();
     let clients = move |user: &str| s.client(identity(user));
     spawn(tasks, "controllers", stop, skiff_controllers::run(clients, config, stop.clone()));
     let client = server.client(User::new("system:kube-scheduler", &[]));
-    spawn(tasks, "scheduler", stop, skiff_controllers::scheduler::run(client, stop.clone()));
+    spawn(tasks, "scheduler", stop, skiff_controllers::scheduler::run(client, leader_elect, stop.clone()));
     let leaf = serving(pki, node, address)?;
     let client = server.client(User::new(format!("system:node:{node}"), &["system:nodes"]));
     let settings = crate::up::settings(args);
@@ -162,7 +165,7 @@ fn serving(pki: &Pki, node: &str, address: IpAddr) -> anyhow::Result<Leaf> {
     )?)
 }
 
-async fn client(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
+pub(crate) async fn client(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
     Ok(kube::Client::try_from(client_config(kubeconfig).await?)?)
 }
 
@@ -210,7 +213,7 @@ pub(crate) async fn controller_manager(args: ComponentArgs) -> anyhow::Result<()
 pub(crate) async fn scheduler(args: ComponentArgs) -> anyhow::Result<()> {
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
-    alone("scheduler", stop.clone(), skiff_controllers::scheduler::run(client, stop)).await
+    alone("scheduler", stop.clone(), skiff_controllers::scheduler::run(client, true, stop)).await
 }
 
 fn node_of(args: &NodeArgs, name: &str) -> anyhow::Result<(IpAddr, String)> {

@@ -7,7 +7,9 @@ mod components;
 mod discovery;
 mod join;
 mod kubeconfig;
+mod store;
 mod token;
+mod transfer;
 mod up;
 
 use clap::Parser;

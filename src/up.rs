@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{DownArgs, UpArgs, kubeconfig_path, node_name};
+use crate::store::{Opened, Place};
 use crate::{cluster, components, kubeconfig};
 
 /// What runs in this process.
@@ -44,14 +45,13 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
         )
     })?;
     let port = listener.local_addr()?.port();
-    let store = open_store(&args.data_dir)?;
+    let opened = Opened::open(&Place::of(&args.data_dir, &args.etcd), &args.etcd).await?;
     // `down` finds this node's containers by its name. Written by whoever holds the store, and nobody else.
     std::fs::write(args.data_dir.join("node"), &node).context("cannot write to the data directory")?;
-    let mut failed = store.failed();
+    let mut failed = opened.failed();
     let pki = Arc::new(Pki::load_or_create(&args.data_dir.join("pki"))?);
     let kubelet_client = pki.cluster.client("kube-apiserver-kubelet-client", &["system:masters"])?;
-    let store = Arc::new(store);
-    let server = Server::builder(Arc::clone(&store) as Arc<dyn skiff_storage::Store>)
+    let server = Server::builder(opened.store())
         .pki(Arc::clone(&pki))
         .advertise(address, port)
         .service_cidr(args.service_cidr)
@@ -94,7 +94,7 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
         r = failed.wait_for(Option::is_some) => {
             let why = r.ok().and_then(|v| v.clone()).unwrap_or_default();
             // Nothing unacknowledged may seem stored: end at once, the next start reads what is durable.
-            bail!("the store cannot write any more: {why}. Free space on the disk of {} and start again", args.data_dir.display());
+            bail!(opened.advice(&why));
         }
         Some(ended) = tasks.join_next() => match ended {
             Ok(Ok(())) => bail!("a component ended by itself"),
@@ -107,7 +107,7 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
     server.shutdown();
     let drained = async { while tasks.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(DRAIN, drained).await;
-    store.close();
+    opened.close();
     Ok(())
 }
 
@@ -135,17 +135,6 @@ pub(crate) async fn signal() -> &'static str {
         () = wait(SignalKind::terminate()) => "SIGTERM",
         () = wait(SignalKind::interrupt()) => "SIGINT",
     }
-}
-
-fn open_store(dir: &Path) -> anyhow::Result<Embedded> {
-    use skiff_storage::embedded::OpenError;
-    Embedded::open(dir.join("store"), Options::default()).map_err(|e| match e {
-        OpenError::InUse { .. } => anyhow::Error::new(e).context(
-            "another skiff uses this data directory: it is running already; stop it, or choose another with --data-dir",
-        ),
-        e => anyhow::Error::new(e)
-            .context("the data cannot be read: restore a backup, or start empty with another --data-dir"),
-    })
 }
 
 /// Time the engine has to answer before `up` gives up.

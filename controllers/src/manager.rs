@@ -28,7 +28,7 @@ use crate::controllers::{
     job, mirror, namespace, node, outside, podgc, pods, policies, quota, replicas, statefulset, tokens, volumes,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
-use crate::runtime::leader::Candidate;
+use crate::runtime::leader::while_leading;
 use crate::runtime::worker::{self, Reconcile};
 
 /// Settings of the controllers.
@@ -148,31 +148,22 @@ pub(crate) fn node_term(node: &str) -> String {
     format!("node/{node}")
 }
 
-/// Runs all controllers until `stop`, or until leadership is lost (an error: the caller should start anew).
+/// Runs all controllers until `stop`; with `leader_elect`, while this process leads.
 ///
 /// `client` gives the client of an identity, for example `system:serviceaccount:kube-system:deployment-controller`; a
 /// process with one identity answers with the same client always.
 ///
 /// # Errors
-/// When the first lists cannot be read in time, or leadership is lost.
+/// When the first lists cannot be read in time.
 pub async fn run(client: impl Fn(&str) -> Client, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     if !config.leader_elect {
         return work(&client, &config, &stop).await;
     }
-    let mut candidate = Candidate::new(client(MANAGER), "kube-controller-manager");
-    if !candidate.lead(&stop).await {
-        return Ok(());
-    }
-    let inner = stop.child_token();
-    let result = tokio::select! {
-        r = work(&client, &config, &inner) => r,
-        () = candidate.hold(&stop) => Ok(()),
+    let work = |inner: CancellationToken| {
+        let (client, config) = (&client, &config);
+        async move { work(client, config, &inner).await }
     };
-    inner.cancel();
-    if !stop.is_cancelled() && result.is_ok() {
-        bail!("leadership lost");
-    }
-    result
+    while_leading(client(MANAGER), "kube-controller-manager", &stop, work).await
 }
 
 /// A client for a controller's own identity.

@@ -13,6 +13,7 @@ use skiff_core::status::Status;
 
 use crate::auth::User;
 use crate::auth::rbac::Attributes;
+use crate::backup;
 use crate::body::Body;
 use crate::negotiate::{Encoding, Form, Offer, clauses, negotiate, routable};
 use crate::registry::{Kind, Registry};
@@ -90,6 +91,12 @@ pub async fn handle(
         server.authorise(user, &a)?;
     }
     let head = method == Method::HEAD;
+    if path == backup::PATH {
+        if method != Method::GET {
+            return Err(Status::method_not_allowed());
+        }
+        return backup::answer(server).await;
+    }
     let mut response = match route(server, method, path, query, headers)? {
         Some(r) => r,
         None => not_found_text(),

@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod auth;
+pub mod backup;
 pub mod body;
 pub mod bootstrap;
 pub mod chain;
@@ -138,6 +139,7 @@ impl Builder {
         if self.extras {
             bootstrap::extras(&inner).await?;
         }
+        services::claims::adopt(&inner).await?;
         custom::start(&inner).await?;
         inner.ready.send_replace(true);
         Ok(Server { inner, pki })

@@ -1,8 +1,12 @@
 //! Cluster addresses and node ports of Services.
 //!
 //! What is in use is known from the Services themselves (read once, then kept in step with every write of this server).
+//! Where several servers share a store, that is only a hint: each address and port is claimed by a key of its own
+//! ([`claims`]), and whoever makes the key has it.
 //! Allocation is random within the range, as upstream, from the upper part first: the lower part stays free for people
 //! who pick addresses by hand.
+
+pub mod claims;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -77,54 +81,83 @@ impl Addresses {
         offset(self.cidr, n)
     }
 
-    fn take(&self, wanted: Option<IpAddr>) -> Result<IpAddr, Taken> {
-        let mut used = self.used.lock();
+    async fn take(&self, server: &Inner, wanted: Option<IpAddr>, owner: &Owner) -> Result<IpAddr, Taken> {
         if let Some(a) = wanted {
             if !self.cidr.contains(&a) || a == self.cidr.network() || a == self.cidr.broadcast() {
                 return Err(Taken::OutOfRange);
             }
-            return if used.addresses.insert(a) { Ok(a) } else { Err(Taken::InUse) };
+            if server.store.shared() {
+                return claims::address(server, a, owner).await?.then_some(a).ok_or(Taken::InUse);
+            }
+            return if self.used.lock().addresses.insert(a) { Ok(a) } else { Err(Taken::InUse) };
         }
         let bits = u32::from(self.cidr.max_prefix_len() - self.cidr.prefix_len()).min(16);
         let size = (1u64 << bits) - 2;
         // min(max(16, size/16), 256) low addresses are left for manual choice.
         let low = (size / 16).clamp(16, 256).min(size / 2);
-        let mut rng = rand::rng();
-        let random = (0..TRIES).map(|_| rng.random_range(low..size) + 1).collect::<Vec<_>>();
-        for n in random.into_iter().chain((low..size).map(|n| n + 1)).chain((1..low).map(|n| n + 1)) {
-            let a = offset(self.cidr, n);
-            if used.addresses.insert(a) {
+        let random = tries(low..=size - 1).map(|n| n + 1);
+        let candidates =
+            random.chain((low..size).map(|n| n + 1)).chain((1..low).map(|n| n + 1)).map(|n| offset(self.cidr, n));
+        if !server.store.shared() {
+            let mut used = self.used.lock();
+            return candidates.into_iter().find(|a| used.addresses.insert(*a)).ok_or(Taken::Full);
+        }
+        let held = claims::addresses(server).await?;
+        for a in candidates.filter(|a| !held.contains(a)).take(TRIES) {
+            if claims::address(server, a, owner).await? {
                 return Ok(a);
             }
         }
         Err(Taken::Full)
     }
 
-    fn take_port(&self, wanted: Option<u16>, protocol: &str, owner: &str) -> Result<u16, Taken> {
-        let mut used = self.used.lock();
+    async fn take_port(
+        &self,
+        server: &Inner,
+        wanted: Option<u16>,
+        protocol: &str,
+        owner: &Owner,
+    ) -> Result<u16, Taken> {
         let (lo, hi) = self.ports;
         if let Some(p) = wanted {
             if p < lo || p > hi {
                 return Err(Taken::OutOfRange);
             }
+            if server.store.shared() {
+                return claims::port(server, p, protocol, owner).await?.then_some(p).ok_or(Taken::InUse);
+            }
+            let mut used = self.used.lock();
             // One Service may use one number for several protocols.
-            let other = used.ports.iter().any(|((n, proto), o)| *n == p && (proto == protocol || o != owner));
+            let other = used.ports.iter().any(|((n, proto), o)| *n == p && (proto == protocol || *o != owner.key));
             if other {
                 return Err(Taken::InUse);
             }
-            used.ports.insert((p, protocol.into()), owner.into());
+            used.ports.insert((p, protocol.into()), owner.key.clone());
             return Ok(p);
         }
-        let mut rng = rand::rng();
         let low = lo + ((hi - lo) / 32).clamp(16, 128);
-        let random = (0..TRIES).map(|_| rng.random_range(low..=hi)).collect::<Vec<_>>();
-        for p in random.into_iter().chain(low..=hi).chain(lo..low) {
-            if !used.ports.keys().any(|(n, _)| *n == p) {
-                used.ports.insert((p, protocol.into()), owner.into());
+        let candidates = tries(low..=hi).chain(low..=hi).chain(lo..low);
+        if !server.store.shared() {
+            let mut used = self.used.lock();
+            let free = candidates.into_iter().find(|p| !used.ports.keys().any(|(n, _)| n == p)).ok_or(Taken::Full)?;
+            used.ports.insert((free, protocol.into()), owner.key.clone());
+            return Ok(free);
+        }
+        let held = claims::ports(server).await?;
+        for p in candidates.filter(|p| !held.contains(p)).take(TRIES) {
+            if claims::port(server, p, protocol, owner).await? {
                 return Ok(p);
             }
         }
         Err(Taken::Full)
+    }
+
+    async fn give_back(&self, server: &Inner, owner: &Owner, addresses: &[IpAddr], ports: &[(u16, String)]) {
+        if server.store.shared() {
+            claims::release(server, owner, addresses, ports).await;
+        } else {
+            self.release(addresses, ports);
+        }
     }
 
     fn release(&self, addresses: &[IpAddr], ports: &[(u16, String)]) {
@@ -138,10 +171,40 @@ impl Addresses {
     }
 }
 
+/// Random numbers to begin with.
+fn tries<T: rand::distr::uniform::SampleUniform + PartialOrd + Copy>(
+    range: std::ops::RangeInclusive<T>,
+) -> impl Iterator<Item = T> {
+    let mut rng = rand::rng();
+    (0..TRIES).map(|_| rng.random_range(range.clone())).collect::<Vec<_>>().into_iter()
+}
+
 enum Taken {
     OutOfRange,
     InUse,
     Full,
+    Failed(Status),
+}
+
+impl From<skiff_storage::Error> for Taken {
+    fn from(e: skiff_storage::Error) -> Self {
+        Self::Failed(crate::registry::storage_error(e))
+    }
+}
+
+/// A Service that takes and gives back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Namespace and name.
+    pub key: String,
+    /// Which of the Services that had this name.
+    pub uid: String,
+}
+
+impl Owner {
+    fn of(s: &Value) -> Self {
+        Self { key: key(s), uid: meta::uid(s).to_owned() }
+    }
 }
 
 fn offset(cidr: IpNet, n: u64) -> IpAddr {
@@ -212,11 +275,18 @@ impl ServiceHooks {
     /// Fills in what is missing; answers what was newly taken.
     ///
     /// Like upstream's, a dry run takes an asked node port as it is, in or out of the range, unless somebody has it.
-    fn allocate(server: &Arc<Inner>, s: &mut Value, old: Option<&Value>, dry_run: bool) -> Result<Allocated, Status> {
+    async fn allocate(
+        server: &Arc<Inner>,
+        s: &mut Value,
+        old: Option<&Value>,
+        dry_run: bool,
+    ) -> Result<Allocated, Status> {
         let a = &server.addresses;
-        a.load(server);
+        if !server.store.shared() {
+            a.load(server);
+        }
         let (mut addresses, mut ports) = (vec![], vec![]);
-        let owner = key(s);
+        let owner = Owner::of(old.unwrap_or(s));
         let name = meta::name(s).to_owned();
         let mut errors = Errors::new();
         let spec = Path::new("spec");
@@ -225,18 +295,20 @@ impl ServiceHooks {
         if wants_address(s) {
             let wanted = cluster_ips(s);
             match wanted.first() {
-                None => match a.take(None) {
+                None => match a.take(server, None, &owner).await {
                     Ok(ip) => {
                         addresses.push(ip);
                         s["spec"]["clusterIP"] = ip.to_string().into();
                         s["spec"]["clusterIPs"] = json!([ip.to_string()]);
                     }
+                    Err(Taken::Failed(status)) => return Err(status),
                     Err(_) => {
                         return Err(Status::internal("failed to allocate IP: range is full"));
                     }
                 },
-                Some(ip) if !before_ips.contains(ip) => match a.take(Some(*ip)) {
+                Some(ip) if !before_ips.contains(ip) => match a.take(server, Some(*ip), &owner).await {
                     Ok(ip) => addresses.push(ip),
+                    Err(Taken::Failed(status)) => return Err(status),
                     Err(t) => {
                         let list = Value::from(vec![ip.to_string()]);
                         let why = match t {
@@ -273,13 +345,17 @@ impl ServiceHooks {
                 let shared = given.iter().find(|(n, _)| *n == number).map(|(_, p)| *p);
                 let ask = if wanted == 0 { shared } else { Some(u16::try_from(wanted).unwrap_or(0)) };
                 let path = spec.child("ports");
-                match a.take_port(ask, &protocol, &owner) {
+                match a.take_port(server, ask, &protocol, &owner).await {
                     Ok(n) => {
                         ports.push((n, protocol));
                         given.push((number, n));
                         s["spec"]["ports"][i]["nodePort"] = n.into();
                     }
                     Err(Taken::OutOfRange) if dry_run => {}
+                    Err(Taken::Failed(status)) => {
+                        a.give_back(server, &owner, &addresses, &ports).await;
+                        return Err(status);
+                    }
                     Err(t) => {
                         let why = match t {
                             Taken::InUse => "provided port is already allocated".to_owned(),
@@ -287,7 +363,7 @@ impl ServiceHooks {
                                 "provided port is not in the valid range. The range of valid ports is {}-{}",
                                 a.ports.0, a.ports.1
                             ),
-                            Taken::Full => "range is full".to_owned(),
+                            Taken::Full | Taken::Failed(_) => "range is full".to_owned(),
                         };
                         errors.invalid(&path.index(i).child("nodePort"), wanted, why);
                         break;
@@ -298,25 +374,32 @@ impl ServiceHooks {
             let missing = local && s["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) == 0;
             if errors.is_empty()
                 && missing
-                && let Ok(n) = a.take_port(None, "TCP", &owner)
+                && let Ok(n) = a.take_port(server, None, "TCP", &owner).await
             {
                 ports.push((n, "TCP".into()));
                 s["spec"]["healthCheckNodePort"] = n.into();
             }
         }
         if !errors.is_empty() {
-            a.release(&addresses, &ports);
+            a.give_back(server, &owner, &addresses, &ports).await;
             return Err(Status::invalid("", "Service", &name, &errors));
         }
         Ok((addresses, ports))
     }
 
-    fn undo(server: &Arc<Inner>, addresses: Vec<IpAddr>, ports: Vec<(u16, String)>) -> Undo {
+    fn undo(server: &Arc<Inner>, owner: Owner, addresses: Vec<IpAddr>, ports: Vec<(u16, String)>) -> Undo {
         if addresses.is_empty() && ports.is_empty() {
             return None;
         }
         let server = Arc::clone(server);
-        Some(Box::new(move || server.addresses.release(&addresses, &ports)))
+        Some(Box::new(move || {
+            if server.store.shared() {
+                // Should this process end before it is done, the claims are found stale later.
+                tokio::spawn(async move { claims::release(&server, &owner, &addresses, &ports).await });
+            } else {
+                server.addresses.release(&addresses, &ports);
+            }
+        }))
     }
 }
 
@@ -329,8 +412,8 @@ impl Hooks for ServiceHooks {
     ) -> BoxFuture<'a, Result<Undo, Status>> {
         // The caller gives everything back after a dry run.
         Box::pin(async move {
-            let (a, p) = Self::allocate(server, obj, None, dry_run)?;
-            Ok(Self::undo(server, a, p))
+            let (a, p) = Self::allocate(server, obj, None, dry_run).await?;
+            Ok(Self::undo(server, Owner::of(obj), a, p))
         })
     }
 
@@ -342,8 +425,8 @@ impl Hooks for ServiceHooks {
         dry_run: bool,
     ) -> BoxFuture<'a, Result<Undo, Status>> {
         Box::pin(async move {
-            let (a, p) = Self::allocate(server, new, Some(old), dry_run)?;
-            Ok(Self::undo(server, a, p))
+            let (a, p) = Self::allocate(server, new, Some(old), dry_run).await?;
+            Ok(Self::undo(server, Owner::of(old), a, p))
         })
     }
 
@@ -351,14 +434,18 @@ impl Hooks for ServiceHooks {
         skiff_core::kinds::service_patch_allocated(new, old);
     }
 
-    fn after_update(&self, server: &Arc<Inner>, new: &Value, old: &Value) {
-        let (now_a, now_p) = (cluster_ips(new), node_ports(new));
-        let gone_a: Vec<_> = cluster_ips(old).into_iter().filter(|x| !now_a.contains(x)).collect();
-        let gone_p: Vec<_> = node_ports(old).into_iter().filter(|x| !now_p.contains(x)).collect();
-        server.addresses.release(&gone_a, &gone_p);
+    fn after_update<'a>(&'a self, server: &'a Arc<Inner>, new: &'a Value, old: &'a Value) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let (now_a, now_p) = (cluster_ips(new), node_ports(new));
+            let gone_a: Vec<_> = cluster_ips(old).into_iter().filter(|x| !now_a.contains(x)).collect();
+            let gone_p: Vec<_> = node_ports(old).into_iter().filter(|x| !now_p.contains(x)).collect();
+            server.addresses.give_back(server, &Owner::of(old), &gone_a, &gone_p).await;
+        })
     }
 
-    fn after_delete(&self, server: &Arc<Inner>, obj: &Value) {
-        server.addresses.release(&cluster_ips(obj), &node_ports(obj));
+    fn after_delete<'a>(&'a self, server: &'a Arc<Inner>, obj: &'a Value) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            server.addresses.give_back(server, &Owner::of(obj), &cluster_ips(obj), &node_ports(obj)).await;
+        })
     }
 }

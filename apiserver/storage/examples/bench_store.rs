@@ -1,7 +1,7 @@
 //! Durable writes a second through the store, beside what the disk itself can sync.
 //!
 //! `cargo run --release -p skiff-storage --example bench_store [DIRECTORY] [SECONDS] [CACHE MiB]`: use a directory on the disk in
-//! question. Each line is one number of writers, each waiting for its answer before the next write; values of 1 KiB,
+//! question, or the URLs of an etcd cluster (with commas between) in its place, which should be empty. Each line is one number of writers, each waiting for its answer before the next write; values of 1 KiB,
 //! updates spread over 100,000 keys.
 
 use std::io::Write;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use skiff_storage::embedded::Options;
-use skiff_storage::{Compare, Embedded, Op, Payload, Store};
+use skiff_storage::{Compare, Embedded, Etcd, Op, Payload, Store, etcd};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -18,7 +18,12 @@ const KEYS: u64 = 100_000;
 
 fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
-    let dir = args.next().map_or_else(std::env::temp_dir, PathBuf::from).join("skiff-bench-store");
+    let place = args.next();
+    if let Some(urls) = place.as_ref().filter(|p| p.starts_with("http")) {
+        let time = Duration::from_secs(args.next().map_or(Ok(3), |s| s.parse())?);
+        return bench_etcd(urls.split(',').map(str::to_owned).collect(), time);
+    }
+    let dir = place.map_or_else(std::env::temp_dir, PathBuf::from).join("skiff-bench-store");
     let time = Duration::from_secs(args.next().map_or(Ok(3), |s| s.parse())?);
     let mut options = Options::default();
     if let Some(cache) = args.next() {
@@ -36,27 +41,45 @@ fn bench(dir: &std::path::Path, time: Duration, options: Options) -> Result<(), 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let store = Arc::new(Embedded::open(dir.join("store"), options)?);
     let start = Instant::now();
-    runtime.block_on(run(&store, 256, Until::Writes(KEYS)))?;
+    let dynamic: Arc<dyn Store> = Arc::<Embedded>::clone(&store);
+    runtime.block_on(run(&dynamic, 256, Until::Writes(KEYS)))?;
     println!("fill: {KEYS} keys in {:.1} s", start.elapsed().as_secs_f64());
     for writers in [1, 16, 64, 256] {
-        let start = Instant::now();
-        let mut waits = runtime.block_on(run(&store, writers, Until::Time(start + time)))?;
-        let rate = waits.len() as f64 / start.elapsed().as_secs_f64();
-        waits.sort_unstable();
-        let at = |part: usize| waits[(waits.len() - 1) * part / 100].as_secs_f64() * 1e3;
-        println!(
-            "{writers:>4} in flight: {rate:>7.0} writes/s  p50 {:.2} ms  p99 {:.2} ms  ({:.2} writes per sync the disk could do)",
-            at(50),
-            at(99),
-            rate / syncs
-        );
+        let rate = step(&runtime, &dynamic, writers, time)?;
+        println!("                {:.2} writes per sync the disk could do", rate / syncs);
     }
+    drop(dynamic);
     println!("{:?}", store.stats());
     drop(store);
     let start = Instant::now();
     let store = Embedded::open(dir.join("store"), options)?;
     println!("open: {} keys in {:.2} s", store.stats().entries, start.elapsed().as_secs_f64());
     Ok(())
+}
+
+fn bench_etcd(urls: Vec<String>, time: Duration) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let store: Arc<dyn Store> = runtime.block_on(Etcd::open(etcd::Options::new(urls)))?;
+    for writers in [1, 16, 64, 256] {
+        step(&runtime, &store, writers, time)?;
+    }
+    Ok(())
+}
+
+/// One line; answers the writes a second.
+fn step(
+    runtime: &tokio::runtime::Runtime,
+    store: &Arc<dyn Store>,
+    writers: u64,
+    time: Duration,
+) -> Result<f64, Failure> {
+    let start = Instant::now();
+    let mut waits = runtime.block_on(run(store, writers, Until::Time(start + time)))?;
+    let rate = waits.len() as f64 / start.elapsed().as_secs_f64();
+    waits.sort_unstable();
+    let at = |part: usize| waits[(waits.len() - 1) * part / 100].as_secs_f64() * 1e3;
+    println!("{writers:>4} in flight: {rate:>7.0} writes/s  p50 {:.2} ms  p99 {:.2} ms", at(50), at(99));
+    Ok(rate)
 }
 
 /// Synced writes a second of the disk alone.
@@ -84,7 +107,7 @@ enum Until {
 }
 
 /// Lets `writers` write; answers how long each write took.
-async fn run(store: &Arc<Embedded>, writers: u64, until: Until) -> Result<Vec<Duration>, Failure> {
+async fn run(store: &Arc<dyn Store>, writers: u64, until: Until) -> Result<Vec<Duration>, Failure> {
     let tasks: Vec<_> = (0..writers)
         .map(|writer| {
             let store = Arc::clone(store);

@@ -5,10 +5,13 @@
 
 pub mod cache;
 pub mod embedded;
+pub mod etcd;
+mod sinks;
 pub mod store;
 
 pub use cache::{Cache, Event, Meta, Object, Snapshot, Watcher};
 pub use embedded::Embedded;
+pub use etcd::Etcd;
 pub use store::{
     Attached, Change, ChangeKind, Compare, Entry, Error, Op, Payload, Progress, Range, Result, Revision, Sink, Store,
 };

@@ -227,6 +227,9 @@ pub enum Error {
         /// Bytes kept free.
         reserve: u64,
     },
+    /// The store takes no value of this size. Nothing of the write was kept.
+    #[error("the object is larger than the store takes: {0}")]
+    TooLarge(String),
     /// The store cannot take writes (disk full, read-only, I/O error). Nothing of the write was kept.
     #[error("storage is unavailable: {0}")]
     Unavailable(String),
@@ -259,6 +262,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// key's modification revision); [`Store::attach`] is a task that reads the prefix, then watches, and moves [`Progress`]
 /// by reading the remote revision when somebody waits.
 pub trait Store: Send + Sync + 'static {
+    /// Whether other processes write to it too. What this process remembers of its own writes is not the whole then.
+    fn shared(&self) -> bool {
+        false
+    }
+
     /// The latest durable revision.
     fn revision(&self) -> BoxFuture<'_, Result<Revision>>;
 

@@ -52,13 +52,20 @@ pub(crate) struct Api {
     data: PathBuf,
     log: PathBuf,
     port: u16,
+    more: Vec<String>,
 }
 
 impl Api {
     /// Starts a server on `data` and waits until it is ready.
     pub(crate) async fn start(data: &Path, log: &Path) -> Result<Self> {
-        let port = free_port()?;
-        let mut api = Self { child: spawn(data, log, port)?, data: data.to_owned(), log: log.to_owned(), port };
+        Self::start_with(data, log, &[]).await
+    }
+
+    /// As [`Api::start`], with further arguments.
+    pub(crate) async fn start_with(data: &Path, log: &Path, more: &[String]) -> Result<Self> {
+        let (port, more) = (free_port()?, more.to_vec());
+        let child = spawn(data, log, port, &more)?;
+        let mut api = Self { child, data: data.to_owned(), log: log.to_owned(), port, more };
         api.await_ready().await?;
         Ok(api)
     }
@@ -111,7 +118,7 @@ impl Api {
 
     /// A new process on the same data and port.
     pub(crate) async fn restart(&mut self) -> Result<()> {
-        self.child = spawn(&self.data, &self.log, self.port)?;
+        self.child = spawn(&self.data, &self.log, self.port, &self.more)?;
         self.await_ready().await
     }
 }
@@ -124,10 +131,10 @@ impl Drop for Api {
     }
 }
 
-fn spawn(data: &Path, log: &Path, port: u16) -> Result<Child> {
+fn spawn(data: &Path, log: &Path, port: u16, more: &[String]) -> Result<Child> {
     let log = File::options().create(true).append(true).open(log)?;
     let listen = format!("127.0.0.1:{port}");
     let mut c = Command::new(binary()?);
-    c.args(["--log", "warn", "apiserver", "--no-kubeconfig", "--listen", &listen, "--data-dir"]).arg(data);
+    c.args(["--log", "warn", "apiserver", "--no-kubeconfig", "--listen", &listen, "--data-dir"]).arg(data).args(more);
     Ok(c.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?)
 }

@@ -147,6 +147,47 @@ impl Candidate {
     }
 }
 
+/// Runs `work` while this process holds the Lease, again each time it gets it, until `stop`. What is lost is ended first:
+/// `work` hears of it by its token, and must be over before the Lease is asked for again.
+///
+/// # Errors
+/// Those of `work`, and when it does not end in time.
+pub async fn while_leading<F>(
+    client: Client,
+    lease: &str,
+    stop: &CancellationToken,
+    work: impl Fn(CancellationToken) -> F,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let mut candidate = Candidate::new(client, lease);
+    while candidate.lead(stop).await {
+        let inner = stop.child_token();
+        let work = work(inner.clone());
+        tokio::pin!(work);
+        tokio::select! {
+            ended = &mut work => {
+                if stop.is_cancelled() {
+                    // Others need not wait until it runs out.
+                    let _ = tokio::time::timeout(PERIOD, candidate.release()).await;
+                }
+                return ended;
+            }
+            () = candidate.hold(stop) => {}
+        }
+        inner.cancel();
+        match tokio::time::timeout(DEADLINE, work).await {
+            Ok(ended) => ended?,
+            Err(_) => anyhow::bail!("leadership of {lease} was lost, and its work does not end"),
+        }
+        if stop.is_cancelled() {
+            break;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

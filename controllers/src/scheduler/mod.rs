@@ -41,6 +41,7 @@ use self::volumes::{Choice, Storage, Wants};
 use crate::controllers::pods;
 use crate::runtime::events::{Level, Recorder};
 use crate::runtime::informer::{Change, Informer, key_of};
+use crate::runtime::leader::while_leading;
 use crate::runtime::{now, worker};
 
 /// The name that pods ask for this scheduler by.
@@ -94,11 +95,18 @@ struct Scheduler {
     policy: Mutex<(Policy, String)>,
 }
 
-/// Runs the scheduler until `stop`.
+/// Runs the scheduler until `stop`; with `leader_elect`, while this process leads.
 ///
 /// # Errors
 /// When pods and nodes cannot be listed in time.
-pub async fn run(client: Client, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(client: Client, leader_elect: bool, stop: CancellationToken) -> anyhow::Result<()> {
+    if !leader_elect {
+        return work(client, stop).await;
+    }
+    while_leading(client.clone(), "kube-scheduler", &stop, |inner| work(client.clone(), inner)).await
+}
+
+async fn work(client: Client, stop: CancellationToken) -> anyhow::Result<()> {
     let s = Arc::new(Scheduler {
         events: Recorder::start(client.clone(), NAME),
         client: client.clone(),

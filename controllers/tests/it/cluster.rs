@@ -54,7 +54,7 @@ impl Cluster {
         let s = server.clone();
         tokio::spawn(skiff_controllers::run(move |name| s.client(identity(name)), config, stop.clone()));
         let scheduler = server.client(identity("system:kube-scheduler"));
-        tokio::spawn(skiff_controllers::scheduler::run(scheduler, stop.clone()));
+        tokio::spawn(skiff_controllers::scheduler::run(scheduler, false, stop.clone()));
         Self { client, server, _stop: stop.drop_guard(), _dir: dir }
     }
 

@@ -5,6 +5,8 @@
 //! are brought back to the policy unless `rbac.authorization.kubernetes.io/autoupdate` is "false"; the rest is only made
 //! when missing.
 
+mod peers;
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -270,16 +272,7 @@ async fn kubernetes_service(server: &Arc<Inner>) -> Result<(), Status> {
                 {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53}]},
         "status": {"loadBalancer": {}}});
     ensure(server, "", "services", dns).await?;
-    let endpoints = json!({"kind": "Endpoints", "apiVersion": "v1",
-        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": address.to_string()}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]});
-    let slice = json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
-        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": family,
-        "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": port, "protocol": "TCP"}]});
-    overwrite(server, "", "endpoints", endpoints, "subsets").await?;
-    overwrite(server, "discovery.k8s.io", "endpointslices", slice, "endpoints").await
+    peers::start(server).await
 }
 
 /// Creates the object, or replaces it when `part` differs.

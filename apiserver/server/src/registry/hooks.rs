@@ -43,11 +43,15 @@ pub trait Hooks: Send + Sync {
     /// (a Service's addresses).
     fn patch_allocated(&self, _new: &mut Value, _old: &Value) {}
 
-    /// After an update is stored.
-    fn after_update(&self, _server: &Arc<Inner>, _new: &Value, _old: &Value) {}
+    /// After an update is stored, before it is answered.
+    fn after_update<'a>(&'a self, _server: &'a Arc<Inner>, _new: &'a Value, _old: &'a Value) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
 
-    /// After an object is gone from the store.
-    fn after_delete(&self, _server: &Arc<Inner>, _obj: &Value) {}
+    /// After an object is gone from the store, before that is answered.
+    fn after_delete<'a>(&'a self, _server: &'a Arc<Inner>, _obj: &'a Value) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
 
     /// Whether this object may be deleted at all; `Some` refuses.
     fn refuse_delete(&self, _name: &str) -> Option<Status> {

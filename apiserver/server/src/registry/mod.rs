@@ -239,6 +239,7 @@ pub fn storage_error(e: skiff_storage::Error) -> Status {
             let what = format!("{e}. Free space on the disk of the data directory, or delete objects");
             Status::new(507, "InsufficientStorage", what)
         }
+        e @ Error::TooLarge(_) => Status::too_large(e.to_string()),
         e @ (Error::Unavailable(_) | Error::Closed) => Status::unavailable(e.to_string()).retry_after(1),
     }
 }

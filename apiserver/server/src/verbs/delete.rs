@@ -109,7 +109,7 @@ async fn delete_one(
                 };
                 return Ok(match outcome {
                     Outcome::Gone(v) => {
-                        kind.hooks.after_delete(server, &v);
+                        kind.hooks.after_delete(server, &v).await;
                         Outcome::Gone(v)
                     }
                     Outcome::Pending(v) => Outcome::Pending(stamp(v)),

@@ -313,7 +313,7 @@ pub async fn update(
         }
         return match objects.store.commit(&old_object.key, Compare::At(old_object.revision), Op::Delete).await {
             Ok(revision) => {
-                kind.hooks.after_delete(server, &new);
+                kind.hooks.after_delete(server, &new).await;
                 meta::meta_mut(&mut new).insert("resourceVersion".into(), revision.to_string().into());
                 Ok(Attempt::Done(answer(Content::Parsed(new))))
             }
@@ -345,7 +345,7 @@ pub async fn update(
     }
     match objects.store.commit(&old_object.key, Compare::At(old_object.revision), Op::Put(payload.clone())).await {
         Ok(revision) => {
-            kind.hooks.after_update(server, &new, &old);
+            kind.hooks.after_update(server, &new, &old).await;
             Ok(Attempt::Done(answer(Content::Stored(payload.stamp(revision)))))
         }
         Err(Error::Conflict { .. }) => {

@@ -3,16 +3,15 @@
 //! There is no timer: while one sync runs, the next batch forms by itself. An error, or a panic out of the database, ends
 //! the store: a sync that failed may have dropped the pages it was to write, so trying it again would prove nothing.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Shared;
 use super::disk::{Disk, Forget};
 use super::sequencer::Pending;
-use crate::store::{Change, Error, Result, Revision, Sink};
+use crate::store::{Change, Error, Result, Revision};
 
 /// Changes in one transaction at most: beyond that the sync is amortised and only latency grows.
 const BATCH_CHANGES: usize = 512;
@@ -21,46 +20,6 @@ const BATCH_BYTES: usize = 2 << 20;
 /// History forgotten in one transaction at most, beside writes and alone.
 const FORGET_BESIDE: usize = 2 * BATCH_CHANGES;
 const FORGET_ALONE: usize = 8 * BATCH_CHANGES;
-
-/// Sinks by the prefix they listen to.
-#[derive(Default)]
-pub(super) struct Sinks(HashMap<Box<str>, Vec<Weak<dyn Sink>>>);
-
-impl Sinks {
-    pub(super) fn add(&mut self, prefix: &str, sink: Weak<dyn Sink>) {
-        let list = self.0.entry(prefix.into()).or_default();
-        list.retain(|s| s.strong_count() > 0);
-        list.push(sink);
-    }
-
-    fn each(&mut self) -> impl Iterator<Item = Arc<dyn Sink>> + '_ {
-        self.0.retain(|_, list| {
-            list.retain(|s| s.strong_count() > 0);
-            !list.is_empty()
-        });
-        self.0.values().flatten().filter_map(Weak::upgrade)
-    }
-
-    /// Hands each sink its part of the batch; answers those who got something.
-    fn apply(&self, changes: &[Arc<Change>]) -> Vec<Arc<dyn Sink>> {
-        let mut parts: HashMap<&str, Vec<Arc<Change>>> = HashMap::new();
-        for change in changes {
-            for (at, _) in change.key.match_indices('/') {
-                if let Some((prefix, _)) = self.0.get_key_value(&change.key[..=at]) {
-                    parts.entry(prefix).or_default().push(Arc::clone(change));
-                }
-            }
-        }
-        let mut told = Vec::new();
-        for (prefix, part) in parts {
-            for sink in self.0[prefix].iter().filter_map(Weak::upgrade) {
-                sink.apply(&part);
-                told.push(sink);
-            }
-        }
-        told
-    }
-}
 
 /// What the next turn is to do.
 struct Work {

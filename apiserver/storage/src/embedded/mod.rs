@@ -29,11 +29,11 @@ use futures::stream::{self, BoxStream, StreamExt};
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use self::committer::Sinks;
 use self::disk::Disk;
 use self::live::{Bounds, Live};
 use self::sequencer::{Pending, Sequencer, Verdict};
 use self::space::Space;
+use crate::sinks::Sinks;
 use crate::store::{Attached, BuildSink, Change, Compare, Entry, Error, Op, Progress, Range, Result, Revision, Store};
 
 /// KiB of values that may wait for the disk; more writers wait for room.

@@ -5,6 +5,8 @@
 mod cache;
 mod crash;
 mod embedded;
+mod etcd;
+mod etcd_cluster;
 mod faults;
 mod model;
 mod suite;
