@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -24,8 +25,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
-    accounts, aggregation, bootstrap, certificates, cronjob, daemonset, deployment, disruption, endpoints, garbage,
-    job, mirror, namespace, node, outside, podgc, pods, policies, quota, replicas, statefulset, tokens, volumes,
+    accounts, aggregation, autoscaling, bootstrap, certificates, cronjob, daemonset, deployment, disruption, endpoints,
+    garbage, job, mirror, namespace, node, outside, podgc, pods, policies, quota, replicas, statefulset, tokens,
+    volumes,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::while_leading;
@@ -100,6 +102,7 @@ pub(crate) struct Informers {
     pub(crate) crons: Informer<CronJob>,
     pub(crate) volumes: Informer<PersistentVolume>,
     pub(crate) classes: Informer<StorageClass>,
+    pub(crate) autoscalers: Informer<HorizontalPodAutoscaler>,
 }
 
 impl Informers {
@@ -139,6 +142,7 @@ impl Informers {
             crons: Informer::default(),
             volumes: Informer::new(|v| volumes::claim_key(v).map(|k| volumes::claim_term(&k)).into_iter().collect()),
             classes: Informer::default(),
+            autoscalers: Informer::default(),
         }
     }
 }
@@ -270,6 +274,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
                 replication: i.replication.clone(),
             },
         ),
+        autoscaling::Controller::new(own(client, "horizontal-pod-autoscaler"), i.autoscalers.clone(), i.pods.clone()),
         job::Controller::new(own(client, "job-controller"), i.jobs.clone(), i.pods.clone()),
         cronjob::Controller::new(own(client, "cronjob-controller"), i.crons.clone(), i.jobs.clone()),
         job::ttl::Controller::new(own(client, "ttl-after-finished-controller"), i.jobs.clone()),
@@ -336,6 +341,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow(&mut followed, "cronjobs", &i.crons, &shared, stop);
     follow(&mut followed, "persistentvolumes", &i.volumes, &shared, stop);
     follow(&mut followed, "storageclasses", &i.classes, &shared, stop);
+    follow(&mut followed, "horizontalpodautoscalers", &i.autoscalers, &shared, stop);
     for (name, synced) in followed {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),

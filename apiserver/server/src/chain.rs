@@ -347,6 +347,12 @@ async fn dispatch(
     };
     let offer = if t.verb == Verb::Watch { Offer { yaml: false, stream: true, ..offer } } else { offer };
     let form = negotiate(Some(&accept), pretty, offer)?;
+    if matches!(t.verb, Verb::Get | Verb::List)
+        && let Some(computed) = kind.hooks.computed(server, call)
+    {
+        let value = computed.await?;
+        return respond::write(Answer::Value { code: 200, value, model: None }, form, call);
+    }
     let answer = match t.verb {
         Verb::Get => get::get(&kind, call).await?,
         Verb::List => {

@@ -263,7 +263,7 @@ fn catalog(registry: &Registry) -> skiff_core::discovery::Catalog {
         }
         resource
     };
-    let custom: Vec<_> = registry.custom().iter().map(shown).collect();
+    let custom: Vec<_> = registry.beside().iter().map(shown).collect();
     skiff_core::discovery::Catalog::new(&custom)
 }
 

@@ -81,6 +81,36 @@ impl Kubelets {
     }
 }
 
+impl Kubelets {
+    /// Reads a whole document of a node agent, of `limit` bytes at most. The caller bounds the time.
+    ///
+    /// # Errors
+    /// 503 when the node cannot be reached or does not answer with 200.
+    pub async fn fetch(&self, address: IpAddr, port: u16, path: &str, limit: usize) -> Result<Bytes, Status> {
+        let broken = |e: &dyn std::fmt::Display| Status::unavailable(format!("error trying to reach node: {e}"));
+        let io = self.connect(address, port).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(|e| broken(&e))?;
+        let request = Request::builder().uri(path).header(HOST, format!("{address}:{port}"));
+        let request = request.body(Full::<Bytes>::default()).map_err(|e| broken(&e))?;
+        // The connection is driven here, so that it ends with whoever asked.
+        let exchange = async {
+            let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
+            if answer.status() != StatusCode::OK {
+                return Err(broken(&answer.status()));
+            }
+            let body = http_body_util::Limited::new(answer.into_body(), limit).collect().await;
+            body.map(http_body_util::Collected::to_bytes).map_err(|e| broken(&e))
+        };
+        let mut exchange = std::pin::pin!(exchange);
+        tokio::select! {
+            biased;
+            r = &mut exchange => r,
+            _ = connection => exchange.await,
+        }
+    }
+}
+
 /// What is passed on to a backend.
 pub struct Forward<'a> {
     /// Method.

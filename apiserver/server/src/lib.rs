@@ -26,6 +26,7 @@ pub mod server;
 pub mod services;
 pub mod subresources;
 pub mod tls;
+pub mod usage;
 pub mod verbs;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -106,8 +107,8 @@ impl Builder {
     }
 
     /// Makes what this cluster's own components need beyond upstream's objects: the StorageClass `standard`, the default,
-    /// of the provisioner that the controllers bring along, and the scheduler's right to read its placement policy.
-    /// Default: neither, as upstream's server.
+    /// of the provisioner that the controllers bring along, the scheduler's right to read its placement policy, and
+    /// `metrics.k8s.io`. Default: none of it, as upstream's server.
     #[must_use]
     pub fn extras(mut self) -> Self {
         self.extras = true;
@@ -123,7 +124,10 @@ impl Builder {
             Some(p) => p,
             None => Arc::new(Pki::ephemeral()?),
         };
-        let registry = built_in(&self.store).await?;
+        let mut registry = built_in(&self.store).await?;
+        if self.extras {
+            usage::register(&mut registry);
+        }
         let config = Config {
             advertise: self.advertise,
             service_cidr: self.service_cidr,

@@ -47,6 +47,8 @@ pub struct Inner {
     pub tokens: Tokens,
     /// Counters.
     pub metrics: Metrics,
+    /// What nodes and pods use.
+    pub usage: crate::usage::Usage,
     /// Addresses and ports of Services.
     pub addresses: Addresses,
     /// Connections to node agents.
@@ -87,6 +89,7 @@ impl Inner {
             registry: ArcSwap::from_pointee(registry),
             tokens,
             metrics: Metrics::default(),
+            usage: crate::usage::Usage::default(),
             kubelets,
             outward: crate::outward::Outward::default(),
             dynamic: crate::admission::Dynamic::default(),

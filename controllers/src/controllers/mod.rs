@@ -2,6 +2,7 @@
 
 pub mod accounts;
 pub mod aggregation;
+pub mod autoscaling;
 pub mod bootstrap;
 pub mod certificates;
 pub mod cronjob;

@@ -101,7 +101,20 @@ pub async fn extras(server: &Arc<Inner>) -> Result<(), Status> {
         "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "system:kube-scheduler"}],
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "skiff::scheduler-policy"}});
     reconcile_policy(server, "rolebindings", binding).await?;
+    usage(server).await?;
     ingress(server).await
+}
+
+/// What says that `metrics.k8s.io` is served here, and who may read it: whoever may view.
+async fn usage(server: &Arc<Inner>) -> Result<(), Status> {
+    use crate::usage::{GROUP, VERSION};
+    let to = |role: &str| format!("rbac.authorization.k8s.io/aggregate-to-{role}");
+    let role = json!({"kind": "ClusterRole", "apiVersion": "rbac.authorization.k8s.io/v1",
+        "metadata": {"name": "system:aggregated-metrics-reader", "annotations": {AUTOUPDATE: "true"},
+            "labels": {to("admin"): "true", to("edit"): "true", to("view"): "true"}},
+        "rules": [{"verbs": ["get", "list", "watch"], "apiGroups": [GROUP], "resources": ["pods", "nodes"]}]});
+    reconcile_policy(server, "clusterroles", role).await?;
+    api_service(server, GROUP, VERSION, 100, 100).await
 }
 
 /// The ingress class that Ingresses without one get, and the rights of the gateway (the proxy of a server) and of the
@@ -236,18 +249,23 @@ async fn api_services(server: &Arc<Inner>) -> Result<(), Status> {
             ("autoscaling", "v2") => 30,
             _ => 15,
         };
-        let mut spec = json!({"version": version, "groupPriorityMinimum": priority, "versionPriority": rank});
-        if !group.is_empty() {
-            spec["group"] = group.into();
-        }
-        let obj = json!({"kind": "APIService", "apiVersion": "apiregistration.k8s.io/v1",
-            "metadata": {"name": format!("{version}.{group}"), "labels": {"kube-aggregator.kubernetes.io/automanaged": "onstart"}},
-            "spec": spec,
-            "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local",
-                "lastTransitionTime": crate::verbs::write::now(), "message": "Local APIServices are always available"}]}});
-        ensure(server, "apiregistration.k8s.io", "apiservices", obj).await?;
+        api_service(server, group, version, *priority, rank).await?;
     }
     Ok(())
+}
+
+/// The APIService of a group-version that is served here.
+async fn api_service(server: &Arc<Inner>, group: &str, version: &str, priority: i64, rank: i64) -> Result<(), Status> {
+    let mut spec = json!({"version": version, "groupPriorityMinimum": priority, "versionPriority": rank});
+    if !group.is_empty() {
+        spec["group"] = group.into();
+    }
+    let obj = json!({"kind": "APIService", "apiVersion": "apiregistration.k8s.io/v1",
+        "metadata": {"name": format!("{version}.{group}"), "labels": {"kube-aggregator.kubernetes.io/automanaged": "onstart"}},
+        "spec": spec,
+        "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local",
+            "lastTransitionTime": crate::verbs::write::now(), "message": "Local APIServices are always available"}]}});
+    ensure(server, "apiregistration.k8s.io", "apiservices", obj).await
 }
 
 /// The Service of the API server, with its endpoints: the address may have changed since the last start.

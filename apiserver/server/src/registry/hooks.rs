@@ -7,6 +7,7 @@ use serde_json::Value;
 use skiff_core::status::Status;
 
 use crate::server::Inner;
+use crate::verbs::Call;
 
 /// Undoes what a hook reserved, when the write did not happen.
 pub type Undo = Option<Box<dyn FnOnce() + Send>>;
@@ -51,6 +52,15 @@ pub trait Hooks: Send + Sync {
     /// After an object is gone from the store, before that is answered.
     fn after_delete<'a>(&'a self, _server: &'a Arc<Inner>, _obj: &'a Value) -> BoxFuture<'a, ()> {
         Box::pin(async {})
+    }
+
+    /// The answer to a `get` or `list` of a resource that is computed when it is asked for; `None` when objects are stored.
+    fn computed<'a>(
+        &'a self,
+        _server: &'a Arc<Inner>,
+        _call: &'a Call,
+    ) -> Option<BoxFuture<'a, Result<Value, Status>>> {
+        None
     }
 
     /// Whether this object may be deleted at all; `Some` refuses.

@@ -361,6 +361,15 @@ impl Registry {
         found
     }
 
+    /// The kinds beside the built-in table: those that definitions make, and those that are computed.
+    #[must_use]
+    pub fn beside(&self) -> Vec<Arc<Kind>> {
+        let mut found = self.custom();
+        let computed = self.iter().filter(|k| k.group() == crate::usage::GROUP);
+        found.extend(computed.filter(|k| k.strategy.published().is_none()).cloned());
+        found
+    }
+
     /// Every kind.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Kind>> {
         self.kinds.values().flat_map(HashMap::values).flat_map(HashMap::values)
