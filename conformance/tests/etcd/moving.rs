@@ -12,19 +12,19 @@ use crate::etcd_cluster::{Cluster, available};
 use crate::process::{Api, run};
 use crate::{copy_keys, flags};
 
-/// All config maps by namespace and name: uid, data, and the resourceVersion.
+/// The config maps by name: uid, data, and the resourceVersion.
 type Seen = BTreeMap<String, (String, serde_json::Value, u64)>;
 
 async fn seen(api: &Api) -> Result<Seen> {
-    let maps: Objects<ConfigMap> = Objects::all(api.client().await?);
+    // Those of the other namespaces are the server's: they say where it is.
+    let maps: Objects<ConfigMap> = Objects::default_namespaced(api.client().await?);
     let list = maps.list(&ListParams::default()).await?;
     list.items
         .into_iter()
         .map(|m| {
             let (meta, data) = (m.metadata, serde_json::to_value(m.data)?);
             let version = meta.resource_version.context("no version")?.parse()?;
-            let key = format!("{}/{}", meta.namespace.unwrap_or_default(), meta.name.unwrap_or_default());
-            anyhow::Ok((key, (meta.uid.unwrap_or_default(), data, version)))
+            anyhow::Ok((meta.name.unwrap_or_default(), (meta.uid.unwrap_or_default(), data, version)))
         })
         .collect()
 }
@@ -41,9 +41,10 @@ async fn make(api: &Api, from: usize, to: usize) -> Result<()> {
 
 /// The same objects; every version above all that was ever given before.
 fn moved(before: &Seen, after: &Seen) -> Result<()> {
-    let identity =
-        |s: &Seen| s.iter().map(|(k, (uid, data, _))| (k.clone(), uid.clone(), data.clone())).collect::<Vec<_>>();
-    ensure!(identity(before) == identity(after), "{before:?}\n{after:?}");
+    ensure!(before.keys().eq(after.keys()), "{:?}\n{:?}", before.keys(), after.keys());
+    for (name, (uid, data, _)) in before {
+        ensure!((uid, data) == (&after[name].0, &after[name].1), "{name} is another one");
+    }
     let highest = before.values().map(|v| v.2).max().unwrap_or(0);
     for (key, (.., version)) in after {
         ensure!(*version > highest, "{key} is at {version}, and {highest} was given before");

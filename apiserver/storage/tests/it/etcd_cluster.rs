@@ -3,6 +3,7 @@
 //! The system test of several servers (conformance/tests/etcd) includes this file too.
 
 #![allow(dead_code)] // Each of the two programs uses a part.
+#![allow(clippy::unwrap_used)] // In a test a panic is the report.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
