@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt};
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, WARNING};
 use http::{HeaderMap, Method};
 use http_body_util::{BodyExt, Limited};
@@ -20,6 +20,7 @@ use crate::auth::rbac::Attributes;
 use crate::auth::{self, User};
 use crate::body::Body;
 use crate::discovery;
+use crate::metrics::Metrics;
 use crate::negotiate::{Encoding, Form, Offer, View, negotiate, routable};
 use crate::registry::Kind;
 use crate::request::{Query, ResourceRequest, Target, Verb};
@@ -49,7 +50,7 @@ where
     let begun = Instant::now();
     let method = request.method().clone();
     let audit = audit_id(request.headers());
-    let seen = server.metrics.begin();
+    let seen = server.metrics.begin(&method);
     // A panicking handler costs one answer, not the process.
     let answered = AssertUnwindSafe(pass(Arc::clone(&server), request)).catch_unwind().await;
     let (mut response, label) = answered.unwrap_or_else(|_| {
@@ -60,8 +61,26 @@ where
     if let Ok(v) = HeaderValue::from_str(&audit) {
         response.headers_mut().insert(HeaderName::from_static("audit-id"), v);
     }
-    server.metrics.end(seen, &method, &label, response.status().as_u16(), begun.elapsed());
+    if label.long {
+        response = lasting(&server, &label, response);
+    }
+    server.metrics.end(&seen, &label, response.status().as_u16(), begun.elapsed());
     response
+}
+
+/// Counts an answer that goes on for as long as its body lives.
+fn lasting(server: &Arc<Inner>, label: &Label, response: Response) -> Response {
+    let (parts, body) = response.into_parts();
+    let body = match body {
+        Body::Stream(s) => {
+            let counted = Metrics::last(server, label);
+            Body::stream(s.inspect(move |_| {
+                let _until_dropped = &counted;
+            }))
+        }
+        other => other,
+    };
+    http::Response::from_parts(parts, body)
 }
 
 /// What metrics call a request.
@@ -75,6 +94,8 @@ pub struct Label {
     pub group: String,
     /// Version.
     pub version: String,
+    /// `resource`, `namespace` or `cluster`: how much the request is about.
+    pub scope: &'static str,
     /// Whether the request lasts (watch, exec, log -f).
     pub long: bool,
 }
@@ -128,6 +149,12 @@ where
     label.resource = target.full_resource().into_owned();
     label.group.clone_from(&target.group);
     label.version.clone_from(&target.version);
+    label.scope = match target.verb {
+        Verb::Create => "resource",
+        _ if !target.name.is_empty() => "resource",
+        _ if !target.namespace.is_empty() => "namespace",
+        _ => "cluster",
+    };
     label.long = target.verb == Verb::Watch;
     if let Err(s) = server.authorise(&user, &action) {
         return (respond::status(&s, plain), label);

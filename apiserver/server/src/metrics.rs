@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use http::Method;
 use parking_lot::Mutex;
 
 use crate::chain::Label;
+use crate::server::Inner;
 
 /// Upper bounds of the latency buckets in seconds: upstream's, fine below the 1 s objective for single objects.
 const BUCKETS: &[f64] = &[0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0];
@@ -19,6 +21,7 @@ struct Key {
     group: String,
     version: String,
     resource: String,
+    scope: &'static str,
     code: u16,
 }
 
@@ -64,6 +67,14 @@ pub struct WatchDelays {
     micros: AtomicU64,
 }
 
+impl Delays {
+    /// How many events were counted.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.counts.iter().map(|n| u64::from(*n)).sum()
+    }
+}
+
 impl WatchDelays {
     /// Adds the events of one piece.
     pub fn join(&self, piece: &Delays) {
@@ -82,35 +93,93 @@ pub struct Metrics {
     inflight_read: AtomicI64,
     inflight_write: AtomicI64,
     requests: Mutex<BTreeMap<Key, Series>>,
+    lasting: Mutex<BTreeMap<Key, i64>>,
+    events: Mutex<BTreeMap<(String, String, String), Arc<AtomicU64>>>,
 }
 
 /// A request in flight.
 #[derive(Debug)]
-pub struct Seen(());
+pub struct Seen {
+    mutates: bool,
+}
+
+/// A request whose answer goes on; counted until this is dropped.
+pub struct Lasting {
+    server: Arc<Inner>,
+    key: Key,
+}
+
+impl Drop for Lasting {
+    fn drop(&mut self) {
+        let mut all = self.server.metrics.lasting.lock();
+        if let Some(n) = all.get_mut(&self.key) {
+            *n -= 1;
+            if *n <= 0 {
+                all.remove(&self.key);
+            }
+        }
+    }
+}
+
+impl Key {
+    fn new(label: &Label, code: u16) -> Self {
+        Self {
+            verb: label.verb,
+            group: label.group.clone(),
+            version: label.version.clone(),
+            resource: label.resource.clone(),
+            scope: label.scope,
+            code,
+        }
+    }
+
+    /// The labels that all families of requests have.
+    fn labels(&self) -> String {
+        let (resource, sub) = self.resource.split_once('/').unwrap_or((&self.resource, ""));
+        format!(
+            "component=\"apiserver\",group=\"{}\",resource=\"{resource}\",scope=\"{}\",subresource=\"{sub}\",verb=\"{}\",version=\"{}\"",
+            self.group, self.scope, self.verb, self.version
+        )
+    }
+}
 
 /// Series kept at most; requests to unknown resources do not make new ones beyond it.
 const SERIES_MAX: usize = 4096;
 
 impl Metrics {
     /// Counts a request that begins.
-    pub fn begin(&self) -> Seen {
-        self.inflight_read.fetch_add(1, Ordering::Relaxed);
-        Seen(())
+    pub fn begin(&self, method: &Method) -> Seen {
+        let mutates = !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+        self.inflight(mutates).fetch_add(1, Ordering::Relaxed);
+        Seen { mutates }
+    }
+
+    fn inflight(&self, mutates: bool) -> &AtomicI64 {
+        if mutates { &self.inflight_write } else { &self.inflight_read }
+    }
+
+    /// Counts an answer that goes on.
+    #[must_use]
+    pub fn last(server: &Arc<Inner>, label: &Label) -> Lasting {
+        let key = Key::new(label, 0);
+        *server.metrics.lasting.lock().entry(key.clone()).or_default() += 1;
+        Lasting { server: Arc::clone(server), key }
+    }
+
+    /// The counter of events that are sent to watchers of a kind.
+    #[must_use]
+    pub fn watch_events(&self, group: &str, version: &str, kind: &str) -> Arc<AtomicU64> {
+        let key = (group.to_owned(), version.to_owned(), kind.to_owned());
+        Arc::clone(self.events.lock().entry(key).or_default())
     }
 
     /// Counts a request that is answered (its stream may go on).
-    pub fn end(&self, _seen: Seen, _method: &Method, label: &Label, code: u16, took: Duration) {
-        self.inflight_read.fetch_sub(1, Ordering::Relaxed);
+    pub fn end(&self, seen: &Seen, label: &Label, code: u16, took: Duration) {
+        self.inflight(seen.mutates).fetch_sub(1, Ordering::Relaxed);
         if label.verb.is_empty() {
             return;
         }
-        let key = Key {
-            verb: label.verb,
-            group: label.group.clone(),
-            version: label.version.clone(),
-            resource: label.resource.clone(),
-            code,
-        };
+        let key = Key::new(label, code);
         let mut all = self.requests.lock();
         if all.len() >= SERIES_MAX && !all.contains_key(&key) {
             return;
@@ -138,12 +207,8 @@ impl Metrics {
         );
         let all = self.requests.lock().clone();
         for (k, s) in &all {
-            let (resource, sub) = k.resource.split_once('/').unwrap_or((&k.resource, ""));
-            let _ = writeln!(
-                o,
-                "apiserver_request_total{{code=\"{}\",component=\"apiserver\",dry_run=\"\",group=\"{}\",resource=\"{resource}\",scope=\"\",subresource=\"{sub}\",verb=\"{}\",version=\"{}\"}} {}",
-                k.code, k.group, k.verb, k.version, s.count
-            );
+            let (labels, code, n) = (k.labels(), k.code, s.count);
+            let _ = writeln!(o, "apiserver_request_total{{code=\"{code}\",dry_run=\"\",{labels}}} {n}");
         }
         let _ = writeln!(
             o,
@@ -153,11 +218,7 @@ impl Metrics {
             if k.verb == "WATCH" {
                 continue;
             }
-            let (resource, sub) = k.resource.split_once('/').unwrap_or((&k.resource, ""));
-            let labels = format!(
-                "component=\"apiserver\",dry_run=\"\",group=\"{}\",resource=\"{resource}\",scope=\"\",subresource=\"{sub}\",verb=\"{}\",version=\"{}\",code=\"{}\"",
-                k.group, k.verb, k.version, k.code
-            );
+            let labels = format!("dry_run=\"\",{},code=\"{}\"", k.labels(), k.code);
             for (b, n) in BUCKETS.iter().zip(s.buckets) {
                 let _ = writeln!(o, "apiserver_request_duration_seconds_bucket{{{labels},le=\"{b}\"}} {n}");
             }
@@ -179,6 +240,25 @@ impl Metrics {
             "apiserver_current_inflight_requests{{request_kind=\"mutating\"}} {}",
             self.inflight_write.load(Ordering::Relaxed).max(0)
         );
+        let _ = writeln!(
+            o,
+            "# HELP apiserver_longrunning_requests Watches that are open now.\n# TYPE apiserver_longrunning_requests gauge"
+        );
+        for (k, n) in self.lasting.lock().iter() {
+            let _ = writeln!(o, "apiserver_longrunning_requests{{{}}} {n}", k.labels());
+        }
+        let _ = writeln!(
+            o,
+            "# HELP apiserver_watch_events_total Events sent to watchers by kind.\n# TYPE apiserver_watch_events_total counter"
+        );
+        for ((group, version, kind), n) in self.events.lock().iter() {
+            let n = n.load(Ordering::Relaxed);
+            let _ = writeln!(
+                o,
+                "apiserver_watch_events_total{{group=\"{group}\",kind=\"{kind}\",version=\"{version}\"}} {n}"
+            );
+        }
+        process(o);
         let _ = writeln!(
             o,
             "# HELP skiff_watch_delay_seconds Time from an event's commit to its sending to a watcher.\n# TYPE skiff_watch_delay_seconds histogram"
@@ -213,5 +293,70 @@ impl Metrics {
             crate::discovery::GIT_VERSION
         );
         out
+    }
+}
+
+/// Bytes of a page and clock ticks of a second, as on every Linux this program is built for.
+const PAGE: u64 = 4096;
+const TICKS: f64 = 100.0;
+
+/// What the process uses, under the names of Prometheus' client libraries. What cannot be read is left out.
+fn process(o: &mut String) {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{name}")).unwrap_or_default();
+    let stat = read("self/stat");
+    // The name in parentheses may have spaces: count from behind it.
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let field = |n: usize| fields.get(n - 3).and_then(|f| f.parse::<u64>().ok());
+    let boot = read("stat").lines().find_map(|l| l.strip_prefix("btime ")?.trim().parse::<u64>().ok());
+    let limit = read("self/limits")
+        .lines()
+        .find_map(|l| l.strip_prefix("Max open files")?.split_whitespace().next()?.parse::<f64>().ok());
+    let open = std::fs::read_dir("/proc/self/fd").ok().map(|d| d.count() as f64);
+    let cpu = field(14).zip(field(15)).map(|(user, system)| (user + system) as f64 / TICKS);
+    let started = boot.zip(field(22)).map(|(boot, ticks)| boot as f64 + ticks as f64 / TICKS);
+    let rows = [
+        ("process_cpu_seconds_total", "counter", "User and system CPU time in seconds.", cpu),
+        ("process_resident_memory_bytes", "gauge", "Resident memory in bytes.", field(24).map(|n| (n * PAGE) as f64)),
+        ("process_virtual_memory_bytes", "gauge", "Virtual memory in bytes.", field(23).map(|n| n as f64)),
+        ("process_open_fds", "gauge", "Open file descriptors.", open),
+        ("process_max_fds", "gauge", "Most open file descriptors.", limit),
+        ("process_start_time_seconds", "gauge", "Start of the process since 1970 in seconds.", started),
+    ];
+    for (name, kind, help, value) in rows {
+        if let Some(v) = value {
+            let _ = writeln!(o, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {v}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_and_writers_are_counted_apart() {
+        let m = Metrics::default();
+        let (read, write) = (m.begin(&Method::GET), m.begin(&Method::PATCH));
+        let line = |text: &str, kind: &str| {
+            let wanted = format!("apiserver_current_inflight_requests{{request_kind=\"{kind}\"}} ");
+            text.lines().find_map(|l| l.strip_prefix(&wanted).map(str::to_owned)).unwrap()
+        };
+        let text = m.render(&[]);
+        assert_eq!((line(&text, "readOnly"), line(&text, "mutating")), ("1".into(), "1".into()));
+        let label = Label {
+            verb: "PATCH",
+            resource: "pods/status".into(),
+            version: "v1".into(),
+            scope: "resource",
+            ..Label::default()
+        };
+        m.end(&write, &label, 200, Duration::from_millis(1));
+        let text = m.render(&[]);
+        assert_eq!((line(&text, "readOnly"), line(&text, "mutating")), ("1".into(), "0".into()));
+        assert!(text.contains("resource=\"pods\",scope=\"resource\",subresource=\"status\",verb=\"PATCH\""), "{text}");
+        m.end(&read, &Label::default(), 200, Duration::ZERO);
+        let number = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<f64>().ok()).unwrap();
+        assert!(number("process_resident_memory_bytes ") > 1e6 && number("process_open_fds ") >= 3.0);
+        assert!(number("process_start_time_seconds ") > 1.6e9);
     }
 }

@@ -29,6 +29,7 @@ use crate::pod::Manager;
 use auth::Identity;
 
 mod auth;
+mod cgroup;
 mod exec;
 mod logs;
 mod portforward;
@@ -155,7 +156,8 @@ async fn answer(server: Arc<Server>, identity: Option<Identity>, request: Reques
         }
         ["stats", "summary"] if get => stats::summary(&server).await,
         ["metrics"] if get => stats::metrics(&server).await,
-        ["metrics", "resource" | "cadvisor"] if get => stats::resource_metrics(&server).await,
+        ["metrics", "resource"] if get => stats::resource_metrics(&server).await,
+        ["metrics", "cadvisor"] if get => stats::cadvisor(&server).await,
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use futures::StreamExt;
@@ -9,7 +10,7 @@ use http::Response;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Body, Server, json, text};
+use super::{Body, Server, cgroup, json, text};
 use crate::runtime::{Container, State, Stats, label};
 
 /// Containers asked at the same time.
@@ -38,7 +39,11 @@ async fn collect(server: &Server) -> Vec<(Container, Stats)> {
     let runtime = &server.manager.shared.runtime;
     let running = runtime.list(None).await.unwrap_or_default().into_iter().filter(|c| c.state == State::Running);
     let asked = futures::stream::iter(running).map(|container| async move {
-        let stats = runtime.stats(&container.id).await.ok()?;
+        let read = cgroup::read(Path::new(cgroup::ROOT), &container.id);
+        let stats = match read {
+            Some(stats) => stats,
+            None => runtime.stats(&container.id).await.ok()?,
+        };
         Some((container, stats))
     });
     let found: Vec<_> = asked.buffer_unordered(CONCURRENT).filter_map(futures::future::ready).collect().await;
@@ -192,6 +197,76 @@ pub(crate) async fn resource_metrics(server: &Server) -> Response<Body> {
         "1 if there was an error while getting container metrics, 0 otherwise",
     );
     let _ = writeln!(out, "resource_scrape_error 0");
+    // Its old name, which older scrapers read.
+    family(&mut out, "scrape_error", "gauge", "1 if there was an error while getting container metrics, 0 otherwise");
+    let _ = writeln!(out, "scrape_error 0");
+    text(http::StatusCode::OK, out)
+}
+
+/// `/metrics/cadvisor`: each container, and each pod as the sum of its containers, under cAdvisor's names and labels.
+pub(crate) async fn cadvisor(server: &Server) -> Response<Body> {
+    let all = collect(server).await;
+    let now = Timestamp::now().as_millisecond();
+    // Labels, start, use.
+    let mut rows: Vec<(String, f64, Stats)> = Vec::new();
+    let mut pods: std::collections::BTreeMap<String, (f64, Stats)> = std::collections::BTreeMap::new();
+    for (c, stats) in &all {
+        let of = |name: &str| c.label(name).to_string();
+        let (uid, name) = (of(label::POD_UID), of(label::CONTAINER_NAME));
+        let place = format!("namespace=\"{}\",pod=\"{}\"", of(label::POD_NAMESPACE), of(label::POD_NAME));
+        let start = c.started.map_or(0.0, |s| s.as_millisecond() as f64 / 1e3);
+        if !name.is_empty() {
+            let (id, image) = (&c.id, &c.image);
+            let labels =
+                format!("container=\"{name}\",id=\"/kubepods/pod{uid}/{id}\",image=\"{image}\",name=\"{id}\",{place}");
+            rows.push((labels, start, stats.clone()));
+        }
+        let whole = format!("container=\"\",id=\"/kubepods/pod{uid}\",image=\"\",name=\"\",{place}");
+        let (first, sum) = pods.entry(whole).or_insert_with(|| (start, Stats::default()));
+        *first = first.min(start);
+        sum.cpu_nanos += stats.cpu_nanos;
+        sum.memory_usage += stats.memory_usage;
+        sum.memory_working_set += stats.memory_working_set;
+        sum.memory_rss += stats.memory_rss;
+        sum.pids += stats.pids;
+    }
+    rows.extend(pods.into_iter().map(|(labels, (start, sum))| (labels, start, sum)));
+    let mut out = String::new();
+    type Value = fn(&Stats) -> f64;
+    let families: [(&str, &str, &str, Value); 6] = [
+        ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", |s| {
+            s.cpu_nanos as f64 / 1e9
+        }),
+        ("container_memory_usage_bytes", "gauge", "Current memory usage in bytes.", |s| s.memory_usage as f64),
+        ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |s| {
+            s.memory_working_set as f64
+        }),
+        ("container_memory_rss", "gauge", "Size of RSS in bytes.", |s| s.memory_rss as f64),
+        ("container_spec_memory_limit_bytes", "gauge", "Memory limit for the container.", |s| s.memory_limit as f64),
+        ("container_threads", "gauge", "Number of threads running inside the container", |s| s.pids as f64),
+    ];
+    for (name, kind, help, value) in families {
+        family(&mut out, name, kind, help);
+        let cpu = if name.starts_with("container_cpu") { ",cpu=\"total\"" } else { "" };
+        for (labels, _, stats) in &rows {
+            let _ = writeln!(out, "{name}{{{labels}{cpu}}} {} {now}", value(stats));
+        }
+    }
+    family(
+        &mut out,
+        "container_start_time_seconds",
+        "gauge",
+        "Start time of the container since unix epoch in seconds.",
+    );
+    for (labels, start, _) in &rows {
+        let _ = writeln!(out, "container_start_time_seconds{{{labels}}} {start} {now}");
+    }
+    let (_, _, _, total) = node_usage();
+    family(&mut out, "machine_memory_bytes", "gauge", "Amount of memory installed on the machine.");
+    let _ = writeln!(out, "machine_memory_bytes {total}");
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    family(&mut out, "machine_cpu_cores", "gauge", "Number of logical CPU cores.");
+    let _ = writeln!(out, "machine_cpu_cores {cores}");
     text(http::StatusCode::OK, out)
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -145,6 +146,7 @@ pub async fn watch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &Call, form: For
         shutdown: Box::pin(server.shutdown.clone().cancelled_owned()),
         withdrawn: Box::pin(kind.ended.clone().cancelled_owned()),
         done: false,
+        events: server.metrics.watch_events(kind.group(), &kind.resource.version, &kind.resource.kind),
     };
     let body = futures::stream::unfold(stream, |mut s| async move { s.next().await.map(|b| (b, s)) });
     Ok(Answer::Http(open(form, Body::stream(body))))
@@ -296,6 +298,8 @@ struct Stream {
     /// Ends when the kind is served no more.
     withdrawn: Pin<Box<WaitForCancellationFutureOwned>>,
     done: bool,
+    /// Counts what is sent.
+    events: Arc<AtomicU64>,
 }
 
 impl Stream {
@@ -379,6 +383,7 @@ impl Stream {
             }
             if !out.is_empty() {
                 self.server.metrics.watch_delays.join(&delays);
+                self.events.fetch_add(delays.events(), Ordering::Relaxed);
                 let pace = pace(self.watcher.company());
                 self.pause = (!pace.is_zero()).then(|| Box::pin(tokio::time::sleep(pace)));
                 return Some(out.freeze());

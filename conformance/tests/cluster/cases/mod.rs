@@ -1,6 +1,7 @@
 //! What people do with a cluster, one case each.
 
 mod apart;
+mod autoscaling;
 mod basic;
 mod change;
 mod claims;
@@ -48,6 +49,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("grpc", probes::grpc),
     ("ingress", ingress::ingress),
     ("load_balancer", ingress::load_balancer),
+    ("autoscaling", autoscaling::autoscaling),
     ("jobs", workloads::jobs),
     ("job_and_crash", workloads::job_and_crash),
     ("sets", workloads::sets),
