@@ -7,6 +7,7 @@ mod claims;
 mod daily;
 mod faults;
 mod ingress;
+mod policies;
 mod probes;
 mod terminal;
 mod volumes;
@@ -48,6 +49,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("grpc", probes::grpc),
     ("ingress", ingress::ingress),
     ("load_balancer", ingress::load_balancer),
+    ("policies", policies::policies),
     ("jobs", workloads::jobs),
     ("job_and_crash", workloads::job_and_crash),
     ("sets", workloads::sets),
