@@ -14,8 +14,9 @@
 //! - Without policies there is no table, and only one idle watch.
 //!
 //! # Limits
-//! IPv4. The rules of a pod are loaded when its status first has its address, which is when its containers are being
-//! started: for some milliseconds a new pod is free. The table stays when the process ends, until [`crate::cleanup`].
+//! IPv4. The rules of a pod are loaded when its status first has its address. The agent writes that before it starts the
+//! containers, but does not wait for the rules: a pod's first packets may be quicker. The table stays when the process
+//! ends, until [`crate::cleanup`].
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
