@@ -1,7 +1,8 @@
 //! The service proxy and the cluster's name server of one node.
 //!
 //! What it is for: traffic to a Service reaches one of its endpoints ([`services`]), names of the cluster become
-//! addresses ([`dns`]), and packets find the pods of other nodes ([`nodes`]). The first two answer from one index ([`index`]) that two watches feed ([`watch`]); of the objects only
+//! addresses ([`dns`]), packets find the pods of other nodes ([`nodes`]), and what a NetworkPolicy forbids finds nobody
+//! ([`policy`]). The first two answer from one index ([`index`]) that two watches feed ([`watch`]); of the objects only
 //! a small part is kept ([`model`]).
 //!
 //! Limits: Linux with nftables; virtual addresses and endpoints of IPv4 (the name server gives IPv6 addresses too).
@@ -26,6 +27,7 @@ pub mod ingress;
 pub mod kube_dns;
 pub mod model;
 pub mod nodes;
+pub mod policy;
 pub mod services;
 pub mod watch;
 
@@ -117,8 +119,17 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
             IpAddr::V6(ip) => tracing::warn!(%ip, "no routes to other nodes: the node's address is not IPv4"),
         }
     };
+    let policies = policy::Frame {
+        node: config.node_name.clone(),
+        table: policy::table_name(&config.table),
+        resolver: match config.dns_address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        },
+    };
     tokio::join!(
         routes,
+        policy::run(client.clone(), policies, stop.clone()),
         watch::services(client.clone(), shared.clone(), stop.clone()),
         watch::slices(client.clone(), config.node_name.clone(), shared.clone(), stop.clone()),
         services::run(frame, shared.clone(), stop.clone()),
@@ -129,9 +140,10 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
     Ok(())
 }
 
-/// Removes what [`run`] left on the host: the table, the name server's address, and the leave to forward.
+/// Removes what [`run`] left on the host: the tables, the name server's address, and the leave to forward.
 pub async fn cleanup(config: &Config) -> anyhow::Result<()> {
     services::nft::remove(&config.table).await.context("remove the services' table")?;
+    services::nft::remove(&policy::table_name(&config.table)).await.context("remove the policies' table")?;
     host::remove_address(config.dns_address).await.context("remove the name server's address")?;
     host::refuse_forwarding().await;
     nodes::cleanup().await.context("remove the routes to other nodes' pods")?;

@@ -23,6 +23,8 @@ const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const CLIENT: &str = "192.0.2.9";
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 77);
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// Whether frames from port to port of a bridge pass the packet filter.
+const BRIDGED: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
 /// Where a connection is opened.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -148,11 +150,21 @@ impl World {
 
     /// The answer to a connection: which server, and which address it saw.
     fn ask(&self, from: From, to: impl Into<IpAddr>, port: u16) -> io::Result<(String, String)> {
+        self.ask_within(TIMEOUT, from, to, port)
+    }
+
+    fn ask_within(
+        &self,
+        limit: Duration,
+        from: From,
+        to: impl Into<IpAddr>,
+        port: u16,
+    ) -> io::Result<(String, String)> {
         let (enter, to) = (self.enter(from), SocketAddr::new(to.into(), port));
         let work = move || {
             enter();
-            let mut stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
-            stream.set_read_timeout(Some(TIMEOUT))?;
+            let mut stream = TcpStream::connect_timeout(&to, limit)?;
+            stream.set_read_timeout(Some(limit))?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             let (server, seen) = answer.split_once(' ').unwrap();
@@ -368,5 +380,104 @@ fn a_udp_client_moves_when_its_endpoint_is_gone() {
         drop(ask);
         client.join().unwrap();
         assert!(answers[0].starts_with("0 ") && answers[1].starts_with("1 "), "{answers:?}");
+    });
+}
+
+/// Policies in the kernel: what [`compile`](skiff_proxy::policy::compile) means is what packets meet.
+#[test]
+fn policies_judge_new_connections_by_their_endpoints() {
+    use skiff_proxy::policy::{Enforcer, Frame as Policies, compile, model};
+    if !nix::unistd::geteuid().is_root() || std::fs::read_to_string(BRIDGED).is_ok_and(|v| v.trim() != "1") {
+        eprintln!("skipped: needs root, and bridges that pass the packet filter");
+        return;
+    }
+    /// Long enough for a connection in one machine, and shorter than the kernel's second try.
+    const WAIT: Duration = Duration::from_millis(700);
+    with_world(|net| {
+        net.put(service(), &[0]);
+        let frame = Policies { node: "n".into(), table: "skp-policy".into(), resolver: Some(NODE) };
+        let mut enforcer = Enforcer::new(frame);
+        let mut world = model::World::default();
+        for (i, address) in PODS.iter().enumerate() {
+            let labels = [("pod".to_owned(), i.to_string())].into();
+            let ports = [("web".into(), Protocol::Tcp, 8080)].into();
+            world.pods.put(
+                id(&i.to_string()),
+                Some(model::Pod { labels, address: address.parse().unwrap(), ports, local: true }),
+            );
+        }
+        world.namespaces.put(Id { namespace: "".into(), name: "default".into() }, Some([].into()));
+        let mut enforce = |net: &mut World, policies: &[serde_json::Value]| {
+            world.policies = model::Listed::default();
+            for (i, spec) in policies.iter().enumerate() {
+                let policy = serde_json::from_value(serde_json::json!({"metadata": {}, "spec": spec})).unwrap();
+                world.policies.put(id(&i.to_string()), model::Policy::parse(&policy));
+            }
+            let table = compile::compile(&world, Some(NODE));
+            net.runtime.block_on(enforcer.load(table)).unwrap();
+        };
+        let [target, other] = PODS.map(|ip| ip.parse::<Ipv4Addr>().unwrap());
+        let passes = |net: &World, from, to: Ipv4Addr, port| match net.ask_within(WAIT, from, to, port) {
+            Ok(_) => true,
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => false,
+            Err(e) => panic!("{from:?} to {to}: {e}"),
+        };
+        let to_target = |rest: serde_json::Value| {
+            let mut policy = serde_json::json!({"podSelector": {"matchLabels": {"pod": "0"}}});
+            policy.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+            policy
+        };
+        use serde_json::json;
+
+        enforce(net, &[to_target(json!({}))]);
+        assert!(!passes(net, From::Pod(1), target, 8080), "denied on the bridge");
+        assert!(!passes(net, From::Pod(1), VIP, 80), "denied through the Service");
+        assert!(!passes(net, From::Client, target, 8080) && !passes(net, From::Client, NODE, 30080));
+        assert!(passes(net, From::Node, target, 8080) && passes(net, From::Node, VIP, 80), "the node reaches its pods");
+        assert!(passes(net, From::Pod(0), other, 8080), "answers to the denied pod come back");
+        assert!(passes(net, From::Pod(0), VIP, 80), "a pod reaches itself, also through the Service");
+
+        // Each peer and each way to write ports, in turn: the differences load, and mean what they say.
+        for (rule, pod, client) in [
+            (json!({"from": [{"podSelector": {"matchLabels": {"pod": "1"}}}]}), true, false),
+            (json!({"from": [{"namespaceSelector": {}}], "ports": [{"port": "web"}]}), true, false),
+            (
+                json!({"from": [{"ipBlock": {"cidr": "192.0.2.0/24"}}, {"ipBlock": {"cidr": "198.51.100.0/24"}}]}),
+                false,
+                true,
+            ),
+            (
+                json!({"from": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.244.0.0/24", "10.244.1.0/24"]}}]}),
+                false,
+                true,
+            ),
+            (
+                json!({"ports": [{"port": 8000, "endPort": 8100}, {"port": 9}, {"protocol": "SCTP", "port": 1}]}),
+                true,
+                true,
+            ),
+            (json!({"ports": [{"protocol": "TCP"}]}), true, true),
+            (json!({"ports": [{"protocol": "UDP"}, {"port": "nope"}]}), false, false),
+            (json!({}), true, true),
+        ] {
+            enforce(net, &[to_target(json!({"ingress": [rule]}))]);
+            assert_eq!(passes(net, From::Pod(1), VIP, 80), pod, "{rule}");
+            assert_eq!(passes(net, From::Client, target, 8080), client, "{rule}");
+        }
+
+        // What a pod may send: the endpoint counts, its own node is always reached, the name server is not.
+        net.serve(From::Node, "node");
+        let quiet = json!({"podSelector": {"matchLabels": {"pod": "1"}}, "policyTypes": ["Egress"]});
+        enforce(net, std::slice::from_ref(&quiet));
+        assert!(!passes(net, From::Pod(1), VIP, 80) && !passes(net, From::Pod(1), CLIENT.parse().unwrap(), 8080));
+        assert!(!passes(net, From::Pod(1), NODE, 8080), "the name server's address");
+        assert!(passes(net, From::Pod(1), Ipv4Addr::new(10, 244, 0, 1), 8080), "the node");
+        assert!(passes(net, From::Pod(0), other, 8080), "what comes in is not touched");
+        let mut some = quiet;
+        some["egress"] = json!([{"to": [{"podSelector": {}}], "ports": [{"port": "web"}]}, {"to": [{"ipBlock": {"cidr": format!("{NODE}/32")}}]}]);
+        enforce(net, &[some]);
+        assert!(passes(net, From::Pod(1), VIP, 80) && passes(net, From::Pod(1), NODE, 8080));
+        enforce(net, &[]);
+        assert!(passes(net, From::Client, target, 8080));
     });
 }

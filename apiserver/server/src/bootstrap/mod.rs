@@ -102,7 +102,8 @@ pub async fn extras(server: &Arc<Inner>) -> Result<(), Status> {
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "skiff::scheduler-policy"}});
     reconcile_policy(server, "rolebindings", binding).await?;
     usage(server).await?;
-    ingress(server).await
+    ingress(server).await?;
+    network_policies(server).await
 }
 
 /// What says that `metrics.k8s.io` is served here, and who may read it: whoever may view.
@@ -129,29 +130,40 @@ async fn ingress(server: &Arc<Inner>) -> Result<(), Status> {
     let both = || rule(&read, "networking.k8s.io", &["ingresses", "ingressclasses"]);
     let user = |name: &str| json!({"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": name});
     let account = json!({"kind": "ServiceAccount", "name": "ingress-controller", "namespace": "kube-system"});
-    for (name, subject, rules) in [
-        ("skiff::ingress-gateway", user("system:kube-proxy"), vec![both(), rule(&["list", "watch"], "", &["secrets"])]),
-        (
-            "skiff::ingress-controller",
-            account,
-            vec![
-                both(),
-                rule(&["update", "patch"], "networking.k8s.io", &["ingresses/status"]),
-                rule(&["get"], "", &["secrets"]),
-                rule(&["create", "patch", "update"], "events.k8s.io", &["events"]),
-                rule(&["create", "patch", "update"], "", &["events"]),
-            ],
-        ),
-    ] {
-        let meta = json!({"name": name, "annotations": {AUTOUPDATE: "true"}});
-        let role = json!({"kind": "ClusterRole", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": meta, "rules": rules});
-        reconcile_policy(server, "clusterroles", role).await?;
-        let binding = json!({"kind": "ClusterRoleBinding", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": meta,
-            "subjects": [subject],
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}});
-        reconcile_policy(server, "clusterrolebindings", binding).await?;
-    }
-    Ok(())
+    let gateway = vec![both(), rule(&["list", "watch"], "", &["secrets"])];
+    grant(server, "skiff::ingress-gateway", json!([user("system:kube-proxy")]), json!(gateway)).await?;
+    let controller = vec![
+        both(),
+        rule(&["update", "patch"], "networking.k8s.io", &["ingresses/status"]),
+        rule(&["get"], "", &["secrets"]),
+        rule(&["create", "patch", "update"], "events.k8s.io", &["events"]),
+        rule(&["create", "patch", "update"], "", &["events"]),
+    ];
+    grant(server, "skiff::ingress-controller", json!([account]), json!(controller)).await
+}
+
+/// What the proxies read to enforce NetworkPolicies: who the policies hold for and whom they name. The proxy of a node
+/// that joined has the node's identity, whose pods the Node authoriser already lets it read.
+async fn network_policies(server: &Arc<Inner>) -> Result<(), Status> {
+    let rule = |group: &str, resources: &[&str]| json!({"verbs": ["list", "watch"], "apiGroups": [group], "resources": resources});
+    let subject = |kind: &str, name: &str| json!({"kind": kind, "apiGroup": "rbac.authorization.k8s.io", "name": name});
+    let proxies = json!([subject("User", "system:kube-proxy"), subject("Group", "system:nodes")]);
+    let rules = json!([rule("networking.k8s.io", &["networkpolicies"]), rule("", &["namespaces"])]);
+    grant(server, "skiff::network-policies", proxies, rules).await?;
+    let proxy = json!([subject("User", "system:kube-proxy")]);
+    grant(server, "skiff::network-policy-pods", proxy, json!([rule("", &["pods"])])).await
+}
+
+/// A role of that name in the whole cluster, and who has it.
+async fn grant(server: &Arc<Inner>, name: &str, subjects: Value, rules: Value) -> Result<(), Status> {
+    let meta = json!({"name": name, "annotations": {AUTOUPDATE: "true"}});
+    let role =
+        json!({"kind": "ClusterRole", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": meta, "rules": rules});
+    reconcile_policy(server, "clusterroles", role).await?;
+    let binding = json!({"kind": "ClusterRoleBinding", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": meta,
+        "subjects": subjects,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}});
+    reconcile_policy(server, "clusterrolebindings", binding).await
 }
 
 fn namespace(name: &str) -> Value {

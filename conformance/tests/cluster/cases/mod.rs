@@ -8,6 +8,7 @@ mod claims;
 mod daily;
 mod faults;
 mod ingress;
+mod policies;
 mod probes;
 mod terminal;
 mod volumes;
@@ -50,6 +51,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("ingress", ingress::ingress),
     ("load_balancer", ingress::load_balancer),
     ("autoscaling", autoscaling::autoscaling),
+    ("policies", policies::policies),
     ("jobs", workloads::jobs),
     ("job_and_crash", workloads::job_and_crash),
     ("sets", workloads::sets),
