@@ -6,6 +6,7 @@ mod change;
 mod claims;
 mod daily;
 mod faults;
+mod helm;
 mod ingress;
 mod probes;
 mod terminal;
@@ -48,6 +49,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("grpc", probes::grpc),
     ("ingress", ingress::ingress),
     ("load_balancer", ingress::load_balancer),
+    ("helm", helm::helm),
     ("jobs", workloads::jobs),
     ("job_and_crash", workloads::job_and_crash),
     ("sets", workloads::sets),
