@@ -7,6 +7,7 @@ mod change;
 mod claims;
 mod daily;
 mod faults;
+mod helm;
 mod ingress;
 mod policies;
 mod probes;
@@ -52,6 +53,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("load_balancer", ingress::load_balancer),
     ("autoscaling", autoscaling::autoscaling),
     ("policies", policies::policies),
+    ("helm", helm::helm),
     ("jobs", workloads::jobs),
     ("job_and_crash", workloads::job_and_crash),
     ("sets", workloads::sets),
