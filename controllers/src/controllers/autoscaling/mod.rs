@@ -97,17 +97,25 @@ impl Controller {
         self.look(key, &mut next).await;
         if next.status != hpa.status {
             let api = family::api::<Hpa>(&self.client, split(key).0);
-            match found(api.replace_status(&hpa.name_any(), &PostParams::default(), &next).await) {
-                Ok(_) => {}
-                // Somebody changed it meanwhile: the next look sees that.
-                Err(e) if worker::code(&e) == 409 => {}
-                Err(e) => {
-                    self.events.note(&*hpa, Level::Warning, "FailedUpdateStatus", worker::text(&e));
-                    return Err(e.into());
-                }
+            if let Err(e) = self.write(&api, next).await {
+                self.events.note(&*hpa, Level::Warning, "FailedUpdateStatus", worker::text(&e));
+                return Err(e.into());
             }
         }
         Ok(Some(PERIOD))
+    }
+
+    /// Writes the status. Somebody may have changed the autoscaler meanwhile, but the status is ours alone, and what was
+    /// done must be said: it is put on what is there now.
+    async fn write(&self, api: &Api<Hpa>, next: Hpa) -> Result<(), kube::Error> {
+        let (name, params) = (next.name_any(), PostParams::default());
+        match found(api.replace_status(&name, &params, &next).await) {
+            Err(e) if worker::code(&e) == 409 => {}
+            other => return other.map(drop),
+        }
+        let Some(fresh) = found(api.get(&name).await)?.filter(|f| f.uid() == next.uid()) else { return Ok(()) };
+        let again = Hpa { status: next.status, ..fresh };
+        found(api.replace_status(&name, &params, &again).await).map(drop)
     }
 
     /// One look: scales if that is called for, and says in the status what was found.
