@@ -9,6 +9,7 @@ mod peers;
 
 use std::sync::Arc;
 
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 use skiff_core::meta;
 use skiff_core::status::Status;
@@ -21,6 +22,8 @@ use crate::server::Inner;
 const POLICY: &str = include_str!("policy.json");
 /// The flow control of upstream v1.37, as recorded facts: one object a line.
 const FLOW: &str = include_str!("flow.json");
+/// Writes under way at a time.
+const WRITES_AT_ONCE: usize = 64;
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
 /// Makes what is missing.
@@ -32,15 +35,16 @@ pub async fn run(server: &Arc<Inner>) -> Result<(), Status> {
         ensure(server, "", "namespaces", namespace(name)).await?;
     }
     let policy: Vec<Value> = serde_json::from_str(POLICY).map_err(|e| Status::internal(format!("policy: {e}")))?;
-    for obj in policy {
+    together(policy.into_iter().map(|obj| {
         let plural = match obj["kind"].as_str() {
             Some("ClusterRole") => "clusterroles",
             Some("Role") => "roles",
             Some("ClusterRoleBinding") => "clusterrolebindings",
             _ => "rolebindings",
         };
-        reconcile_policy(server, plural, obj).await?;
-    }
+        reconcile_policy(server, plural, obj)
+    }))
+    .await?;
     for (name, value, text) in [
         (
             "system-cluster-critical",
@@ -58,11 +62,12 @@ pub async fn run(server: &Arc<Inner>) -> Result<(), Status> {
         ensure(server, "scheduling.k8s.io", "priorityclasses", v).await?;
     }
     let flow: Vec<Value> = serde_json::from_str(FLOW).map_err(|e| Status::internal(format!("flow control: {e}")))?;
-    for mut obj in flow {
+    together(flow.into_iter().map(|mut obj| {
         let plural = if obj["kind"] == "FlowSchema" { "flowschemas" } else { "prioritylevelconfigurations" };
         obj["status"] = json!({});
-        ensure(server, "flowcontrol.apiserver.k8s.io", plural, obj).await?;
-    }
+        ensure(server, "flowcontrol.apiserver.k8s.io", plural, obj)
+    }))
+    .await?;
     api_services(server).await?;
     kubernetes_service(server).await?;
     let cidr = json!({"kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1",
@@ -166,6 +171,12 @@ async fn grant(server: &Arc<Inner>, name: &str, subjects: Value, rules: Value) -
     reconcile_policy(server, "clusterrolebindings", binding).await
 }
 
+/// Makes writes that do not need each other. The store takes all that waits into one commit with one sync, so that a first
+/// start costs a few syncs and not one per object.
+async fn together(writes: impl Iterator<Item = impl Future<Output = Result<(), Status>>>) -> Result<(), Status> {
+    stream::iter(writes).map(Ok).try_for_each_concurrent(WRITES_AT_ONCE, |write| write).await
+}
+
 fn namespace(name: &str) -> Value {
     json!({"kind": "Namespace", "apiVersion": "v1",
         "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
@@ -254,16 +265,16 @@ const GROUP_PRIORITY: &[(&str, i64)] = &[
 
 /// The APIServices of the groups this server serves itself.
 async fn api_services(server: &Arc<Inner>) -> Result<(), Status> {
-    for (group, version) in skiff_core::resources::group_versions() {
-        let Some((_, priority)) = GROUP_PRIORITY.iter().find(|(g, _)| *g == group) else { continue };
+    let writes = skiff_core::resources::group_versions().filter_map(|(group, version)| {
+        let (_, priority) = GROUP_PRIORITY.iter().find(|(g, _)| *g == group)?;
         let rank = match (group, version) {
             ("", _) => 1,
             ("autoscaling", "v2") => 30,
             _ => 15,
         };
-        api_service(server, group, version, *priority, rank).await?;
-    }
-    Ok(())
+        Some(api_service(server, group, version, *priority, rank))
+    });
+    together(writes).await
 }
 
 /// The APIService of a group-version that is served here.
