@@ -1,87 +1,102 @@
-//! The two watches that feed the index: one for Services, one for EndpointSlices.
+//! Watches: what all of this crate share of them, and the two that feed the index of Services and EndpointSlices.
 //!
 //! The watcher of kube-rs relists and backs off by itself; what is left is to know what a relist no longer holds.
 
 use std::collections::HashSet;
+use std::fmt::Debug;
 use std::pin::pin;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service as ApiService;
 use k8s_openapi::api::discovery::v1::EndpointSlice as ApiSlice;
-use kube::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::index::Shared;
 use crate::model::{Id, Service, Slice};
 
+/// What a watch tells.
+#[derive(Debug)]
+pub enum Seen<K> {
+    /// The object is there, as it is now.
+    Put(Id, K),
+    /// The object is part of a new list, which is not complete yet.
+    Listing(Id, K),
+    /// The list is complete: whatever is not in it is gone.
+    Listed(HashSet<Id>),
+    /// The object is gone.
+    Gone(Id),
+}
+
+/// Tells what happens to the objects of one kind, for as long as it is polled.
+pub async fn follow<K>(api: Api<K>, config: watcher::Config, mut tell: impl FnMut(Seen<K>))
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let mut listed = HashSet::new();
+    let mut events = pin!(watcher::watcher(api, config).default_backoff());
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(object)) => {
+                let id = id(&object);
+                listed.insert(id.clone());
+                tell(Seen::Listing(id, object));
+            }
+            Ok(Event::InitDone) => tell(Seen::Listed(std::mem::take(&mut listed))),
+            Ok(Event::Apply(object)) => tell(Seen::Put(id(&object), object)),
+            Ok(Event::Delete(object)) => tell(Seen::Gone(id(&object))),
+            Err(error) => tracing::warn!(%error, kind = %K::plural(&()), "a watch broke; it starts again"),
+        }
+    }
+}
+
+/// Namespace (empty for what has none) and name of an object.
+pub fn id(object: &impl Resource) -> Id {
+    let meta = object.meta();
+    let text = |part: &Option<String>| part.as_deref().unwrap_or_default().into();
+    Id { namespace: text(&meta.namespace), name: text(&meta.name) }
+}
+
 /// Keeps the Services of the index current until `stop`.
 pub async fn services(client: kube::Client, shared: Shared, stop: CancellationToken) {
-    let mut listed = HashSet::new();
-    let events = watcher::watcher(Api::<ApiService>::all(client), watcher::Config::default());
-    let mut events = pin!(events.default_backoff());
-    while let Some(Some(event)) = stop.run_until_cancelled(events.next()).await {
-        let changed = match event {
-            Ok(Event::Init) => {
-                listed.clear();
-                false
+    let watch = follow(Api::<ApiService>::all(client), watcher::Config::default(), |seen| {
+        let mut index = shared.index.write();
+        let changed = match seen {
+            Seen::Put(_, object) | Seen::Listing(_, object) => {
+                Service::parse(&object).is_some_and(|(id, service)| index.put_service(id, service))
             }
-            Ok(Event::InitApply(object)) => Service::parse(&object).is_some_and(|(id, service)| {
-                listed.insert(id.clone());
-                shared.index.write().put_service(id, service)
-            }),
-            Ok(Event::InitDone) => shared.index.write().retain_services(&std::mem::take(&mut listed)),
-            Ok(Event::Apply(object)) => {
-                Service::parse(&object).is_some_and(|(id, service)| shared.index.write().put_service(id, service))
-            }
-            Ok(Event::Delete(object)) => {
-                Service::parse(&object).is_some_and(|(id, _)| shared.index.write().remove_service(&id))
-            }
-            Err(error) => {
-                tracing::warn!(%error, "watch of services broke; it starts again");
-                false
-            }
+            Seen::Listed(left) => index.retain_services(&left),
+            Seen::Gone(id) => index.remove_service(&id),
         };
+        drop(index);
         if changed {
             shared.changed.notify_one();
         }
-    }
+    });
+    stop.run_until_cancelled(watch).await;
 }
 
 /// Keeps the EndpointSlices of the index current until `stop`. `node` is the name of this node.
 pub async fn slices(client: kube::Client, node: String, shared: Shared, stop: CancellationToken) {
-    let mut listed = HashSet::new();
-    let events = watcher::watcher(Api::<ApiSlice>::all(client), watcher::Config::default());
-    let mut events = pin!(events.default_backoff());
-    while let Some(Some(event)) = stop.run_until_cancelled(events.next()).await {
-        let changed = match event {
-            Ok(Event::Init) => {
-                listed.clear();
-                false
-            }
-            Ok(Event::InitApply(object)) => Slice::parse(&object, &node).is_some_and(|(own, service, slice)| {
-                listed.insert(own.clone());
-                shared.index.write().put_slice(own, service, slice)
-            }),
-            Ok(Event::InitDone) => shared.index.write().retain_slices(&std::mem::take(&mut listed)),
-            Ok(Event::Apply(object)) => match Slice::parse(&object, &node) {
-                Some((own, service, slice)) => shared.index.write().put_slice(own, service, slice),
+    let watch = follow(Api::<ApiSlice>::all(client), watcher::Config::default(), |seen| {
+        let mut index = shared.index.write();
+        let changed = match seen {
+            Seen::Put(id, object) | Seen::Listing(id, object) => match Slice::parse(&object, &node) {
+                Some((own, service, slice)) => index.put_slice(own, service, slice),
                 // It may have lost the label that names its Service.
-                None => id(&object.metadata).is_some_and(|id| shared.index.write().remove_slice(&id)),
+                None => index.remove_slice(&id),
             },
-            Ok(Event::Delete(object)) => id(&object.metadata).is_some_and(|id| shared.index.write().remove_slice(&id)),
-            Err(error) => {
-                tracing::warn!(%error, "watch of endpoint slices broke; it starts again");
-                false
-            }
+            Seen::Listed(left) => index.retain_slices(&left),
+            Seen::Gone(id) => index.remove_slice(&id),
         };
+        drop(index);
         if changed {
             shared.changed.notify_one();
         }
-    }
-}
-
-fn id(meta: &kube::api::ObjectMeta) -> Option<Id> {
-    Some(Id { namespace: meta.namespace.as_deref()?.into(), name: meta.name.as_deref()?.into() })
+    });
+    stop.run_until_cancelled(watch).await;
 }

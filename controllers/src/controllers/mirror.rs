@@ -14,12 +14,12 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 
+use super::endpoints::SERVICE;
 use crate::runtime::controller_ref;
 use crate::runtime::informer::{Informer, key_of, split};
 use crate::runtime::queue::Queue;
 use crate::runtime::worker::{self, Outcome, Reconcile, found};
 
-const SERVICE: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
 const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";

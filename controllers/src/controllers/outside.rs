@@ -18,6 +18,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
 
+use super::endpoints::SERVICE;
 use crate::runtime::events::{Level, Recorder};
 use crate::runtime::informer::{Informer, key_of, split};
 use crate::runtime::queue::Queue;
@@ -120,7 +121,7 @@ impl Services {
         let (q, all) = (Arc::clone(&queue), services.clone());
         slices.on_change(move |c| {
             let slice = c.latest();
-            let Some(name) = slice.labels().get("kubernetes.io/service-name") else { return };
+            let Some(name) = slice.labels().get(SERVICE) else { return };
             let key = format!("{}/{name}", slice.namespace().unwrap_or_default());
             if all.get(&key).is_some_and(|s| balanced(&s) && local(&s)) {
                 q.add(key);
@@ -198,8 +199,7 @@ impl Services {
 
     fn nodes_with_endpoints(&self, service: &Service) -> BTreeSet<String> {
         let slices = self.slices.in_namespace(&service.namespace().unwrap_or_default());
-        let own =
-            slices.iter().filter(|s| s.labels().get("kubernetes.io/service-name") == service.metadata.name.as_ref());
+        let own = slices.iter().filter(|s| s.labels().get(SERVICE) == service.metadata.name.as_ref());
         let ready = own
             .flat_map(|s| s.endpoints.iter().flatten())
             .filter(|e| e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true));

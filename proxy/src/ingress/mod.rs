@@ -11,24 +11,23 @@
 //! Limits: backends speak HTTP/1.1 without TLS and are Services, no other resources. A port that is taken is tried again;
 //! nothing else of the proxy depends on it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event};
-use kube::{Api, Resource};
+use kube::Api;
+use kube::runtime::watcher;
 use parking_lot::RwLock;
 use rustls::sign::CertifiedKey;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::index::Shared;
+use crate::model::Id;
+use crate::watch::{self, Seen};
 
 pub mod pool;
 pub mod serve;
@@ -58,9 +57,6 @@ impl Default for Config {
     }
 }
 
-/// Namespace and name.
-type Key = (Box<str>, Box<str>);
-
 /// What is known of the cluster's Ingresses.
 #[derive(Default)]
 pub struct State {
@@ -70,9 +66,9 @@ pub struct State {
 
 #[derive(Default)]
 struct Known {
-    ingresses: BTreeMap<Key, Ingress>,
-    classes: BTreeMap<Key, IngressClass>,
-    certificates: HashMap<Key, Arc<CertifiedKey>>,
+    ingresses: BTreeMap<Id, Ingress>,
+    classes: BTreeMap<Id, IngressClass>,
+    certificates: HashMap<Id, Arc<CertifiedKey>>,
 }
 
 impl State {
@@ -84,8 +80,8 @@ impl State {
 
     fn certificate(&self, name: &str) -> Option<Arc<CertifiedKey>> {
         let table = self.table();
-        let key = table.certificate(name)?;
-        self.known.read().certificates.get(key).cloned()
+        let id = table.certificate(name)?;
+        self.known.read().certificates.get(id).cloned()
     }
 
     /// Addresses of a host of an Ingress, for the name server. The name is lower-case, without a dot at its end.
@@ -105,46 +101,12 @@ impl State {
         }
     }
 
-    fn put_secret(&self, key: Key, secret: &Secret) {
+    fn put_secret(&self, id: Id, secret: &Secret) {
         match tls::certified(secret) {
-            Ok(c) => drop(self.known.write().certificates.insert(key, Arc::new(c))),
+            Ok(c) => drop(self.known.write().certificates.insert(id, Arc::new(c))),
             Err(error) => {
-                tracing::warn!(secret = %format!("{}/{}", key.0, key.1), error = format!("{error:#}"), "no usable certificate");
-                self.known.write().certificates.remove(&key);
-            }
-        }
-    }
-}
-
-fn key(meta: &kube::api::ObjectMeta) -> Key {
-    (meta.namespace.as_deref().unwrap_or_default().into(), meta.name.as_deref().unwrap_or_default().into())
-}
-
-/// Follows one kind until `stop`: `put` for what is there, `keep` with all that is left after a new list.
-async fn follow<K>(
-    api: Api<K>,
-    config: watcher::Config,
-    stop: &CancellationToken,
-    put: impl Fn(Key, Option<K>),
-    keep: impl Fn(&HashSet<Key>),
-) where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-{
-    let mut listed = HashSet::new();
-    let mut events = pin!(watcher::watcher(api, config).default_backoff());
-    while let Some(Some(event)) = stop.run_until_cancelled(events.next()).await {
-        match event {
-            Ok(Event::Init) => listed.clear(),
-            Ok(Event::InitApply(object)) => {
-                let key = key(object.meta());
-                listed.insert(key.clone());
-                put(key, Some(object));
-            }
-            Ok(Event::InitDone) => keep(&std::mem::take(&mut listed)),
-            Ok(Event::Apply(object)) => put(key(object.meta()), Some(object)),
-            Ok(Event::Delete(object)) => put(key(object.meta()), None),
-            Err(error) => {
-                tracing::warn!(%error, kind = %K::kind(&()), "a watch of the ingress gateway broke; it starts again")
+                tracing::warn!(secret = %format!("{}/{}", id.namespace, id.name), error = format!("{error:#}"), "no usable certificate");
+                self.known.write().certificates.remove(&id);
             }
         }
     }
@@ -153,48 +115,32 @@ async fn follow<K>(
 /// Runs the gateway until `stop`.
 pub async fn run(client: kube::Client, config: Config, state: Arc<State>, shared: Shared, stop: CancellationToken) {
     let s = &state;
-    let ingresses = follow(
-        Api::<Ingress>::all(client.clone()),
-        watcher::Config::default(),
-        &stop,
-        |key, object| {
-            match object {
-                Some(o) => drop(s.known.write().ingresses.insert(key, slim(o))),
-                None => drop(s.known.write().ingresses.remove(&key)),
-            }
-            s.remake();
-        },
-        |left| {
-            s.known.write().ingresses.retain(|k, _| left.contains(k));
-            s.remake();
-        },
-    );
-    let classes = follow(
-        Api::<IngressClass>::all(client.clone()),
-        watcher::Config::default(),
-        &stop,
-        |key, object| {
-            match object {
-                Some(o) => drop(s.known.write().classes.insert(key, o)),
-                None => drop(s.known.write().classes.remove(&key)),
-            }
-            s.remake();
-        },
-        |left| {
-            s.known.write().classes.retain(|k, _| left.contains(k));
-            s.remake();
-        },
-    );
-    let secrets = follow(
-        Api::<Secret>::all(client),
-        watcher::Config::default().fields("type=kubernetes.io/tls"),
-        &stop,
-        |key, object| match object {
-            Some(secret) => s.put_secret(key, &secret),
-            None => drop(s.known.write().certificates.remove(&key)),
-        },
-        |left| s.known.write().certificates.retain(|k, _| left.contains(k)),
-    );
+    let ingresses = watch::follow(Api::<Ingress>::all(client.clone()), watcher::Config::default(), |seen| {
+        match seen {
+            Seen::Put(id, o) | Seen::Listing(id, o) => drop(s.known.write().ingresses.insert(id, slim(o))),
+            Seen::Gone(id) => drop(s.known.write().ingresses.remove(&id)),
+            Seen::Listed(left) => s.known.write().ingresses.retain(|id, _| left.contains(id)),
+        }
+        s.remake();
+    });
+    let classes = watch::follow(Api::<IngressClass>::all(client.clone()), watcher::Config::default(), |seen| {
+        match seen {
+            Seen::Put(id, o) | Seen::Listing(id, o) => drop(s.known.write().classes.insert(id, o)),
+            Seen::Gone(id) => drop(s.known.write().classes.remove(&id)),
+            Seen::Listed(left) => s.known.write().classes.retain(|id, _| left.contains(id)),
+        }
+        s.remake();
+    });
+    let only_tls = watcher::Config::default().fields("type=kubernetes.io/tls");
+    let secrets = watch::follow(Api::<Secret>::all(client), only_tls, |seen| match seen {
+        Seen::Put(id, secret) | Seen::Listing(id, secret) => s.put_secret(id, &secret),
+        Seen::Gone(id) => drop(s.known.write().certificates.remove(&id)),
+        Seen::Listed(left) => s.known.write().certificates.retain(|id, _| left.contains(id)),
+    });
+    let watches = async {
+        let all = async { tokio::join!(ingresses, classes, secrets) };
+        stop.run_until_cancelled(all).await;
+    };
     let gateway = Arc::new(serve::Gateway::new(Arc::clone(&state), shared));
     let plain = listen(config.http, "HTTP", &stop, async |listener| {
         serve::plain(Arc::clone(&gateway), listener, stop.clone()).await;
@@ -204,7 +150,7 @@ pub async fn run(client: kube::Client, config: Config, state: Arc<State>, shared
             tracing::error!(error = format!("{error:#}"), "the ingress gateway has no HTTPS");
         }
     });
-    tokio::join!(ingresses, classes, secrets, plain, secure);
+    tokio::join!(watches, plain, secure);
 }
 
 /// What is kept of an Ingress.

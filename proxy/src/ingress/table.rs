@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use k8s_openapi::api::networking::v1::{Ingress, IngressBackend, IngressClass};
 use k8s_openapi::jiff::Timestamp;
 
+use crate::model::Id;
+
 /// `spec.controller` of the classes that are served here.
 pub const CONTROLLER: &str = "skiff.dev/ingress";
 /// Annotation that named the class before there was a field.
@@ -93,8 +95,8 @@ pub struct Table {
     /// By what follows the `*.` of a wildcard.
     wildcards: HashMap<Box<str>, Vec<Rule>>,
     default: Option<Backend>,
-    /// Namespace and name of the Secret with the certificate of a host, wildcards with their `*`.
-    pub certificates: BTreeMap<Box<str>, (Box<str>, Box<str>)>,
+    /// The Secret with the certificate of a host, wildcards with their `*`.
+    pub certificates: BTreeMap<Box<str>, Id>,
     /// Addresses of hosts that Ingresses were given, for the name server.
     pub addresses: BTreeMap<Box<str>, Vec<std::net::IpAddr>>,
 }
@@ -177,7 +179,7 @@ impl Table {
             let hosts: Vec<String> = tls.hosts.clone().filter(|h| !h.is_empty()).unwrap_or_else(of_rules);
             for host in hosts {
                 let entry = self.certificates.entry(host.to_ascii_lowercase().into());
-                entry.or_insert_with(|| (namespace.into(), secret.into()));
+                entry.or_insert_with(|| Id { namespace: namespace.into(), name: secret.into() });
             }
         }
     }
@@ -196,7 +198,7 @@ impl Table {
 
     /// The Secret for a server name.
     #[must_use]
-    pub fn certificate(&self, name: &str) -> Option<&(Box<str>, Box<str>)> {
+    pub fn certificate(&self, name: &str) -> Option<&Id> {
         let name = name.to_ascii_lowercase();
         self.certificates.get(name.as_str()).or_else(|| {
             let (_, rest) = name.split_once('.')?;
@@ -300,7 +302,7 @@ mod tests {
             ]}),
         );
         let table = Table::new([&one]);
-        let secret = |name: &str| table.certificate(name).map(|(_, s)| s.to_string());
+        let secret = |name: &str| table.certificate(name).map(|id| id.name.to_string());
         assert_eq!(secret("A.example").as_deref(), Some("ab"));
         assert_eq!(secret("x.b.example").as_deref(), Some("ab"));
         assert_eq!(secret("c.example").as_deref(), Some("rules"));

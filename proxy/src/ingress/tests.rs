@@ -1,5 +1,6 @@
 //! The gateway with real clients and real endpoints on loopback.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -75,7 +76,7 @@ impl Rig {
         tokio::spawn(async move { serve::secure(gateway, secure, until).await.unwrap() });
         let class = json!({"metadata": {"name": "skiff"}, "spec": {"controller": table::CONTROLLER}});
         let class: IngressClass = serde_json::from_value(class).unwrap();
-        state.known.write().classes.insert(key(&class.metadata), class);
+        state.known.write().classes.insert(watch::id(&class), class);
         Self { http, https, shared, state, stop }
     }
 
@@ -103,7 +104,7 @@ impl Rig {
         let mut all = json!({"metadata": {"namespace": "d", "name": "i", "annotations": annotations}, "spec": spec});
         all["spec"]["ingressClassName"] = "skiff".into();
         let ingress: Ingress = serde_json::from_value(all).unwrap();
-        self.state.known.write().ingresses.insert(key(&ingress.metadata), ingress);
+        self.state.known.write().ingresses.insert(watch::id(&ingress), ingress);
         self.state.remake();
     }
 
@@ -215,7 +216,7 @@ async fn the_certificate_follows_the_server_name() {
     let data = [("tls.crt", cert.pem()), ("tls.key", own.serialize_pem())];
     let data = data.map(|(k, v)| (k.to_owned(), k8s_openapi::ByteString(v.into_bytes())));
     let secret = Secret { data: Some(data.into()), ..secret };
-    rig.state.put_secret(key(&secret.metadata), &secret);
+    rig.state.put_secret(watch::id(&secret), &secret);
 
     let mut roots = rustls::RootCertStore::empty();
     roots.add(cert.der().clone()).unwrap();

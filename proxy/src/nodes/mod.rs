@@ -12,17 +12,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::pin::pin;
 use std::time::Duration;
 
-use futures::StreamExt;
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event};
-use tokio::sync::watch;
+use kube::runtime::watcher;
+use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
+
+use crate::watch::{self, Seen};
 
 pub mod kernel;
 pub mod plan;
@@ -53,31 +52,23 @@ pub type Peers = BTreeMap<String, Peer>;
 
 /// Keeps the routes in step with the nodes until `stop`. Never fails: what does not work is tried again.
 pub async fn run(client: kube::Client, frame: Frame, stop: CancellationToken) {
-    let (peers, known) = watch::channel(None);
+    let (peers, known) = channel::channel(None);
     tokio::join!(follow(client, peers, stop.clone()), apply(frame, known, stop));
 }
 
 /// Tells the nodes whenever something about them changes that matters here. Heartbeats do not.
-async fn follow(client: kube::Client, peers: watch::Sender<Option<Peers>>, stop: CancellationToken) {
+async fn follow(client: kube::Client, peers: channel::Sender<Option<Peers>>, stop: CancellationToken) {
     let mut all = Peers::new();
-    let mut listed = HashSet::new();
     let mut complete = false;
-    let events = watcher::watcher(Api::<Node>::all(client), watcher::Config::default());
-    let mut events = pin!(events.default_backoff());
-    while let Some(Some(event)) = stop.run_until_cancelled(events.next()).await {
-        match event {
-            Ok(Event::Init) => listed.clear(),
-            Ok(Event::InitApply(node)) => {
-                listed.extend(node.metadata.name.clone());
-                put(&mut all, &node);
-            }
-            Ok(Event::InitDone) => {
-                all.retain(|name, _| listed.contains(name));
+    let watch = watch::follow(Api::<Node>::all(client), watcher::Config::default(), |seen| {
+        match seen {
+            Seen::Put(_, node) | Seen::Listing(_, node) => put(&mut all, &node),
+            Seen::Listed(left) => {
+                let left: HashSet<&str> = left.iter().map(|id| &*id.name).collect();
+                all.retain(|name, _| left.contains(name.as_str()));
                 complete = true;
             }
-            Ok(Event::Apply(node)) => put(&mut all, &node),
-            Ok(Event::Delete(node)) => drop(all.remove(&node.metadata.name.unwrap_or_default())),
-            Err(error) => tracing::warn!(%error, "watch of nodes broke; it starts again"),
+            Seen::Gone(id) => drop(all.remove(&*id.name)),
         }
         if complete {
             peers.send_if_modified(|old| {
@@ -88,7 +79,8 @@ async fn follow(client: kube::Client, peers: watch::Sender<Option<Peers>>, stop:
                 changed
             });
         }
-    }
+    });
+    stop.run_until_cancelled(watch).await;
 }
 
 fn put(all: &mut Peers, node: &Node) {
@@ -99,7 +91,7 @@ fn put(all: &mut Peers, node: &Node) {
     }
 }
 
-async fn apply(frame: Frame, mut known: watch::Receiver<Option<Peers>>, stop: CancellationToken) {
+async fn apply(frame: Frame, mut known: channel::Receiver<Option<Peers>>, stop: CancellationToken) {
     let mut wait = BACKOFF.0;
     let mut told = None;
     loop {
