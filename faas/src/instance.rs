@@ -1,0 +1,102 @@
+//! What the gateway and the scaler know of things that run functions.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+use crate::api::{FunctionRevision, Isolation};
+
+/// Where an instance answers HTTP/1.1.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// A pod, or a process on another node.
+    Tcp(SocketAddr),
+    /// A process on this node.
+    Unix(PathBuf),
+}
+
+/// One thing that runs a revision and can answer.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// Name of its Pod or FunctionInstance; no other has it.
+    pub name: String,
+    /// The node it runs on.
+    pub node: String,
+    /// Where it answers.
+    pub address: Address,
+    /// When what, for the receipt of the first answer.
+    pub times: Times,
+}
+
+/// The phases of a start.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// When it was asked for.
+    pub asked: Instant,
+    /// When its container or process ran.
+    pub started: Instant,
+    /// When its code was loaded and it could answer.
+    pub loaded: Instant,
+}
+
+/// Why an instance did not come to be.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The code is at fault (syntax, missing handler, crash while loading): trying again does not help. With the last lines
+    /// of what it said.
+    #[error("the function's code cannot be started: {0}")]
+    Code(String),
+    /// There is no room now; trying again may help.
+    #[error("there is no room for another instance: {0}")]
+    NoRoom(String),
+    /// Something of ours or of the node failed; trying again may help.
+    #[error("the instance did not start: {0}")]
+    Other(#[from] anyhow::Error),
+}
+
+/// What happens to instances without being asked for.
+#[derive(Debug)]
+pub enum Event {
+    /// It ended. With the reason for its owner: killed for memory, exit code, node lost.
+    Ended {
+        /// Namespace of the function.
+        namespace: String,
+        /// Name of the instance.
+        name: String,
+        /// In one line.
+        reason: String,
+    },
+    /// It is there although this process did not start it: found again after a restart.
+    Found {
+        /// Namespace of the function.
+        namespace: String,
+        /// Name of its revision.
+        revision: String,
+        /// The instance.
+        instance: Instance,
+    },
+}
+
+/// One way of running functions.
+///
+/// Implementations write their own API objects (Pods, FunctionInstances), labelled [`crate::api::FUNCTION`] and
+/// [`crate::api::REVISION`], and end what has no object any more. They bound how many starts are under way.
+#[async_trait]
+pub trait Class: Send + Sync + 'static {
+    /// Which one it is.
+    fn isolation(&self) -> Isolation;
+
+    /// Starts an instance and waits until it can answer, at most a minute or until the revision's own deadline. Dropping the
+    /// future does not stop the start: its outcome is then told as an event.
+    async fn start(&self, revision: Arc<FunctionRevision>) -> Result<Instance, StartError>;
+
+    /// Ends an instance that has no request in flight. Nothing happens if there is none of that name.
+    async fn stop(&self, namespace: &str, name: &str) -> anyhow::Result<()>;
+
+    /// What happens from now on. Only one reader; what it does not read in time makes starts wait.
+    fn events(&self) -> mpsc::Receiver<Event>;
+}
