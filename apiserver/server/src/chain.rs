@@ -16,6 +16,7 @@ use serde_json::json;
 use skiff_core::resources::Verbs;
 use skiff_core::status::Status;
 
+use crate::aggregate::{self, Remote};
 use crate::auth::rbac::Attributes;
 use crate::auth::{self, User};
 use crate::body::Body;
@@ -137,11 +138,23 @@ where
         Ok(u) => u,
         Err(s) => return (respond::status(&s, plain), label),
     };
+    let path_and_query = parts.uri.path_and_query().map_or_else(|| path.clone(), |p| p.as_str().to_owned());
     let target = match target {
         Target::Resource(t) if known && !path.starts_with("//") => t,
         _ => {
-            let r = discovery::handle(&server, &parts.method, &path, &query, &parts.headers, &user, raw_query).await;
             label.verb = "GET";
+            if let Some(remote) = whole_version(&server, &parts.method, &path) {
+                if let Err(s) = server.authorise(&user, &action) {
+                    return (respond::status(&s, plain), label);
+                }
+                let (headers, body, warnings) = (parts.headers, Bytes::new(), vec![]);
+                let target = ResourceRequest::default();
+                let mut call = Call { user, target, query, headers, body, warnings, upgrade };
+                let work = aggregate::forward(&server, &remote, &parts.method, path_and_query, &mut call);
+                let r = tokio::time::timeout(server.config.request_timeout, work).await;
+                return (r.unwrap_or_else(|_| respond::status(&overdue(), plain)), label);
+            }
+            let r = discovery::handle(&server, &parts.method, &path, &query, &parts.headers, &user, raw_query).await;
             return (r.unwrap_or_else(|s| respond::status(&s, plain)), label);
         }
     };
@@ -160,7 +173,8 @@ where
         return (respond::status(&s, plain), label);
     }
     let limit = BODY_MAX;
-    let streaming = subresources::takes_stream(&target);
+    let remote = server.registry.load().remote(&target.group, &target.version).cloned();
+    let streaming = remote.is_some() || subresources::takes_stream(&target);
     let collected = if streaming && upgrade.is_some() && parts.headers.contains_key("upgrade") {
         Ok(Bytes::new())
     } else {
@@ -179,15 +193,21 @@ where
     };
     let mut call = Call { user, target, query, headers: parts.headers, body, warnings: vec![], upgrade };
     let method = parts.method;
-    let long = label.long || subresources::long_running(&call);
+    let upgrades = remote.is_some() && call.headers.contains_key("upgrade");
+    let long = label.long || upgrades || subresources::long_running(&call);
     label.long = long;
-    let work = dispatch(&server, &method, &mut call, raw_query, pretty);
+    let work = async {
+        match &remote {
+            Some(remote) => Ok(aggregate::forward(&server, remote, &method, path_and_query, &mut call).await),
+            None => dispatch(&server, &method, &mut call, raw_query, pretty).await,
+        }
+    };
     let outcome = if long {
         work.await
     } else {
         match tokio::time::timeout(server.config.request_timeout, work).await {
             Ok(o) => o,
-            Err(_) => Err(Status::timeout("request did not complete within the allotted timeout", 0)),
+            Err(_) => Err(overdue()),
         }
     };
     let mut response = outcome.unwrap_or_else(|s| {
@@ -198,6 +218,19 @@ where
     });
     add_warnings(&mut response, &call.warnings);
     compress(&call.headers, response, &mut label)
+}
+
+fn overdue() -> Status {
+    Status::timeout("request did not complete within the allotted timeout", 0)
+}
+
+/// The other server that `/apis/GROUP/VERSION` describes.
+fn whole_version(server: &Inner, method: &Method, path: &str) -> Option<Arc<Remote>> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return None;
+    }
+    let (group, version) = path.strip_prefix("/apis/")?.trim_end_matches('/').split_once('/')?;
+    server.registry.load().remote(group, version).cloned()
 }
 
 /// Bodies larger than this are compressed when the client can read it.

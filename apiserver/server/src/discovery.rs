@@ -263,8 +263,9 @@ fn catalog(registry: &Registry) -> skiff_core::discovery::Catalog {
         }
         resource
     };
-    let custom: Vec<_> = registry.beside().iter().map(shown).collect();
-    skiff_core::discovery::Catalog::new(&custom)
+    let elsewhere = |k: &Arc<Kind>| registry.remote(&k.resource.group, &k.resource.version).is_some();
+    let custom: Vec<_> = registry.beside().iter().filter(|k| !elsewhere(k)).map(shown).collect();
+    skiff_core::discovery::Catalog::new(&custom).beside(registry.remotes().map(|r| r.described()))
 }
 
 /// What definitions add to the OpenAPI documents.
@@ -316,7 +317,11 @@ fn root_paths(server: &Inner) -> Vec<String> {
     ]
     .map(str::to_owned)
     .to_vec();
-    for k in server.registry.load().iter() {
+    let registry = server.registry.load();
+    out.extend(
+        registry.remotes().flat_map(|r| [format!("/apis/{}", r.group), format!("/apis/{}/{}", r.group, r.version)]),
+    );
+    for k in registry.iter() {
         let r = &k.resource;
         if r.group.is_empty() {
             out.push(format!("/api/{}", r.version));
@@ -436,7 +441,8 @@ fn openapi_v2(server: &Arc<Inner>, accept: &str, headers: &HeaderMap) -> Respons
         })
     } else {
         server.document("openapi-v2-json", |r| {
-            Document::new(skiff_core::openapi::document_v2(&published(&r.custom())), "application/json")
+            let own = skiff_core::openapi::document_v2(&published(&r.custom()));
+            Document::new(merged_v2(r, own), "application/json")
         })
     };
     let mut r = serve(&doc, headers);
@@ -447,7 +453,14 @@ fn openapi_v2(server: &Arc<Inner>, accept: &str, headers: &HeaderMap) -> Respons
 fn openapi_v3(server: &Arc<Inner>, rest: &[&str], query: &Query, headers: &HeaderMap) -> Option<Response> {
     if rest.is_empty() {
         let doc = server.document("openapi-v3", |r| {
-            Document::new(skiff_core::openapi::index_v3(&published(&r.custom())).to_string(), "application/json")
+            let mut index = skiff_core::openapi::index_v3(&published(&r.custom()));
+            for remote in r.remotes() {
+                let name = format!("apis/{}/{}", remote.group, remote.version);
+                if let Some((_, hash)) = &remote.offers.v3 {
+                    index["paths"][&name] = json!({"serverRelativeURL": format!("/openapi/v3/{name}?hash={hash}")});
+                }
+            }
+            Document::new(index.to_string(), "application/json")
         });
         return Some(serve(&doc, headers));
     }
@@ -458,27 +471,60 @@ fn openapi_v3(server: &Arc<Inner>, rest: &[&str], query: &Query, headers: &Heade
         _ => return None,
     };
     let registry = server.registry.load_full();
+    if let Some(remote) = registry.remote(group, version) {
+        let (bytes, hash) = remote.offers.v3.clone()?;
+        return Some(hashed(&name, bytes, &hash, query, headers));
+    }
     if !registry.has_version(group, version) {
         return None;
     }
     let kinds = registry.custom();
     let custom = published(&kinds);
     let hash = skiff_core::openapi::hash_v3(group, version, &custom);
-    if let Some(given) = query.get("hash").filter(|h| *h != hash) {
-        tracing::debug!(given, name, "redirecting to the present hash");
-        let mut r = http::Response::new(Body::empty());
-        *r.status_mut() = http::StatusCode::MOVED_PERMANENTLY;
-        if let Ok(v) = HeaderValue::from_str(&format!("/openapi/v3/{name}?hash={hash}")) {
-            r.headers_mut().insert("location", v);
-        }
-        return Some(r);
+    if moved(query, &hash) {
+        return Some(hashed(&name, Bytes::new(), &hash, query, headers));
     }
     // Built on demand and not kept: clients keep it (it is immutable under its hash), and together they are megabytes.
     let bytes = skiff_core::openapi::document_v3(group, version, &custom)?;
-    let doc = Document { bytes: bytes.into(), etag: format!("\"{hash}\""), media: "application/json" };
+    Some(hashed(&name, bytes.into(), &hash, query, headers))
+}
+
+/// Whether the client asks for a document that is no more.
+fn moved(query: &Query, hash: &str) -> bool {
+    query.get("hash").is_some_and(|given| given != hash)
+}
+
+/// A document under its hash; for ever under that, and where it is now for another.
+fn hashed(name: &str, bytes: Bytes, hash: &str, query: &Query, headers: &HeaderMap) -> Response {
+    if moved(query, hash) {
+        let mut r = bare(301);
+        if let Ok(v) = HeaderValue::from_str(&format!("/openapi/v3/{name}?hash={hash}")) {
+            r.headers_mut().insert("location", v);
+        }
+        return r;
+    }
+    let doc = Document { bytes, etag: format!("\"{hash}\""), media: "application/json" };
     let mut r = serve(&doc, headers);
     if query.get("hash").is_some() {
         r.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
     }
-    Some(r)
+    r
+}
+
+/// The document with the parts of other servers; where both define a name, this server's stays.
+fn merged_v2(registry: &Registry, own: Vec<u8>) -> Vec<u8> {
+    let parts: Vec<_> = registry.remotes().filter_map(|r| r.offers.v2.as_ref()).collect();
+    if parts.is_empty() {
+        return own;
+    }
+    let mut whole: Value = serde_json::from_slice(&own).unwrap_or_default();
+    for (paths, definitions) in parts {
+        for (key, more) in [("paths", paths), ("definitions", definitions)] {
+            let Some(into) = whole[key].as_object_mut() else { continue };
+            for (name, value) in more {
+                into.entry(name).or_insert_with(|| value.clone());
+            }
+        }
+    }
+    serde_json::to_vec(&whole).unwrap_or(own)
 }

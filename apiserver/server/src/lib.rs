@@ -4,6 +4,7 @@
 //! `kube::Client` that sits directly on it (same bytes, same gates, no socket). [`Server::listen`] adds TLS.
 
 pub mod admission;
+pub mod aggregate;
 pub mod auth;
 pub mod backup;
 pub mod body;
@@ -45,6 +46,9 @@ use crate::chain::Peer;
 use crate::pki::{Leaf, Pki};
 use crate::registry::{Collection, Hooks, Kind, Registry};
 use crate::server::{Config, Inner};
+
+/// Name of the client certificate that requests to aggregated servers are made with.
+pub(crate) const FRONT_PROXY: &str = "front-proxy-client";
 
 /// A server could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -133,18 +137,21 @@ impl Builder {
             service_cidr: self.service_cidr,
             node_ports: (30000, 32767),
             ca: pki.cluster.cert.clone(),
+            front_ca: pki.front_proxy.cert.clone(),
             kubelet_client: self.kubelet_client,
             request_timeout: Duration::from_secs(60),
         };
         let tokens = Tokens::new(&self.issuer, &pki.token_key)?;
         let kubelets = kubelets::Kubelets::new(&pki.cluster.cert, config.kubelet_client.as_ref())?;
-        let inner = Arc::new(Inner::new(config, self.store, registry, tokens, kubelets));
+        let front = aggregate::Front::new(&pki.front_proxy.client(FRONT_PROXY, &[])?)?;
+        let inner = Arc::new(Inner::new(config, self.store, registry, tokens, kubelets, front));
         bootstrap::run(&inner).await?;
         if self.extras {
             bootstrap::extras(&inner).await?;
         }
         services::claims::adopt(&inner).await?;
         custom::start(&inner).await?;
+        aggregate::start(&inner).await?;
         inner.ready.send_replace(true);
         Ok(Server { inner, pki })
     }

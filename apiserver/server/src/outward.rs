@@ -257,22 +257,9 @@ impl Outward {
         if let Some(known) = self.state.lock().trust.get(&hash) {
             return Ok(Arc::clone(known));
         }
-        let system;
-        let pem = if ca.is_empty() {
-            system = AUTHORITIES.iter().find_map(|p| std::fs::read(p).ok()).unwrap_or_default();
-            &system
-        } else {
-            ca
-        };
-        let given: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add_parsable_certificates(given.iter().cloned());
-        let unusable = || "unable to load root certificates: unable to parse bytes as PEM block".to_owned();
-        let inner = WebPkiServerVerifier::builder(Arc::new(roots)).build().map_err(|_| unusable())?;
-        let own = if ca.is_empty() { vec![] } else { given };
         let config = rustls::ClientConfig::builder()
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Verifier { inner, own }))
+            .with_custom_certificate_verifier(verifier(ca)?)
             .with_no_client_auth();
         let config = Arc::new(config);
         let mut state = self.state.lock();
@@ -282,6 +269,27 @@ impl Outward {
         state.trust.insert(hash, Arc::clone(&config));
         Ok(config)
     }
+}
+
+/// Verifies servers against a bundle of authorities (PEM); an empty one means the system's.
+///
+/// # Errors
+/// When the bundle holds no certificate, in upstream's words.
+pub(crate) fn verifier(ca: &[u8]) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    let system;
+    let pem = if ca.is_empty() {
+        system = AUTHORITIES.iter().find_map(|p| std::fs::read(p).ok()).unwrap_or_default();
+        &system
+    } else {
+        ca
+    };
+    let given: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(given.iter().cloned());
+    let unusable = || "unable to load root certificates: unable to parse bytes as PEM block".to_owned();
+    let inner = WebPkiServerVerifier::builder(Arc::new(roots)).build().map_err(|_| unusable())?;
+    let own = if ca.is_empty() { vec![] } else { given };
+    Ok(Arc::new(Verifier { inner, own }))
 }
 
 /// Drops connections that are idle for long, until there are none.
@@ -404,7 +412,7 @@ fn resolve(server: &Inner, namespace: &str, name: &str, port: u16) -> Result<Con
 }
 
 /// A connection that could not be made.
-fn dial(at: &str, e: &std::io::Error) -> String {
+pub(crate) fn dial(at: &str, e: &std::io::Error) -> String {
     use std::io::ErrorKind;
     match e.kind() {
         ErrorKind::ConnectionRefused => format!("dial tcp {at}: connect: connection refused"),
@@ -417,7 +425,7 @@ fn dial(at: &str, e: &std::io::Error) -> String {
 }
 
 /// A certificate that is not trusted.
-fn tls_words(e: &std::io::Error) -> String {
+pub(crate) fn tls_words(e: &std::io::Error) -> String {
     const FAILED: &str = "tls: failed to verify certificate: x509:";
     let inner = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     match inner {

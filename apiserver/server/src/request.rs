@@ -8,9 +8,10 @@ use skiff_core::selector::FieldSelector;
 use skiff_core::status::Status;
 
 /// The verb that is authorised and carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Default, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Verb {
+    #[default]
     Get,
     List,
     Watch,
@@ -104,7 +105,7 @@ fn quote(s: &str) -> String {
 }
 
 /// A request to a resource.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResourceRequest {
     /// API group, empty for core.
     pub group: String,

@@ -29,6 +29,8 @@ pub struct Config {
     pub node_ports: (u16, u16),
     /// PEM of the CA that clients verify this server with; published in `kube-root-ca.crt`.
     pub ca: String,
+    /// PEM of the CA of the certificate that requests to aggregated servers are made with.
+    pub front_ca: String,
     /// Client certificate and key (PEM) for calls to node agents.
     pub kubelet_client: Option<crate::pki::Leaf>,
     /// Upper bound for ordinary requests.
@@ -53,6 +55,8 @@ pub struct Inner {
     pub addresses: Addresses,
     /// Connections to node agents.
     pub kubelets: crate::kubelets::Kubelets,
+    /// How this server proves itself to aggregated servers.
+    pub front: crate::aggregate::Front,
     /// Connections to webhooks.
     pub outward: crate::outward::Outward,
     /// Policies and webhooks.
@@ -81,6 +85,7 @@ impl Inner {
         registry: Registry,
         tokens: Tokens,
         kubelets: crate::kubelets::Kubelets,
+        front: crate::aggregate::Front,
     ) -> Self {
         Self {
             addresses: Addresses::new(config.service_cidr, config.node_ports),
@@ -91,6 +96,7 @@ impl Inner {
             metrics: Metrics::default(),
             usage: crate::usage::Usage::default(),
             kubelets,
+            front,
             outward: crate::outward::Outward::default(),
             dynamic: crate::admission::Dynamic::default(),
             ready: tokio::sync::watch::channel(false).0,

@@ -125,6 +125,12 @@ async fn connection(server: Arc<Inner>, tcp: tokio::net::TcpStream, acceptor: Tl
 /// A TLS client that verifies nothing, for the pod and service proxy, which has nothing to verify against.
 #[must_use]
 pub fn unverified_client() -> Arc<rustls::ClientConfig> {
+    let builder = rustls::ClientConfig::builder().dangerous();
+    Arc::new(builder.with_custom_certificate_verifier(anything()).with_no_client_auth())
+}
+
+/// Believes every server.
+pub(crate) fn anything() -> Arc<dyn rustls::client::danger::ServerCertVerifier> {
     #[derive(Debug)]
     struct Any(Vec<rustls::SignatureScheme>);
     impl rustls::client::danger::ServerCertVerifier for Any {
@@ -159,10 +165,5 @@ pub fn unverified_client() -> Arc<rustls::ClientConfig> {
         }
     }
     let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let schemes = provider.signature_verification_algorithms.supported_schemes();
-    let config = rustls::ClientConfig::builder()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Any(schemes)))
-        .with_no_client_auth();
-    Arc::new(config)
+    Arc::new(Any(provider.signature_verification_algorithms.supported_schemes()))
 }

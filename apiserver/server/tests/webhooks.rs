@@ -11,13 +11,10 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use kube::Client;
 use serde_json::{Value, json};
 use skiff_apiserver::pki::Pki;
 use skiff_apiserver::tls;
-use tokio::net::TcpListener;
 
 mod support;
 
@@ -36,35 +33,24 @@ impl Hooks {
         let names = ["localhost".to_owned(), "hook.default.svc".to_owned()];
         let leaf = pki.cluster.server("hook", &names, &[IpAddr::V4(Ipv4Addr::LOCALHOST)]).unwrap();
         let acceptor = tls::acceptor(&leaf, &pki.cluster.cert).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(vec![]));
         let log = Arc::clone(&seen);
-        tokio::spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                let (acceptor, log) = (acceptor.clone(), Arc::clone(&log));
-                tokio::spawn(async move {
-                    let Ok(tls) = acceptor.accept(tcp).await else { return };
-                    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                        let log = Arc::clone(&log);
-                        async move {
-                            let path = request.uri().path().to_owned();
-                            let body = request.into_body().collect().await.unwrap().to_bytes();
-                            let review: Value = serde_json::from_slice(&body).unwrap();
-                            log.lock().unwrap().push((path.clone(), review.clone()));
-                            let Some(answer) = answer(&path, &review) else { return std::future::pending().await };
-                            let mut response = http::Response::new(Full::new(Bytes::from(answer.to_string())));
-                            if path == "/broken" {
-                                *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
-                            }
-                            Ok::<_, std::convert::Infallible>(response)
-                        }
-                    });
-                    let _ =
-                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tls), service).await;
-                });
+        let port = support::serve(acceptor, move |_, request| {
+            let log = Arc::clone(&log);
+            async move {
+                let path = request.uri().path().to_owned();
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let review: Value = serde_json::from_slice(&body).unwrap();
+                log.lock().unwrap().push((path.clone(), review.clone()));
+                let Some(answer) = answer(&path, &review) else { return std::future::pending().await };
+                let mut response = http::Response::new(Full::new(Bytes::from(answer.to_string())));
+                if path == "/broken" {
+                    *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
+                }
+                response
             }
         });
+        let port = port.await;
         Self { port, ca: STANDARD.encode(&pki.cluster.cert), seen }
     }
 

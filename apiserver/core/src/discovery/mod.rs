@@ -131,11 +131,19 @@ impl Catalog {
     /// The built-in resources and whole group-versions, for example of aggregated servers. A group-version that is
     /// built in already stays as it is.
     #[must_use]
-    pub fn with(mut more: Vec<Version>) -> Self {
+    pub fn with(more: Vec<Version>) -> Self {
         let mut versions: Vec<Version> = Vec::new();
         for resource in resources::all() {
             push(&mut versions, resource);
         }
+        Self { versions }.beside(more)
+    }
+
+    /// With further group-versions behind what there is; those that are there already stay as they are.
+    #[must_use]
+    pub fn beside(self, more: impl IntoIterator<Item = Version>) -> Self {
+        let mut versions = self.versions;
+        let mut more: Vec<Version> = more.into_iter().collect();
         more.sort_by(|a, b| {
             let priority = b.group_priority.cmp(&a.group_priority);
             let version = b.version_priority.cmp(&a.version_priority);

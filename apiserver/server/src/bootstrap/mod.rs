@@ -78,8 +78,12 @@ pub async fn run(server: &Arc<Inner>) -> Result<(), Status> {
     ensure(server, "networking.k8s.io", "servicecidrs", cidr).await?;
     let auth = json!({"kind": "ConfigMap", "apiVersion": "v1",
         "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
-        "data": {"client-ca-file": server.config.ca}});
-    ensure(server, "", "configmaps", auth).await?;
+        "data": {"client-ca-file": server.config.ca, "requestheader-client-ca-file": server.config.front_ca,
+            "requestheader-allowed-names": json!([crate::FRONT_PROXY]).to_string(),
+            "requestheader-username-headers": "[\"X-Remote-User\"]", "requestheader-uid-headers": "[\"X-Remote-Uid\"]",
+            "requestheader-group-headers": "[\"X-Remote-Group\"]",
+            "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]"}});
+    overwrite(server, "", "configmaps", auth, "data").await?;
     Ok(())
 }
 

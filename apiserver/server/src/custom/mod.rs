@@ -1,6 +1,6 @@
 //! Definitions at work: what a CustomResourceDefinition makes is put into the registry while the server runs.
 //!
-//! One task follows the collection of definitions. It alone changes the registry. For every change it decides which names
+//! One task follows the collection of definitions. For every change it decides which names
 //! a definition gets, serves its kinds, and only then writes the conditions that say so: whoever sees `Established` can
 //! use the kind. A definition that is being deleted gets a task that deletes its objects and then lets it go.
 //!
@@ -67,7 +67,7 @@ struct Served {
     fields: &'static [&'static str],
 }
 
-/// The one writer of the registry.
+/// The one writer of definitions' kinds in the registry.
 struct Follower {
     server: Arc<Inner>,
     definitions: Arc<Collection>,
@@ -297,11 +297,14 @@ async fn open(server: &Inner, definition: &Definition, since: Revision) -> Resul
         .map_err(storage_error)
 }
 
-/// Swaps the registry for one with these kinds. There is one writer, so nothing is lost.
+/// Swaps the registry for one with these kinds.
 fn replace(server: &Inner, group: &str, plural: &str, kinds: Vec<Arc<Kind>>) {
-    let mut registry: Registry = (**server.registry.load()).clone();
-    let gone = registry.replace(group, plural, kinds);
-    server.registry.store(Arc::new(registry));
+    let mut gone = vec![];
+    server.registry.rcu(|registry| {
+        let mut registry = Registry::clone(registry);
+        gone = registry.replace(group, plural, kinds.clone());
+        registry
+    });
     // Only now: whoever is told to come back finds what is new.
     for kind in gone {
         kind.ended.cancel();

@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use hooks::Hooks;
 
+use crate::aggregate::Remote;
+
 /// How long a read waits for the cache to catch up with the store.
 pub const FRESH_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -287,6 +289,8 @@ pub struct Registry {
     /// Counts changes; documents about what is served are kept under it.
     pub generation: u64,
     kinds: HashMap<String, HashMap<String, HashMap<String, Arc<Kind>>>>,
+    /// Group-versions that other servers serve, by the names of their APIServices.
+    remotes: BTreeMap<String, Arc<Remote>>,
 }
 
 impl Registry {
@@ -314,6 +318,26 @@ impl Registry {
             self.insert(kind);
         }
         gone
+    }
+
+    /// Puts in what an APIService says, or takes it out.
+    pub fn set_remote(&mut self, name: &str, remote: Option<Arc<Remote>>) {
+        self.generation += 1;
+        match remote {
+            Some(remote) => self.remotes.insert(name.to_owned(), remote),
+            None => self.remotes.remove(name),
+        };
+    }
+
+    /// The other server of a group-version.
+    #[must_use]
+    pub fn remote(&self, group: &str, version: &str) -> Option<&Arc<Remote>> {
+        self.remotes.values().find(|r| r.group == group && r.version == version)
+    }
+
+    /// All that other servers serve.
+    pub fn remotes(&self) -> impl Iterator<Item = &Arc<Remote>> {
+        self.remotes.values()
     }
 
     /// Whether a group-version is served.
