@@ -9,4 +9,5 @@
 //! (`skiff faas`, container class).
 
 pub mod api;
+pub mod gateway;
 pub mod instance;
