@@ -11,3 +11,4 @@
 pub mod api;
 pub mod gateway;
 pub mod instance;
+pub mod scale;
