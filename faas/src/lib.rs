@@ -9,4 +9,6 @@
 //! (`skiff faas`, container class).
 
 pub mod api;
+pub mod gateway;
 pub mod instance;
+pub mod scale;
