@@ -82,9 +82,10 @@ pub(crate) struct UpArgs {
     /// host-gw (plain routes), or vxlan.
     #[arg(long, default_value = "auto")]
     pub(crate) pod_network: skiff_proxy::nodes::Mode,
-    /// Who serves Services of type LoadBalancer: nodes (they get the nodes' addresses), or none (another program).
-    #[arg(long, default_value = "nodes", value_parser = ["nodes", "none"])]
-    pub(crate) load_balancer: String,
+    /// Addresses of Services of type LoadBalancer: nodes (the nodes' own), ranges of addresses on the nodes' segment
+    /// (192.0.2.64/27 or 192.0.2.64-192.0.2.80, comma-separated), or none (another program serves them).
+    #[arg(long, default_value = "nodes")]
+    pub(crate) load_balancer: skiff_controllers::controllers::outside::LoadBalancer,
     /// A node that was silent for this long is taken for dead.
     #[arg(long, default_value = "50s")]
     pub(crate) node_monitor_grace_period: jiff::SignedDuration,
@@ -189,9 +190,10 @@ pub(crate) struct ComponentArgs {
     /// Range of pod addresses.
     #[arg(long, default_value = "10.244.0.0/16")]
     pub(crate) pod_cidr: ipnet::IpNet,
-    /// Who serves Services of type LoadBalancer: nodes (they get the nodes' addresses), or none (another program).
-    #[arg(long, default_value = "nodes", value_parser = ["nodes", "none"])]
-    pub(crate) load_balancer: String,
+    /// Addresses of Services of type LoadBalancer: nodes (the nodes' own), ranges of addresses on the nodes' segment
+    /// (192.0.2.64/27 or 192.0.2.64-192.0.2.80, comma-separated), or none (another program serves them).
+    #[arg(long, default_value = "nodes")]
+    pub(crate) load_balancer: skiff_controllers::controllers::outside::LoadBalancer,
     /// A node that was silent for this long is taken for dead.
     #[arg(long, default_value = "50s")]
     pub(crate) node_monitor_grace_period: jiff::SignedDuration,

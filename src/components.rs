@@ -48,7 +48,7 @@ pub(crate) fn spawn_all(
     let mut config = skiff_controllers::Config::new(pki.cluster.cert.clone(), args.pod_cidr);
     config.root_key = Some(root_key(&args.data_dir)?);
     config.node_monitor_grace = grace(args.node_monitor_grace_period)?;
-    config.load_balancer = args.load_balancer == "nodes";
+    config.load_balancer = args.load_balancer.clone();
     // A store of several servers has several of these.
     let leader_elect = args.etcd.used();
     config.leader_elect = leader_elect;
@@ -202,7 +202,7 @@ pub(crate) async fn controller_manager(args: ComponentArgs) -> anyhow::Result<()
     let mut config = skiff_controllers::Config::new(root_ca, args.pod_cidr);
     config.root_key = Some(root_key(&args.data_dir)?);
     config.node_monitor_grace = grace(args.node_monitor_grace_period)?;
-    config.load_balancer = args.load_balancer == "nodes";
+    config.load_balancer = args.load_balancer.clone();
     config.leader_elect = true;
     let stop = CancellationToken::new();
     let clients = move |user: &str| accounts.client(user);

@@ -46,8 +46,8 @@ pub struct Config {
     pub leader_elect: bool,
     /// A node that was silent for this long is not known to live.
     pub node_monitor_grace: Duration,
-    /// Whether LoadBalancer Services get the nodes' addresses. Not where another program serves them.
-    pub load_balancer: bool,
+    /// Which addresses LoadBalancer Services get.
+    pub load_balancer: outside::LoadBalancer,
 }
 
 impl Config {
@@ -60,7 +60,7 @@ impl Config {
             pod_cidr,
             leader_elect: false,
             node_monitor_grace: node::GRACE,
-            load_balancer: true,
+            load_balancer: outside::LoadBalancer::default(),
         }
     }
 }
@@ -293,9 +293,10 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
             i.claims.clone(),
         ),
     ];
-    if config.load_balancer {
+    if config.load_balancer != outside::LoadBalancer::Off {
         let (services, slices, nodes) = (i.services.clone(), i.slices.clone(), i.nodes.clone());
-        controllers.push(outside::Services::new(own(client, "service-controller"), services, slices, nodes));
+        let (client, mode) = (own(client, "service-controller"), config.load_balancer.clone());
+        controllers.push(outside::Services::new(client, services, slices, nodes, mode));
     }
     if let Some(key) = &config.root_key {
         let authority = certificates::sign::Authority::new(&config.root_ca, key).context("the cluster's CA")?;

@@ -2,8 +2,9 @@
 //!
 //! What it is for: traffic to a Service reaches one of its endpoints ([`services`]), names of the cluster become
 //! addresses ([`dns`]), packets find the pods of other nodes ([`nodes`]), and what a NetworkPolicy forbids finds nobody
-//! ([`policy`]). The first two answer from one index ([`index`]) that two watches feed ([`watch`]); of the objects only
-//! a small part is kept ([`model`]).
+//! ([`policy`]); the node that was chosen for a load balancer's address answers for it ([`balancer`]). The first two
+//! answer from one index ([`index`]) that two watches feed ([`watch`]); of the objects only a small part is kept
+//! ([`model`]).
 //!
 //! Limits: Linux with nftables; virtual addresses and endpoints of IPv4 (the name server gives IPv6 addresses too).
 //! Of topology, the two Local policies; no hints.
@@ -20,6 +21,7 @@ use ipnet::Ipv4Net;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
+pub mod balancer;
 pub mod dns;
 pub mod host;
 pub mod index;
@@ -119,6 +121,13 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
             IpAddr::V6(ip) => tracing::warn!(%ip, "no routes to other nodes: the node's address is not IPv4"),
         }
     };
+    let (balancers, held) = tokio::sync::watch::channel(None);
+    let balanced = async {
+        if let IpAddr::V4(address) = config.node_ip {
+            let frame = balancer::Frame { address, table: balancer::table_name(&config.table) };
+            balancer::run(frame, held, stop.clone()).await;
+        }
+    };
     let policies = policy::Frame {
         node: config.node_name.clone(),
         table: policy::table_name(&config.table),
@@ -132,7 +141,8 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         policy::run(client.clone(), policies, stop.clone()),
         watch::services(client.clone(), shared.clone(), stop.clone()),
         watch::slices(client.clone(), config.node_name.clone(), shared.clone(), stop.clone()),
-        services::run(frame, shared.clone(), stop.clone()),
+        services::run(frame, &config.node_name, shared.clone(), balancers, stop.clone()),
+        balanced,
         kube_dns::ensure(client.clone(), config.dns_address, stop.clone()),
         serve_names(Arc::new(names), address, stop.clone()),
         gateway,
@@ -144,6 +154,7 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
 pub async fn cleanup(config: &Config) -> anyhow::Result<()> {
     services::nft::remove(&config.table).await.context("remove the services' table")?;
     services::nft::remove(&policy::table_name(&config.table)).await.context("remove the policies' table")?;
+    balancer::cleanup(&balancer::table_name(&config.table)).await.context("remove load balancers' addresses")?;
     host::remove_address(config.dns_address).await.context("remove the name server's address")?;
     host::refuse_forwarding().await;
     nodes::cleanup().await.context("remove the routes to other nodes' pods")?;

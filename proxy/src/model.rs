@@ -9,6 +9,8 @@ use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Service as ApiService;
 use k8s_openapi::api::discovery::v1::EndpointSlice as ApiSlice;
 
+use crate::balancer::ANNOUNCED;
+
 /// Label of an EndpointSlice that names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label by which a Service asks for another proxy than this one.
@@ -84,6 +86,8 @@ pub struct Service {
     pub external_ips: Box<[Ipv4Addr]>,
     /// Addresses of the load balancer that arrive here unchanged, IPv4 only.
     pub balancer_ips: Box<[Ipv4Addr]>,
+    /// The node that was chosen to answer for the load balancer's addresses.
+    pub announcer: Option<Box<str>>,
     /// Who may use the load balancer's addresses; everyone when empty.
     pub source_ranges: Box<[Ipv4Net]>,
     /// Seconds a client stays with its endpoint, when affinity is on.
@@ -127,6 +131,8 @@ impl Service {
         });
         let balancer = (kind == "LoadBalancer").then_some(object.status.as_ref()).flatten();
         let ingress = balancer.and_then(|s| s.load_balancer.as_ref()).and_then(|b| b.ingress.as_ref());
+        let conditions = balancer.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        let announced = conditions.iter().find(|c| c.type_ == ANNOUNCED && c.status == "True");
         let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
             let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
             config.and_then(|c| c.timeout_seconds).and_then(|s| u32::try_from(s).ok()).unwrap_or(AFFINITY_SECONDS)
@@ -144,6 +150,7 @@ impl Service {
                 .filter(|i| i.ip_mode.as_deref() != Some("Proxy"))
                 .filter_map(|i| i.ip.as_deref()?.parse().ok())
                 .collect(),
+            announcer: announced.map(|c| c.message.as_str().into()),
             source_ranges: spec
                 .load_balancer_source_ranges
                 .iter()

@@ -39,6 +39,11 @@ fn authority() -> (String, String) {
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// With settings of the controllers that a test wants.
+    pub(crate) async fn start_with(settings: impl FnOnce(&mut skiff_controllers::Config)) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(std::env::var("RUST_LOG").unwrap_or_default())
             .with_test_writer()
@@ -50,7 +55,8 @@ impl Cluster {
         let stop = CancellationToken::new();
         let (ca, key) = authority();
         let range = "10.244.0.0/16".parse().unwrap();
-        let config = skiff_controllers::Config { root_key: Some(key), ..skiff_controllers::Config::new(ca, range) };
+        let mut config = skiff_controllers::Config { root_key: Some(key), ..skiff_controllers::Config::new(ca, range) };
+        settings(&mut config);
         let s = server.clone();
         tokio::spawn(skiff_controllers::run(move |name| s.client(identity(name)), config, stop.clone()));
         let scheduler = server.client(identity("system:kube-scheduler"));

@@ -104,3 +104,68 @@ async fn token_secrets_are_filled_and_go_with_their_account() {
     eventually("the Secret goes", || async { secrets.get_opt("key").await.unwrap().is_none().then_some(()) }).await;
     assert_eq!(known().await, None);
 }
+
+/// Addresses of a range: one for each Service, the one that is asked for, none when there is none, and again when one
+/// becomes free; and one node that is ready answers for each.
+#[tokio::test(flavor = "multi_thread")]
+async fn load_balancers_get_addresses_of_a_range() {
+    let c = Cluster::start_with(|s| s.load_balancer = "192.0.2.10-192.0.2.11".parse().unwrap()).await;
+    c.node("n1").await;
+    c.node("n2").await;
+    let make = |name: &str, asked: Option<&str>| {
+        json!({"metadata": {"name": name}, "spec": {"type": "LoadBalancer", "loadBalancerIP": asked,
+            "allocateLoadBalancerNodePorts": false, "ports": [{"port": 80}]}})
+    };
+    let api = c.api::<Service>("default");
+    let seen = async |name: &str| {
+        let status = api.get(name).await.unwrap().status.unwrap_or_default();
+        let ingress = status.load_balancer.and_then(|l| l.ingress).unwrap_or_default();
+        let ip = ingress.first().and_then(|i| i.ip.clone());
+        let node = status.conditions.unwrap_or_default().into_iter().find(|c| c.type_ == "skiff.dev/Announced");
+        (ip, node.map(|c| c.message))
+    };
+    c.create::<Service>("default", make("asks", Some("192.0.2.10"))).await;
+    let first = eventually("the address that was asked for", || async {
+        let (ip, node) = seen("asks").await;
+        (ip.as_deref() == Some("192.0.2.10")).then_some(node?)
+    })
+    .await;
+    c.create::<Service>("default", make("takes", None)).await;
+    let second = eventually("the other address", || async {
+        let (ip, node) = seen("takes").await;
+        (ip.as_deref() == Some("192.0.2.11")).then_some(node?)
+    })
+    .await;
+    assert_ne!(first, second, "one node answers for both");
+    c.create::<Service>("default", make("waits", None)).await;
+    let events = c.api::<k8s_openapi::api::core::v1::Event>("default");
+    eventually("an event says why there is none", || async {
+        let list = events.list(&ListParams::default().fields("involvedObject.name=waits")).await.unwrap();
+        let why = "no address is free in 192.0.2.10-192.0.2.11";
+        list.items.iter().any(|e| e.message.as_deref().is_some_and(|m| m.contains(why))).then_some(())
+    })
+    .await;
+    assert_eq!(seen("waits").await, (None, None));
+    // A node that is not ready answers for nothing; the other does for both.
+    let gone = json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}});
+    c.all::<k8s_openapi::api::core::v1::Node>()
+        .patch_status(&first, &PatchParams::default(), &Patch::Strategic(gone))
+        .await
+        .unwrap();
+    eventually("the other node", || async { (seen("asks").await.1.as_deref() == Some(&*second)).then_some(()) }).await;
+    // A Service of another type gives its address back, and who waits gets it.
+    let plain = json!({"spec": {"type": "ClusterIP", "loadBalancerIP": null}});
+    api.patch("asks", &PatchParams::default(), &Patch::Merge(plain)).await.unwrap();
+    eventually("the address that was freed", || async {
+        let (ip, node) = seen("waits").await;
+        (ip.as_deref() == Some("192.0.2.10") && node.as_deref() == Some(&*second)).then_some(())
+    })
+    .await;
+    assert_eq!(seen("asks").await, (None, None));
+    // And by the annotation one moves, when what it wants is free.
+    api.delete("waits", &DeleteParams::default()).await.unwrap();
+    let asked = json!({"metadata": {"annotations": {"skiff.dev/load-balancer-ip": "192.0.2.10"}}});
+    eventually("the deletion", || async { api.get_opt("waits").await.unwrap().is_none().then_some(()) }).await;
+    api.patch("takes", &PatchParams::default(), &Patch::Merge(asked)).await.unwrap();
+    eventually("the move", || async { (seen("takes").await.0.as_deref() == Some("192.0.2.10")).then_some(()) }).await;
+}

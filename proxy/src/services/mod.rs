@@ -9,8 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
+use crate::balancer;
 use crate::index::{Index, Shared};
 use crate::model::Id;
 
@@ -35,8 +37,15 @@ const CHECK: Duration = Duration::from_secs(60);
 /// First and longest wait after a failed load.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// Keeps the table in step with the index until `stop`. Never fails: what does not load is tried again.
-pub async fn run(frame: Frame, shared: Shared, stop: CancellationToken) {
+/// Keeps the table in step with the index until `stop`. Never fails: what does not load is tried again. Tells `balancers`
+/// which addresses the node named `node` answers for, once their Services are in the table.
+pub async fn run(
+    frame: Frame,
+    node: &str,
+    shared: Shared,
+    balancers: channel::Sender<balancer::Wanted>,
+    stop: CancellationToken,
+) {
     let mut proxy = Proxy::new(frame);
     let mut health = health::Servers::default();
     let mut wait = BACKOFF.0;
@@ -56,7 +65,11 @@ pub async fn run(frame: Frame, shared: Shared, stop: CancellationToken) {
         let changes = proxy.take(&mut shared.index.write());
         health.update(&shared.index.read());
         match proxy.apply(&changes).await {
-            Ok(()) => wait = BACKOFF.0,
+            Ok(()) => {
+                wait = BACKOFF.0;
+                let addresses = Some(balancer::wanted(&shared.index.read(), node));
+                balancers.send_if_modified(|old| std::mem::replace(old, addresses) != *old);
+            }
             Err(error) => {
                 tracing::error!(%error, ?wait, "services not loaded; trying again");
                 shared.changed.notify_one();

@@ -1,12 +1,16 @@
-//! Addresses for the outside: what LoadBalancer Services and Ingresses get in `status.loadBalancer`.
+//! How the cluster is reached from outside: addresses of LoadBalancer Services and of Ingresses.
 //!
-//! There is no load balancer beside the cluster, so the nodes are it: a Service gets the addresses of the nodes (with
-//! `externalTrafficPolicy: Local` of those that have ready endpoints), and every node's proxy takes what arrives for them.
-//! One port of one protocol can be had by one Service only, the oldest; the others wait, and an event says for whom. Ports
-//! that the nodes themselves answer on are never given away. An Ingress of a class of ours gets the addresses of the nodes
-//! that run a gateway, which have the label [`GATEWAY`].
+//! A LoadBalancer Service gets the addresses of the nodes that are ready (with `externalTrafficPolicy: Local`, of those
+//! that have ready endpoints), and every node's proxy takes what arrives for them. Then one port of one protocol can be
+//! had by one Service only, the oldest; the others wait, and an event says for whom. Ports that the nodes themselves
+//! answer on are never given away. Where a range is configured ([`LoadBalancer::Range`]) each Service gets an address of
+//! its own instead, and one ready node is chosen to answer for it: the condition [`ANNOUNCED`] names it. It stays the
+//! same as long as it can; when it cannot, the node with the fewest follows.
+//!
+//! An Ingress of a class of ours gets the addresses of the nodes that run a gateway, which have the label [`GATEWAY`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -14,6 +18,7 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass, IngressLoadBalancerIngress, IngressLoadBalancerStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
@@ -24,6 +29,14 @@ use crate::runtime::informer::{Informer, key_of, split};
 use crate::runtime::queue::Queue;
 use crate::runtime::worker::{Outcome, Reconcile, found};
 
+pub mod range;
+
+pub use range::{LoadBalancer, Ranges};
+
+/// Condition of a LoadBalancer Service with an address of a range: its message is the name of the node that answers.
+pub const ANNOUNCED: &str = "skiff.dev/Announced";
+/// Annotation by which a Service asks for an address of the range; `spec.loadBalancerIP` does too.
+const ASKED: &str = "skiff.dev/load-balancer-ip";
 /// Label of the nodes that run an ingress gateway.
 pub const GATEWAY: &str = "skiff.dev/ingress";
 /// Label of nodes that must not be used from outside.
@@ -63,6 +76,7 @@ pub struct Services {
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
     nodes: Informer<Node>,
+    mode: LoadBalancer,
     events: Recorder,
     queue: Arc<Queue>,
 }
@@ -88,6 +102,25 @@ fn given(s: &Service) -> &[LoadBalancerIngress] {
     status.and_then(|l| l.ingress.as_deref()).unwrap_or_default()
 }
 
+fn v4(given: &[LoadBalancerIngress]) -> impl Iterator<Item = Ipv4Addr> {
+    given.iter().filter_map(|i| i.ip.as_deref()?.parse().ok())
+}
+
+/// The address that a Service asks for.
+fn asked(s: &Service) -> Option<&str> {
+    let field = || s.spec.as_ref().and_then(|s| s.load_balancer_ip.as_deref());
+    s.annotations().get(ASKED).map(String::as_str).or_else(field).filter(|a| !a.is_empty())
+}
+
+fn conditions(s: &Service) -> &[Condition] {
+    s.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default()
+}
+
+/// The node that answers for a Service's address.
+fn announcer(s: &Service) -> Option<&str> {
+    conditions(s).iter().find(|c| c.type_ == ANNOUNCED && c.status == "True").map(|c| c.message.as_str())
+}
+
 impl Services {
     /// Makes the controller and subscribes it to changes.
     #[must_use]
@@ -96,6 +129,7 @@ impl Services {
         services: Informer<Service>,
         slices: Informer<EndpointSlice>,
         nodes: Informer<Node>,
+        mode: LoadBalancer,
     ) -> Arc<Self> {
         let queue = Arc::new(Queue::default());
         let (q, all) = (Arc::clone(&queue), services.clone());
@@ -110,6 +144,12 @@ impl Services {
             let after: BTreeSet<(&str, u16)> = c.new.as_deref().filter(|_| is).into_iter().flat_map(ports).collect();
             if before != after {
                 all.all().iter().filter(|s| balanced(s)).for_each(|s| q.add(key_of(&**s)));
+            }
+            // So may an address.
+            let before = c.old.as_deref().map(given).unwrap_or_default();
+            if !before.is_empty() && c.new.as_deref().map(given) != Some(before) {
+                let waits = |s: &Service| balanced(s) && given(s).is_empty();
+                all.all().iter().filter(|s| waits(s)).for_each(|s| q.add(key_of(&**s)));
             }
         });
         let (q, all) = (Arc::clone(&queue), services.clone());
@@ -128,7 +168,7 @@ impl Services {
             }
         });
         let events = Recorder::start(client.clone(), "service-controller");
-        Arc::new(Self { client, services, slices, nodes, events, queue })
+        Arc::new(Self { client, services, slices, nodes, mode, events, queue })
     }
 
     async fn sync(&self, key: &str) -> Outcome {
@@ -140,37 +180,107 @@ impl Services {
         if !balanced(&service) && !self.is_ours(&service) {
             return Ok(None);
         }
+        let mut node = None;
         if balanced(&service) {
-            match self.taken(&service) {
-                Some(why) => {
+            match self.addresses(&service) {
+                Err(why) => {
                     let text = format!("Error syncing load balancer: failed to ensure load balancer: {why}");
                     self.events.note(&*service, Level::Warning, "SyncLoadBalancerFailed", text);
                 }
-                None => wanted = self.wanted(&service),
+                Ok(ips) => wanted = ips,
+            }
+            if !wanted.is_empty() && matches!(self.mode, LoadBalancer::Range(_)) {
+                node = self.announcer(&service);
             }
         }
-        if given(&service) == wanted.as_slice() {
+        if given(&service) == wanted.as_slice() && announcer(&service) == node.as_deref() {
             return Ok(None);
         }
         let (namespace, name) = split(key);
         let api: Api<Service> = Api::namespaced(self.client.clone(), namespace);
         let mut new = Service::clone(&service);
         let first = given(&new).is_empty() && !wanted.is_empty();
-        new.status.get_or_insert_default().load_balancer =
-            Some(LoadBalancerStatus { ingress: Some(wanted).filter(|w| !w.is_empty()) });
+        let told = node.as_ref().filter(|n| announcer(&service) != Some(n)).map(|n| {
+            let ips: Vec<&str> = wanted.iter().filter_map(|i| i.ip.as_deref()).collect();
+            format!("node {n} answers for {}", ips.join(", "))
+        });
+        let status = new.status.get_or_insert_default();
+        status.load_balancer = Some(LoadBalancerStatus { ingress: Some(wanted).filter(|w| !w.is_empty()) });
+        announce(status.conditions.get_or_insert_default(), node);
+        status.conditions.take_if(|c| c.is_empty());
         if let Some(written) = found(api.replace_status(name, &PostParams::default(), &new).await)? {
             self.services.apply(written);
         }
         if first {
             self.events.note(&*service, Level::Normal, "EnsuredLoadBalancer", "Ensured load balancer");
         }
+        if let Some(text) = told {
+            self.events.note(&*service, Level::Normal, "NodeAssigned", text);
+        }
         Ok(None)
     }
 
-    /// Whether the addresses a Service has are those of nodes.
+    /// The addresses a Service is to have, or why it gets none.
+    fn addresses(&self, service: &Service) -> Result<Vec<LoadBalancerIngress>, String> {
+        let entry = |ip| LoadBalancerIngress { ip: Some(ip), ip_mode: Some("VIP".into()), ..Default::default() };
+        match &self.mode {
+            LoadBalancer::Range(ranges) => {
+                let held = v4(given(service)).next();
+                let ip = ranges.choose(asked(service), held, &self.held_by_others(service))?;
+                Ok(vec![entry(ip.to_string())])
+            }
+            LoadBalancer::Nodes | LoadBalancer::Off => match self.taken(service) {
+                Some(why) => Err(why),
+                None => Ok(self.of_nodes(service).into_iter().map(entry).collect()),
+            },
+        }
+    }
+
+    /// Addresses that this Service may not have, and whose they are.
+    fn held_by_others(&self, service: &Service) -> BTreeMap<Ipv4Addr, String> {
+        let nodes = self.nodes.all();
+        let nodes =
+            nodes.iter().flat_map(|n| addresses(n).into_iter().map(|a| (a, format!("the node {}", n.name_any()))));
+        let mut taken: BTreeMap<Ipv4Addr, String> = nodes.filter_map(|(a, of)| Some((a.parse().ok()?, of))).collect();
+        let (own, since): (Vec<_>, _) = (v4(given(service)).collect(), age(service));
+        for other in self.services.all() {
+            if other.metadata.uid == service.metadata.uid {
+                continue;
+            }
+            let others = v4(given(&other)).filter(|a| !own.contains(a) || age(&other) < since);
+            taken.extend(others.map(|a| (a, format!("the Service {}", key_of(&*other)))));
+        }
+        taken
+    }
+
+    /// The node that is to answer for a Service's address: the one that does, if it can; else, of those that can, the
+    /// one that answers for the fewest. When there is none, nothing changes: the one that does may be all right.
+    fn announcer(&self, service: &Service) -> Option<String> {
+        let mut fit: BTreeSet<String> = self.nodes.all().iter().filter(|n| usable(n)).map(|n| n.name_any()).collect();
+        if local(service) {
+            let with = self.nodes_with_endpoints(service);
+            // Where no node has endpoints nobody answers anyway.
+            if !fit.is_disjoint(&with) {
+                fit.retain(|n| with.contains(n));
+            }
+        }
+        let present = announcer(service).map(str::to_owned);
+        if fit.is_empty() || present.as_ref().is_some_and(|p| fit.contains(p)) {
+            return present;
+        }
+        let services = self.services.all();
+        let load = |node: &String| services.iter().filter(|s| announcer(s) == Some(node)).count();
+        fit.into_iter().min_by_key(load)
+    }
+
+    /// Whether the addresses a Service has are those of nodes, or of our range.
     fn is_ours(&self, service: &Service) -> bool {
         let nodes: BTreeSet<String> = self.nodes.all().iter().flat_map(|n| addresses(n)).collect();
-        given(service).iter().all(|i| i.ip.as_ref().is_some_and(|ip| nodes.contains(ip)))
+        let ranged = |ip: &str| match &self.mode {
+            LoadBalancer::Range(ranges) => ip.parse().is_ok_and(|ip| ranges.contains(ip)),
+            LoadBalancer::Nodes | LoadBalancer::Off => false,
+        };
+        given(service).iter().all(|i| i.ip.as_ref().is_some_and(|ip| nodes.contains(ip) || ranged(ip)))
     }
 
     /// Why a Service cannot have its ports.
@@ -188,13 +298,11 @@ impl Services {
         })
     }
 
-    fn wanted(&self, service: &Service) -> Vec<LoadBalancerIngress> {
+    fn of_nodes(&self, service: &Service) -> BTreeSet<String> {
         let only = local(service).then(|| self.nodes_with_endpoints(service));
         let nodes = self.nodes.all();
         let nodes = nodes.iter().filter(|n| usable(n) && only.as_ref().is_none_or(|o| o.contains(&n.name_any())));
-        let ips: BTreeSet<String> = nodes.flat_map(|n| addresses(n)).collect();
-        let entry = |ip| LoadBalancerIngress { ip: Some(ip), ip_mode: Some("VIP".into()), ..Default::default() };
-        ips.into_iter().map(entry).collect()
+        nodes.flat_map(|n| addresses(n)).collect()
     }
 
     fn nodes_with_endpoints(&self, service: &Service) -> BTreeSet<String> {
@@ -205,6 +313,19 @@ impl Services {
             .filter(|e| e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true));
         ready.filter_map(|e| e.node_name.clone()).collect()
     }
+}
+
+/// Puts the condition that names the node, or takes it out.
+fn announce(conditions: &mut Vec<Condition>, node: Option<String>) {
+    conditions.retain(|c| c.type_ != ANNOUNCED);
+    conditions.extend(node.map(|message| Condition {
+        type_: ANNOUNCED.into(),
+        status: "True".into(),
+        reason: "NodeChosen".into(),
+        message,
+        last_transition_time: crate::runtime::now(),
+        observed_generation: None,
+    }));
 }
 
 fn local(s: &Service) -> bool {
@@ -222,6 +343,11 @@ impl Reconcile for Services {
 
     fn reconcile<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Outcome> {
         self.sync(key).boxed()
+    }
+
+    /// One: who gets which address is decided from what was given before.
+    fn workers(&self) -> usize {
+        1
     }
 
     fn resync(&self) {
