@@ -79,7 +79,7 @@ pub(crate) fn spawn_all(
 }
 
 /// The label of nodes whose proxy is an ingress gateway: Ingresses get their addresses.
-fn gateway_label(has_one: bool) -> Option<(String, String)> {
+pub(crate) fn gateway_label(has_one: bool) -> Option<(String, String)> {
     has_one.then(|| (skiff_controllers::controllers::outside::GATEWAY.to_owned(), String::new()))
 }
 

@@ -62,6 +62,8 @@ pub(crate) struct JoinArgs {
     /// Port of the node agent.
     #[arg(long, default_value_t = 10250)]
     kubelet_port: u16,
+    #[command(flatten)]
+    ingress: crate::cli::IngressArgs,
     /// Life in seconds of the node's certificates. Default: the signer's longest, a year.
     #[arg(long, hide = true)]
     certificate_seconds: Option<i32>,
@@ -158,10 +160,11 @@ pub(crate) async fn join(args: JoinArgs) -> anyhow::Result<()> {
     };
     let ca = std::fs::read_to_string(&files.ca).context("cannot read the cluster's CA")?;
     let mut agent = components::kubelet_config(&facts, None, &ca)?;
-    agent.labels = args.node_labels.iter().cloned().collect();
+    let gateway = args.ingress.config();
+    agent.labels = args.node_labels.iter().cloned().chain(components::gateway_label(gateway.is_some())).collect();
     agent.taints.clone_from(&args.register_with_taints);
     agent.certificate_seconds = args.certificate_seconds;
-    let proxy = components::proxy_config(&facts)?;
+    let proxy = skiff_proxy::Config { ingress: gateway, ..components::proxy_config(&facts)? };
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     components::spawn(&mut tasks, "node agent", &stop, skiff_kubelet::run(client.client(), agent, stop.clone()));

@@ -171,7 +171,8 @@ impl Inner {
         }
         if let Some(name) = user.node_name() {
             let pods = || self.pods_of(name);
-            if node::authorise(name, a, pods) == node::Opinion::Allow {
+            let ingresses = |namespace: &str| self.in_namespace("networking.k8s.io", "ingresses", namespace);
+            if node::authorise(name, a, pods, ingresses) == node::Opinion::Allow {
                 return Ok(String::new());
             }
         }
@@ -179,6 +180,13 @@ impl Inner {
             return Ok(format!("RBAC: allowed by {binding}"));
         }
         Err(denied(user, a))
+    }
+
+    /// Objects of a kind in a namespace.
+    fn in_namespace(&self, group: &str, plural: &str, namespace: &str) -> Vec<Value> {
+        let Ok(all) = self.collection(group, plural) else { return vec![] };
+        let objects = all.cache.list(&all.scope(namespace)).objects;
+        objects.iter().filter_map(|o| serde_json::from_slice(&o.value).ok()).collect()
     }
 
     /// Pods bound to a node.

@@ -15,6 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// A node that is silent for this long is taken for dead; leases are renewed every 10 s.
 pub(crate) const GRACE: &str = "22s";
 
+/// Addresses of LoadBalancer Services, on the segment that the nodes share with this machine.
+const BALANCERS: &str = "10.89.0.200-10.89.0.201";
+
 /// A running bed. It is removed with the value.
 pub(crate) struct Bed {
     root: PathBuf,
@@ -58,7 +61,7 @@ impl Bed {
         let bed = Self { root, run, binary, nodes: (1..=nodes).map(|i| format!("n{i}")).collect() };
         // What an earlier run that was killed left.
         bed.script(&["down"])?;
-        let flags = ["--pod-network", network, "--node-monitor-grace-period", GRACE];
+        let flags = ["--pod-network", network, "--node-monitor-grace-period", GRACE, "--load-balancer", BALANCERS];
         let o = bed.script(&[&["up", &nodes.to_string()], &flags[..]].concat())?;
         ensure!(o.code == 0, "{}{}", o.out, o.err);
         Ok(bed)

@@ -17,6 +17,9 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("refusals", refusals),
     ("agent_restart", agent_restart),
     ("drain", drain),
+    ("balancer", crate::outside::balancer),
+    ("gateways", crate::outside::gateways),
+    ("policies", crate::outside::policies),
     ("cut", cut),
     ("node_deleted", node_deleted),
 ];
@@ -73,12 +76,12 @@ spec:
   ports: [{port: 9000, protocol: UDP}]
 "#;
 
-fn text<'a>(v: &'a Value, path: &str) -> &'a str {
+pub(crate) fn text<'a>(v: &'a Value, path: &str) -> &'a str {
     v.pointer(path).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// Name, node and address of each web pod that runs and is not going.
-fn pods(bed: &Bed) -> Result<Vec<[String; 3]>> {
+pub(crate) fn pods(bed: &Bed) -> Result<Vec<[String; 3]>> {
     let list = bed.get(&["pods", "-l", "app=web"])?;
     let items = list["items"].as_array().cloned().unwrap_or_default();
     let alive = items
@@ -88,7 +91,7 @@ fn pods(bed: &Bed) -> Result<Vec<[String; 3]>> {
 }
 
 /// Starts the web pods if they are not there, and waits until there is one on each node.
-fn web(bed: &Bed) -> Result<Vec<[String; 3]>> {
+pub(crate) fn web(bed: &Bed) -> Result<Vec<[String; 3]>> {
     bed.apply(&WEB.replace("REPLICAS", &bed.nodes.len().to_string()))?;
     bed.ok(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
     let mut found = vec![];

@@ -8,6 +8,7 @@
 
 mod bed;
 mod cases;
+mod outside;
 
 use std::process::ExitCode;
 

@@ -1,8 +1,8 @@
 //! The ingress gateway of one node: HTTP and HTTPS from outside to Services, by host and path.
 //!
-//! Three watches (Ingresses, their classes, Secrets with certificates) make one [`table::Table`]; the endpoints of
-//! backends come from the index that Services use, so a change of an endpoint costs the gateway nothing. Requests go to
-//! endpoints directly, in turn.
+//! Two watches (Ingresses and their classes) make one [`table::Table`]; the Secrets it names are watched one by one,
+//! because a node that joined may read no others. The endpoints of backends come from the index that Services use, so a
+//! change of an endpoint costs the gateway nothing. Requests go to endpoints directly, in turn.
 //!
 //! Contract: class `skiff` (`spec.controller: skiff.dev/ingress`); exact and wildcard hosts, `Exact`, `Prefix` and
 //! `ImplementationSpecific` (as `Prefix`) paths, `spec.defaultBackend`, TLS by server name, upgrades such as WebSocket;
@@ -11,7 +11,7 @@
 //! Limits: backends speak HTTP/1.1 without TLS and are Services, no other resources. A port that is taken is tried again;
 //! nothing else of the proxy depends on it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,9 @@ use kube::runtime::watcher;
 use parking_lot::RwLock;
 use rustls::sign::CertifiedKey;
 use tokio::net::TcpListener;
+use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::index::Shared;
 use crate::model::Id;
@@ -62,6 +64,8 @@ impl Default for Config {
 pub struct State {
     known: RwLock<Known>,
     table: RwLock<Arc<Table>>,
+    /// The Secrets that the table names.
+    named: channel::Sender<BTreeSet<Id>>,
 }
 
 #[derive(Default)]
@@ -97,7 +101,13 @@ impl State {
         drop(known);
         let mut present = self.table.write();
         if **present != made {
+            let named: BTreeSet<Id> = made.certificates.values().cloned().collect();
             *present = Arc::new(made);
+            self.named.send_if_modified(|old| {
+                let changed = *old != named;
+                *old = named;
+                changed
+            });
         }
     }
 
@@ -131,12 +141,7 @@ pub async fn run(client: kube::Client, config: Config, state: Arc<State>, shared
         }
         s.remake();
     });
-    let only_tls = watcher::Config::default().fields("type=kubernetes.io/tls");
-    let secrets = watch::follow(Api::<Secret>::all(client), only_tls, |seen| match seen {
-        Seen::Put(id, secret) | Seen::Listing(id, secret) => s.put_secret(id, &secret),
-        Seen::Gone(id) => drop(s.known.write().certificates.remove(&id)),
-        Seen::Listed(left) => s.known.write().certificates.retain(|id, _| left.contains(id)),
-    });
+    let secrets = certificates(client, Arc::clone(&state));
     let watches = async {
         let all = async { tokio::join!(ingresses, classes, secrets) };
         stop.run_until_cancelled(all).await;
@@ -151,6 +156,43 @@ pub async fn run(client: kube::Client, config: Config, state: Arc<State>, shared
         }
     });
     tokio::join!(watches, plain, secure);
+}
+
+/// Follows the Secrets that the table names.
+async fn certificates(client: kube::Client, state: Arc<State>) {
+    let mut named = state.named.subscribe();
+    // Each ends with its handle.
+    let mut followed: BTreeMap<Id, AbortOnDropHandle<()>> = BTreeMap::new();
+    loop {
+        let now = named.borrow_and_update().clone();
+        followed.retain(|id, _| now.contains(id));
+        state.known.write().certificates.retain(|id, _| now.contains(id));
+        for id in now {
+            followed.entry(id).or_insert_with_key(|id| {
+                let (client, id, state) = (client.clone(), id.clone(), Arc::clone(&state));
+                AbortOnDropHandle::new(tokio::spawn(certificate(client, id, state)))
+            });
+        }
+        if named.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Follows one Secret.
+async fn certificate(client: kube::Client, id: Id, state: Arc<State>) {
+    let only = watcher::Config::default().fields(&format!("metadata.name={},type=kubernetes.io/tls", id.name));
+    let api = Api::<Secret>::namespaced(client, &id.namespace);
+    watch::follow(api, only, |seen| match seen {
+        Seen::Put(id, secret) | Seen::Listing(id, secret) => state.put_secret(id, &secret),
+        Seen::Gone(id) => drop(state.known.write().certificates.remove(&id)),
+        Seen::Listed(left) => {
+            if !left.contains(&id) {
+                state.known.write().certificates.remove(&id);
+            }
+        }
+    })
+    .await;
 }
 
 /// What is kept of an Ingress.

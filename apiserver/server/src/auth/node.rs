@@ -17,9 +17,15 @@ pub enum Opinion {
     None,
 }
 
-/// Decides for node `node`. `pods` answers the pods bound to it (called only when needed).
+/// Decides for node `node`. `pods` answers the pods bound to it, `ingresses` the Ingresses of a namespace (called only
+/// when needed): every node may have an ingress gateway, which reads the certificates that Ingresses name.
 #[must_use]
-pub fn authorise(node: &str, a: &Attributes, pods: impl Fn() -> Vec<Value>) -> Opinion {
+pub fn authorise(
+    node: &str,
+    a: &Attributes,
+    pods: impl Fn() -> Vec<Value>,
+    ingresses: impl Fn(&str) -> Vec<Value>,
+) -> Opinion {
     let ok = |yes: bool| if yes { Opinion::Allow } else { Opinion::None };
     if !a.path.is_empty() {
         return Opinion::None;
@@ -27,7 +33,8 @@ pub fn authorise(node: &str, a: &Attributes, pods: impl Fn() -> Vec<Value>) -> O
     let read_one = a.verb == "get" || ((a.verb == "list" || a.verb == "watch") && !a.name.is_empty());
     match (a.group.as_str(), a.resource.as_str()) {
         ("", "secrets" | "configmaps" | "persistentvolumeclaims" | "serviceaccounts") => {
-            ok(read_one && pods().iter().any(|p| uses(p, a)))
+            let served = || a.resource == "secrets" && ingresses(&a.namespace).iter().any(|i| names(i, &a.name));
+            ok(read_one && (pods().iter().any(|p| uses(p, a)) || served()))
         }
         ("", "serviceaccounts/token") => {
             ok(a.verb == "create" && pods().iter().any(|p| in_namespace(p, a) && account(p) == a.name))
@@ -76,6 +83,11 @@ fn account(pod: &Value) -> &str {
 
 fn list<'a>(v: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     v.get(key).and_then(Value::as_array).into_iter().flatten()
+}
+
+/// Whether an Ingress names the Secret for TLS.
+fn names(ingress: &Value, secret: &str) -> bool {
+    list(&ingress["spec"], "tls").any(|t| t["secretName"].as_str() == Some(secret))
 }
 
 /// Whether `pod` refers to the object.
@@ -131,11 +143,20 @@ mod tests {
             "imagePullSecrets":[{"name":"s3"}]}})]
     }
 
+    fn ingresses(namespace: &str) -> Vec<Value> {
+        let ours = json!({"metadata": {"name": "i", "namespace": "n"}, "spec": {"tls": [{"secretName": "cert"}]}});
+        if namespace == "n" { vec![ours] } else { vec![] }
+    }
+
     #[test]
-    fn only_what_its_pods_use() {
+    fn only_what_its_pods_and_its_gateway_use() {
         let may = |verb: &str, resource: &str, ns: &str, name: &str| {
-            authorise("n1", &Attributes::resource(verb, "", resource, ns, name), pods) == Opinion::Allow
+            let asked = Attributes::resource(verb, "", resource, ns, name);
+            authorise("n1", &asked, pods, ingresses) == Opinion::Allow
         };
+        assert!(may("get", "secrets", "n", "cert") && may("watch", "secrets", "n", "cert"));
+        assert!(!may("get", "secrets", "m", "cert") && !may("get", "configmaps", "n", "cert"));
+        assert!(!may("update", "secrets", "n", "cert") && !may("watch", "secrets", "n", ""));
         for s in ["s1", "s2", "s3", "s4"] {
             assert!(may("get", "secrets", "n", s), "{s}");
         }

@@ -127,8 +127,9 @@ async fn usage(server: &Arc<Inner>) -> Result<(), Status> {
     api_service(server, GROUP, VERSION, 100, 100).await
 }
 
-/// The ingress class that Ingresses without one get, and the rights of the gateway (the proxy of a server) and of the
-/// controller that gives Ingresses their addresses.
+/// The ingress class that Ingresses without one get, and the rights of the gateways (the proxies) and of the controller
+/// that gives Ingresses their addresses. The proxy of a node that joined has the node's identity, which the Node
+/// authoriser lets read the Secrets that Ingresses name, and no others.
 async fn ingress(server: &Arc<Inner>) -> Result<(), Status> {
     let class = json!({"kind": "IngressClass", "apiVersion": "networking.k8s.io/v1",
         "metadata": {"name": "skiff", "annotations": {"ingressclass.kubernetes.io/is-default-class": "true"}},
@@ -141,6 +142,8 @@ async fn ingress(server: &Arc<Inner>) -> Result<(), Status> {
     let account = json!({"kind": "ServiceAccount", "name": "ingress-controller", "namespace": "kube-system"});
     let gateway = vec![both(), rule(&["list", "watch"], "", &["secrets"])];
     grant(server, "skiff::ingress-gateway", json!([user("system:kube-proxy")]), json!(gateway)).await?;
+    let nodes = json!([{"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:nodes"}]);
+    grant(server, "skiff::ingress-nodes", nodes, json!([both()])).await?;
     let controller = vec![
         both(),
         rule(&["update", "patch"], "networking.k8s.io", &["ingresses/status"]),
