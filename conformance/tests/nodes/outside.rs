@@ -43,6 +43,13 @@ pub(crate) fn balancer(bed: &Bed) -> Result<()> {
     bed.ok(&["label", "node", "n1", &format!("{label}-")])?;
     bed.ok(&["delete", "service", "outer", "asks", "waits", "--ignore-not-found"])?;
     result?;
+    // The lost node's pod is elsewhere now; the next case wants one on each.
+    bed.ok(&["delete", "deployment", "web", "--wait=true"])?;
+    bed.eventually("no pod is left and no node tainted", || {
+        let nodes = bed.get(&["nodes"])?;
+        let tainted = nodes["items"].as_array().into_iter().flatten().any(|n| n["spec"].get("taints").is_some());
+        Ok(!tainted && pods(bed)?.is_empty())
+    })?;
     bed.eventually("no node has an address any more", || {
         for node in &bed.nodes {
             if !held(bed, node)?.is_empty() {
