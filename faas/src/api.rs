@@ -537,6 +537,9 @@ pub struct FunctionCallSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8192))]
     pub path: Option<String>,
+    /// Tag of the revision that is called, where not the shares of traffic decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
     /// Headers of the request; several of one name are joined by commas.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
