@@ -411,6 +411,9 @@ pub struct FunctionStatus {
     /// Selector of its pods, for the `scale` subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
+    /// How far each trigger is, by name. The triggers' own part of the status: write it with a merge patch only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub triggers: BTreeMap<String, TriggerStatus>,
 }
 
 /// One version of a function's code; never changed.
@@ -499,9 +502,140 @@ pub struct FunctionInstanceSpec {
     pub ready_at: Option<Time>,
 }
 
+/// A call nobody waits for: the entry of the durable queue, and afterwards its result. Whoever may create one calls the
+/// function.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "skiff.dev",
+    version = "v1",
+    kind = "FunctionCall",
+    shortname = "fncall",
+    namespaced,
+    status = "CallStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    printcolumn(name = "Function", type_ = "string", json_path = ".spec.function"),
+    printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
+    printcolumn(name = "Code", type_ = "integer", json_path = ".status.code"),
+    printcolumn(name = "Attempts", type_ = "integer", json_path = ".status.attempts"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "self == oldSelf", "message": "a call cannot be changed"}
+]))]
+pub struct FunctionCallSpec {
+    /// Name of the function, in the same namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub function: String,
+    /// Method of the request (`POST`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[A-Z]{1,16}$"))]
+    pub method: Option<String>,
+    /// Path and query behind the function's own (`/`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8192))]
+    pub path: Option<String>,
+    /// Tag of the revision that is called, where not the shares of traffic decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// Headers of the request; several of one name are joined by commas.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// Body of the request in base64, of at most 256 KiB before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 349_528))]
+    pub body: Option<String>,
+    /// URL that is told the result, instead of the function's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub callback: Option<String>,
+    /// The call whose failure this one tells. It has no dead letter of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter_of: Option<String>,
+}
+
+/// How far a call is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CallState {
+    /// It waits for its first or next try.
+    #[default]
+    Pending,
+    /// Somebody holds its lease and waits for the answer.
+    Running,
+    /// It was answered.
+    Succeeded,
+    /// It failed for good.
+    Failed,
+}
+
+/// What became of a call.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CallStatus {
+    /// How far it is.
+    #[serde(default)]
+    pub state: CallState,
+    /// How often it was tried.
+    #[serde(default)]
+    pub attempts: u32,
+    /// When it is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_at: Option<Time>,
+    /// Who runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_holder: Option<String>,
+    /// Until when nobody else may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_until: Option<Time>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// HTTP status of the last answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<u16>,
+    /// Headers of the last answer.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// Body of the last answer in base64, its first 256 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// Whether the body was longer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+    /// Why the last try failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The call that tells another function of the failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<String>,
+    /// Whether the callback was told: `Delivered`, or why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<String>,
+    /// `Complete`, with reason `Succeeded` or `Failed`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// How far a trigger is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TriggerStatus {
+    /// When it last called: for `cron` the time that was planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_time: Option<Time>,
+    /// Up to which version objects were told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_version: Option<String>,
+    /// Why it does not call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
 /// The definitions, for whoever installs them.
 #[must_use]
-pub fn definitions() -> [CustomResourceDefinition; 3] {
+pub fn definitions() -> [CustomResourceDefinition; 4] {
     use kube::CustomResourceExt as _;
-    [Function::crd(), FunctionRevision::crd(), FunctionInstance::crd()]
+    [Function::crd(), FunctionRevision::crd(), FunctionInstance::crd(), FunctionCall::crd()]
 }
