@@ -60,3 +60,5 @@ fi
 cargo build -p skiff
 export SKIFF_REQUIRE_ENGINE=1 SKIFF_REQUIRE_ETCD=1
 cargo test --workspace
+# The example of docs/library.md.
+cargo run --quiet -p skiff-apiserver --example library
