@@ -28,20 +28,13 @@ busybox_into() {
 # libraries FILE...: the shared libraries that they need, and the loader.
 libraries() { ldd "$@" 2>/dev/null | grep -o '/[^ )]*' | grep -v ':$' | sort -u; }
 
-# copy_into DIR: files named on standard input, with the directories above them; links as what they point to where
-# Debian's merged /lib would be in the way.
+# copy_into DIR: files named on standard input, with what they are links to. As in Debian, /lib is a link to /usr/lib.
 copy_into() {
-  local dir=$1 file
-  while read -r file; do
-    [ -f "$file" ] || continue
-    mkdir -p "$dir$(dirname "$file")"
-    if [ -L "$file" ] && [ "$(dirname "$(readlink -f "$file")")" = "$(readlink -f "$(dirname "$file")")" ]; then
-      cp -P "$file" "$dir$file"
-      file=$(readlink -f "$file")
-      mkdir -p "$dir$(dirname "$file")"
-    fi
-    cp -L "$file" "$dir$file"
-  done
+  mkdir -p "$1"/usr/{lib,lib64}
+  ln -sf usr/lib usr/lib64 "$1"
+  while read -r file; do [ ! -f "$file" ] || printf '%s\n' "$file"; done >"$work/files"
+  { cat "$work/files"; xargs -d '\n' readlink -f <"$work/files"; } | sort -u | sed 's,^/,,' | tar -C / -c --no-recursion -T - |
+    tar -C "$1" -x --keep-directory-symlink
 }
 
 # import NAME DIR CHANGE...
