@@ -12,3 +12,4 @@ pub mod api;
 pub mod gateway;
 pub mod instance;
 pub mod scale;
+pub mod runtime;
