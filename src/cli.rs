@@ -34,7 +34,7 @@ enum Command {
     /// Run the scheduler alone.
     Scheduler(ComponentArgs),
     /// Run the node agent alone.
-    Kubelet(NodeArgs),
+    Kubelet(KubeletArgs),
     /// Run the service proxy and cluster DNS alone.
     Proxy(NodeArgs),
     /// Copy everything from one store to another, while no server runs on either.
@@ -217,6 +217,37 @@ impl IngressArgs {
         let (http, https) = (self.ingress_http_port, self.ingress_https_port);
         (http != 0 || https != 0).then(|| skiff_proxy::ingress::Config { http: at(http), https: at(https) })
     }
+}
+
+/// Settings of the node agent.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct KubeletArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// What runs containers: docker, or fake (they are only pretended, to try a control plane at scale; --kubeconfig
+    /// names an identity that may act for all these nodes).
+    #[arg(long, default_value = "docker", value_parser = ["docker", "fake"])]
+    pub(crate) runtime: String,
+    /// Number of fake nodes in this process, named NAME-0 and so on.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) count: u32,
+    /// Further labels of the Node, as KEY=VALUE.
+    #[arg(long, value_delimiter = ',', value_parser = label)]
+    pub(crate) node_labels: Vec<(String, String)>,
+    /// Most pods a node takes.
+    #[arg(long, default_value_t = 110)]
+    pub(crate) max_pods: u32,
+    /// Cores of a fake node.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) fake_cpus: u64,
+    /// Memory of a fake node, in GiB.
+    #[arg(long, default_value_t = 256)]
+    pub(crate) fake_memory: u64,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("labels are KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Settings of components of one node.

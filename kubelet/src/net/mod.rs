@@ -141,16 +141,22 @@ pub struct PodNetwork {
 impl PodNetwork {
     /// Makes the bridge and the packet filter rules. Idempotent.
     pub async fn setup(config: &Config, range: Ipv4Net) -> Result<Self> {
-        let network = Self {
+        let network = Self::unlinked(config, range);
+        network.ensure_bridge().await?;
+        network.ensure_rules().await?;
+        Ok(network)
+    }
+
+    /// A network that gives addresses and makes nothing: of a node whose containers are only pretended.
+    #[must_use]
+    pub fn unlinked(config: &Config, range: Ipv4Net) -> Self {
+        Self {
             bridge: config.bridge.clone(),
             range,
             cluster: config.cluster_cidr.unwrap_or(range),
             ipam: Mutex::new(Ipam::new(range)),
             host_ports: Mutex::default(),
-        };
-        network.ensure_bridge().await?;
-        network.ensure_rules().await?;
-        Ok(network)
+        }
     }
 
     /// Marks an address found in a sandbox's label as used.

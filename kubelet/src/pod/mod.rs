@@ -190,8 +190,8 @@ impl Manager {
         runtime: Arc<dyn Runtime>,
         network: Arc<PodNetwork>,
         node: Arc<NodeAgent>,
+        sources: Arc<Sources>,
     ) -> Arc<Self> {
-        let sources = Arc::new(Sources::start(client.clone()));
         let shared = Shared {
             volumes: Volumes::new(client.clone(), &config, sources.clone()),
             recorder: node.recorder(),

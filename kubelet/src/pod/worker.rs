@@ -392,7 +392,12 @@ impl Worker {
     }
 
     fn sync_probes(&self, snapshot: &Snapshot) {
-        let all = spec::containers(&self.pod);
+        let mut all = spec::containers(&self.pod);
+        if self.shared.config.fake.is_some() {
+            // Nobody is there who could answer.
+            all.iter_mut()
+                .for_each(|(_, c)| (c.startup_probe, c.liveness_probe, c.readiness_probe) = (None, None, None));
+        }
         let old = self.pod.status.clone().unwrap_or_default();
         let known: Vec<_> =
             old.container_statuses.iter().flatten().chain(old.init_container_statuses.iter().flatten()).collect();
@@ -422,7 +427,9 @@ impl Worker {
         }
         self.attached = None;
         let directory = self.shared.volumes.pod_dir(&self.uid);
-        config::name_files(&self.shared.config, &self.pod, &directory, self.pod_ip())?;
+        if self.shared.config.fake.is_none() {
+            config::name_files(&self.shared.config, &self.pod, &directory, self.pod_ip())?;
+        }
         let label_ip = self.address.filter(|_| !self.host_network());
         let wanted = config::sandbox(&self.pod, label_ip, attempt as usize, &self.shared.config.cluster_domain);
         let shared = self.shared.clone();
@@ -453,9 +460,11 @@ impl Worker {
             let address: Ipv4Addr = sandbox.label(label::IP).parse()?;
             self.shared.network.adopt(&self.uid, address);
             self.address = Some(IpAddr::V4(address));
-            let pid = sandbox.pid.ok_or_else(|| anyhow::anyhow!("the sandbox has no process"))?;
-            self.shared.network.attach(&self.uid, pid, address).await?;
-            self.shared.network.publish(&self.uid, host_ports(&self.pod, address)).await?;
+            if self.shared.config.fake.is_none() {
+                let pid = sandbox.pid.ok_or_else(|| anyhow::anyhow!("the sandbox has no process"))?;
+                self.shared.network.attach(&self.uid, pid, address).await?;
+                self.shared.network.publish(&self.uid, host_ports(&self.pod, address)).await?;
+            }
         }
         self.attached = Some(sandbox.id.clone());
         Ok(())
