@@ -11,5 +11,5 @@
 pub mod api;
 pub mod gateway;
 pub mod instance;
-pub mod scale;
 pub mod runtime;
+pub mod scale;
