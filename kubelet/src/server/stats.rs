@@ -10,7 +10,8 @@ use http::Response;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Body, Server, cgroup, json, text};
+use super::metrics::shown;
+use super::{Body, Server, cgroup, json};
 use crate::runtime::{Container, State, Stats, label};
 
 /// Containers asked at the same time.
@@ -200,7 +201,7 @@ pub(crate) async fn resource_metrics(server: &Server) -> Response<Body> {
     // Its old name, which older scrapers read.
     family(&mut out, "scrape_error", "gauge", "1 if there was an error while getting container metrics, 0 otherwise");
     let _ = writeln!(out, "scrape_error 0");
-    text(http::StatusCode::OK, out)
+    shown(out)
 }
 
 /// `/metrics/cadvisor`: each container, and each pod as the sum of its containers, under cAdvisor's names and labels.
@@ -267,25 +268,10 @@ pub(crate) async fn cadvisor(server: &Server) -> Response<Body> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     family(&mut out, "machine_cpu_cores", "gauge", "Number of logical CPU cores.");
     let _ = writeln!(out, "machine_cpu_cores {cores}");
-    text(http::StatusCode::OK, out)
+    shown(out)
 }
 
-/// `/metrics`: the agent's own.
-pub(crate) async fn metrics(server: &Server) -> Response<Body> {
-    let mut out = String::new();
-    let pods = server.manager.pods();
-    let running =
-        pods.iter().filter(|p| p.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"))).count();
-    family(&mut out, "kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox");
-    let _ = writeln!(out, "kubelet_running_pods {running}");
-    family(&mut out, "kubelet_desired_pods", "gauge", "The number of pods the kubelet is being instructed to run");
-    let _ = writeln!(out, "kubelet_desired_pods {}", pods.len());
-    family(&mut out, "kubelet_dropped_events_total", "counter", "Events dropped because the queue was full");
-    let _ = writeln!(out, "kubelet_dropped_events_total {}", server.node.recorder().dropped());
-    text(http::StatusCode::OK, out)
-}
-
-fn family(out: &mut String, name: &str, kind: &str, help: &str) {
+pub(super) fn family(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
