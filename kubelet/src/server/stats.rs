@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::metrics::shown;
 use super::{Body, Server, cgroup, json};
+use crate::net;
 use crate::runtime::{Container, State, Stats, label};
 
 /// Containers asked at the same time.
@@ -88,11 +89,25 @@ pub(crate) async fn summary(server: &Server) -> Response<Body> {
     let pods: Vec<Value> = pods
         .into_values()
         .map(|(reference, containers, [rate, nanos, used, working])| {
-            json!({
+            let network = reference["uid"].as_str().and_then(net::traffic).map(|t| {
+                let link = json!({
+                    "name": "eth0", "rxBytes": t.received[0], "rxErrors": t.received[2],
+                    "txBytes": t.sent[0], "txErrors": t.sent[2],
+                });
+                let mut own = link.clone();
+                own["time"] = json!(now);
+                own["interfaces"] = json!([link]);
+                own
+            });
+            let mut pod = json!({
                 "podRef": reference, "startTime": now, "containers": containers,
                 "cpu": {"time": now, "usageNanoCores": rate, "usageCoreNanoSeconds": nanos},
                 "memory": {"time": now, "usageBytes": used, "workingSetBytes": working},
-            })
+            });
+            if let Some(network) = network {
+                pod["network"] = network;
+            }
+            pod
         })
         .collect();
     let (nanos, used, working, total) = node_usage();
@@ -262,6 +277,7 @@ pub(crate) async fn cadvisor(server: &Server) -> Response<Body> {
     for (labels, start, _) in &rows {
         let _ = writeln!(out, "container_start_time_seconds{{{labels}}} {start} {now}");
     }
+    network(&mut out, &all, now);
     let (_, _, _, total) = node_usage();
     family(&mut out, "machine_memory_bytes", "gauge", "Amount of memory installed on the machine.");
     let _ = writeln!(out, "machine_memory_bytes {total}");
@@ -269,6 +285,31 @@ pub(crate) async fn cadvisor(server: &Server) -> Response<Body> {
     family(&mut out, "machine_cpu_cores", "gauge", "Number of logical CPU cores.");
     let _ = writeln!(out, "machine_cpu_cores {cores}");
     shown(out)
+}
+
+/// What pods sent and received.
+fn network(out: &mut String, all: &[(Container, Stats)], now: i64) {
+    let sandboxes = all.iter().map(|(c, _)| c).filter(|c| c.label(label::CONTAINER_NAME).is_empty());
+    let links = sandboxes.filter_map(|c| {
+        let uid = c.label(label::POD_UID);
+        let (namespace, pod) = (c.label(label::POD_NAMESPACE), c.label(label::POD_NAME));
+        let labels = format!(
+            "container=\"\",id=\"/kubepods/pod{uid}\",image=\"\",interface=\"eth0\",name=\"\",namespace=\"{namespace}\",pod=\"{pod}\""
+        );
+        Some((labels, net::traffic(uid)?))
+    });
+    let links: Vec<_> = links.collect();
+    for (i, what) in ["bytes", "packets", "errors", "packets_dropped"].into_iter().enumerate() {
+        for (way, word) in [("receive", "received"), ("transmit", "transmitted")] {
+            let name = format!("container_network_{way}_{what}_total");
+            let help = format!("Cumulative count of {} {word}.", what.replace('_', " "));
+            family(out, &name, "counter", &help);
+            for (labels, traffic) in &links {
+                let value = if way == "receive" { traffic.received[i] } else { traffic.sent[i] };
+                let _ = writeln!(out, "{name}{{{labels}}} {value} {now}");
+            }
+        }
+    }
 }
 
 pub(super) fn family(out: &mut String, name: &str, kind: &str, help: &str) {
