@@ -47,11 +47,61 @@ token() {
 start() {
   local server
   server=$(k config view --minify -o 'jsonpath={.clusters[0].cluster.server}')
-  sed -e "s|@SERVER@|$server|" -e "s|@DIR@|$dir|" -e "s|@INTERVAL@|$interval|" "$root/hack/monitoring/prometheus.yaml" >"$dir/prometheus.yaml"
+  {
+    printf 'apiVersion: v1\nkind: Config\ncurrent-context: it\ncontexts: [{name: it, context: {cluster: it, user: it}}]\n'
+    printf 'clusters: [{name: it, cluster: {server: "%s", certificate-authority: "%s"}}]\n' "$server" "$dir/ca.crt"
+    printf 'users: [{name: it, user: {tokenFile: "%s"}}]\n' "$dir/token"
+  } >"$dir/kubeconfig"
+  by_itself='kubernetes_sd_configs: [{role: \1, kubeconfig_file: @DIR@/kubeconfig}]'
+  by_files='file_sd_configs: [{files: [@DIR@/targets/\1.json]}]'
+  configure "$by_itself"
+  if ! promtool check config "$dir/prometheus.yaml" >/dev/null 2>&1; then
+    configure "$by_files"
+    promtool check config "$dir/prometheus.yaml"
+    targets
+    SKIFF_RUN_DIR=$run SKIFF_SCRAPE_INTERVAL=$interval setsid "$0" follow >>"$dir/log" 2>&1 </dev/null &
+  fi
   setsid prometheus --config.file="$dir/prometheus.yaml" --storage.tsdb.path="$dir/data" --storage.tsdb.retention.size=1GB \
-    --web.listen-address="127.0.0.1:$port" --log.level=warn >"$dir/log" 2>&1 </dev/null &
+    --web.listen-address="127.0.0.1:$port" --log.level=warn >>"$dir/log" 2>&1 </dev/null &
   echo $! >"$dir/pid"
   until_ok 30 ready || { tail -n 5 "$dir/log" >&2; return 1; }
+}
+
+# Writes the configuration with this way of finding targets.
+configure() {
+  sed -e "s|@SD:\([a-z]*\)@|$1|" -e "s|@DIR@|$dir|g" -e "s|@INTERVAL@|$interval|" "$root/hack/monitoring/prometheus.yaml" >"$dir/prometheus.yaml"
+}
+
+# Writes what Prometheus would find itself, with its labels, as its account: roles endpointslice, node and pod.
+targets() {
+  mkdir -p "$dir/targets"
+  found endpointslice endpointslices.discovery.k8s.io -n default '.items[] | . as $slice | .ports[] as $port | .endpoints[].addresses[] |
+    {targets: ["\(.):\($port.port)"], labels: {__meta_kubernetes_namespace: $slice.metadata.namespace,
+     __meta_kubernetes_service_name: $slice.metadata.labels["kubernetes.io/service-name"], __meta_kubernetes_endpointslice_port_name: $port.name}}'
+  found node nodes '' '' '.items[] | (.status.addresses[] | select(.type == "InternalIP") | .address) as $ip |
+    {targets: ["\($ip):\(.status.daemonEndpoints.kubeletEndpoint.Port // 10250)"],
+     labels: {__meta_kubernetes_node_name: .metadata.name, instance: .metadata.name}}'
+  found pod pods -A '' 'def clean: gsub("[^a-zA-Z0-9_]"; "_");
+    .items[] | select(.status.podIP) |
+    ([.metadata.annotations // {} | to_entries[] | select(.key | startswith("prometheus.io/")) | {key: "__meta_kubernetes_pod_annotation_\(.key | clean)", value}]
+     + [.metadata.labels // {} | to_entries[] | {key: "__meta_kubernetes_pod_label_\(.key | clean)", value}] | from_entries) as $own |
+    {targets: [.status.podIP], labels: ($own + {__meta_kubernetes_namespace: .metadata.namespace, __meta_kubernetes_pod_name: .metadata.name,
+     __meta_kubernetes_pod_ip: .status.podIP, __meta_kubernetes_pod_phase: .status.phase, __meta_kubernetes_pod_node_name: .spec.nodeName})}'
+}
+
+# found ROLE RESOURCE FLAG VALUE PROGRAM: the file of a role, replaced only when it changed: Prometheus reads it then.
+found() {
+  "${SKIFF_KUBECTL:-kubectl}" --kubeconfig "$dir/kubeconfig" get "$2" ${3:+"$3"} ${4:+"$4"} -o json | jq "[$5]" >"$dir/targets/$1.new"
+  cmp -s "$dir/targets/$1.new" "$dir/targets/$1.json" || mv "$dir/targets/$1.new" "$dir/targets/$1.json"
+}
+
+# Keeps the files current for as long as Prometheus runs.
+follow() {
+  until_ok 30 alive || return 0
+  while alive; do
+    targets || say "the cluster does not answer; targets stay as they are"
+    sleep "$interval"
+  done
 }
 ready() { alive || return 1; curl -fsS --max-time 2 "$url/-/ready" >/dev/null 2>&1; }
 
@@ -72,6 +122,7 @@ down() {
     kill "$pid"
     until_ok 20 gone "$pid" || kill -9 "$pid"
   fi
+  # Who follows the cluster's targets sees that Prometheus is gone, and ends.
   rm -rf "$dir"
   k delete --ignore-not-found -f "$root/hack/monitoring/account.yaml" >/dev/null
 }
@@ -95,12 +146,12 @@ queries() {
     sed -e "s/\\\$__rate_interval/$((seconds * 4))s/g" -e 's/\$__range/5m/g' -e 's/\$[a-z]\{1,\}/.*/g'
 }
 
-# Queries that return nothing, one a line.
+# Queries that return no number, one a line.
 empty_queries() {
   local file title query n
   for file in "$root"/docs/dashboards/*.json; do
     while IFS=$'\t' read -r title query; do
-      n=$(ask query --data-urlencode "query=$query" | jq -r 'if .status == "success" then (.data.result | length) else "\(.error)" end')
+      n=$(ask query --data-urlencode "query=$query" | jq -r 'if .status == "success" then ([.data.result[] | select(.value[1] != "NaN")] | length) else "\(.error)" end')
       [ "$n" -gt 0 ] 2>/dev/null || say "$(basename "$file"), \"$title\": ${n/#0/no data}: $query"
     done < <(queries "$file")
   done
@@ -118,6 +169,6 @@ check() {
 }
 
 case "${1:-}" in
-  up | check | down) "$1" ;;
+  up | check | down | follow) "$1" ;;
   *) fail "usage: hack/monitoring.sh up|check|down" ;;
 esac

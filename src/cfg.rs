@@ -5,12 +5,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
 use serde_json::json;
+use skiff_controllers::runtime::worker::text;
 use skiff_controllers::scheduler::policy::{KEY, NAME, NAMESPACE, Policy};
 
 /// Other names of policies, as people know them from elsewhere.
@@ -56,14 +57,16 @@ pub(crate) async fn run(args: CfgArgs) -> anyhow::Result<()> {
     };
     let api: Api<ConfigMap> = Api::namespaced(Client::try_from(config)?, NAMESPACE);
     let Some(name) = wanted else {
-        let map = api.get_opt(NAME).await.context("cannot read the settings")?;
+        let map = api.get_opt(NAME).await.map_err(|e| anyhow!("cannot read the settings: {}", text(&e)))?;
         println!("sched={}", Policy::read(map.as_ref()).map_or("default", Policy::name));
         return Ok(());
     };
-    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {KEY: name}});
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": NAME}, "data": {KEY: name}});
     // By ownership, so that it need not exist; whoever set it before has no say any more.
     let params = PatchParams::apply("kubectl-cfg").force();
-    api.patch(NAME, &params, &Patch::Apply(map)).await.context("cannot change the settings")?;
+    api.patch(NAME, &params, &Patch::Apply(map))
+        .await
+        .map_err(|e| anyhow!("cannot change the settings: {}", text(&e)))?;
     println!("sched={name}");
     Ok(())
 }

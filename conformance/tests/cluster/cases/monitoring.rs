@@ -74,8 +74,8 @@ fn observe(c: &Cluster, ns: &str, dir: &std::path::Path) -> Result<()> {
     }
     // The account may do no more than it must.
     let who = "--as=system:serviceaccount:skiff-monitoring:prometheus";
-    for what in [["list", "secrets"], ["create", "pods"], ["get", "nodes/proxy"]] {
-        let o = c.kubectl(&["auth", "can-i", what[0], what[1], "-A", who])?;
+    for what in [["list", "secrets", "-A"], ["create", "pods", "-A"], ["get", "nodes", "--subresource=proxy"]] {
+        let o = c.kubectl(&["auth", "can-i", what[0], what[1], what[2], who])?;
         ensure!(o.out.trim() == "no", "{what:?}: {}", o.out);
     }
     Ok(())

@@ -86,7 +86,8 @@ fn looks(command: &str) -> bool {
 }
 
 fn fails(step: &Step) -> bool {
-    step.shows.iter().any(|l| l.starts_with("error:") || l.starts_with("Error from server") || l.starts_with("skiff: "))
+    let begins = ["error:", "Error from server", "skiff: "];
+    step.shows.iter().any(|l| begins.iter().any(|b| l.starts_with(b)) || l.contains(" is invalid: "))
 }
 
 fn play(c: &Cluster, dir: &Path, ns: &str, step: &Step) -> Result<()> {
@@ -128,6 +129,7 @@ pub(crate) fn predecessors(c: &mut Cluster, _ns: &str) -> Result<()> {
     let page = std::fs::read_to_string(repository().join("docs/predecessors.md"))?;
     let sections = sections(&page)?;
     ensure!(sections.len() >= 10, "only {} sections have tested commands", sections.len());
+    let mut faults = String::new();
     for (n, (title, steps)) in sections.iter().enumerate() {
         let ns = format!("predecessors-{n}");
         let dir = tempfile::tempdir()?;
@@ -135,9 +137,12 @@ pub(crate) fn predecessors(c: &mut Cluster, _ns: &str) -> Result<()> {
         let begun = std::time::Instant::now();
         let result = steps.iter().try_for_each(|step| play(c, dir.path(), &ns, step));
         c.forget(&ns);
-        result.with_context(|| format!("section {title:?}"))?;
         println!("     {title}: {} commands ({:.1} s)", steps.len(), begun.elapsed().as_secs_f64());
+        if let Err(e) = result {
+            faults.push_str(&format!("\nsection {title:?}: {e:#}"));
+        }
     }
+    ensure!(faults.is_empty(), "{faults}");
     Ok(())
 }
 
