@@ -23,6 +23,8 @@ prepare_cluster() {
   need conntrack conntrack
   need curl curl
   need nsenter util-linux
+  need jq jq
+  need prometheus prometheus
   need etcd etcd-server
   need etcdctl etcd-client
   ensure_engine

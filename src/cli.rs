@@ -37,6 +37,8 @@ enum Command {
     Kubelet(KubeletArgs),
     /// Run the service proxy and cluster DNS alone.
     Proxy(NodeArgs),
+    /// Show or change settings of the running cluster: the placement policy. Also `kubectl cfg`.
+    Cfg(crate::cfg::CfgArgs),
     /// Copy everything from one store to another, while no server runs on either.
     MigrateStore(MigrateArgs),
     /// Save everything in a file: objects, and the keys in the data directory. The cluster may go on running.
@@ -387,6 +389,7 @@ impl Cli {
                 Command::Scheduler(a) => crate::components::scheduler(a).await,
                 Command::Kubelet(a) => crate::components::kubelet(a).await,
                 Command::Proxy(a) => crate::components::proxy(a).await,
+                Command::Cfg(a) => crate::cfg::run(a).await,
                 Command::MigrateStore(a) => crate::transfer::migrate(a).await,
                 Command::Backup(a) => crate::transfer::backup(a).await,
                 Command::Restore(a) => crate::transfer::restore(a).await,

@@ -1,12 +1,14 @@
 //! Skiff: a Kubernetes-compatible cluster in one program. Parse, build, run, drain; everything else is in the rooms.
 
 mod accounts;
+mod cfg;
 mod cli;
 mod cluster;
 mod components;
 mod discovery;
 mod join;
 mod kubeconfig;
+mod plugin;
 mod store;
 mod token;
 mod transfer;
@@ -19,7 +21,7 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::parse_from(plugin::arguments(std::env::args_os()));
     match cli.run() {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(e) => {

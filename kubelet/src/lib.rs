@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 pub mod certificates;
 pub mod events;
+mod metrics;
 pub mod net;
 pub mod node;
 pub mod pause;
@@ -215,7 +216,7 @@ async fn once(
             break made.runtime.clone();
         }
         match runtime::docker::Docker::connect(&config).await {
-            Ok(docker) => break Arc::new(docker) as Arc<dyn runtime::Runtime>,
+            Ok(docker) => break Arc::new(runtime::measured::Measured(docker)) as Arc<dyn runtime::Runtime>,
             Err(error) => {
                 tracing::warn!(%error, "container engine is not reachable; retrying");
                 node::report_runtime_down(&client, &config, &error.to_string()).await;

@@ -20,7 +20,7 @@ pub mod volumes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, ObjectReference, Pod};
@@ -39,6 +39,7 @@ use self::policy::Policy;
 use self::queue::Queue;
 use self::volumes::{Choice, Storage, Wants};
 use crate::controllers::pods;
+use crate::metrics::{self, Attempt, SCHEDULING};
 use crate::runtime::events::{Level, Recorder};
 use crate::runtime::informer::{Change, Informer, key_of};
 use crate::runtime::leader::while_leading;
@@ -85,7 +86,7 @@ struct Scheduler {
     namespaces: Informer<Namespace>,
     labels: Mutex<Option<Arc<Namespaces>>>,
     cache: Mutex<Cache>,
-    queue: Queue,
+    queue: Arc<Queue>,
     events: Recorder,
     slots: Arc<Semaphore>,
     storage: Storage,
@@ -116,7 +117,7 @@ async fn work(client: Client, stop: CancellationToken) -> anyhow::Result<()> {
         namespaces: Informer::default(),
         labels: Mutex::default(),
         cache: Mutex::default(),
-        queue: Queue::default(),
+        queue: Arc::default(),
         slots: Arc::new(Semaphore::new(BINDINGS_MAX)),
         storage: Storage::default(),
         volume_slots: Arc::new(Semaphore::new(VOLUME_BINDINGS_MAX)),
@@ -124,6 +125,7 @@ async fn work(client: Client, stop: CancellationToken) -> anyhow::Result<()> {
         settings: Informer::default(),
         policy: Mutex::default(),
     });
+    metrics::show_pending(&s.queue);
     let this = Arc::clone(&s);
     s.nodes.on_change(move |c| this.node_changed(c));
     let this = Arc::clone(&s);
@@ -164,12 +166,20 @@ async fn work(client: Client, stop: CancellationToken) -> anyhow::Result<()> {
             () = stop.cancelled() => return Ok(()),
             key = s.queue.next() => key,
         };
+        let begun = Instant::now();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| s.decide(&key)));
+        if !matches!(outcome, Ok(Decision::Nothing)) {
+            SCHEDULING.algorithm.observe(begun.elapsed().as_secs_f64());
+        }
         match outcome {
             Ok(Decision::Nothing) => s.queue.done(&key),
-            Ok(Decision::Place(pod, place)) => Scheduler::bind(&s, pod, place).await,
-            Ok(Decision::Refuse(pod, unfit)) => Scheduler::refuse(&s, pod, unfit).await,
+            Ok(Decision::Place(pod, place)) => Scheduler::bind(&s, pod, place, begun).await,
+            Ok(Decision::Refuse(pod, unfit)) => {
+                SCHEDULING.attempt(Attempt::Unschedulable, begun.elapsed());
+                Scheduler::refuse(&s, pod, unfit).await;
+            }
             Err(_) => {
+                SCHEDULING.attempt(Attempt::Error, begun.elapsed());
                 tracing::error!(key, "a scheduling decision panicked");
                 s.queue.failed(&key, BTreeSet::new());
             }
@@ -350,11 +360,11 @@ impl Scheduler {
     }
 
     /// Binds in a task of its own; the number of these is bounded.
-    async fn bind(this: &Arc<Self>, pod: Arc<Pod>, place: Place) {
+    async fn bind(this: &Arc<Self>, pod: Arc<Pod>, place: Place, begun: Instant) {
         if !place.volumes.is_empty() {
             // Provisioners may take minutes: waiting for them must not hold up others.
             let Ok(slot) = Arc::clone(&this.volume_slots).try_acquire_owned() else {
-                return this.unbound(&pod, &place, "too many pods wait for their volumes");
+                return this.unbound(&pod, &place, "too many pods wait for their volumes", begun);
             };
             let this = Arc::clone(this);
             tokio::spawn(async move {
@@ -365,11 +375,11 @@ impl Scheduler {
                     Ok(()) => {
                         this.storage.forget(&place.volumes);
                         let Ok(_slot) = this.slots.acquire().await else { return };
-                        this.finish(&pod, &place).await;
+                        this.finish(&pod, &place, begun).await;
                     }
                     Err(why) => {
                         let text = format!("running PreBind plugin \"VolumeBinding\": binding volumes: {why}");
-                        this.unbound(&pod, &place, &text);
+                        this.unbound(&pod, &place, &text, begun);
                     }
                 }
             });
@@ -379,20 +389,27 @@ impl Scheduler {
         let this = Arc::clone(this);
         tokio::spawn(async move {
             let _slot = slot;
-            this.finish(&pod, &place).await;
+            this.finish(&pod, &place, begun).await;
         });
     }
 
     /// The binding itself.
-    async fn finish(&self, pod: &Arc<Pod>, place: &Place) {
+    async fn finish(&self, pod: &Arc<Pod>, place: &Place, begun: Instant) {
         let (key, node) = (key_of(&**pod), place.node.name_any());
+        // The watch may tell of the binding, and the queue forget the pod, before the answer is here.
+        let (asked, history) = (Instant::now(), self.queue.history(&key));
         let failure = match tokio::time::timeout(LIMIT, self.post_binding(pod, &node)).await {
             Ok(Ok(())) => None,
             Ok(Err(e)) => Some(worker::text(&e)),
             Err(_) => Some(format!("no answer within {} s", LIMIT.as_secs())),
         };
+        SCHEDULING.point("Bind", failure.is_none(), asked.elapsed());
         match failure {
             None => {
+                SCHEDULING.attempt(Attempt::Scheduled, begun.elapsed());
+                if let Some((tries, waited)) = history {
+                    SCHEDULING.scheduled(tries, waited + asked.elapsed());
+                }
                 self.queue.done(&key);
                 let mut text = format!("Successfully assigned {key} to {node}");
                 if let Some(score) = place.score {
@@ -400,12 +417,13 @@ impl Scheduler {
                 }
                 self.events.note(&**pod, Level::Normal, "Scheduled", text);
             }
-            Some(text) => self.unbound(pod, place, &format!("binding rejected: {text}")),
+            Some(text) => self.unbound(pod, place, &format!("binding rejected: {text}"), begun),
         }
     }
 
     /// A placement came to nothing: the pod is tried again.
-    fn unbound(&self, pod: &Arc<Pod>, place: &Place, text: &str) {
+    fn unbound(&self, pod: &Arc<Pod>, place: &Place, text: &str, begun: Instant) {
+        SCHEDULING.attempt(Attempt::Error, begun.elapsed());
         let key = key_of(&**pod);
         tracing::debug!(key, node = place.node.name_any(), error = text, "binding failed");
         self.storage.forget(&place.volumes);
@@ -441,6 +459,7 @@ impl Scheduler {
                     let budgets = this.budgets.all();
                     let context = preempt::Context { namespaces: &namespaces, wants: &wants, budgets: &budgets };
                     let plan = preempt::plan(&pod, &this.cache.lock(), &refusals, &context);
+                    SCHEDULING.preempted(plan.as_ref().ok().map(|v| v.pods.len()));
                     if let Ok(v) = &plan {
                         this.cache.lock().nominate(&pod, &v.node);
                     }

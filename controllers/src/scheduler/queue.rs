@@ -20,6 +20,8 @@ struct Entry {
     priority: i32,
     serial: u64,
     attempts: u32,
+    /// When the pod first wanted a node.
+    since: Instant,
 }
 
 #[derive(Default)]
@@ -87,7 +89,8 @@ impl Queue {
         let entry = Entry {
             priority,
             serial: old.as_ref().map_or(serial, |o| o.serial),
-            attempts: old.map_or(0, |o| o.attempts),
+            attempts: old.as_ref().map_or(0, |o| o.attempts),
+            since: old.map_or_else(Instant::now, |o| o.since),
         };
         s.entries.insert(key.to_owned(), entry);
         s.activate(key);
@@ -181,6 +184,19 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    /// Decisions about a pod so far, and how long it has wanted a node.
+    #[must_use]
+    pub fn history(&self, key: &str) -> Option<(u32, Duration)> {
+        self.state.lock().entries.get(key).map(|e| (e.attempts, e.since.elapsed()))
+    }
+
+    /// Pods that are ready to be tried, in back-off, and waiting for something to change.
+    #[must_use]
+    pub fn pending(&self) -> [usize; 3] {
+        let s = self.state.lock();
+        [s.active.len(), s.waiting.len(), s.hopeless.len()]
+    }
+
     /// Pods that wait, whatever for.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -224,6 +240,7 @@ mod tests {
         q.add("a", 0);
         assert_eq!(next(&q).as_deref(), Some("a"));
         q.failed("a", fit());
+        assert_eq!((q.pending(), q.history("a").unwrap().0), ([0, 0, 1], 1));
         q.changed(Some(&[Rule::Affinity]));
         tokio::time::advance(Duration::from_secs(20)).await;
         assert_eq!(next(&q), None);
@@ -232,6 +249,7 @@ mod tests {
         // An event while the pod is being tried counts too, after back-off.
         q.changed(None);
         q.failed("a", fit());
+        assert_eq!(q.pending(), [0, 1, 0]);
         assert_eq!(next(&q), None);
         tokio::time::advance(Duration::from_secs(3)).await;
         assert_eq!(next(&q).as_deref(), Some("a"));

@@ -380,6 +380,29 @@ where
     answered.await.unwrap_or(Err(Error::Timeout))
 }
 
+/// What a pod sent and received: bytes, packets, errors, dropped packets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    /// To the pod.
+    pub received: [u64; 4],
+    /// From the pod.
+    pub sent: [u64; 4],
+}
+
+/// Counts of a pod's link; none for pods on the host's network. The host's end counts the other way round.
+pub fn traffic(pod_uid: &str) -> Option<Traffic> {
+    traffic_of(&Path::new("/sys/class/net").join(link_name(pod_uid)).join("statistics"))
+}
+
+fn traffic_of(statistics: &Path) -> Option<Traffic> {
+    let read = |name: String| std::fs::read_to_string(statistics.join(name)).ok()?.trim().parse().ok();
+    let all = |way: &str| {
+        let of = |what: &str| read(format!("{way}_{what}"));
+        Some([of("bytes")?, of("packets")?, of("errors")?, of("dropped")?])
+    };
+    Some(Traffic { received: all("tx")?, sent: all("rx")? })
+}
+
 /// Name of the host's end of a pod's pair. Fifteen bytes is the kernel's limit.
 fn link_name(pod_uid: &str) -> String {
     use sha2::Digest;
@@ -442,6 +465,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_hosts_end_counts_the_other_way_round() {
+        let dir = tempfile::tempdir().unwrap();
+        for (i, name) in ["bytes", "packets", "errors", "dropped"].iter().enumerate() {
+            std::fs::write(dir.path().join(format!("rx_{name}")), format!("{i}\n")).unwrap();
+            std::fs::write(dir.path().join(format!("tx_{name}")), format!("1{i}\n")).unwrap();
+        }
+        let traffic = traffic_of(dir.path()).unwrap();
+        assert_eq!((traffic.sent, traffic.received), ([0, 1, 2, 3], [10, 11, 12, 13]));
+        assert!(traffic_of(&dir.path().join("none")).is_none());
     }
 
     #[test]

@@ -80,6 +80,17 @@ enum Stage {
     Gone,
 }
 
+impl Stage {
+    /// What metrics call a step of this stage.
+    fn operation(&self) -> &'static str {
+        match self {
+            Self::New => "create",
+            Self::Live | Self::Over => "sync",
+            Self::Stopping(_) | Self::Cleaning | Self::Removing | Self::Gone => "kill",
+        }
+    }
+}
+
 /// When to step again.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Next {
@@ -122,6 +133,8 @@ pub struct Worker {
     failures: u32,
     stale_status: bool,
     usage_seen: Option<Instant>,
+    /// When the pod was first seen, until it runs; none where it was found running.
+    begun: Option<Instant>,
 }
 
 impl Worker {
@@ -150,6 +163,7 @@ impl Worker {
             failures: 0,
             stale_status: false,
             usage_seen: None,
+            begun: None,
         }
     }
 
@@ -185,6 +199,7 @@ impl Worker {
 
     async fn step(&mut self) -> Next {
         self.take_latest();
+        let (begun, kind) = (Instant::now(), self.stage.operation());
         let result = match self.stage.clone() {
             Stage::New => self.begin().await,
             Stage::Live => self.keep().await,
@@ -194,6 +209,7 @@ impl Worker {
             Stage::Removing => self.remove().await,
             Stage::Gone => Ok(Next::Now),
         };
+        crate::metrics::AGENT.step(kind, begun.elapsed());
         match result {
             Ok(next) => {
                 self.failures = 0;
@@ -243,7 +259,10 @@ impl Worker {
             self.stage = Stage::Stopping(Instant::now());
         } else if snapshot.sandboxes.is_empty() && snapshot.containers.is_empty() {
             match self.shared.admit(&self.pod) {
-                Ok(()) => self.stage = Stage::Live,
+                Ok(()) => {
+                    self.begun = Some(Instant::now());
+                    self.stage = Stage::Live;
+                }
                 Err(verdict) => {
                     self.shared.recorder.pod(
                         &self.pod,

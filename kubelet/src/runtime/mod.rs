@@ -18,6 +18,7 @@ use tokio::io::AsyncWrite;
 
 pub mod docker;
 pub mod fake;
+pub mod measured;
 
 /// Labels the agent writes on what it creates.
 pub mod label {

@@ -119,6 +119,15 @@ impl Volumes {
         self.own_dir(pod, volume)
     }
 
+    /// Namespace, claim and place of each volume of a pod that a claim gives.
+    pub fn of_claims(&self, pod: &Pod) -> Vec<(String, String, PathBuf)> {
+        let volumes = spec::spec(pod).volumes.iter().flatten();
+        let bound = volumes.filter(|v| self.bound(pod, v).is_some());
+        bound
+            .filter_map(|v| Some((spec::namespace(pod).to_owned(), claims::claim_name(pod, v)?, self.path(pod, v))))
+            .collect()
+    }
+
     /// Makes and fills every volume of a pod, or brings it up to date.
     pub async fn mount(&self, pod: &Pod, facts: &Facts) -> Result<(), Error> {
         if self.fake {
