@@ -120,9 +120,9 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     again(client, Arc::new(config), None, shutdown).await
 }
 
-/// The first nodes of [`run_fakes`] register this far apart from the last: a lease's period, so that the leases of many
-/// nodes are not all renewed at the same moment.
-const FAKES_WITHIN: Duration = Duration::from_secs(10);
+/// In this time all nodes of [`run_fakes`] start: a lease's period, so that the leases of many nodes are not all renewed at
+/// the same moment. Few nodes need less: each is at most the second number behind the one before.
+const FAKES_WITHIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
 
 /// Runs the agents of `count` nodes whose containers are only pretended, in this process: `NAME` for one, `NAME-0` and so
 /// on for more. Each has its own Node, Lease, endpoint (on a port of the kernel's choice when `config.listen` has port 0
@@ -147,7 +147,7 @@ pub async fn run_fakes(
         }
         let made = Made { runtime: Arc::new(runtime::fake::Fake::default()), sources: sources.clone() };
         let (client, shutdown) = (client.clone(), shutdown.clone());
-        let turn = FAKES_WITHIN * number / count;
+        let turn = (FAKES_WITHIN.0 / count).min(FAKES_WITHIN.1) * number;
         nodes.spawn(async move {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),

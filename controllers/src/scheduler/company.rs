@@ -2,13 +2,14 @@
 //!
 //! Both are computed once per pod over all nodes (counts per topology value), then asked per node.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, TopologySpreadConstraint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
 use super::Rule;
-use super::cache::{Cache, Host, ZONE};
+use super::cache::{Cache, Host, Mark, ZONE, mark};
 use super::filter::{Refusal, tolerated, wants_node};
 use crate::controllers::pods;
 use crate::runtime::informer::controller_of;
@@ -58,7 +59,9 @@ enum Counts {
     /// By the label's value.
     Values(BTreeMap<String, i64>),
     /// Each node is one: the pods of this controller there.
-    Nodes(String),
+    Nodes(Mark),
+    /// Each zone is one: the pods of a controller there.
+    Zones(BTreeMap<Mark, i64>),
 }
 
 fn place<'a, T: Default>(places: &'a mut Places<T>, key: &str, value: &str) -> &'a mut T {
@@ -76,14 +79,14 @@ fn value<'a>(host: &'a Host, key: &str) -> Option<&'a String> {
 
 /// Whether `other` is one of the pods that a term of `pod` speaks of.
 fn speaks_of(term: &PodAffinityTerm, pod: &Pod, other: &Pod, namespaces: &Namespaces) -> bool {
-    let theirs = other.metadata.namespace.clone().unwrap_or_default();
+    let theirs = other.metadata.namespace.as_deref().unwrap_or_default();
     let listed = term.namespaces.as_deref().unwrap_or_default();
     let in_namespace = match (&term.namespace_selector, listed) {
-        (None, []) => pod.metadata.namespace.as_deref() == Some(&theirs),
+        (None, []) => pod.metadata.namespace.as_deref() == Some(theirs),
         (selector, listed) => {
-            listed.contains(&theirs)
+            listed.iter().any(|n| n == theirs)
                 || selector.as_ref().is_some_and(|s| {
-                    namespaces.get(&theirs).map_or_else(|| select::is_empty(s), |labels| select::matches(s, labels))
+                    namespaces.get(theirs).map_or_else(|| select::is_empty(s), |labels| select::matches(s, labels))
                 })
         }
     };
@@ -91,10 +94,12 @@ fn speaks_of(term: &PodAffinityTerm, pod: &Pod, other: &Pod, namespaces: &Namesp
 }
 
 /// The term's selector, narrowed by the pod's own values of `matchLabelKeys`.
-fn with_keys(term: &PodAffinityTerm, pod: &Pod) -> Option<LabelSelector> {
-    let mut selector = term.label_selector.clone()?;
+fn with_keys<'a>(term: &'a PodAffinityTerm, pod: &Pod) -> Option<Cow<'a, LabelSelector>> {
+    let mut selector = Cow::Borrowed(term.label_selector.as_ref()?);
     for (keys, operator) in [(&term.match_label_keys, "In"), (&term.mismatch_label_keys, "NotIn")] {
-        narrow(&mut selector, keys.as_deref().unwrap_or_default(), operator, pod);
+        if let Some(keys) = keys.as_deref().filter(|k| !k.is_empty()) {
+            narrow(selector.to_mut(), keys, operator, pod);
+        }
     }
     Some(selector)
 }
@@ -126,21 +131,14 @@ fn required(pod: &Pod, anti: bool) -> &[PodAffinityTerm] {
 }
 
 /// Preferred terms with signed weights.
-fn preferred(pod: &Pod) -> Vec<(i64, PodAffinityTerm)> {
-    let Some(affinity) = pod.spec.as_ref().and_then(|s| s.affinity.as_ref()) else { return vec![] };
-    let likes = affinity
-        .pod_affinity
-        .as_ref()
-        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())
-        .unwrap_or_default();
-    let avoids = affinity
-        .pod_anti_affinity
-        .as_ref()
-        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())
-        .unwrap_or_default();
-    let likes = likes.iter().map(|w| (i64::from(w.weight), w.pod_affinity_term.clone()));
-    let avoids = avoids.iter().map(|w| (-i64::from(w.weight), w.pod_affinity_term.clone()));
-    likes.chain(avoids).collect()
+fn preferred(pod: &Pod) -> impl Iterator<Item = (i64, &PodAffinityTerm)> {
+    let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref());
+    let likes = affinity.and_then(|a| a.pod_affinity.as_ref());
+    let likes = likes.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
+    let avoids = affinity.and_then(|a| a.pod_anti_affinity.as_ref());
+    let avoids = avoids.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
+    let likes = likes.unwrap_or_default().iter().map(|w| (i64::from(w.weight), &w.pod_affinity_term));
+    likes.chain(avoids.unwrap_or_default().iter().map(|w| (-i64::from(w.weight), &w.pod_affinity_term)))
 }
 
 impl Company {
@@ -162,15 +160,15 @@ impl Company {
                     place(&mut c.refused_by_others, &t.topology_key, v);
                 }
             }
-            let hard = required(other, false).iter().map(|t| (1, t.clone()));
-            for (weight, t) in preferred(other).into_iter().chain(hard) {
-                if let Some(v) = value(host, &t.topology_key).filter(|_| speaks_of(&t, other, pod, namespaces)) {
+            let hard = required(other, false).iter().map(|t| (1, t));
+            for (weight, t) in preferred(other).chain(hard) {
+                if let Some(v) = value(host, &t.topology_key).filter(|_| speaks_of(t, other, pod, namespaces)) {
                     *place(&mut c.liked, &t.topology_key, v) += weight;
                 }
             }
         }
         let anti = required(pod, true);
-        let liked = preferred(pod);
+        let liked: Vec<(i64, &PodAffinityTerm)> = preferred(pod).collect();
         if !anti.is_empty() || !liked.is_empty() {
             others(&mut |host, other| {
                 for t in anti.iter().filter(|t| speaks_of(t, pod, other, namespaces)) {
@@ -253,8 +251,9 @@ impl Company {
         let mut sum = 0.0;
         for s in self.spread.iter().filter(|s| !s.hard) {
             let count = match &s.counts {
-                Counts::Nodes(controller) => host.pods_of(controller),
-                Counts::Values(_) => s.here(host, value(host, &s.key)?),
+                Counts::Values(counts) => counts.get(value(host, &s.key)?).copied().unwrap_or(0),
+                Counts::Nodes(controller) => host.pods_of(*controller),
+                Counts::Zones(counts) => counts.get(&host.zone?).copied().unwrap_or(0),
             };
             // A larger allowed skew blurs.
             sum += count as f64 * s.weight + (s.max_skew - 1) as f64;
@@ -274,7 +273,8 @@ impl Spread {
     fn here(&self, host: &Host, value: &str) -> i64 {
         match &self.counts {
             Counts::Values(counts) => counts.get(value).copied().unwrap_or(0),
-            Counts::Nodes(controller) => host.pods_of(controller),
+            Counts::Nodes(controller) => host.pods_of(*controller),
+            Counts::Zones(counts) => host.zone.and_then(|z| counts.get(&z)).copied().unwrap_or(0),
         }
     }
 }
@@ -349,11 +349,11 @@ fn default_spreads(pod: &Pod, cache: &Cache) -> Vec<Spread> {
         least: 0,
         weight: weight(topologies),
     };
-    let mut list = vec![one(HOSTNAME, 3, cache.len(), Counts::Nodes(owner.uid.clone()))];
+    let controller = mark(&owner.uid);
+    let mut list = vec![one(HOSTNAME, 3, cache.len(), Counts::Nodes(controller))];
     // Nodes without a zone would otherwise never be compared.
-    if let Some((zones, counts)) = cache.zones_of(&owner.uid) {
-        let counts = counts.into_iter().flatten().map(|(z, n)| (z.clone(), *n)).collect();
-        list.push(one(ZONE, 5, zones, Counts::Values(counts)));
+    if let Some((zones, counts)) = cache.zones_of(controller) {
+        list.push(one(ZONE, 5, zones, Counts::Zones(counts.cloned().unwrap_or_default())));
     }
     list
 }

@@ -76,6 +76,12 @@ struct Known {
 }
 
 impl State {
+    /// A gateway's state with fixed rules, for one that follows no server.
+    #[must_use]
+    pub fn of(table: Table) -> Self {
+        Self { known: RwLock::default(), table: RwLock::new(Arc::new(table)) }
+    }
+
     /// The rules as they are now.
     #[must_use]
     pub fn table(&self) -> Arc<Table> {
