@@ -19,6 +19,11 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    // Under another name it is a plugin of kubectl.
+    let program = std::env::args_os().next().unwrap_or_default();
+    if let Some(tool) = skiff_faas::plugin::tool(program.as_ref()) {
+        return skiff_faas::plugin::main(tool, std::env::args_os());
+    }
     let cli = cli::Cli::parse();
     match cli.run() {
         Ok(()) => std::process::ExitCode::SUCCESS,

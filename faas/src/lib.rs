@@ -9,7 +9,9 @@
 //! (`skiff faas`, container class).
 
 pub mod api;
+pub mod archive;
 pub mod gateway;
 pub mod instance;
+pub mod plugin;
 pub mod runtime;
 pub mod scale;
