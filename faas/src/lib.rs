@@ -10,6 +10,7 @@
 
 pub mod api;
 pub mod archive;
+pub mod asynchronous;
 pub mod gateway;
 pub mod instance;
 pub mod plugin;
