@@ -9,7 +9,10 @@
 //! (`skiff faas`, container class).
 
 pub mod api;
+pub mod archive;
+pub mod asynchronous;
 pub mod gateway;
 pub mod instance;
+pub mod plugin;
 pub mod runtime;
 pub mod scale;
