@@ -16,3 +16,4 @@ pub mod instance;
 pub mod plugin;
 pub mod runtime;
 pub mod scale;
+pub mod trigger;
