@@ -9,6 +9,12 @@
 //! (`skiff faas`, container class).
 
 pub mod api;
+pub mod container;
+pub mod controller;
 pub mod gateway;
 pub mod instance;
+mod run;
+pub mod runtime;
 pub mod scale;
+
+pub use run::{Config, run};
