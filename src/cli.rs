@@ -37,6 +37,8 @@ enum Command {
     Kubelet(NodeArgs),
     /// Run the service proxy and cluster DNS alone.
     Proxy(NodeArgs),
+    /// Serve functions alone, of any cluster.
+    Faas(crate::functions::FaasArgs),
     /// Copy everything from one store to another, while no server runs on either.
     MigrateStore(MigrateArgs),
     /// Save everything in a file: objects, and the keys in the data directory. The cluster may go on running.
@@ -100,6 +102,8 @@ pub(crate) struct UpArgs {
     pub(crate) kubelet_port: u16,
     #[command(flatten)]
     pub(crate) ingress: IngressArgs,
+    #[command(flatten)]
+    pub(crate) functions: crate::functions::FunctionsArgs,
     /// kubeconfig file to merge the context into. Default: $KUBECONFIG, else ~/.kube/config.
     #[arg(long)]
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -356,6 +360,7 @@ impl Cli {
                 Command::Scheduler(a) => crate::components::scheduler(a).await,
                 Command::Kubelet(a) => crate::components::kubelet(a).await,
                 Command::Proxy(a) => crate::components::proxy(a).await,
+                Command::Faas(a) => crate::functions::run(a).await,
                 Command::MigrateStore(a) => crate::transfer::migrate(a).await,
                 Command::Backup(a) => crate::transfer::backup(a).await,
                 Command::Restore(a) => crate::transfer::restore(a).await,

@@ -5,6 +5,7 @@ mod cli;
 mod cluster;
 mod components;
 mod discovery;
+mod functions;
 mod join;
 mod kubeconfig;
 mod store;

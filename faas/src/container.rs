@@ -275,10 +275,11 @@ impl Pods {
         if let Some(files) = kept.and_then(|map| files(&map)) {
             return Ok(Source::Files(files));
         }
-        let fetched = fetch(&self.client, namespace, &revision.spec.code).await.map_err(|e| match e.is_permanent() {
-            true => StartError::Code(e.to_string()),
-            false => StartError::Other(e.into()),
-        })?;
+        let fetched =
+            fetch(&self.client, namespace, &revision.spec.code).await.map_err(|e| match e.is_permanent() {
+                true => StartError::Code(e.to_string()),
+                false => StartError::Other(e.into()),
+            })?;
         if fetched.digest(&revision.spec.code) != revision.spec.digest {
             return Err(StartError::Code("its code was changed since this revision was made".into()));
         }
@@ -304,7 +305,8 @@ impl Pods {
     fn pod(&self, revision: &FunctionRevision, launch: Launch, node: Option<String>) -> Pod {
         let code = &revision.spec.code;
         let revision_name = text(revision.metadata.name.as_ref());
-        let suffix: String = (0..5).map(|_| char::from(b"bcdfghjklmnpqrstvwxz2456789"[rand::random_range(0..27)])).collect();
+        let suffix: String =
+            (0..5).map(|_| char::from(b"bcdfghjklmnpqrstvwxz2456789"[rand::random_range(0..27)])).collect();
         let ours = code.source.image.is_none();
         let labels = BTreeMap::from([
             (FUNCTION.to_owned(), revision.spec.function.clone()),
@@ -519,7 +521,10 @@ impl Class for Pods {
                     Ok(Err(Trouble::Code(why))) => StartError::Code(with_log(why)),
                     Ok(Err(Trouble::NoRoom(why))) => StartError::NoRoom(why),
                     Ok(Err(Trouble::Gone(why))) => other(anyhow::anyhow!(why)),
-                    _ => StartError::Code(with_log(format!("nothing listens on port {PORT} after {} s", START.as_secs()))),
+                    _ => StartError::Code(with_log(format!(
+                        "nothing listens on port {PORT} after {} s",
+                        START.as_secs()
+                    ))),
                 })
             }
         }

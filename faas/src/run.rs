@@ -29,7 +29,7 @@ const LISTED: Duration = Duration::from_secs(60);
 /// Field manager of the definitions.
 const MANAGER: &str = "skiff-functions";
 /// Pause between tries to reach the API at the start, and their number.
-const START: (Duration, u32) = (Duration::from_secs(2), 30);
+const START: (Duration, u32) = (Duration::from_millis(250), 240);
 
 /// Settings.
 #[derive(Clone, Debug)]
@@ -50,15 +50,19 @@ pub struct Config {
 ///
 /// # Errors
 /// When the API refuses, or takes too long.
-pub async fn define(client: &Client) -> anyhow::Result<()> {
+pub(crate) async fn define(client: &Client) -> anyhow::Result<()> {
     let api = Api::<CustomResourceDefinition>::all(client.clone());
     for definition in definitions() {
         let name = definition.metadata.name.clone().unwrap_or_default();
         let parameters = PatchParams::apply(MANAGER).force();
-        api.patch(&name, &parameters, &Patch::Apply(&definition)).await.with_context(|| format!("cannot define {name}"))?;
+        api.patch(&name, &parameters, &Patch::Apply(&definition))
+            .await
+            .with_context(|| format!("cannot define {name}"))?;
         let established = await_condition(api.clone(), &name, conditions::is_crd_established());
         let waited = tokio::time::timeout(DEFINED, established).await;
-        waited.with_context(|| format!("{name} is not served in time"))?.with_context(|| format!("cannot watch {name}"))?;
+        waited
+            .with_context(|| format!("{name} is not served in time"))?
+            .with_context(|| format!("cannot watch {name}"))?;
     }
     Ok(())
 }
@@ -90,7 +94,8 @@ pub async fn run(
         if tries >= START.1 {
             return Err(error);
         }
-        tracing::warn!(error = format!("{error:#}"), "functions are not defined yet");
+        // The rights may come a moment later than the server.
+        tracing::debug!(error = format!("{error:#}"), "functions are not defined yet");
         if stop.run_until_cancelled(tokio::time::sleep(START.0)).await.is_none() {
             return Ok(());
         }
@@ -140,5 +145,7 @@ pub async fn run(
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for functions: is the port taken?"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} for functions: is the port taken?"))
 }

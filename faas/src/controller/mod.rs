@@ -184,7 +184,8 @@ impl Controller {
         let class = self.classes.running(revision)?;
         let limit = concurrency(&revision.spec.code, class.isolation());
         let function = self.functions.get(&format!("{namespace}/{}", revision.spec.function));
-        let settings = function.map(|f| Settings::of(&f.spec, limit)).unwrap_or_else(|| Settings::of(&Default::default(), limit));
+        let settings =
+            function.map(|f| Settings::of(&f.spec, limit)).unwrap_or_else(|| Settings::of(&Default::default(), limit));
         // Nobody asks for instances yet.
         let settings = Settings { min: 0, ..settings };
         let context = Arc::clone(&self.hub.context);

@@ -194,7 +194,8 @@ impl Controller {
             Err(e) if code(&e) == 404 => {}
             Err(e) => return Err(e.into()),
         }
-        let was = |c: &[Condition]| c.iter().find(|c| c.type_ == "Ready").map(|c| (c.status.clone(), c.message.clone()));
+        let was =
+            |c: &[Condition]| c.iter().find(|c| c.type_ == "Ready").map(|c| (c.status.clone(), c.message.clone()));
         Ok(was(&before) != was(&conditions))
     }
 

@@ -76,11 +76,8 @@ impl Place {
             ..EndpointPort::default()
         };
         let conditions = EndpointConditions { ready: Some(true), serving: Some(true), terminating: Some(false) };
-        let endpoint = Endpoint {
-            addresses: vec![address.to_string()],
-            conditions: Some(conditions),
-            ..Endpoint::default()
-        };
+        let endpoint =
+            Endpoint { addresses: vec![address.to_string()], conditions: Some(conditions), ..Endpoint::default() };
         let https = self.https.filter(|_| https).map(|p| of("https", p));
         EndpointSlice {
             metadata: meta,

@@ -164,7 +164,11 @@ mod tests {
         let named = |n: &str| Some(n.to_owned());
         let cases = [
             (Seen::default(), "Building", ("Unknown", "Preparing")),
-            (Seen { latest: named("a-1"), serving: named("a-1"), ..Seen::default() }, "Hibernated", ("True", "Serving")),
+            (
+                Seen { latest: named("a-1"), serving: named("a-1"), ..Seen::default() },
+                "Hibernated",
+                ("True", "Serving"),
+            ),
             (Seen { serving: named("a-1"), starting: 1, ..Seen::default() }, "Waking", ("True", "Serving")),
             (Seen { serving: named("a-1"), instances: 2, ..Seen::default() }, "Running", ("True", "Serving")),
             (

@@ -161,7 +161,12 @@ impl Drop for Waits<'_> {
 impl Fleet {
     /// None yet.
     #[must_use]
-    pub fn new(revision: Arc<FunctionRevision>, class: Arc<dyn Class>, settings: Settings, context: Arc<Context>) -> Self {
+    pub fn new(
+        revision: Arc<FunctionRevision>,
+        class: Arc<dyn Class>,
+        settings: Settings,
+        context: Arc<Context>,
+    ) -> Self {
         let code = &revision.spec.code;
         let bytes = |given: Option<i64>, default: u64| given.and_then(|n| u64::try_from(n).ok()).unwrap_or(default);
         let limits = Limits {
@@ -199,7 +204,10 @@ impl Fleet {
             if changed {
                 scaler.configure(settings);
             }
-        } else if s.floor > 0 || settings.min > 0 || (settings.metric == crate::api::Metric::Replicas && settings.replicas > 0) {
+        } else if s.floor > 0
+            || settings.min > 0
+            || (settings.metric == crate::api::Metric::Replicas && settings.replicas > 0)
+        {
             self.scaler(&mut s);
         }
         let awake = s.scaler.is_some();
@@ -278,8 +286,11 @@ impl Fleet {
 
     /// The instance with the fewest requests, when it takes another.
     fn free(&self, s: &State) -> Option<usize> {
-        let least = s.slots.iter().enumerate().filter(|(_, slot)| !slot.draining).min_by_key(|(_, slot)| slot.in_flight);
-        least.filter(|(_, slot)| self.limits.concurrency == 0 || slot.in_flight < self.limits.concurrency).map(|(i, _)| i)
+        let least =
+            s.slots.iter().enumerate().filter(|(_, slot)| !slot.draining).min_by_key(|(_, slot)| slot.in_flight);
+        least
+            .filter(|(_, slot)| self.limits.concurrency == 0 || slot.in_flight < self.limits.concurrency)
+            .map(|(i, _)| i)
     }
 
     fn take(self: &Arc<Self>, s: &mut State, slot: usize, cold: bool) -> Lease {

@@ -89,11 +89,8 @@ impl Metrics {
     /// An instance was started.
     pub fn started(&self, function: &str, times: &Times) {
         let phase = |from: std::time::Instant, to: std::time::Instant| to.saturating_duration_since(from).as_secs_f64();
-        let t = [
-            phase(times.asked, times.started),
-            phase(times.started, times.loaded),
-            phase(times.asked, times.loaded),
-        ];
+        let t =
+            [phase(times.asked, times.started), phase(times.started, times.loaded), phase(times.asked, times.loaded)];
         self.with(function, |s| {
             let starts = s.starts.get_or_insert_with(Box::default);
             for (histogram, seconds) in starts.iter_mut().zip(t) {
@@ -123,7 +120,12 @@ impl Metrics {
         for (key, s) in all.iter() {
             let _ = writeln!(out, "skiff_function_requests_accepted_total{{{}}} {}", labels(key), s.accepted);
         }
-        head(&mut out, "skiff_function_requests_answered_total", "counter", "Accepted requests that were answered, by status.");
+        head(
+            &mut out,
+            "skiff_function_requests_answered_total",
+            "counter",
+            "Accepted requests that were answered, by status.",
+        );
         for (key, s) in all.iter() {
             for (code, n) in &s.answered {
                 let l = labels(key);
