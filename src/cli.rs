@@ -39,6 +39,8 @@ enum Command {
     Proxy(NodeArgs),
     /// Show or change settings of the running cluster: the placement policy. Also `kubectl cfg`.
     Cfg(crate::cfg::CfgArgs),
+    /// Serve functions alone, of any cluster.
+    Faas(crate::functions::FaasArgs),
     /// Copy everything from one store to another, while no server runs on either.
     MigrateStore(MigrateArgs),
     /// Save everything in a file: objects, and the keys in the data directory. The cluster may go on running.
@@ -106,6 +108,8 @@ pub(crate) struct UpArgs {
     pub(crate) kubelet_port: u16,
     #[command(flatten)]
     pub(crate) ingress: IngressArgs,
+    #[command(flatten)]
+    pub(crate) functions: crate::functions::FunctionsArgs,
     /// kubeconfig file to merge the context into. Default: $KUBECONFIG, else ~/.kube/config.
     #[arg(long)]
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -345,6 +349,11 @@ struct KubeconfigArgs {
 }
 
 impl Cli {
+    /// Whether it is a command whose messages are kubectl's.
+    pub(crate) fn is_for_kubectl(&self) -> bool {
+        matches!(self.command, Command::Func(_) | Command::Trigger(_))
+    }
+
     /// Carries the command out.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match &self.command {
@@ -396,6 +405,7 @@ impl Cli {
                 Command::Kubelet(a) => crate::components::kubelet(a).await,
                 Command::Proxy(a) => crate::components::proxy(a).await,
                 Command::Cfg(a) => crate::cfg::run(a).await,
+                Command::Faas(a) => crate::functions::run(a).await,
                 Command::MigrateStore(a) => crate::transfer::migrate(a).await,
                 Command::Backup(a) => crate::transfer::backup(a).await,
                 Command::Restore(a) => crate::transfer::restore(a).await,

@@ -75,7 +75,7 @@ pub(crate) fn spawn_all(
     let client = server.client(User::new("system:kube-proxy", &[]));
     let proxy = skiff_proxy::Config { ingress: gateway, ..proxy_config(&config)? };
     spawn(tasks, "proxy", stop, skiff_proxy::run(client, proxy, stop.clone()));
-    Ok(())
+    crate::functions::start(tasks, server, args, pki, address, node, stop)
 }
 
 /// The label of nodes whose proxy is an ingress gateway: Ingresses get their addresses.
@@ -176,7 +176,7 @@ pub(crate) async fn client_config(kubeconfig: &Path) -> anyhow::Result<kube::Con
 }
 
 /// Runs one component until a signal.
-async fn alone(
+pub(crate) async fn alone(
     name: &'static str,
     stop: CancellationToken,
     run: impl Future<Output = anyhow::Result<()>>,

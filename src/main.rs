@@ -6,6 +6,7 @@ mod cli;
 mod cluster;
 mod components;
 mod discovery;
+mod functions;
 mod join;
 mod kubeconfig;
 mod plugin;
@@ -27,8 +28,14 @@ fn main() -> std::process::ExitCode {
         return skiff_faas::plugin::main(tool, std::env::args_os());
     }
     let cli = cli::Cli::parse_from(plugin::arguments(std::env::args_os()));
+    let cli = cli::Cli::parse_from(plugin::arguments(std::env::args_os()));
+    let kubectl = cli.is_for_kubectl();
     match cli.run() {
         Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) if kubectl => {
+            eprintln!("{}", skiff_faas::plugin::told(&e));
+            std::process::ExitCode::FAILURE
+        }
         Err(e) => {
             // One line that says what to do; the chain behind it for those who look.
             eprintln!("skiff: {e:#}");
