@@ -14,5 +14,6 @@ pub mod asynchronous;
 pub mod gateway;
 pub mod instance;
 pub mod plugin;
+pub mod process;
 pub mod runtime;
 pub mod scale;
