@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod instance;
 pub mod plugin;
 mod run;
+pub mod process;
 pub mod runtime;
 pub mod scale;
 pub mod trigger;
