@@ -22,6 +22,7 @@ use k8s_openapi::api::core::v1::Taint;
 use tokio_util::sync::CancellationToken;
 
 pub mod certificates;
+pub mod cni;
 pub mod events;
 mod metrics;
 pub mod net;
@@ -68,6 +69,8 @@ pub struct Config {
     pub docker_socket: PathBuf,
     /// Name of the bridge pods hang on.
     pub bridge: String,
+    /// CNI plugins to make the pod network with, instead of the bridge.
+    pub cni: Option<cni::Dirs>,
     /// Extra labels of the Node.
     pub labels: BTreeMap<String, String>,
     /// Taints the Node is registered with.
@@ -99,6 +102,7 @@ impl Config {
             max_pods: 110,
             docker_socket: "/var/run/docker.sock".into(),
             bridge: "skiff0".into(),
+            cni: None,
             labels: BTreeMap::new(),
             taints: Vec::new(),
             reserved_millicpu: 0,
@@ -239,10 +243,7 @@ async fn once(
         range = node.pod_cidr() => range,
     };
     let network = loop {
-        if made.is_some() {
-            break Arc::new(net::PodNetwork::unlinked(&config, range));
-        }
-        match net::PodNetwork::setup(&config, range).await {
+        match net::Network::setup(&config, range).await {
             Ok(network) => break Arc::new(network),
             Err(error) => {
                 tracing::warn!(%error, "pod network cannot be set up; retrying");
@@ -253,15 +254,15 @@ async fn once(
             }
         }
     };
-    node.network_ready();
+    node.network(network.clone());
     let sources = made.map_or_else(|| Arc::new(source::Sources::start(client.clone())), |m| m.sources.clone());
-    let (runtime, network) = (runtime.clone(), network.clone());
-    let manager = pod::Manager::new(client.clone(), config.clone(), runtime, network.clone(), node.clone(), sources);
+    let (r, n) = (runtime.clone(), network.clone());
+    let manager = pod::Manager::new(client.clone(), config.clone(), r, n, node.clone(), sources);
     let pods = tokio::spawn(manager.clone().run(shutdown.child_token()));
     let serve = tokio::spawn(server::serve(listener, manager, node.clone(), shutdown.child_token()));
     let mut tasks = vec![pods, nodes, serve];
     if made.is_none() {
-        tasks.push(tokio::spawn(network.keep(shutdown.child_token())));
+        tasks.push(tokio::spawn(network.keep(runtime.clone(), shutdown.child_token())));
         let directories = volumes::local::run(client.clone(), config.node_name.clone(), shutdown.child_token());
         tasks.push(tokio::spawn(directories));
     }
@@ -285,9 +286,14 @@ async fn once(
 /// packet filter rules, mounts and its data directory. Idempotent; used by `skiff down`.
 pub async fn cleanup(config: &Config) -> anyhow::Result<()> {
     if let Ok(docker) = runtime::docker::Docker::connect(config).await {
+        // What they hold beside their sandboxes, such as addresses, must be given back while those are there.
+        net::network::remove_all(config, &runtime::Runtime::list(&docker, None).await?).await;
         runtime::remove_all(&docker).await?;
     }
     net::teardown(config).await?;
+    if let Some(range) = config.cluster_cidr {
+        net::filter::refuse(&net::filter::of_range(range)).await;
+    }
     volumes::unmount_below(&config.data_dir.join("pods")).await?;
     match tokio::fs::remove_dir_all(config.data_dir.join("pods")).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
