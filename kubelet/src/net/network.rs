@@ -51,7 +51,7 @@ impl Network {
     /// What to tell about it.
     pub fn ready(&self) -> std::result::Result<(), String> {
         match self {
-            Self::Bridge(_) => Ok(()),
+            Self::Bridge(_) | Self::Pretended(_) => Ok(()),
             Self::Plugins(plugins) => {
                 plugins.ready().map_err(|e| format!("Network plugin returns error: cni plugin not initialized: {e}"))
             }
