@@ -11,6 +11,7 @@
 pub mod api;
 pub mod archive;
 pub mod asynchronous;
+pub mod build;
 pub mod gateway;
 pub mod instance;
 pub mod plugin;
