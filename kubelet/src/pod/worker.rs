@@ -22,7 +22,6 @@ use super::plan::{self, Observed};
 use super::spec::{self, Role};
 use super::status::{self, Health, Verdict, Waiting};
 use crate::events::Kind as EventKind;
-use crate::net::HostPort;
 use crate::pod::fields::Facts;
 use crate::probes::{Probes, Target};
 use crate::runtime::{Container, Error as RuntimeError, State, label};
@@ -30,6 +29,9 @@ use crate::volumes;
 
 mod containers;
 mod report;
+mod sandbox;
+
+pub use sandbox::host_ports;
 
 /// A worker looks at its pod at least this often, should a wake-up be lost.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -234,7 +236,7 @@ impl Worker {
     async fn begin(&mut self) -> Result<Next, anyhow::Error> {
         let snapshot = self.observe().await?;
         if let Some(sandbox) = snapshot.sandbox() {
-            self.address = sandbox.label(label::IP).parse().ok();
+            self.address = self.shared.network.address(&self.uid, sandbox);
             let ended = matches!(self.phase(), Some("Succeeded" | "Failed"));
             tracing::debug!(pod = %spec::full_name(&self.pod), ended, "adopting pod");
         }
@@ -319,7 +321,7 @@ impl Worker {
             self.volumes_ready = true;
         }
         if let Some(sandbox) = snapshot.sandbox().cloned() {
-            self.connect(&sandbox).await?;
+            self.connect_or_tell(&sandbox).await?;
         }
         self.sync_probes(&snapshot);
         let mut plan = self.plan(&snapshot);
@@ -412,55 +414,6 @@ impl Worker {
         if self.host_network() { Some(self.shared.config.node_ip) } else { self.address }
     }
 
-    async fn make_sandbox(&mut self, snapshot: &Snapshot) -> Result<(), anyhow::Error> {
-        let attempt = snapshot.sandboxes.iter().map(|s| s.attempt() + 1).max().unwrap_or(0);
-        for old in &snapshot.sandboxes {
-            self.shared.runtime.remove(&old.id).await?;
-        }
-        if !self.host_network() {
-            self.address = Some(IpAddr::V4(self.shared.network.allocate(&self.uid)?));
-        }
-        self.attached = None;
-        let directory = self.shared.volumes.pod_dir(&self.uid);
-        config::name_files(&self.shared.config, &self.pod, &directory, self.pod_ip())?;
-        let label_ip = self.address.filter(|_| !self.host_network());
-        let wanted = config::sandbox(&self.pod, label_ip, attempt as usize, &self.shared.config.cluster_domain);
-        let shared = self.shared.clone();
-        let _turn = shared.starts.acquire().await?;
-        let made = match self.shared.runtime.create_sandbox(&wanted).await {
-            Ok(id) => self.shared.runtime.inspect(&id).await,
-            // A step that was cut short made it already; the next look finds it.
-            Err(RuntimeError::Conflict(_)) => return Ok(()),
-            Err(error) => Err(error),
-        };
-        let connected = match made {
-            Ok(sandbox) => self.connect(&sandbox).await,
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = &connected {
-            let message = format!("Failed to create pod sandbox: {error}");
-            self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "FailedCreatePodSandBox", message);
-        }
-        connected
-    }
-
-    /// Makes sure that a sandbox has its network. Cheap when it is known to have it.
-    async fn connect(&mut self, sandbox: &Container) -> Result<(), anyhow::Error> {
-        if self.attached.as_ref() == Some(&sandbox.id) {
-            return Ok(());
-        }
-        if !self.host_network() {
-            let address: Ipv4Addr = sandbox.label(label::IP).parse()?;
-            self.shared.network.adopt(&self.uid, address);
-            self.address = Some(IpAddr::V4(address));
-            let pid = sandbox.pid.ok_or_else(|| anyhow::anyhow!("the sandbox has no process"))?;
-            self.shared.network.attach(&self.uid, pid, address).await?;
-            self.shared.network.publish(&self.uid, host_ports(&self.pod, address)).await?;
-        }
-        self.attached = Some(sandbox.id.clone());
-        Ok(())
-    }
-
     /// Ends everything: containers at once, then sidecars from the last to the first.
     async fn stop(&mut self, since: Instant) -> Result<Next, anyhow::Error> {
         let snapshot = self.observe().await?;
@@ -515,6 +468,11 @@ impl Worker {
             self.stage = Stage::Stopping(Instant::now());
             return Ok(Next::Now);
         }
+        if let Err(error) = self.shared.network.disconnect(&self.uid, &snapshot.sandboxes).await {
+            let message = format!("error killing pod: failed to destroy network for sandbox: {error}");
+            self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "FailedKillPod", message);
+            return Err(error.into());
+        }
         for sandbox in &snapshot.sandboxes {
             self.shared.runtime.remove(&sandbox.id).await?;
         }
@@ -547,7 +505,9 @@ impl Worker {
 
     /// Removes the last traces, the object among them.
     async fn remove(&mut self) -> Result<Next, anyhow::Error> {
-        for container in self.shared.runtime.list(Some(&self.uid)).await? {
+        let all = self.shared.runtime.list(Some(&self.uid)).await?;
+        self.shared.network.disconnect(&self.uid, &all).await?;
+        for container in all {
             self.shared.runtime.remove(&container.id).await?;
         }
         self.shared.network.release(&self.uid).await?;
@@ -560,21 +520,4 @@ impl Worker {
         self.stage = Stage::Gone;
         Ok(Next::Now)
     }
-}
-
-/// The host ports a pod asks for.
-pub fn host_ports(pod: &Pod, address: Ipv4Addr) -> Vec<HostPort> {
-    let all = spec::containers(pod);
-    let ports = all.iter().flat_map(|(_, c)| c.ports.iter().flatten());
-    ports
-        .filter_map(|port| {
-            Some(HostPort {
-                protocol: port.protocol.as_deref().unwrap_or("TCP").to_lowercase(),
-                host_ip: port.host_ip.as_ref().and_then(|ip| ip.parse().ok()),
-                host_port: port.host_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0)?,
-                pod_ip: address,
-                pod_port: u16::try_from(port.container_port).ok()?,
-            })
-        })
-        .collect()
 }
