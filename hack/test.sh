@@ -23,6 +23,7 @@ prepare_cluster() {
   need conntrack conntrack
   need curl curl
   need nsenter util-linux
+  need /usr/lib/cni/bridge containernetworking-plugins
   need etcd etcd-server
   need etcdctl etcd-client
   ensure_engine
