@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::bed::Bed;
-use crate::cases::text;
+use crate::cases::{pods, text};
 
 /// A web server on every node that stays there whatever the node's taints are.
 const STAY: &str = r#"
@@ -62,6 +62,9 @@ impl State {
 
 /// Starts the pods and waits until all are ready.
 fn begin(bed: &Bed) -> Result<State> {
+    // Other cases' pods do not stay where nodes fail.
+    bed.ok(&["delete", "deployment", "web", "--ignore-not-found", "--wait=true"])?;
+    bed.eventually("no other pod is left", || Ok(pods(bed)?.is_empty()))?;
     bed.apply(STAY)?;
     bed.eventually("there is a pod for each node", || Ok(State::of(bed)?.pods.len() == bed.nodes.len()))?;
     bed.ok(&["rollout", "status", "daemonset/stay", "--timeout=60s"])?;
