@@ -71,6 +71,7 @@ pub(crate) fn spawn_all(
     let gateway = args.ingress.config();
     let mut agent = kubelet_config(&config, Some(leaf), &pki.cluster.cert)?;
     agent.labels.extend(gateway_label(gateway.is_some()));
+    agent.cni = args.cni.dirs();
     spawn(tasks, "node agent", stop, skiff_kubelet::run(client, agent, stop.clone()));
     let client = server.client(User::new("system:kube-proxy", &[]));
     let proxy = skiff_proxy::Config { ingress: gateway, ..proxy_config(&config)? };
@@ -233,6 +234,8 @@ pub(crate) async fn kubelet(all: KubeletArgs) -> anyhow::Result<()> {
     let mut config = kubelet_config(&node_facts(&args, &name, address, &settings), Some(leaf), &pki.cluster.cert)?;
     config.labels.extend(all.node_labels);
     config.max_pods = all.max_pods;
+    config.labels.extend(gateway_label(args.ingress.config().is_some()));
+    config.cni = args.cni.dirs();
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
     if fake {
