@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Makes the images of tests, examples and functions from what this machine has; no registry is asked.
 #   skiff/busybox:1   Debian's static busybox with a link per applet
+#   skiff/load:1      the same, and a web server on port 8080 that uses CPU and memory on request:
+#                     /cgi-bin/higher and /cgi-bin/lower (one CPU more, one less),
+#                     /cgi-bin/setload?cpu=1&memory=32&duration=60 (CPUs, MiB, seconds)
 #   skiff/python:1    the same with Debian's python3 and pip: base of functions in Python
 #   skiff/node:1      the same with node and npm: base of functions in Node.js
-# Arguments: which of them (busybox, python, node); without any busybox alone, `all` is all three.
+# Arguments: which of them (busybox, load, python, node); without any busybox and load, `all` is all of them.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -50,6 +53,53 @@ make_busybox() {
   import busybox "$work/busybox" 'CMD ["sh"]' 'ENV PATH=/bin'
 }
 
+# The load is a person's to ask for, over HTTP: see the list at the top.
+make_load() {
+  local dir=$work/load
+  busybox_into "$dir"
+  mkdir -p "$dir/www/cgi-bin"
+  # Answers first, works behind: who asks does not wait for the load to end.
+  cat >"$dir/www/cgi-bin/setload" <<'END'
+#!/bin/sh
+printf 'Content-Type: text/plain\r\n\r\n'
+cpu=0 memory=0 duration=60
+IFS='&'
+for pair in $QUERY_STRING; do
+  case $pair in
+    cpu=[0-9]|cpu=[0-9][0-9]) cpu=${pair#*=} ;;
+    memory=[0-9]|memory=[0-9][0-9]|memory=[0-9][0-9][0-9]) memory=${pair#*=} ;;
+    duration=[0-9]|duration=[0-9][0-9]|duration=[0-9][0-9][0-9]) duration=${pair#*=} ;;
+    *) echo "not understood: $pair"; exit 0 ;;
+  esac
+done
+while [ "$cpu" -gt 0 ]; do
+  timeout "$duration" sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null &
+  cpu=$((cpu - 1))
+done
+if [ "$memory" -gt 0 ]; then
+  (head -c "${memory}m" /dev/zero; sleep "$duration") 2>/dev/null </dev/null | tail -c "${memory}m" >/dev/null 2>&1 &
+fi
+echo "load: $QUERY_STRING"
+END
+  cat >"$dir/www/cgi-bin/higher" <<'END'
+#!/bin/sh
+printf 'Content-Type: text/plain\r\n\r\n'
+sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null &
+echo $! >>/tmp/busy
+echo "busy: $(wc -l </tmp/busy)"
+END
+  cat >"$dir/www/cgi-bin/lower" <<'END'
+#!/bin/sh
+printf 'Content-Type: text/plain\r\n\r\n'
+pid=$(tail -n 1 /tmp/busy 2>/dev/null)
+[ -z "$pid" ] || kill "$pid" 2>/dev/null
+sed -i '$d' /tmp/busy 2>/dev/null
+echo "busy: $(wc -l </tmp/busy 2>/dev/null || echo 0)"
+END
+  chmod +x "$dir"/www/cgi-bin/*
+  import load "$dir" 'CMD ["httpd","-f","-p","8080","-h","/www"]' 'ENV PATH=/bin' 'EXPOSE 8080'
+}
+
 certificates() { need update-ca-certificates ca-certificates && echo /etc/ssl/certs/ca-certificates.crt; }
 
 make_python() {
@@ -92,11 +142,11 @@ make_node() {
   import node "$dir" 'CMD ["node"]' 'ENV PATH=/usr/bin:/bin' 'ENV NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt'
 }
 
-[ $# -gt 0 ] || set -- busybox
-[ "$1" != all ] || set -- busybox python node
+[ $# -gt 0 ] || set -- busybox load
+[ "$1" != all ] || set -- busybox load python node
 for name in "$@"; do
   case $name in
-    busybox | python | node) have "$name" || "make_$name" ;;
-    *) fail "no image is called $name; there are busybox, python and node" ;;
+    busybox | load | python | node) have "$name" || "make_$name" ;;
+    *) fail "no image is called $name; there are busybox, load, python and node" ;;
   esac
 done

@@ -23,6 +23,9 @@ prepare_cluster() {
   need conntrack conntrack
   need curl curl
   need nsenter util-linux
+  need jq jq
+  need prometheus prometheus
+  need /usr/lib/cni/bridge containernetworking-plugins
   need etcd etcd-server
   need etcdctl etcd-client
   ensure_engine
@@ -60,3 +63,5 @@ fi
 cargo build -p skiff
 export SKIFF_REQUIRE_ENGINE=1 SKIFF_REQUIRE_ETCD=1
 cargo test --workspace
+# The example of docs/library.md.
+cargo run --quiet -p skiff-apiserver --example library

@@ -34,9 +34,11 @@ enum Command {
     /// Run the scheduler alone.
     Scheduler(ComponentArgs),
     /// Run the node agent alone.
-    Kubelet(NodeArgs),
+    Kubelet(KubeletArgs),
     /// Run the service proxy and cluster DNS alone.
     Proxy(NodeArgs),
+    /// Show or change settings of the running cluster: the placement policy. Also `kubectl cfg`.
+    Cfg(crate::cfg::CfgArgs),
     /// Serve functions alone, of any cluster.
     Faas(crate::functions::FaasArgs),
     /// Copy everything from one store to another, while no server runs on either.
@@ -47,6 +49,10 @@ enum Command {
     Restore(BackupArgs),
     /// Merge the cluster's context into a kubeconfig file, or print it.
     Kubeconfig(KubeconfigArgs),
+    /// Functions, as `kubectl func`.
+    Func(skiff_faas::plugin::FuncArgs),
+    /// Call a function and print its answer, as `kubectl trigger`.
+    Trigger(skiff_faas::plugin::TriggerArgs),
     /// Print the version.
     Version,
     /// Print a completion script.
@@ -81,7 +87,7 @@ pub(crate) struct UpArgs {
     #[arg(long, default_value = "cluster.local")]
     pub(crate) cluster_domain: String,
     /// How pods of different nodes reach each other: auto (plain routes where nodes share a segment, else VXLAN),
-    /// host-gw (plain routes), or vxlan.
+    /// host-gw (plain routes), vxlan, or none (CNI plugins see to it).
     #[arg(long, default_value = "auto")]
     pub(crate) pod_network: skiff_proxy::nodes::Mode,
     /// Addresses of Services of type LoadBalancer: nodes (the nodes' own), ranges of addresses on the nodes' segment
@@ -104,6 +110,7 @@ pub(crate) struct UpArgs {
     pub(crate) ingress: IngressArgs,
     #[command(flatten)]
     pub(crate) functions: crate::functions::FunctionsArgs,
+    pub(crate) cni: CniArgs,
     /// kubeconfig file to merge the context into. Default: $KUBECONFIG, else ~/.kube/config.
     #[arg(long)]
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -223,11 +230,63 @@ impl IngressArgs {
     }
 }
 
+/// Settings of the node agent.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct KubeletArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// What runs containers: docker, or fake (they are only pretended, to try a control plane at scale; --kubeconfig
+    /// names an identity that may act for all these nodes).
+    #[arg(long, default_value = "docker", value_parser = ["docker", "fake"])]
+    pub(crate) runtime: String,
+    /// Number of fake nodes in this process, named NAME-0 and so on.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) count: u32,
+    /// Further labels of the Node, as KEY=VALUE.
+    #[arg(long, value_delimiter = ',', value_parser = label)]
+    pub(crate) node_labels: Vec<(String, String)>,
+    /// Most pods a node takes.
+    #[arg(long, default_value_t = 110)]
+    pub(crate) max_pods: u32,
+    /// Cores of a fake node.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) fake_cpus: u64,
+    /// Memory of a fake node, in GiB.
+    #[arg(long, default_value_t = 256)]
+    pub(crate) fake_memory: u64,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("labels are KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+/// The CNI plugins of a node.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CniArgs {
+    /// Directory with CNI configurations: the first makes the pod network, instead of the agent's own bridge. When it
+    /// is not named, /etc/cni/net.d is used if it holds one when the agent starts.
+    #[arg(long)]
+    pub(crate) cni_conf_dir: Option<PathBuf>,
+    /// Directories with CNI plugins.
+    #[arg(long, value_delimiter = ',', default_value = "/opt/cni/bin,/usr/lib/cni")]
+    pub(crate) cni_bin_dir: Vec<PathBuf>,
+}
+
+impl CniArgs {
+    /// Where plugins and configurations are; none when the agent makes the network itself.
+    pub(crate) fn dirs(&self) -> Option<skiff_kubelet::cni::Dirs> {
+        let usual = || Some(PathBuf::from("/etc/cni/net.d")).filter(|dir| skiff_kubelet::cni::config::present(dir));
+        let conf = self.cni_conf_dir.clone().or_else(usual)?;
+        Some(skiff_kubelet::cni::Dirs { conf, bin: self.cni_bin_dir.clone() })
+    }
+}
+
 /// Settings of components of one node.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct NodeArgs {
     #[command(flatten)]
     pub(crate) ingress: IngressArgs,
+    #[command(flatten)]
+    pub(crate) cni: CniArgs,
     /// kubeconfig with this component's identity.
     #[arg(long)]
     pub(crate) kubeconfig: PathBuf,
@@ -255,7 +314,7 @@ pub(crate) struct NodeArgs {
     /// Domain of cluster DNS.
     #[arg(long, default_value = "cluster.local")]
     pub(crate) cluster_domain: String,
-    /// How pods of different nodes reach each other: auto, host-gw or vxlan.
+    /// How pods of different nodes reach each other: auto, host-gw, vxlan or none.
     #[arg(long, default_value = "auto")]
     pub(crate) pod_network: skiff_proxy::nodes::Mode,
 }
@@ -312,6 +371,11 @@ struct KubeconfigArgs {
 }
 
 impl Cli {
+    /// Whether it is a command whose messages are kubectl's.
+    pub(crate) fn is_for_kubectl(&self) -> bool {
+        matches!(self.command, Command::Func(_) | Command::Trigger(_))
+    }
+
     /// Carries the command out.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match &self.command {
@@ -341,6 +405,8 @@ impl Cli {
                 println!("context {} is in {}", a.context, file.display());
                 return Ok(());
             }
+            Command::Func(a) => return a.clone().run(),
+            Command::Trigger(a) => return a.clone().run(),
             _ => {}
         }
         // A machine that joins looks at an unproven answer on purpose, once; that is no news.
@@ -360,11 +426,13 @@ impl Cli {
                 Command::Scheduler(a) => crate::components::scheduler(a).await,
                 Command::Kubelet(a) => crate::components::kubelet(a).await,
                 Command::Proxy(a) => crate::components::proxy(a).await,
+                Command::Cfg(a) => crate::cfg::run(a).await,
                 Command::Faas(a) => crate::functions::run(a).await,
                 Command::MigrateStore(a) => crate::transfer::migrate(a).await,
                 Command::Backup(a) => crate::transfer::backup(a).await,
                 Command::Restore(a) => crate::transfer::restore(a).await,
                 Command::Kubeconfig(_) | Command::Version | Command::Completion { .. } => Ok(()),
+                Command::Func(_) | Command::Trigger(_) => Ok(()),
             }
         })
     }

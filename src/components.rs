@@ -13,7 +13,7 @@ use skiff_apiserver::pki::{Leaf, Pki};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{ComponentArgs, DownArgs, NodeArgs, UpArgs, node_name};
+use crate::cli::{ComponentArgs, DownArgs, KubeletArgs, NodeArgs, UpArgs, node_name};
 use crate::cluster::Settings;
 
 pub(crate) type Tasks = JoinSet<anyhow::Result<()>>;
@@ -71,6 +71,7 @@ pub(crate) fn spawn_all(
     let gateway = args.ingress.config();
     let mut agent = kubelet_config(&config, Some(leaf), &pki.cluster.cert)?;
     agent.labels.extend(gateway_label(gateway.is_some()));
+    agent.cni = args.cni.dirs();
     spawn(tasks, "node agent", stop, skiff_kubelet::run(client, agent, stop.clone()));
     let client = server.client(User::new("system:kube-proxy", &[]));
     let proxy = skiff_proxy::Config { ingress: gateway, ..proxy_config(&config)? };
@@ -222,16 +223,27 @@ fn node_of(args: &NodeArgs, name: &str) -> anyhow::Result<(IpAddr, String)> {
 }
 
 /// `skiff kubelet`, on the machine of the server's data directory (which signs its serving certificate).
-pub(crate) async fn kubelet(args: NodeArgs) -> anyhow::Result<()> {
+pub(crate) async fn kubelet(all: KubeletArgs) -> anyhow::Result<()> {
+    let (args, fake) = (all.node, all.runtime == "fake");
+    anyhow::ensure!(fake || all.count == 1, "--count is for --runtime=fake: a machine is one node");
     let name = node_name(args.node_name.clone())?;
     let (address, name) = node_of(&args, &name)?;
     let pki = Pki::load_or_create(&args.data_dir.join("pki"))?;
     let leaf = serving(&pki, &name, address)?;
     let settings = args.settings();
     let mut config = kubelet_config(&node_facts(&args, &name, address, &settings), Some(leaf), &pki.cluster.cert)?;
+    config.labels.extend(all.node_labels);
+    config.max_pods = all.max_pods;
     config.labels.extend(gateway_label(args.ingress.config().is_some()));
+    config.cni = args.cni.dirs();
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
+    if fake {
+        let machine = skiff_kubelet::runtime::fake::Machine { cpus: all.fake_cpus, memory: all.fake_memory << 30 };
+        config.fake = Some(machine);
+        return alone("node agents", stop.clone(), skiff_kubelet::run_fakes(client, config, all.count, stop)).await;
+    }
+    config.labels.extend(gateway_label(args.ingress.config().is_some()));
     alone("node agent", stop.clone(), skiff_kubelet::run(client, config, stop)).await
 }
 

@@ -33,6 +33,9 @@ pub(crate) struct FunctionsArgs {
     /// Port of the gateway of functions for HTTPS; 0 turns that off.
     #[arg(long, default_value_t = 8443)]
     pub(crate) functions_https_port: u16,
+    /// Directory below which triggers of functions may look at files. Without it there are no such triggers.
+    #[arg(long)]
+    pub(crate) functions_files: Option<PathBuf>,
     /// Image that Python functions run in when they run as pods.
     #[arg(long, default_value_t = Images::default().python)]
     pub(crate) functions_python_image: String,
@@ -45,7 +48,7 @@ pub(crate) struct FunctionsArgs {
 }
 
 impl FunctionsArgs {
-    fn config(&self, address: IpAddr, domain: &str, tls: Option<Tls>) -> Config {
+    fn config(&self, address: IpAddr, node: &str, domain: &str, tls: Option<Tls>) -> Config {
         let at = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         let https = self.functions_https_port;
         Config {
@@ -53,6 +56,8 @@ impl FunctionsArgs {
             https: tls.filter(|_| https != 0).map(|tls| (at(https), tls)),
             address,
             domain: domain.to_owned(),
+            node: node.to_owned(),
+            files: self.functions_files.clone(),
             images: Images {
                 python: self.functions_python_image.clone(),
                 node: self.functions_node_image.clone(),
@@ -116,7 +121,7 @@ pub(crate) fn start(
         [service.to_owned(), format!("{service}.{}", args.cluster_domain), "localhost".to_owned(), node.to_owned()];
     let leaf = pki.cluster.server("skiff-gateway", &names, &[address, Ipv4Addr::LOCALHOST.into()])?;
     let tls = Tls { certificate: leaf.cert, key: leaf.key, client_ca: pki.cluster.cert.clone() };
-    let config = args.functions.config(address, &args.cluster_domain, Some(tls));
+    let config = args.functions.config(address, node, &args.cluster_domain, Some(tls));
     let client = server.client(User::new(USER, &[]));
     let (several, stop) = (args.etcd.used(), stop.clone());
     spawn(tasks, "functions", &stop.clone(), async move {
@@ -132,7 +137,8 @@ pub(crate) fn start(
 /// `skiff faas`.
 pub(crate) async fn run(args: FaasArgs) -> anyhow::Result<()> {
     let address = args.advertise_address.unwrap_or_else(|| crate::up::advertise(Ipv4Addr::UNSPECIFIED.into()));
-    let config = args.functions.config(address, &args.cluster_domain, args.tls()?);
+    let node = crate::cli::node_name(None)?;
+    let config = args.functions.config(address, &node, &args.cluster_domain, args.tls()?);
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
     let work = |inner| skiff_faas::run(client.clone(), config.clone(), None, inner);
@@ -160,6 +166,8 @@ pub(crate) fn rights() -> Vec<Value> {
                 rule("", &["pods", "services", "configmaps"], &all),
                 rule("", &["pods/log", "secrets", "nodes", "namespaces"], &read),
                 rule("", &["serviceaccounts/token"], &["create"]),
+                // Triggers by objects see what the function's account sees.
+                rule("", &["serviceaccounts"], &["impersonate"]),
                 rule("", &["events"], &["create", "patch", "update"]),
                 rule("discovery.k8s.io", &["endpointslices"], &all),
                 rule("coordination.k8s.io", &["leases"], &["get", "create", "update", "patch"]),

@@ -41,6 +41,12 @@ enum Section {
     Pods,
     /// From apply to Running; needs an engine.
     Apply,
+    /// Many nodes with pods on them, idle.
+    Nodes,
+    /// Pods created and bound in a large cluster.
+    Scheduler,
+    /// A Deployment with many pods.
+    Rollout,
 }
 
 /// Measures a skiff binary.
@@ -116,6 +122,9 @@ async fn main() -> anyhow::Result<()> {
             Section::Select => sections::lists::select(&cx, &mut report).await,
             Section::Pods => sections::lists::pods(&cx, &mut report).await,
             Section::Apply => sections::apply::run(&cx, &mut report).await,
+            Section::Nodes => sections::scale::nodes(&cx, &mut report).await,
+            Section::Scheduler => sections::scale::scheduler(&cx, &mut report).await,
+            Section::Rollout => sections::scale::rollout(&cx, &mut report).await,
         };
         if let Err(e) = done {
             // One section that fails says so and leaves the others their turn.

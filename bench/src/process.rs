@@ -135,6 +135,25 @@ impl Skiff {
         Ok(Self { process, data, ready_after: begun.elapsed() })
     }
 
+    /// Starts another component beside it, which logs to a file of its own.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn component(
+        &self,
+        binary: &Path,
+        name: &str,
+        identity: &str,
+        args: &[&str],
+    ) -> anyhow::Result<Process> {
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.data.with_extension(format!("{name}.log")))?;
+        let mut command = Command::new(binary);
+        command.env("NO_COLOR", "1").args(["--log", "warn", name, "--data-dir"]).arg(&self.data).arg("--kubeconfig");
+        command.arg(self.data.join(format!("kubeconfig/{identity}.yaml"))).args(args);
+        Process::start(command.stdout(log.try_clone()?).stderr(log))
+    }
+
     /// What it has logged so far.
     ///
     /// # Errors

@@ -12,5 +12,6 @@ pub mod runtime;
 pub mod scheduler;
 
 mod manager;
+mod metrics;
 
 pub use manager::{Config, run};

@@ -592,6 +592,9 @@ pub struct CallStatus {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,
+    /// When it is forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
     /// HTTP status of the last answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u16>,
@@ -610,18 +613,32 @@ pub struct CallStatus {
     /// The call that tells another function of the failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letter: Option<String>,
-    /// Whether the callback was told: `Delivered`, or why not.
+    /// The URL that is still to be told, or was not reached in the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback: Option<String>,
+    /// How far that is: `Pending`, `Delivered`, or why it was given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_state: Option<String>,
+    /// How often that was tried.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub callback_attempts: u32,
     /// `Complete`, with reason `Succeeded` or `Failed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // What serde calls.
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// How far a trigger is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TriggerStatus {
+    /// Since when it is looked after: what was before is none of its business.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
     /// When it last called: for `cron` the time that was planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_time: Option<Time>,

@@ -94,6 +94,12 @@ pub trait Class: Send + Sync + 'static {
     /// future does not stop the start: its outcome is then told as an event.
     async fn start(&self, revision: Arc<FunctionRevision>) -> Result<Instance, StartError>;
 
+    /// Does ahead what a first start would wait for: code is fetched, what it is started from is warmed. Nothing depends on it.
+    async fn prepare(&self, revision: Arc<FunctionRevision>) -> Result<(), StartError> {
+        let _ = revision;
+        Ok(())
+    }
+
     /// Ends an instance that has no request in flight. Nothing happens if there is none of that name.
     async fn stop(&self, namespace: &str, name: &str) -> anyhow::Result<()>;
 

@@ -9,12 +9,17 @@
 //! (`skiff faas`, container class).
 
 pub mod api;
+pub mod archive;
+pub mod asynchronous;
 pub mod container;
 pub mod controller;
 pub mod gateway;
 pub mod instance;
+pub mod plugin;
 mod run;
+pub mod process;
 pub mod runtime;
 pub mod scale;
+pub mod trigger;
 
 pub use run::{Config, run};

@@ -1,6 +1,7 @@
 //! Wiring: definitions, classes, controller, gateway.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +16,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::definitions;
+use crate::asynchronous::Queue;
 use crate::container::Pods;
 use crate::controller::{Classes, Controller, Place, queue};
 use crate::gateway::hub::{Context, Hub};
+use crate::gateway::invoke::Sink;
 use crate::gateway::serve::{Gateway, Tls};
 use crate::instance::Class;
 use crate::runtime::Images;
+use crate::trigger::Triggers;
 
 /// Time for the definitions to be served.
 const DEFINED: Duration = Duration::from_secs(30);
@@ -40,6 +44,10 @@ pub struct Config {
     pub https: Option<(SocketAddr, Tls)>,
     /// Address of this machine that pods reach. A loopback address means that there are no Services for functions.
     pub address: IpAddr,
+    /// Name of this machine: no two that run functions have the same.
+    pub node: String,
+    /// Directory below which triggers may look at files.
+    pub files: Option<PathBuf>,
     /// Domain of cluster DNS.
     pub domain: String,
     /// Images that code without one runs in.
@@ -107,6 +115,9 @@ pub async fn run(
     let controller = Controller::new(client.clone(), Arc::clone(&hub), classes, place.clone(), queue);
     let controller = Arc::new(controller);
     let gateway = Arc::new(Gateway::new(Arc::clone(&hub), client.clone()));
+    let calls = Queue::new(client.clone(), &config.node);
+    gateway.queue_into(Arc::clone(&calls) as Arc<dyn Sink>);
+    controller.trigger(Arc::new(Triggers::new(client.clone(), Arc::clone(&calls), config.files.clone())));
     let mut tasks = JoinSet::new();
     // The doors are open first: who comes early waits.
     tasks.spawn(Arc::clone(&gateway).serve(http, None, stop.clone()));
@@ -134,6 +145,7 @@ pub async fn run(
     let mut workers = JoinSet::new();
     worker::spawn(&mut workers, controller, &stop);
     hub.complete();
+    tasks.spawn(calls.run(gateway.caller(), stop.clone()));
     if let Err(error) = place.announce(&client).await {
         tracing::warn!(%error, "the gateway's Service could not be made");
     }

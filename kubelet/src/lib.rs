@@ -22,7 +22,9 @@ use k8s_openapi::api::core::v1::Taint;
 use tokio_util::sync::CancellationToken;
 
 pub mod certificates;
+pub mod cni;
 pub mod events;
+mod metrics;
 pub mod net;
 pub mod node;
 pub mod pause;
@@ -67,6 +69,8 @@ pub struct Config {
     pub docker_socket: PathBuf,
     /// Name of the bridge pods hang on.
     pub bridge: String,
+    /// CNI plugins to make the pod network with, instead of the bridge.
+    pub cni: Option<cni::Dirs>,
     /// Extra labels of the Node.
     pub labels: BTreeMap<String, String>,
     /// Taints the Node is registered with.
@@ -75,6 +79,8 @@ pub struct Config {
     pub reserved_millicpu: u64,
     /// Memory kept from pods, in bytes.
     pub reserved_memory: u64,
+    /// Containers are only pretended, on a machine of this size. See [`runtime::fake`].
+    pub fake: Option<runtime::fake::Machine>,
 }
 
 impl Config {
@@ -96,10 +102,12 @@ impl Config {
             max_pods: 110,
             docker_socket: "/var/run/docker.sock".into(),
             bridge: "skiff0".into(),
+            cni: None,
             labels: BTreeMap::new(),
             taints: Vec::new(),
             reserved_millicpu: 0,
             reserved_memory: 0,
+            fake: None,
         }
     }
 }
@@ -109,11 +117,71 @@ impl Config {
 /// Returns an error only for what no retry can heal: an unusable configuration or certificate, or an address that
 /// cannot be bound. A missing engine or API server is waited for.
 pub async fn run(client: kube::Client, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    if config.fake.is_some() {
+        return run_fakes(client, config, 1, shutdown).await;
+    }
     tokio::fs::create_dir_all(config.data_dir.join("pods")).await?;
-    let config = Arc::new(config);
+    again(client, Arc::new(config), None, shutdown).await
+}
+
+/// In this time all nodes of [`run_fakes`] start: a lease's period, so that the leases of many nodes are not all renewed at
+/// the same moment. Few nodes need less: each is at most the second number behind the one before.
+const FAKES_WITHIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
+
+/// Runs the agents of `count` nodes whose containers are only pretended, in this process: `NAME` for one, `NAME-0` and so
+/// on for more. Each has its own Node, Lease, endpoint (on a port of the kernel's choice when `config.listen` has port 0
+/// or there are several) and watch of its own pods; they share the client and the watch of Services.
+///
+/// # Errors
+/// As [`run`]; what ends one ends all.
+pub async fn run_fakes(
+    client: kube::Client,
+    config: Config,
+    count: u32,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let sources = Arc::new(source::Sources::start(client.clone()));
+    let mut nodes = tokio::task::JoinSet::new();
+    for number in 0..count {
+        let mut config = config.clone();
+        config.fake.get_or_insert_default();
+        if count > 1 {
+            config.node_name = format!("{}-{number}", config.node_name);
+            config.listen.set_port(0);
+        }
+        let made = Made { runtime: Arc::new(runtime::fake::Fake::default()), sources: sources.clone() };
+        let (client, shutdown) = (client.clone(), shutdown.clone());
+        let turn = (FAKES_WITHIN.0 / count).min(FAKES_WITHIN.1) * number;
+        nodes.spawn(async move {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(turn) => {}
+            }
+            again(client, Arc::new(config), Some(made), shutdown).await
+        });
+    }
+    while let Some(ended) = nodes.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+/// What a pretended node is given instead of making it.
+struct Made {
+    runtime: Arc<dyn runtime::Runtime>,
+    sources: Arc<source::Sources>,
+}
+
+/// Runs an agent, and starts it anew whenever its node got another range.
+async fn again(
+    client: kube::Client,
+    config: Arc<Config>,
+    made: Option<Made>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     loop {
         let inner = shutdown.child_token();
-        let ended = once(client.clone(), config.clone(), &inner).await;
+        let ended = once(client.clone(), config.clone(), made.as_ref(), &inner).await;
         inner.cancel();
         if ended? == Ended::Shutdown {
             return Ok(());
@@ -130,18 +198,29 @@ enum Ended {
     Moved,
 }
 
-async fn once(client: kube::Client, config: Arc<Config>, shutdown: &CancellationToken) -> anyhow::Result<Ended> {
+async fn once(
+    client: kube::Client,
+    mut config: Arc<Config>,
+    made: Option<&Made>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Ended> {
     let slot = Arc::new(certificates::Slot::default());
     let own = config.cert_pem.is_empty();
     if !own {
         slot.put(&certificates::Pair { cert: config.cert_pem.clone(), key: config.key_pem.clone() })?;
     }
     let listener = server::Listener::bind(&config, slot.clone()).await?;
+    if config.listen.port() == 0 {
+        Arc::make_mut(&mut config).listen.set_port(listener.address()?.port());
+    }
 
     // The engine may still be starting: report NotReady and retry rather than give up.
     let runtime = loop {
+        if let Some(made) = made {
+            break made.runtime.clone();
+        }
         match runtime::docker::Docker::connect(&config).await {
-            Ok(docker) => break Arc::new(docker) as Arc<dyn runtime::Runtime>,
+            Ok(docker) => break Arc::new(runtime::measured::Measured(docker)) as Arc<dyn runtime::Runtime>,
             Err(error) => {
                 tracing::warn!(%error, "container engine is not reachable; retrying");
                 node::report_runtime_down(&client, &config, &error.to_string()).await;
@@ -164,7 +243,11 @@ async fn once(client: kube::Client, config: Arc<Config>, shutdown: &Cancellation
         range = node.pod_cidr() => range,
     };
     let network = loop {
+        if made.is_some() {
+            break Arc::new(net::PodNetwork::unlinked(&config, range));
+        }
         match net::PodNetwork::setup(&config, range).await {
+        match net::Network::setup(&config, range).await {
             Ok(network) => break Arc::new(network),
             Err(error) => {
                 tracing::warn!(%error, "pod network cannot be set up; retrying");
@@ -176,10 +259,22 @@ async fn once(client: kube::Client, config: Arc<Config>, shutdown: &Cancellation
         }
     };
     node.network_ready();
+    let sources = made.map_or_else(|| Arc::new(source::Sources::start(client.clone())), |m| m.sources.clone());
+    let (runtime, network) = (runtime.clone(), network.clone());
+    let manager = pod::Manager::new(client.clone(), config.clone(), runtime, network.clone(), node.clone(), sources);
+    let pods = tokio::spawn(manager.clone().run(shutdown.child_token()));
+    let serve = tokio::spawn(server::serve(listener, manager, node.clone(), shutdown.child_token()));
+    let mut tasks = vec![pods, nodes, serve];
+    if made.is_none() {
+        tasks.push(tokio::spawn(network.keep(shutdown.child_token())));
+        let directories = volumes::local::run(client.clone(), config.node_name.clone(), shutdown.child_token());
+        tasks.push(tokio::spawn(directories));
+    }
+    node.network(network.clone());
     let manager = pod::Manager::new(client.clone(), config.clone(), runtime.clone(), network.clone(), node.clone());
     let pods = tokio::spawn(manager.clone().run(shutdown.child_token()));
     let serve = tokio::spawn(server::serve(listener, manager, node.clone(), shutdown.child_token()));
-    let keep = tokio::spawn(network.keep(shutdown.child_token()));
+    let keep = tokio::spawn(network.keep(runtime.clone(), shutdown.child_token()));
     let directories = volumes::local::run(client.clone(), config.node_name.clone(), shutdown.child_token());
     let directories = tokio::spawn(directories);
     let mut tasks = vec![pods, nodes, serve, keep, directories];
@@ -203,9 +298,14 @@ async fn once(client: kube::Client, config: Arc<Config>, shutdown: &Cancellation
 /// packet filter rules, mounts and its data directory. Idempotent; used by `skiff down`.
 pub async fn cleanup(config: &Config) -> anyhow::Result<()> {
     if let Ok(docker) = runtime::docker::Docker::connect(config).await {
+        // What they hold beside their sandboxes, such as addresses, must be given back while those are there.
+        net::network::remove_all(config, &runtime::Runtime::list(&docker, None).await?).await;
         runtime::remove_all(&docker).await?;
     }
     net::teardown(config).await?;
+    if let Some(range) = config.cluster_cidr {
+        net::filter::refuse(&net::filter::of_range(range)).await;
+    }
     volumes::unmount_below(&config.data_dir.join("pods")).await?;
     match tokio::fs::remove_dir_all(config.data_dir.join("pods")).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),

@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use crate::model::{Endpoint, Id, Service, Slice};
@@ -19,6 +20,21 @@ pub struct Shared {
     pub index: Arc<RwLock<Index>>,
     /// Told after each change that may matter to the proxy.
     pub changed: Arc<Notify>,
+    /// What set off the changes of endpoints that are not loaded yet, for metrics. See [`Shared::triggered`].
+    pub triggers: Arc<Mutex<Vec<SystemTime>>>,
+}
+
+/// Triggers kept; of more changes at once not each is timed.
+const TRIGGERS_MAX: usize = 1024;
+
+impl Shared {
+    /// Notes when a change of endpoints was set off.
+    pub fn triggered(&self, at: SystemTime) {
+        let mut triggers = self.triggers.lock();
+        if triggers.len() < TRIGGERS_MAX {
+            triggers.push(at);
+        }
+    }
 }
 
 /// A Service and its slices. Either may be seen before the other.

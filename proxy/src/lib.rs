@@ -27,6 +27,7 @@ pub mod host;
 pub mod index;
 pub mod ingress;
 pub mod kube_dns;
+mod metrics;
 pub mod model;
 pub mod nodes;
 pub mod policy;

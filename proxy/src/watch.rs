@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::pin::pin;
+use std::time::SystemTime;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service as ApiService;
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::index::Shared;
+use crate::metrics::SYNCS;
 use crate::model::{Id, Service, Slice};
 
 /// What a watch tells.
@@ -74,6 +76,7 @@ pub async fn services(client: kube::Client, shared: Shared, stop: CancellationTo
         };
         drop(index);
         if changed {
+            SYNCS.services.inc();
             shared.changed.notify_one();
         }
     });
@@ -83,6 +86,8 @@ pub async fn services(client: kube::Client, shared: Shared, stop: CancellationTo
 /// Keeps the EndpointSlices of the index current until `stop`. `node` is the name of this node.
 pub async fn slices(client: kube::Client, node: String, shared: Shared, stop: CancellationToken) {
     let watch = follow(Api::<ApiSlice>::all(client), watcher::Config::default(), |seen| {
+        // What a list tells is no news.
+        let trigger = matches!(seen, Seen::Put(..)).then(|| trigger(&seen));
         let mut index = shared.index.write();
         let changed = match seen {
             Seen::Put(id, object) | Seen::Listing(id, object) => match Slice::parse(&object, &node) {
@@ -95,8 +100,24 @@ pub async fn slices(client: kube::Client, node: String, shared: Shared, stop: Ca
         };
         drop(index);
         if changed {
+            SYNCS.endpoints.inc();
+            if let Some(at) = trigger {
+                shared.triggered(at);
+            }
             shared.changed.notify_one();
         }
     });
     stop.run_until_cancelled(watch).await;
+}
+
+/// Annotation of a slice with the time of what changed it last.
+const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+/// What set a change off: as the slice says, else now.
+fn trigger(seen: &Seen<ApiSlice>) -> SystemTime {
+    let told = match seen {
+        Seen::Put(_, slice) => slice.metadata.annotations.as_ref().and_then(|a| a.get(TRIGGER)),
+        _ => None,
+    };
+    told.and_then(|t| t.parse::<k8s_openapi::jiff::Timestamp>().ok()).map_or_else(SystemTime::now, SystemTime::from)
 }

@@ -164,7 +164,7 @@ fn route(
                 "jwks_uri": format!("https://{}:{}/openid/v1/jwks", server.config.advertise.0, server.config.advertise.1),
                 "response_types_supported": ["id_token"],
                 "subject_types_supported": ["public"],
-                "id_token_signing_alg_values_supported": ["RS256"],
+                "id_token_signing_alg_values_supported": [server.tokens.algorithm()],
             });
             Ok(Some(respond::value_response(200, &v, None, plain(query))))
         }

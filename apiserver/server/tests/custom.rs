@@ -13,6 +13,7 @@ use skiff_apiserver::auth::User;
 use skiff_storage::embedded::{Embedded, Options};
 
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const SERVICES: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
 const THINGS: &str = "/apis/e.com/v1/namespaces/default/things";
 
 async fn start(dir: &std::path::Path) -> (Server, Client) {
@@ -78,6 +79,8 @@ async fn life() {
     let (code, made) = call(&client, "POST", THINGS, thing("one")).await;
     assert_eq!(code, 201, "{made}");
 
+    wait(&client, SERVICES, |e| e["object"]["metadata"]["name"] == "v1.e.com").await;
+
     // A field with a default appears in what was stored before.
     let change = definition(&json!({"a": {"type": "string"}, "b": {"type": "string", "default": "d"}}));
     let path = format!("{DEFINITIONS}/things.e.com");
@@ -108,6 +111,10 @@ async fn life() {
     assert_eq!(call(&client, "GET", &path, Value::Null).await.0, 404);
     let (_, groups) = call(&client, "GET", "/apis", Value::Null).await;
     assert!(!groups.to_string().contains("e.com"), "discovery follows");
+    while call(&client, "GET", &format!("{SERVICES}/v1.e.com"), Value::Null).await.0 != 404 {
+        assert!(tokio::time::Instant::now() < end, "its APIService goes in time");
+        tokio::task::yield_now().await;
+    }
     server.shutdown();
 }
 

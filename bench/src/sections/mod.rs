@@ -6,6 +6,7 @@ pub(crate) mod gets;
 pub(crate) mod idle;
 pub(crate) mod lists;
 pub(crate) mod mixed;
+pub(crate) mod scale;
 pub(crate) mod watch;
 
 use crate::http::Target;

@@ -50,7 +50,13 @@ fn kubectl() -> PathBuf {
     std::env::var_os("SKIFF_KUBECTL").map_or_else(|| "kubectl".into(), PathBuf::from)
 }
 
-fn run(command: &mut Command) -> Result<Output> {
+/// The root of the repository.
+pub(crate) fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Runs a program to its end.
+pub(crate) fn run(command: &mut Command) -> Result<Output> {
     let o = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
     let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
     Ok(Output { code: o.status.code().unwrap_or(-1), out: text(o.stdout), err: text(o.stderr) })
@@ -148,6 +154,47 @@ impl Cluster {
         let mut c = Command::new(program);
         c.env("KUBECONFIG", self.dir.path().join("kubeconfig")).env("HOME", self.dir.path());
         c
+    }
+
+    /// Runs another program on this cluster: KUBECONFIG names it, SKIFF_KUBECTL the kubectl under test.
+    pub(crate) fn run(&self, command: &mut Command) -> Result<Output> {
+        let (config, home) = (self.dir.path().join("kubeconfig"), self.dir.path());
+        run(command.env("KUBECONFIG", config).env("HOME", home).env("SKIFF_KUBECTL", &self.kubectl))
+    }
+
+    /// Writes a kubeconfig whose context has a namespace of its own, and a folder with `kubectl`, its plugins and `skiff`
+    /// for the PATH. Both are in `dir`.
+    pub(crate) fn workplace(&self, dir: &Path, ns: &str) -> Result<Command> {
+        let bin = dir.join("bin");
+        std::fs::create_dir_all(&bin)?;
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&path).map(|d| d.join(&self.kubectl)).find(|p| p.is_file());
+        let kubectl = found.context("no kubectl on the PATH")?;
+        for (link, program) in [("kubectl", &kubectl), ("kubectl-cfg", &self.binary), ("skiff", &self.binary)] {
+            let link = bin.join(link);
+            if !link.exists() {
+                std::os::unix::fs::symlink(program.canonicalize()?, link)?;
+            }
+        }
+        let config = dir.join("kubeconfig");
+        std::fs::copy(self.dir.path().join("kubeconfig"), &config)?;
+        let o = run(self.command().env("KUBECONFIG", &config).args([
+            "config",
+            "set-context",
+            "--current",
+            "--namespace",
+            ns,
+        ]))?;
+        ensure!(o.code == 0, "{}", o.err);
+        let mut all = vec![bin];
+        all.extend(std::env::split_paths(&path));
+        let mut command = Command::new("bash");
+        command
+            .env("PATH", std::env::join_paths(all)?)
+            .env("KUBECONFIG", config)
+            .env("HOME", dir)
+            .current_dir(repository());
+        Ok(command)
     }
 
     /// Runs kubectl with a variable set.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use skiff_apiserver::Server;
+use skiff_apiserver::pki::Pki;
 use skiff_storage::embedded::{Embedded, Options};
 
 #[tokio::main]
@@ -99,7 +100,10 @@ fn write_list(root: &Path, results: &[(String, Option<String>)]) {
 async fn fresh() -> (Server, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let store = Embedded::open(dir.path(), Options::default()).expect("an empty store");
-    (Server::builder(Arc::new(store)).start().await.expect("a server on an empty store"), dir)
+    // Keys as a cluster keeps them: those that live in memory alone are of another kind.
+    let pki = Pki::load_or_create(&dir.path().join("pki")).expect("keys");
+    let server = Server::builder(Arc::new(store)).pki(Arc::new(pki)).start().await;
+    (server.expect("a server on an empty store"), dir)
 }
 
 /// Plays the scenarios of one area one after the other; answers each name with its first difference.

@@ -162,7 +162,9 @@ where
     F: Future<Output = anyhow::Result<()>>,
 {
     let mut candidate = Candidate::new(client, lease);
+    crate::metrics::lead(lease, false);
     while candidate.lead(stop).await {
+        crate::metrics::lead(lease, true);
         let inner = stop.child_token();
         let work = work(inner.clone());
         tokio::pin!(work);
@@ -176,6 +178,7 @@ where
             }
             () = candidate.hold(stop) => {}
         }
+        crate::metrics::lead(lease, false);
         inner.cancel();
         match tokio::time::timeout(DEADLINE, work).await {
             Ok(ended) => ended?,

@@ -3,13 +3,16 @@
 //! Contract: a key that is added while a worker has it is handed out again after [`Queue::done`]. Keys beyond the bound
 //! are dropped and counted; every controller adds all its keys again on a timer, so a drop is late and not lost.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::metrics::Series;
 
 /// First delay of a failing key; it doubles with every failure.
 const BACKOFF_BASE: Duration = Duration::from_millis(5);
@@ -21,8 +24,10 @@ const KEYS_MAX: usize = 200_000;
 #[derive(Default)]
 struct State {
     ready: VecDeque<String>,
-    waiting: HashSet<String>,
-    running: HashSet<String>,
+    /// Keys to be handed out, and since when.
+    waiting: HashMap<String, Instant>,
+    /// Keys that workers have, and since when.
+    running: HashMap<String, Instant>,
     failures: HashMap<String, u32>,
     timers: BTreeMap<(Instant, u64), String>,
     due: HashMap<String, (Instant, u64)>,
@@ -35,6 +40,7 @@ pub struct Queue {
     state: Mutex<State>,
     wake: Notify,
     dropped: AtomicU64,
+    series: OnceLock<Series>,
 }
 
 impl Queue {
@@ -45,17 +51,20 @@ impl Queue {
     }
 
     fn push(&self, s: &mut State, key: String) {
-        if s.waiting.contains(&key) {
+        if s.waiting.contains_key(&key) {
             return;
         }
         if s.waiting.len() >= KEYS_MAX {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        if !s.running.contains(&key) {
+        if !s.running.contains_key(&key) {
             s.ready.push_back(key.clone());
         }
-        s.waiting.insert(key);
+        s.waiting.insert(key, Instant::now());
+        if let Some(series) = self.series.get() {
+            series.adds.inc();
+        }
         self.wake.notify_one();
     }
 
@@ -95,7 +104,29 @@ impl Queue {
             *n = n.saturating_add(1);
             delay
         };
+        if let Some(series) = self.series.get() {
+            series.retries.inc();
+        }
         self.add_after(key, delay);
+    }
+
+    /// Counts from now on; what waits already counts as added. The first call holds.
+    pub(crate) fn measure(&self, series: Series) {
+        let s = self.state.lock();
+        let known = s.waiting.len() as u64;
+        if self.series.set(series).is_ok()
+            && let Some(series) = self.series.get()
+        {
+            series.adds.inc_by(known);
+        }
+    }
+
+    /// For how long workers have had the keys they have: all together, and the longest.
+    #[must_use]
+    pub fn under_way(&self) -> (Duration, Duration) {
+        let s = self.state.lock();
+        let each = || s.running.values().map(Instant::elapsed);
+        (each().sum(), each().max().unwrap_or_default())
     }
 
     /// Forgets the failures of a key.
@@ -143,8 +174,11 @@ impl Queue {
                     }
                 }
                 if let Some(key) = s.ready.pop_front() {
-                    s.waiting.remove(&key);
-                    s.running.insert(key.clone());
+                    let since = s.waiting.remove(&key).unwrap_or(now);
+                    s.running.insert(key.clone(), now);
+                    if let Some(series) = self.series.get() {
+                        series.queued.observe(now.saturating_duration_since(since).as_secs_f64());
+                    }
                     if !s.ready.is_empty() {
                         self.wake.notify_one();
                     }
@@ -164,8 +198,10 @@ impl Queue {
     /// Ends the work on a key; if it was added meanwhile, it becomes ready.
     pub fn done(&self, key: &str) {
         let mut s = self.state.lock();
-        s.running.remove(key);
-        if s.waiting.contains(key) {
+        if let (Some(since), Some(series)) = (s.running.remove(key), self.series.get()) {
+            series.worked.observe(since.elapsed().as_secs_f64());
+        }
+        if s.waiting.contains_key(key) {
             s.ready.push_back(key.to_owned());
             self.wake.notify_one();
         }
@@ -179,6 +215,31 @@ mod tests {
 
     fn ready(q: &Queue) -> Option<String> {
         q.next().now_or_never()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_counted() {
+        let histogram = || skiff_metrics::Histogram::new([1.0]);
+        let series = || Series {
+            adds: skiff_metrics::Counter::default(),
+            retries: skiff_metrics::Counter::default(),
+            queued: histogram(),
+            worked: histogram(),
+        };
+        let q = Queue::default();
+        q.add("a");
+        q.measure(series());
+        q.add("a");
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(ready(&q).as_deref(), Some("a"));
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(q.under_way(), (Duration::from_secs(3), Duration::from_secs(3)));
+        q.add("a");
+        q.add_failed("a");
+        q.done("a");
+        assert_eq!((q.under_way().0, q.len()), (Duration::ZERO, 1));
+        let s = q.series.get().unwrap();
+        assert_eq!((s.adds.get(), s.retries.get()), (2, 1), "a key that waits is not added again");
     }
 
     #[tokio::test(start_paused = true)]

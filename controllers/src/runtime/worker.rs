@@ -30,7 +30,7 @@ pub type Outcome = Result<Option<Duration>, Error>;
 /// It must be idempotent and must not depend on which change enqueued the key. It is never run for one key twice at
 /// the same time. It may be cancelled at any await when `limit` is over.
 pub trait Reconcile: Send + Sync + 'static {
-    /// Name in logs.
+    /// Name in logs and metrics.
     fn name(&self) -> &'static str;
     /// The keys to work on.
     fn queue(&self) -> &Queue;
@@ -53,6 +53,7 @@ const RESYNC: Duration = Duration::from_secs(600);
 
 /// Starts the workers of a controller.
 pub fn spawn(tasks: &mut JoinSet<()>, controller: Arc<dyn Reconcile>, stop: &CancellationToken) {
+    crate::metrics::show(&controller);
     for _ in 0..controller.workers() {
         let (c, stop) = (Arc::clone(&controller), stop.clone());
         tasks.spawn(async move {

@@ -2,13 +2,14 @@
 //!
 //! Both are computed once per pod over all nodes (counts per topology value), then asked per node.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, TopologySpreadConstraint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
 use super::Rule;
-use super::cache::{Cache, Host};
+use super::cache::{Cache, Host, Mark, ZONE, mark};
 use super::filter::{Refusal, tolerated, wants_node};
 use crate::controllers::pods;
 use crate::runtime::informer::controller_of;
@@ -17,24 +18,23 @@ use crate::runtime::select;
 /// Labels of namespaces, for terms with a namespace selector.
 pub type Namespaces = HashMap<String, Option<BTreeMap<String, String>>>;
 
-/// A topology: label key and value.
-type Place = (String, String);
+/// Something per topology: by label key and value.
+type Places<T> = HashMap<String, HashMap<String, T>>;
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
-const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// What other pods mean for one pod.
 #[derive(Debug, Default)]
 pub struct Company {
     /// Topologies that pods there forbid, or that this pod's anti-affinity forbids.
-    refused_by_others: HashMap<Place, ()>,
-    refused_by_self: HashMap<Place, ()>,
+    refused_by_others: Places<()>,
+    refused_by_self: Places<()>,
     /// Per required affinity term: its key, and the values where it holds.
     wanted: Vec<(String, HashMap<String, ()>)>,
     /// No pod matches any term, and the pod matches all of its own: the first of a group may go anywhere.
     first: bool,
     /// Sum of preferences per topology.
-    liked: HashMap<Place, i64>,
+    liked: Places<i64>,
     spread: Vec<Spread>,
 }
 
@@ -46,8 +46,31 @@ struct Spread {
     max_skew: i64,
     /// The pod counts towards its own constraint.
     itself: i64,
-    counts: BTreeMap<String, i64>,
-    min_domains: i64,
+    counts: Counts,
+    /// Pods in the emptiest topology; with fewer topologies than asked for, that is one with none.
+    least: i64,
+    /// What one pod counts: many small topologies weigh more than few large ones.
+    weight: f64,
+}
+
+/// Numbers of pods per topology.
+#[derive(Debug)]
+enum Counts {
+    /// By the label's value.
+    Values(BTreeMap<String, i64>),
+    /// Each node is one: the pods of this controller there.
+    Nodes(Mark),
+    /// Each zone is one: the pods of a controller there.
+    Zones(BTreeMap<Mark, i64>),
+}
+
+fn place<'a, T: Default>(places: &'a mut Places<T>, key: &str, value: &str) -> &'a mut T {
+    places.entry(key.to_owned()).or_default().entry(value.to_owned()).or_default()
+}
+
+/// What is said of a host's topologies.
+fn at<'a, T>(places: &'a Places<T>, host: &Host) -> impl Iterator<Item = &'a T> {
+    places.iter().filter_map(|(key, values)| values.get(value(host, key)?))
 }
 
 fn value<'a>(host: &'a Host, key: &str) -> Option<&'a String> {
@@ -56,14 +79,14 @@ fn value<'a>(host: &'a Host, key: &str) -> Option<&'a String> {
 
 /// Whether `other` is one of the pods that a term of `pod` speaks of.
 fn speaks_of(term: &PodAffinityTerm, pod: &Pod, other: &Pod, namespaces: &Namespaces) -> bool {
-    let theirs = other.metadata.namespace.clone().unwrap_or_default();
+    let theirs = other.metadata.namespace.as_deref().unwrap_or_default();
     let listed = term.namespaces.as_deref().unwrap_or_default();
     let in_namespace = match (&term.namespace_selector, listed) {
-        (None, []) => pod.metadata.namespace.as_deref() == Some(&theirs),
+        (None, []) => pod.metadata.namespace.as_deref() == Some(theirs),
         (selector, listed) => {
-            listed.contains(&theirs)
+            listed.iter().any(|n| n == theirs)
                 || selector.as_ref().is_some_and(|s| {
-                    namespaces.get(&theirs).map_or_else(|| select::is_empty(s), |labels| select::matches(s, labels))
+                    namespaces.get(theirs).map_or_else(|| select::is_empty(s), |labels| select::matches(s, labels))
                 })
         }
     };
@@ -71,10 +94,12 @@ fn speaks_of(term: &PodAffinityTerm, pod: &Pod, other: &Pod, namespaces: &Namesp
 }
 
 /// The term's selector, narrowed by the pod's own values of `matchLabelKeys`.
-fn with_keys(term: &PodAffinityTerm, pod: &Pod) -> Option<LabelSelector> {
-    let mut selector = term.label_selector.clone()?;
+fn with_keys<'a>(term: &'a PodAffinityTerm, pod: &Pod) -> Option<Cow<'a, LabelSelector>> {
+    let mut selector = Cow::Borrowed(term.label_selector.as_ref()?);
     for (keys, operator) in [(&term.match_label_keys, "In"), (&term.mismatch_label_keys, "NotIn")] {
-        narrow(&mut selector, keys.as_deref().unwrap_or_default(), operator, pod);
+        if let Some(keys) = keys.as_deref().filter(|k| !k.is_empty()) {
+            narrow(selector.to_mut(), keys, operator, pod);
+        }
     }
     Some(selector)
 }
@@ -106,21 +131,14 @@ fn required(pod: &Pod, anti: bool) -> &[PodAffinityTerm] {
 }
 
 /// Preferred terms with signed weights.
-fn preferred(pod: &Pod) -> Vec<(i64, PodAffinityTerm)> {
-    let Some(affinity) = pod.spec.as_ref().and_then(|s| s.affinity.as_ref()) else { return vec![] };
-    let likes = affinity
-        .pod_affinity
-        .as_ref()
-        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())
-        .unwrap_or_default();
-    let avoids = affinity
-        .pod_anti_affinity
-        .as_ref()
-        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())
-        .unwrap_or_default();
-    let likes = likes.iter().map(|w| (i64::from(w.weight), w.pod_affinity_term.clone()));
-    let avoids = avoids.iter().map(|w| (-i64::from(w.weight), w.pod_affinity_term.clone()));
-    likes.chain(avoids).collect()
+fn preferred(pod: &Pod) -> impl Iterator<Item = (i64, &PodAffinityTerm)> {
+    let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref());
+    let likes = affinity.and_then(|a| a.pod_affinity.as_ref());
+    let likes = likes.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
+    let avoids = affinity.and_then(|a| a.pod_anti_affinity.as_ref());
+    let avoids = avoids.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
+    let likes = likes.unwrap_or_default().iter().map(|w| (i64::from(w.weight), &w.pod_affinity_term));
+    likes.chain(avoids.unwrap_or_default().iter().map(|w| (-i64::from(w.weight), &w.pod_affinity_term)))
 }
 
 impl Company {
@@ -139,28 +157,28 @@ impl Company {
             let other = &*placed.pod;
             for t in required(other, true).iter().filter(|t| speaks_of(t, other, pod, namespaces)) {
                 if let Some(v) = value(host, &t.topology_key) {
-                    c.refused_by_others.insert((t.topology_key.clone(), v.clone()), ());
+                    place(&mut c.refused_by_others, &t.topology_key, v);
                 }
             }
-            let hard = required(other, false).iter().map(|t| (1, t.clone()));
-            for (weight, t) in preferred(other).into_iter().chain(hard) {
-                if let Some(v) = value(host, &t.topology_key).filter(|_| speaks_of(&t, other, pod, namespaces)) {
-                    *c.liked.entry((t.topology_key.clone(), v.clone())).or_default() += weight;
+            let hard = required(other, false).iter().map(|t| (1, t));
+            for (weight, t) in preferred(other).chain(hard) {
+                if let Some(v) = value(host, &t.topology_key).filter(|_| speaks_of(t, other, pod, namespaces)) {
+                    *place(&mut c.liked, &t.topology_key, v) += weight;
                 }
             }
         }
         let anti = required(pod, true);
-        let liked = preferred(pod);
+        let liked: Vec<(i64, &PodAffinityTerm)> = preferred(pod).collect();
         if !anti.is_empty() || !liked.is_empty() {
             others(&mut |host, other| {
                 for t in anti.iter().filter(|t| speaks_of(t, pod, other, namespaces)) {
                     if let Some(v) = value(host, &t.topology_key) {
-                        c.refused_by_self.insert((t.topology_key.clone(), v.clone()), ());
+                        place(&mut c.refused_by_self, &t.topology_key, v);
                     }
                 }
                 for (weight, t) in liked.iter().filter(|(_, t)| speaks_of(t, pod, other, namespaces)) {
                     if let Some(v) = value(host, &t.topology_key) {
-                        *c.liked.entry((t.topology_key.clone(), v.clone())).or_default() += weight;
+                        *place(&mut c.liked, &t.topology_key, v) += weight;
                     }
                 }
             });
@@ -194,7 +212,7 @@ impl Company {
                 let text = "node(s) didn't match pod topology spread constraints (missing required label)";
                 return Err(Refusal::new(Rule::Spread, text, false));
             };
-            if s.counts.get(v).copied().unwrap_or(0) + s.itself - s.least() > s.max_skew {
+            if s.here(host, v) + s.itself - s.least > s.max_skew {
                 return Err(Refusal::new(Rule::Spread, "node(s) didn't match pod topology spread constraints", true));
             }
         }
@@ -204,7 +222,7 @@ impl Company {
         if !all_there && !may_be_first {
             return Err(Refusal::new(Rule::Company, "node(s) didn't match pod affinity rules", false));
         }
-        let here = |places: &HashMap<Place, ()>| places.keys().any(|(k, v)| value(host, k) == Some(v));
+        let here = |places: &Places<()>| at(places, host).next().is_some();
         if here(&self.refused_by_self) {
             return Err(Refusal::new(Rule::Company, "node(s) didn't match pod anti-affinity rules", true));
         }
@@ -215,10 +233,16 @@ impl Company {
         Ok(())
     }
 
+    /// Whether pods nearby speak for or against any node.
+    #[must_use]
+    pub fn likes(&self) -> bool {
+        !self.liked.is_empty()
+    }
+
     /// How much pods nearby speak for a node.
     #[must_use]
     pub fn liking(&self, host: &Host) -> i64 {
-        self.liked.iter().filter(|((k, v), _)| value(host, k) == Some(v)).map(|(_, n)| n).sum()
+        at(&self.liked, host).sum()
     }
 
     /// How crowded a node's topologies are with pods like this one (more is worse). `None`: a label is missing.
@@ -226,10 +250,13 @@ impl Company {
     pub fn crowding(&self, host: &Host) -> Option<f64> {
         let mut sum = 0.0;
         for s in self.spread.iter().filter(|s| !s.hard) {
-            let v = value(host, &s.key)?;
-            let count = s.counts.get(v).copied().unwrap_or(0) as f64;
-            // Many small topologies weigh more than few large ones; a larger allowed skew blurs.
-            sum += count * ((s.counts.len() + 2) as f64).ln() + (s.max_skew - 1) as f64;
+            let count = match &s.counts {
+                Counts::Values(counts) => counts.get(value(host, &s.key)?).copied().unwrap_or(0),
+                Counts::Nodes(controller) => host.pods_of(*controller),
+                Counts::Zones(counts) => counts.get(&host.zone?).copied().unwrap_or(0),
+            };
+            // A larger allowed skew blurs.
+            sum += count as f64 * s.weight + (s.max_skew - 1) as f64;
         }
         Some(sum)
     }
@@ -242,13 +269,18 @@ impl Company {
 }
 
 impl Spread {
-    /// Pods in the emptiest topology; with fewer topologies than asked for, that is one with none.
-    fn least(&self) -> i64 {
-        if i64::try_from(self.counts.len()).unwrap_or(i64::MAX) < self.min_domains {
-            return 0;
+    /// Pods in a host's topology, which has this value.
+    fn here(&self, host: &Host, value: &str) -> i64 {
+        match &self.counts {
+            Counts::Values(counts) => counts.get(value).copied().unwrap_or(0),
+            Counts::Nodes(controller) => host.pods_of(*controller),
+            Counts::Zones(counts) => host.zone.and_then(|z| counts.get(&z)).copied().unwrap_or(0),
         }
-        self.counts.values().copied().min().unwrap_or(0)
     }
+}
+
+fn weight(topologies: usize) -> f64 {
+    ((topologies + 2) as f64).ln()
 }
 
 fn spreads(pod: &Pod, cache: &Cache) -> Vec<Spread> {
@@ -288,13 +320,15 @@ fn spread(c: &TopologySpreadConstraint, pod: &Pod, cache: &Cache, hard_keys: &[&
         let same = |p: &Pod| p.metadata.namespace == pod.metadata.namespace && !pods::deleting(p) && counts_in(p);
         *counts.entry(v.clone()).or_insert(0) += number(host, same);
     }
+    let enough = i64::try_from(counts.len()).unwrap_or(i64::MAX) >= i64::from(c.min_domains.unwrap_or(1));
     Spread {
         key: c.topology_key.clone(),
         hard,
         max_skew: i64::from(c.max_skew),
         itself: i64::from(counts_in(pod)),
-        counts,
-        min_domains: i64::from(c.min_domains.unwrap_or(1)),
+        least: counts.values().copied().min().filter(|_| enough).unwrap_or(0),
+        weight: weight(counts.len()),
+        counts: Counts::Values(counts),
     }
 }
 
@@ -302,25 +336,24 @@ fn number(host: &Host, test: impl Fn(&Pod) -> bool) -> i64 {
     i64::try_from(host.pods.values().filter(|p| test(&p.pod)).count()).unwrap_or(i64::MAX)
 }
 
-/// Pods of one controller are spread over hosts and zones as far as that costs nothing.
+/// Pods of one controller are spread over hosts and zones as far as that costs nothing. The numbers are kept by the
+/// cache: to count them for each pod would cost more than everything else.
 fn default_spreads(pod: &Pod, cache: &Cache) -> Vec<Spread> {
     let Some(owner) = controller_of(pod) else { return vec![] };
-    let related = |p: &Pod| !pods::deleting(p) && controller_of(p).is_some_and(|r| r.uid == owner.uid);
-    let one = |key: &str, max_skew: i64| {
-        let mut counts = BTreeMap::new();
-        for (name, host) in cache.nodes() {
-            let name = (key == HOSTNAME).then_some(name);
-            if let Some(v) = value(host, key).or(name) {
-                *counts.entry(v.clone()).or_insert(0) += number(host, related);
-            }
-        }
-        Spread { key: key.to_owned(), hard: false, max_skew, itself: 1, counts, min_domains: 1 }
+    let one = |key: &str, max_skew: i64, topologies: usize, counts: Counts| Spread {
+        key: key.to_owned(),
+        hard: false,
+        max_skew,
+        itself: 1,
+        counts,
+        least: 0,
+        weight: weight(topologies),
     };
+    let controller = mark(&owner.uid);
+    let mut list = vec![one(HOSTNAME, 3, cache.len(), Counts::Nodes(controller))];
     // Nodes without a zone would otherwise never be compared.
-    let zoned = cache.nodes().all(|(_, h)| value(h, ZONE).is_some());
-    let mut list = vec![one(HOSTNAME, 3)];
-    if zoned {
-        list.push(one(ZONE, 5));
+    if let Some((zones, counts)) = cache.zones_of(controller) {
+        list.push(one(ZONE, 5, zones, Counts::Zones(counts.cloned().unwrap_or_default())));
     }
     list
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::{Node, NodeSelectorTerm, Pod, Taint, Toleration};
 
 use super::Rule;
-use super::cache::{Host, host_ports};
+use super::cache::{Host, Placed};
 use super::resources::Amounts;
 use crate::runtime::select::{requirement, subset};
 
@@ -32,8 +32,8 @@ impl Refusal {
 ///
 /// # Errors
 /// The refusal.
-pub fn node(pod: &Pod, asks: &Amounts, host: &Host) -> Result<(), Refusal> {
-    let (Some(spec), Some(node)) = (&pod.spec, &host.node) else {
+pub fn node(placed: &Placed, host: &Host) -> Result<(), Refusal> {
+    let (Some(spec), Some(node)) = (&placed.pod.spec, &host.node) else {
         return Err(Refusal::new(Rule::Name, "node(s) didn't match the requested node name", false));
     };
     let tolerations = spec.tolerations.as_deref().unwrap_or_default();
@@ -54,14 +54,14 @@ pub fn node(pod: &Pod, asks: &Amounts, host: &Host) -> Result<(), Refusal> {
     if taints.iter().filter(hard).any(|t| !tolerated(t, tolerations)) {
         return Err(Refusal::new(Rule::Taints, "node(s) had untolerated taint(s)", false));
     }
-    if !wants_node(pod, node) {
+    if !wants_node(&placed.pod, node) {
         return Err(Refusal::new(Rule::Affinity, "node(s) didn't match Pod's node affinity/selector", false));
     }
-    let ports = host_ports(pod);
-    if !ports.is_empty() && host.ports().any(|used| ports.iter().any(|p| clash(p, &used))) {
+    let ports = &placed.ports;
+    if !ports.is_empty() && host.ports().any(|used| ports.iter().any(|p| clash(p, used))) {
         return Err(Refusal::new(Rule::Ports, "node(s) didn't have free ports for the requested pod ports", true));
     }
-    fits(asks, host)
+    fits(&placed.asks, host)
 }
 
 fn clash(a: &super::cache::HostPort, b: &super::cache::HostPort) -> bool {
@@ -74,20 +74,38 @@ fn clash(a: &super::cache::HostPort, b: &super::cache::HostPort) -> bool {
 /// # Errors
 /// The refusal.
 pub fn fits(asks: &Amounts, host: &Host) -> Result<(), Refusal> {
+    if has_room(asks, host) {
+        return Ok(());
+    }
     let mut reasons = Vec::new();
     let mut curable = true;
-    let pods = i64::try_from(host.pods.len()).unwrap_or(i64::MAX);
-    if pods + 1 > host.gives.get("pods") {
+    if !one_more(host) {
         reasons.push("Too many pods".to_owned());
     }
-    for (name, amount) in asks.0.iter().filter(|(_, n)| **n > 0) {
+    for (name, amount) in asks.named().filter(|(_, n)| *n > 0) {
         let gives = host.gives.get(name);
-        if *amount > gives - host.asked.get(name) {
+        if amount > gives - host.asked.get(name) {
             reasons.push(format!("Insufficient {name}"));
-            curable &= *amount <= gives;
+            curable &= amount <= gives;
         }
     }
-    if reasons.is_empty() { Ok(()) } else { Err(Refusal { rule: Rule::Resources, reasons, curable }) }
+    Err(Refusal { rule: Rule::Resources, reasons, curable })
+}
+
+fn one_more(host: &Host) -> bool {
+    i64::try_from(host.pods.len()).unwrap_or(i64::MAX) < host.gives.pods
+}
+
+/// Whether what is asked for is free; costs next to nothing.
+#[must_use]
+pub fn has_room(asks: &Amounts, host: &Host) -> bool {
+    let (gives, asked) = (&host.gives, &host.asked);
+    let fits = |wanted: i64, gives: i64, asked: i64| wanted <= 0 || wanted <= gives - asked;
+    one_more(host)
+        && fits(asks.cpu, gives.cpu, asked.cpu)
+        && fits(asks.memory, gives.memory, asked.memory)
+        && fits(asks.pods, gives.pods, asked.pods)
+        && asks.others.iter().all(|(name, n)| fits(*n, gives.get(name), asked.get(name)))
 }
 
 /// Whether one of the tolerations takes the taint.
@@ -99,7 +117,9 @@ pub fn tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
 /// Whether a toleration takes a taint.
 #[must_use]
 pub fn tolerates(t: &Toleration, taint: &Taint) -> bool {
-    let said = |s: &Option<String>| s.as_deref().unwrap_or_default().to_owned();
+    fn said(s: &Option<String>) -> &str {
+        s.as_deref().unwrap_or_default()
+    }
     let (key, effect, value) = (said(&t.key), said(&t.effect), said(&t.value));
     if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
         return false;
@@ -195,7 +215,7 @@ mod tests {
 
     fn host(node: Value) -> Host {
         let node: Node = serde_json::from_value(node).unwrap();
-        Host { gives: super::super::resources::allocatable(&node), node: Some(Arc::new(node)), ..Host::default() }
+        Host::of(Arc::new(node))
     }
 
     fn plain() -> Value {
@@ -209,7 +229,7 @@ mod tests {
             spec["containers"] = json!([]);
         }
         let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
-        let got = node(&pod, &super::super::resources::requests(&pod), &host(node_json.clone()));
+        let got = node(&Placed::new(Arc::new(pod)), &host(node_json.clone()));
         assert_eq!(got.map_err(|r| r.reasons.join(", ")), want.map_err(str::to_owned), "{spec}");
     }
 

@@ -20,7 +20,7 @@ pub mod volumes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, ObjectReference, Pod};
@@ -39,6 +39,7 @@ use self::policy::Policy;
 use self::queue::Queue;
 use self::volumes::{Choice, Storage, Wants};
 use crate::controllers::pods;
+use crate::metrics::{self, Attempt, SCHEDULING};
 use crate::runtime::events::{Level, Recorder};
 use crate::runtime::informer::{Change, Informer, key_of};
 use crate::runtime::leader::while_leading;
@@ -83,8 +84,9 @@ struct Scheduler {
     pods: Informer<Pod>,
     nodes: Informer<Node>,
     namespaces: Informer<Namespace>,
+    labels: Mutex<Option<Arc<Namespaces>>>,
     cache: Mutex<Cache>,
-    queue: Queue,
+    queue: Arc<Queue>,
     events: Recorder,
     slots: Arc<Semaphore>,
     storage: Storage,
@@ -113,8 +115,9 @@ async fn work(client: Client, stop: CancellationToken) -> anyhow::Result<()> {
         pods: Informer::default(),
         nodes: Informer::default(),
         namespaces: Informer::default(),
+        labels: Mutex::default(),
         cache: Mutex::default(),
-        queue: Queue::default(),
+        queue: Arc::default(),
         slots: Arc::new(Semaphore::new(BINDINGS_MAX)),
         storage: Storage::default(),
         volume_slots: Arc::new(Semaphore::new(VOLUME_BINDINGS_MAX)),
@@ -122,10 +125,13 @@ async fn work(client: Client, stop: CancellationToken) -> anyhow::Result<()> {
         settings: Informer::default(),
         policy: Mutex::default(),
     });
+    metrics::show_pending(&s.queue);
     let this = Arc::clone(&s);
     s.nodes.on_change(move |c| this.node_changed(c));
     let this = Arc::clone(&s);
     s.pods.on_change(move |c| this.pod_changed(c));
+    let this = Arc::clone(&s);
+    s.namespaces.on_change(move |_| *this.labels.lock() = None);
     s.follow_storage();
     let config = watcher::Config::default;
     s.storage.claims.start(Api::all(client.clone()), config(), stop.clone());
@@ -160,12 +166,20 @@ async fn work(client: Client, stop: CancellationToken) -> anyhow::Result<()> {
             () = stop.cancelled() => return Ok(()),
             key = s.queue.next() => key,
         };
+        let begun = Instant::now();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| s.decide(&key)));
+        if !matches!(outcome, Ok(Decision::Nothing)) {
+            SCHEDULING.algorithm.observe(begun.elapsed().as_secs_f64());
+        }
         match outcome {
             Ok(Decision::Nothing) => s.queue.done(&key),
-            Ok(Decision::Place(pod, place)) => Scheduler::bind(&s, pod, place).await,
-            Ok(Decision::Refuse(pod, unfit)) => Scheduler::refuse(&s, pod, unfit).await,
+            Ok(Decision::Place(pod, place)) => Scheduler::bind(&s, pod, place, begun).await,
+            Ok(Decision::Refuse(pod, unfit)) => {
+                SCHEDULING.attempt(Attempt::Unschedulable, begun.elapsed());
+                Scheduler::refuse(&s, pod, unfit).await;
+            }
             Err(_) => {
+                SCHEDULING.attempt(Attempt::Error, begun.elapsed());
                 tracing::error!(key, "a scheduling decision panicked");
                 s.queue.failed(&key, BTreeSet::new());
             }
@@ -297,8 +311,11 @@ impl Scheduler {
         }
     }
 
-    fn namespaces(&self) -> Namespaces {
-        self.namespaces.all().iter().map(|n| (n.name_any(), n.metadata.labels.clone())).collect()
+    /// Labels of namespaces, gathered again only after a change of one.
+    fn namespaces(&self) -> Arc<Namespaces> {
+        let mut seen = self.labels.lock();
+        let gather = || self.namespaces.all().iter().map(|n| (n.name_any(), n.metadata.labels.clone())).collect();
+        Arc::clone(seen.get_or_insert_with(|| Arc::new(gather())))
     }
 
     /// Changes of claims, volumes and classes: pods that wait for them, and bindings under way.
@@ -326,15 +343,16 @@ impl Scheduler {
         let placed = Placed::new(Arc::clone(&pod));
         let wants = match self.storage.wants(&pod) {
             Ok(w) => w,
-            Err(why) => return Decision::Refuse(pod, Unfit::Anywhere(cache.nodes().count(), why)),
+            Err(why) => return Decision::Refuse(pod, Unfit::Anywhere(cache.len(), why)),
         };
         let (policy, last) = self.policy.lock().clone();
         let context = Context { namespaces: &namespaces, wants: &wants, policy, last: &last };
         match choose(&placed, &cache, &context) {
             Ok(place) => {
-                self.policy.lock().1 = place.node.name_any();
-                cache.assume(&pod, &place.node.name_any());
-                self.storage.assume(&place.volumes, &place.node.name_any());
+                let node = place.node.name_any();
+                cache.assume(placed, &node);
+                self.storage.assume(&place.volumes, &node);
+                self.policy.lock().1 = node;
                 Decision::Place(pod, place)
             }
             Err(refusals) => Decision::Refuse(pod, Unfit::Nodes(refusals, wants)),
@@ -342,11 +360,11 @@ impl Scheduler {
     }
 
     /// Binds in a task of its own; the number of these is bounded.
-    async fn bind(this: &Arc<Self>, pod: Arc<Pod>, place: Place) {
+    async fn bind(this: &Arc<Self>, pod: Arc<Pod>, place: Place, begun: Instant) {
         if !place.volumes.is_empty() {
             // Provisioners may take minutes: waiting for them must not hold up others.
             let Ok(slot) = Arc::clone(&this.volume_slots).try_acquire_owned() else {
-                return this.unbound(&pod, &place, "too many pods wait for their volumes");
+                return this.unbound(&pod, &place, "too many pods wait for their volumes", begun);
             };
             let this = Arc::clone(this);
             tokio::spawn(async move {
@@ -357,11 +375,11 @@ impl Scheduler {
                     Ok(()) => {
                         this.storage.forget(&place.volumes);
                         let Ok(_slot) = this.slots.acquire().await else { return };
-                        this.finish(&pod, &place).await;
+                        this.finish(&pod, &place, begun).await;
                     }
                     Err(why) => {
                         let text = format!("running PreBind plugin \"VolumeBinding\": binding volumes: {why}");
-                        this.unbound(&pod, &place, &text);
+                        this.unbound(&pod, &place, &text, begun);
                     }
                 }
             });
@@ -371,20 +389,27 @@ impl Scheduler {
         let this = Arc::clone(this);
         tokio::spawn(async move {
             let _slot = slot;
-            this.finish(&pod, &place).await;
+            this.finish(&pod, &place, begun).await;
         });
     }
 
     /// The binding itself.
-    async fn finish(&self, pod: &Arc<Pod>, place: &Place) {
+    async fn finish(&self, pod: &Arc<Pod>, place: &Place, begun: Instant) {
         let (key, node) = (key_of(&**pod), place.node.name_any());
+        // The watch may tell of the binding, and the queue forget the pod, before the answer is here.
+        let (asked, history) = (Instant::now(), self.queue.history(&key));
         let failure = match tokio::time::timeout(LIMIT, self.post_binding(pod, &node)).await {
             Ok(Ok(())) => None,
             Ok(Err(e)) => Some(worker::text(&e)),
             Err(_) => Some(format!("no answer within {} s", LIMIT.as_secs())),
         };
+        SCHEDULING.point("Bind", failure.is_none(), asked.elapsed());
         match failure {
             None => {
+                SCHEDULING.attempt(Attempt::Scheduled, begun.elapsed());
+                if let Some((tries, waited)) = history {
+                    SCHEDULING.scheduled(tries, waited + asked.elapsed());
+                }
                 self.queue.done(&key);
                 let mut text = format!("Successfully assigned {key} to {node}");
                 if let Some(score) = place.score {
@@ -392,12 +417,13 @@ impl Scheduler {
                 }
                 self.events.note(&**pod, Level::Normal, "Scheduled", text);
             }
-            Some(text) => self.unbound(pod, place, &format!("binding rejected: {text}")),
+            Some(text) => self.unbound(pod, place, &format!("binding rejected: {text}"), begun),
         }
     }
 
     /// A placement came to nothing: the pod is tried again.
-    fn unbound(&self, pod: &Arc<Pod>, place: &Place, text: &str) {
+    fn unbound(&self, pod: &Arc<Pod>, place: &Place, text: &str, begun: Instant) {
+        SCHEDULING.attempt(Attempt::Error, begun.elapsed());
         let key = key_of(&**pod);
         tracing::debug!(key, node = place.node.name_any(), error = text, "binding failed");
         self.storage.forget(&place.volumes);
@@ -433,6 +459,7 @@ impl Scheduler {
                     let budgets = this.budgets.all();
                     let context = preempt::Context { namespaces: &namespaces, wants: &wants, budgets: &budgets };
                     let plan = preempt::plan(&pod, &this.cache.lock(), &refusals, &context);
+                    SCHEDULING.preempted(plan.as_ref().ok().map(|v| v.pods.len()));
                     if let Ok(v) = &plan {
                         this.cache.lock().nominate(&pod, &v.node);
                     }
@@ -483,7 +510,20 @@ impl Scheduler {
     }
 }
 
-/// The best node, or why each refuses.
+/// How many nodes that can take a pod are enough to choose among: upstream's numbers. All of up to 100; of more, a
+/// share that falls from a half to a twentieth.
+#[must_use]
+pub fn enough(nodes: usize) -> usize {
+    const LEAST: usize = 100;
+    if nodes < LEAST {
+        return nodes;
+    }
+    let percent = 50_usize.saturating_sub(nodes / 125).max(5);
+    (nodes * percent / 100).max(LEAST)
+}
+
+/// The best node, or why each refuses. In a large cluster not all that can take the pod are compared, and each search
+/// begins where the last one ended.
 ///
 /// # Errors
 /// A refusal per node.
@@ -492,23 +532,34 @@ pub fn choose(placed: &Placed, cache: &Cache, context: &Context<'_>) -> Result<P
     let Context { namespaces, wants, policy, last } = *context;
     let company = Company::of(pod, cache, namespaces);
     let conflict = wants.conflict(pod, cache);
-    let mut refusals = Vec::new();
-    let mut fit: Vec<(&Arc<Node>, &Host, Choice)> = Vec::new();
-    for (name, host) in cache.nodes() {
-        let allowed = filter::node(pod, &placed.asks, host)
+    let allowed = |name: &str, host: &Host| {
+        filter::node(placed, host)
             // Room that was made for a pod of at least this priority is not free.
-            .and_then(|()| cache.with_nominated(name, pod).map_or(Ok(()), |h| filter::node(pod, &placed.asks, &h)))
+            .and_then(|()| cache.with_nominated(name, pod).map_or(Ok(()), |h| filter::node(placed, &h)))
             .and_then(|()| wants.allows(host, conflict))
-            .and_then(|choice| company.allows(host).map(|()| choice));
-        match (allowed, &host.node) {
-            (Ok(choice), Some(node)) => fit.push((node, host, choice)),
-            (Err(r), _) => refusals.push((name.clone(), r)),
-            (Ok(_), None) => {}
+            .and_then(|choice| company.allows(host).map(|()| choice))
+    };
+    // A policy speaks of all nodes.
+    let most = if policy == Policy::Default { enough(cache.len()) } else { usize::MAX };
+    let mut fit: Vec<(&Arc<Node>, &Host, Choice)> = Vec::with_capacity(most.min(cache.len()));
+    let mut looked = 0;
+    for (name, host) in cache.from_next() {
+        if fit.len() >= most {
+            break;
+        }
+        looked += 1;
+        if let Some(node) = host.node.as_ref().filter(|_| filter::has_room(&placed.asks, host))
+            && let Ok(choice) = allowed(name, host)
+        {
+            fit.push((node, host, choice));
         }
     }
     if fit.is_empty() {
-        return Err(refusals);
+        // The reasons are put into words only when somebody will read them.
+        let why = |(name, host): (&String, &Host)| Some((name.clone(), allowed(name, host).err()?));
+        return Err(cache.nodes().filter_map(why).collect());
     }
+    cache.advance(looked);
     let hosts: Vec<&Host> = fit.iter().map(|(_, h, _)| *h).collect();
     let mut best: Vec<usize> = (0..fit.len()).collect();
     let policy_scores = policy.scores(&hosts, &placed.weighs, last);

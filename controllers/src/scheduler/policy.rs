@@ -124,7 +124,7 @@ mod tests {
         {
             let pod = json!({"metadata": {"name": name}, "spec": {"containers": [
                 {"name": "c", "resources": {"requests": {"cpu": cpu, "memory": memory}}}]}});
-            cache.assume(&Arc::new(serde_json::from_value(pod).unwrap()), node);
+            cache.assume(Placed::new(Arc::new(serde_json::from_value(pod).unwrap())), node);
         }
         cache
     }

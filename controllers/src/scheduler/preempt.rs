@@ -18,11 +18,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 
-use super::cache::{Cache, Placed, priority};
+use super::cache::{Cache, Host, Placed, priority};
 use super::company::{Company, Namespaces};
 use super::filter::{self, Refusal};
 use super::volumes::Wants;
 use crate::controllers::pods;
+use crate::controllers::volumes::claims_of;
 use crate::runtime::events::{Level, Recorder};
 use crate::runtime::informer::key_of;
 use crate::runtime::{now, select};
@@ -72,14 +73,20 @@ pub fn plan(
     }
     let mut best: Option<(Victims, Cost)> = None;
     let mut reasons = Vec::new();
+    let mut thought = Thought::of(pod, cache);
+    let (mut found, enough) = (0, (cache.len() / 10).max(CANDIDATES_MIN));
     for (name, refusal) in refusals {
+        if found >= enough {
+            break;
+        }
         if !refusal.curable {
             reasons.push("Preemption is not helpful for scheduling".to_owned());
             continue;
         }
-        match on_node(pod, name, cache, context) {
+        match on_node(&mut thought, name, context) {
             Err(why) => reasons.extend(why),
             Ok((victims, violations)) => {
+                found += 1;
                 let cost = cost(&victims, violations);
                 if best.as_ref().is_none_or(|(_, c)| cost < *c) {
                     best = Some((Victims { node: name.clone(), pods: victims }, cost));
@@ -130,52 +137,116 @@ fn split(pods: Vec<Arc<Pod>>, budgets: &[Arc<PodDisruptionBudget>]) -> (Vec<Arc<
     })
 }
 
+/// Candidates that are enough to choose among, or a tenth of all nodes when that is more: upstream's numbers.
+const CANDIDATES_MIN: usize = 100;
+
+/// Where removals are tried.
+struct Thought<'a> {
+    cache: &'a Cache,
+    placed: Placed,
+    /// Rules about other pods look at the whole cluster, so they need a copy of it. Without such rules the node alone is
+    /// looked at.
+    copy: Option<Cache>,
+}
+
+impl<'a> Thought<'a> {
+    fn of(pod: &Arc<Pod>, cache: &'a Cache) -> Self {
+        let spec = pod.spec.as_ref();
+        let affinity = spec.and_then(|s| s.affinity.as_ref());
+        let alone = cache.refusing.is_empty()
+            && affinity.is_none_or(|a| a.pod_affinity.is_none() && a.pod_anti_affinity.is_none())
+            && spec.is_none_or(|s| s.topology_spread_constraints.is_none())
+            && claims_of(pod).is_empty();
+        Self { cache, placed: Placed::new(Arc::clone(pod)), copy: (!alone).then(|| cache.thought()) }
+    }
+}
+
 /// The fewest pods of lower priority that must leave a node, and how many of them break a budget.
 ///
 /// # Errors
 /// Why that does not help.
 fn on_node(
-    pod: &Arc<Pod>,
+    thought: &mut Thought<'_>,
     name: &str,
-    cache: &Cache,
     context: &Context<'_>,
 ) -> Result<(Vec<Arc<Pod>>, usize), Vec<String>> {
     let none = || vec!["No preemption victims found for incoming pod".to_owned()];
-    let placed = Placed::new(Arc::clone(pod));
-    let on_host = cache.hosts.get(name).ok_or_else(none)?.pods.values().map(|p| Arc::clone(&p.pod));
-    let mut lower: Vec<Arc<Pod>> = on_host.filter(|p| priority(p) < priority(pod)).collect();
+    let own = priority(&thought.placed.pod);
+    let host = thought.cache.hosts.get(name).ok_or_else(none)?;
+    let lower: Vec<(&String, &Placed)> = host.pods.iter().filter(|(_, p)| priority(&p.pod) < own).collect();
     if lower.is_empty() {
         return Err(none());
     }
-    // Rules about other pods look at the whole cluster, so the thought needs a copy of it.
-    let mut thought = Cache::default();
-    for (at, host) in cache.nodes() {
-        if let Some(n) = &host.node {
-            thought.set_node(Arc::clone(n));
-        }
-        for (key, p) in &host.pods {
-            thought.assume_copy(key, &p.pod, at);
+    let mut trial = match thought.copy.take() {
+        Some(copy) => Trial::Cluster(copy),
+        None => Trial::Node(host.clone()),
+    };
+    let result = victims(&mut trial, &thought.placed, name, &lower, context);
+    if let Trial::Cluster(mut copy) = trial {
+        // The next node is looked at with everything in its place.
+        lower.iter().for_each(|(key, p)| copy.put_back(key, p, name));
+        thought.copy = Some(copy);
+    }
+    result
+}
+
+/// What removals are tried on.
+enum Trial {
+    Node(Host),
+    Cluster(Cache),
+}
+
+impl Trial {
+    fn take(&mut self, key: &str) {
+        match self {
+            Self::Node(h) => drop(h.take(key)),
+            Self::Cluster(c) => c.take(key),
         }
     }
-    let fits = |c: &Cache| -> Result<(), Vec<String>> {
-        let host = c.hosts.get(name).ok_or_else(none)?;
-        filter::node(pod, &placed.asks, host)
-            .and_then(|()| context.wants.allows(host, context.wants.conflict(pod, c)))
-            .and_then(|_| Company::of(pod, c, context.namespaces).allows(host))
-            .map_err(|r| r.reasons)
-    };
-    lower.iter().for_each(|p| thought.set_pod(&key_of(&**p), None));
-    fits(&thought)?;
-    lower.sort_by_key(|p| (std::cmp::Reverse(priority(p)), started(p)));
-    let (protected, others) = split(lower, context.budgets);
+
+    fn put(&mut self, key: &str, placed: &Placed, node: &str) {
+        match self {
+            Self::Node(h) => h.put(key.to_owned(), placed.clone()),
+            Self::Cluster(c) => c.put_back(key, placed, node),
+        }
+    }
+
+    fn fits(&self, placed: &Placed, node: &str, context: &Context<'_>) -> Result<(), Vec<String>> {
+        let of_node = |h: &Host, conflict| filter::node(placed, h).and_then(|()| context.wants.allows(h, conflict));
+        let fits = match self {
+            Self::Node(h) => of_node(h, false).map(drop),
+            Self::Cluster(c) => match c.hosts.get(node) {
+                None => Ok(()),
+                Some(h) => of_node(h, context.wants.conflict(&placed.pod, c))
+                    .and_then(|_| Company::of(&placed.pod, c, context.namespaces).allows(h)),
+            },
+        };
+        fits.map_err(|r| r.reasons)
+    }
+}
+
+fn victims(
+    trial: &mut Trial,
+    placed: &Placed,
+    name: &str,
+    lower: &[(&String, &Placed)],
+    context: &Context<'_>,
+) -> Result<(Vec<Arc<Pod>>, usize), Vec<String>> {
+    let none = || vec!["No preemption victims found for incoming pod".to_owned()];
+    lower.iter().for_each(|(key, _)| trial.take(key));
+    trial.fits(placed, name, context)?;
+    let mut order: Vec<Arc<Pod>> = lower.iter().map(|(_, p)| Arc::clone(&p.pod)).collect();
+    order.sort_by_key(|p| (std::cmp::Reverse(priority(p)), started(p)));
+    let (protected, others) = split(order, context.budgets);
     let mut victims = Vec::new();
     let mut put_back = |list: Vec<Arc<Pod>>| {
         let before = victims.len();
         for p in list {
             let key = key_of(&*p);
-            thought.assume_copy(&key, &p, name);
-            if fits(&thought).is_err() {
-                thought.set_pod(&key, None);
+            let Some((_, back)) = lower.iter().find(|(k, _)| **k == key) else { continue };
+            trial.put(&key, back, name);
+            if trial.fits(placed, name, context).is_err() {
+                trial.take(&key);
                 victims.push(p);
             }
         }
@@ -237,7 +308,7 @@ mod tests {
             cache.set_node(Arc::new(serde_json::from_value(node).unwrap()));
         }
         for (p, node) in [(pod("a1", "2", 1), "a"), (pod("a2", "2", 5), "a"), (pod("b1", "4", 7), "b")] {
-            cache.assume(&p, node);
+            cache.assume(Placed::new(p), node);
         }
         let (namespaces, wants) = (Namespaces::new(), Wants::default());
         let refused = |p: &Arc<Pod>| {

@@ -20,6 +20,8 @@ struct Entry {
     priority: i32,
     serial: u64,
     attempts: u32,
+    /// When the pod first wanted a node.
+    since: Instant,
 }
 
 #[derive(Default)]
@@ -29,6 +31,10 @@ struct State {
     active: BTreeMap<(i64, u64), String>,
     waiting: HashMap<String, Instant>,
     hopeless: HashMap<String, (Instant, BTreeSet<Rule>)>,
+    /// When which of the waiting and of the hopeless is due.
+    timers: BTreeSet<(Instant, String)>,
+    /// The hopeless by what refused them: most events help nobody, and must not look at all.
+    refused: BTreeMap<Rule, BTreeSet<String>>,
     running: BTreeSet<String>,
     /// When an event last helped pods refused by a rule, so that one that comes while a pod is being tried (or its
     /// volumes are being bound) is not missed.
@@ -50,10 +56,40 @@ pub struct Queue {
 
 impl State {
     fn activate(&mut self, key: &str) {
-        self.waiting.remove(key);
-        self.hopeless.remove(key);
+        self.unpark(key);
         if let Some(e) = self.entries.get(key) {
             self.active.insert((-i64::from(e.priority), e.serial), key.to_owned());
+        }
+    }
+
+    /// Lets a pod wait until a time.
+    fn wait(&mut self, key: &str, until: Instant) {
+        self.unpark(key);
+        self.waiting.insert(key.to_owned(), until);
+        self.timers.insert((until, key.to_owned()));
+    }
+
+    /// Lets a pod wait until something helps against `rules`.
+    fn give_up(&mut self, key: &str, rules: BTreeSet<Rule>) {
+        self.unpark(key);
+        let now = Instant::now();
+        for r in &rules {
+            self.refused.entry(*r).or_default().insert(key.to_owned());
+        }
+        self.timers.insert((now + STALE, key.to_owned()));
+        self.hopeless.insert(key.to_owned(), (now, rules));
+    }
+
+    /// Takes a pod out of those that wait for anything.
+    fn unpark(&mut self, key: &str) {
+        if let Some(at) = self.waiting.remove(key) {
+            self.timers.remove(&(at, key.to_owned()));
+        }
+        if let Some((since, rules)) = self.hopeless.remove(key) {
+            self.timers.remove(&(since + STALE, key.to_owned()));
+            for r in rules {
+                self.refused.entry(r).and_modify(|keys| _ = keys.remove(key));
+            }
         }
     }
 
@@ -61,8 +97,7 @@ impl State {
         if let Some(e) = self.entries.remove(key) {
             self.active.remove(&(-i64::from(e.priority), e.serial));
         }
-        self.waiting.remove(key);
-        self.hopeless.remove(key);
+        self.unpark(key);
         self.started.remove(key);
     }
 }
@@ -87,7 +122,8 @@ impl Queue {
         let entry = Entry {
             priority,
             serial: old.as_ref().map_or(serial, |o| o.serial),
-            attempts: old.map_or(0, |o| o.attempts),
+            attempts: old.as_ref().map_or(0, |o| o.attempts),
+            since: old.map_or_else(Instant::now, |o| o.since),
         };
         s.entries.insert(key.to_owned(), entry);
         s.activate(key);
@@ -105,11 +141,9 @@ impl Queue {
             let until = {
                 let mut s = self.state.lock();
                 let now = Instant::now();
-                let due: Vec<String> = s.waiting.iter().filter(|(_, t)| **t <= now).map(|(k, _)| k.clone()).collect();
-                due.iter().for_each(|k| s.activate(k));
-                let stale = s.hopeless.iter().filter(|(_, (t, _))| *t + STALE <= now).map(|(k, _)| k.clone());
-                let stale: Vec<String> = stale.collect();
-                stale.iter().for_each(|k| s.activate(k));
+                while let Some((_, key)) = s.timers.first().filter(|(at, _)| *at <= now).cloned() {
+                    s.activate(&key);
+                }
                 if let Some((_, key)) = s.active.pop_first() {
                     if let Some(e) = s.entries.get_mut(&key) {
                         e.attempts += 1;
@@ -119,9 +153,7 @@ impl Queue {
                     s.started.insert(key.clone(), clock);
                     return key;
                 }
-                let next = s.waiting.values().copied().min();
-                let stale = s.hopeless.values().map(|(t, _)| *t + STALE).min();
-                next.into_iter().chain(stale).min()
+                s.timers.first().map(|(at, _)| *at)
             };
             match until {
                 None => self.wake.notified().await,
@@ -147,9 +179,9 @@ impl Queue {
         let Some(attempts) = s.entries.get(key).map(|e| e.attempts) else { return };
         let helped = s.moved_all > since || rules.iter().any(|r| s.moves.get(r).is_some_and(|at| *at > since));
         if rules.is_empty() || helped {
-            s.waiting.insert(key.to_owned(), Instant::now() + backoff(attempts));
+            s.wait(key, Instant::now() + backoff(attempts));
         } else {
-            s.hopeless.insert(key.to_owned(), (Instant::now(), rules));
+            s.give_up(key, rules);
         }
         self.wake.notify_one();
     }
@@ -157,28 +189,47 @@ impl Queue {
     /// Something changed that may help pods refused by `rules` (`None`: all). They are tried after their back-off.
     pub fn changed(&self, rules: Option<&[Rule]>) {
         let mut s = self.state.lock();
-        let rules: Option<BTreeSet<Rule>> = rules.map(|r| r.iter().copied().collect());
         s.clock += 1;
         let clock = s.clock;
-        match &rules {
-            None => s.moved_all = clock,
-            Some(rules) => s.moves.extend(rules.iter().map(|r| (*r, clock))),
+        let helped: BTreeSet<String> = match rules {
+            None => {
+                s.moved_all = clock;
+                s.hopeless.keys().cloned().collect()
+            }
+            Some(rules) => {
+                s.moves.extend(rules.iter().map(|r| (*r, clock)));
+                rules.iter().filter_map(|r| s.refused.get(r)).flatten().cloned().collect()
+            }
+        };
+        if helped.is_empty() {
+            return;
         }
-        let helped = s.hopeless.iter().filter(|(_, (_, why))| helps(rules.as_ref(), why));
-        let helped: Vec<(String, Instant)> = helped.map(|(k, (t, _))| (k.clone(), *t)).collect();
         let now = Instant::now();
-        for (key, since) in helped {
+        for key in helped {
+            let Some(since) = s.hopeless.get(&key).map(|(t, _)| *t) else { continue };
             let attempts = s.entries.get(&key).map_or(1, |e| e.attempts);
             let ready = since + backoff(attempts);
             if ready <= now {
                 s.activate(&key);
             } else {
-                s.hopeless.remove(&key);
-                s.waiting.insert(key, ready);
+                s.wait(&key, ready);
             }
         }
         drop(s);
         self.wake.notify_one();
+    }
+
+    /// Decisions about a pod so far, and how long it has wanted a node.
+    #[must_use]
+    pub fn history(&self, key: &str) -> Option<(u32, Duration)> {
+        self.state.lock().entries.get(key).map(|e| (e.attempts, e.since.elapsed()))
+    }
+
+    /// Pods that are ready to be tried, in back-off, and waiting for something to change.
+    #[must_use]
+    pub fn pending(&self) -> [usize; 3] {
+        let s = self.state.lock();
+        [s.active.len(), s.waiting.len(), s.hopeless.len()]
     }
 
     /// Pods that wait, whatever for.
@@ -192,10 +243,6 @@ impl Queue {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
-
-fn helps(changed: Option<&BTreeSet<Rule>>, why: &BTreeSet<Rule>) -> bool {
-    changed.is_none_or(|c| !c.is_disjoint(why))
 }
 
 #[cfg(test)]
@@ -224,6 +271,7 @@ mod tests {
         q.add("a", 0);
         assert_eq!(next(&q).as_deref(), Some("a"));
         q.failed("a", fit());
+        assert_eq!((q.pending(), q.history("a").unwrap().0), ([0, 0, 1], 1));
         q.changed(Some(&[Rule::Affinity]));
         tokio::time::advance(Duration::from_secs(20)).await;
         assert_eq!(next(&q), None);
@@ -232,6 +280,7 @@ mod tests {
         // An event while the pod is being tried counts too, after back-off.
         q.changed(None);
         q.failed("a", fit());
+        assert_eq!(q.pending(), [0, 1, 0]);
         assert_eq!(next(&q), None);
         tokio::time::advance(Duration::from_secs(3)).await;
         assert_eq!(next(&q).as_deref(), Some("a"));

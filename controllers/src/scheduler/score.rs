@@ -7,27 +7,29 @@ use super::company::Company;
 use super::filter::{term, tolerated};
 use super::resources::Amounts;
 
-/// Scores of `hosts`, in order.
+/// Scores of `hosts`, in order. What would be the same for all of them is left out.
 #[must_use]
 pub fn all(pod: &Pod, weighs: &Amounts, hosts: &[&Host], company: &Company) -> Vec<f64> {
+    let mut total: Vec<f64> = hosts.iter().map(|h| least(weighs, h) + balance(weighs, h)).collect();
+    let mut add = |weight: f64, part: Vec<f64>| total.iter_mut().zip(part).for_each(|(t, p)| *t += weight * p);
     let taints: Vec<f64> = hosts.iter().map(|h| soft_taints(pod, h)).collect();
-    let affinity: Vec<f64> = hosts.iter().map(|h| preference(pod, h)).collect();
-    let liking: Vec<f64> = hosts.iter().map(|h| company.liking(h) as f64).collect();
-    let crowding: Vec<Option<f64>> = hosts.iter().map(|h| company.crowding(h)).collect();
-    let (taints, affinity) = (fewest(&taints), most(&affinity));
-    let local = images(pod, hosts);
-    let (liking, crowding) = (range(&liking), emptiest(&crowding, company.spreads_softly()));
-    let total = |i: usize| {
-        let h = hosts[i];
-        3.0 * taints[i]
-            + 2.0 * affinity[i]
-            + 2.0 * liking[i]
-            + 2.0 * crowding[i]
-            + least(weighs, h)
-            + balance(weighs, h)
-            + local[i]
-    };
-    (0..hosts.len()).map(total).collect()
+    if taints.iter().any(|t| *t > 0.0) {
+        add(3.0, fewest(&taints));
+    }
+    let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref()?.node_affinity.as_ref());
+    if affinity.is_some_and(|a| a.preferred_during_scheduling_ignored_during_execution.is_some()) {
+        add(2.0, most(&hosts.iter().map(|h| preference(pod, h)).collect::<Vec<f64>>()));
+    }
+    if company.likes() {
+        add(2.0, range(&hosts.iter().map(|h| company.liking(h) as f64).collect::<Vec<f64>>()));
+    }
+    if company.spreads_softly() {
+        add(2.0, emptiest(&hosts.iter().map(|h| company.crowding(h)).collect::<Vec<_>>()));
+    }
+    if hosts.iter().any(|h| !h.images.is_empty()) {
+        add(1.0, images(pod, hosts));
+    }
+    total
 }
 
 /// 100 at zero, 0 at the most.
@@ -48,11 +50,10 @@ fn range(v: &[f64]) -> Vec<f64> {
     v.iter().map(|x| if high > low { 100.0 * (x - low) / (high - low) } else { 0.0 }).collect()
 }
 
-fn emptiest(v: &[Option<f64>], any: bool) -> Vec<f64> {
+fn emptiest(v: &[Option<f64>]) -> Vec<f64> {
     let known = v.iter().flatten().copied();
     let (low, high) = (known.clone().fold(f64::MAX, f64::min), known.fold(0.0, f64::max));
     let one = |x: &Option<f64>| match x {
-        _ if !any => 0.0,
         None => 0.0,
         Some(_) if high == 0.0 => 100.0,
         Some(x) => 100.0 * (high + low - x) / high,
@@ -69,11 +70,7 @@ fn images(pod: &Pod, hosts: &[&Host]) -> Vec<f64> {
     let Some(spec) = &pod.spec else { return vec![0.0; hosts.len()] };
     let all = spec.init_containers.iter().flatten().chain(&spec.containers);
     let wanted: Vec<String> = all.filter_map(|c| c.image.as_deref()).map(tagged).collect();
-    let size = |h: &Host, image: &str| -> Option<f64> {
-        let there = h.node.as_ref()?.status.as_ref()?.images.as_ref()?;
-        let found = there.iter().find(|i| i.names.iter().flatten().any(|n| n == image))?;
-        found.size_bytes.map(|b| b as f64)
-    };
+    let size = |h: &Host, image: &str| h.images.get(image).map(|b| *b as f64);
     let spread: Vec<f64> = wanted
         .iter()
         .map(|w| hosts.iter().filter(|h| size(h, w).is_some()).count() as f64 / hosts.len().max(1) as f64)
@@ -108,15 +105,18 @@ fn preference(pod: &Pod, host: &Host) -> f64 {
 
 /// Shares of CPU and memory in use with the pod there.
 fn shares(weighs: &Amounts, host: &Host) -> [Option<f64>; 2] {
-    ["cpu", "memory"].map(|r| {
-        let gives = host.gives.get(r);
-        (gives > 0).then(|| (host.weighs.get(r) + weighs.get(r)) as f64 / gives as f64)
-    })
+    let share = |gives: i64, used: i64, more: i64| (gives > 0).then(|| (used + more) as f64 / gives as f64);
+    let (gives, used) = (&host.gives, &host.weighs);
+    [share(gives.cpu, used.cpu, weighs.cpu), share(gives.memory, used.memory, weighs.memory)]
 }
 
 fn least(weighs: &Amounts, host: &Host) -> f64 {
-    let parts: Vec<f64> = shares(weighs, host).into_iter().flatten().map(|s| (100.0 * (1.0 - s)).max(0.0)).collect();
-    if parts.is_empty() { 0.0 } else { parts.iter().sum::<f64>() / parts.len() as f64 }
+    let free = |s: f64| (100.0 * (1.0 - s)).max(0.0);
+    match shares(weighs, host) {
+        [Some(c), Some(m)] => f64::midpoint(free(c), free(m)),
+        [Some(one), None] | [None, Some(one)] => free(one),
+        [None, None] => 0.0,
+    }
 }
 
 fn balance(weighs: &Amounts, host: &Host) -> f64 {
@@ -138,7 +138,7 @@ mod tests {
     fn images_on_a_node_draw_pods() {
         let host = |images: serde_json::Value| -> Host {
             let node = json!({"metadata": {"name": "n"}, "status": {"images": images}});
-            Host { node: Some(Arc::new(serde_json::from_value(node).unwrap())), ..Host::default() }
+            Host::of(Arc::new(serde_json::from_value(node).unwrap()))
         };
         let image = |name: &str, mib: i64| json!([{"names": [name], "sizeBytes": mib * 1024 * 1024}]);
         let pod = |image: &str| -> Pod {

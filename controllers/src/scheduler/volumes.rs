@@ -449,7 +449,7 @@ mod tests {
 
     fn host(name: &str) -> Host {
         let node = json!({"metadata": {"name": name, "labels": {"host": name}}});
-        Host { node: Some(Arc::new(serde_json::from_value(node).unwrap())), ..Host::default() }
+        Host::of(Arc::new(serde_json::from_value(node).unwrap()))
     }
 
     fn pod(name: &str, claims: &[&str]) -> Pod {
@@ -535,7 +535,7 @@ mod tests {
         let wants = s.wants(&pod("p", &["a"])).unwrap();
         let mut cache = Cache::default();
         assert!(!wants.conflict(&pod("p", &["a"]), &cache));
-        cache.assume(&Arc::new(pod("other", &["a"])), "n1");
+        cache.assume(crate::scheduler::cache::Placed::new(Arc::new(pod("other", &["a"]))), "n1");
         assert!(wants.conflict(&pod("p", &["a"]), &cache));
         assert!(wants.allows(&host("n2"), true).unwrap_err().curable);
         assert!(!wants.conflict(&pod("other", &["a"]), &cache));

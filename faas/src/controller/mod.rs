@@ -30,6 +30,7 @@ use crate::gateway::hub::{Entry, Hub, Serving};
 use crate::instance::{Class, Event};
 use crate::runtime::Language;
 use crate::scale::{Settings, concurrency};
+use crate::trigger::Triggers;
 pub use services::Place;
 
 /// Instances change in bursts; a function's status follows this much later.
@@ -113,6 +114,14 @@ impl Controller {
         let recorder = Recorder::start(client.clone(), "skiff-functions");
         let (functions, revisions) = (Informer::default(), Informer::new(terms));
         Self { client, functions, revisions, hub, classes, place, recorder, queue, ensured: Mutex::default() }
+    }
+
+    /// Lets triggers follow functions too. Before [`Controller::follow`].
+    pub fn trigger(&self, triggers: Arc<Triggers>) {
+        self.functions.on_change(move |change| match &change.new {
+            Some(function) => triggers.changed(function),
+            None => triggers.gone(change.latest()),
+        });
     }
 
     /// Follows functions and their revisions until `stop`. False when their first lists took too long.

@@ -10,7 +10,8 @@ mod source;
 
 pub use pod::{Images, Launch, pod};
 
-pub use source::{File, MAX_BYTES, MAX_ENTRIES, Source, SourceError, fetch};
+pub(crate) use source::hex;
+pub use source::{File, MAX_BYTES, MAX_ENTRIES, Source, SourceError, fetch, fetch_revision};
 
 use crate::api::{Code, FunctionRevision};
 

@@ -17,6 +17,8 @@ use crate::api::{Archive, FUNCTION, FunctionRevision, REVISION};
 const MAX_MAP: usize = 1 << 20;
 /// Where a pod has the runner.
 const RUNNER: &str = "/skiff";
+/// Key of the runner in the ConfigMap of a revision; all others are the code.
+pub(super) const RUNNER_KEY: &str = ".skiff-runner";
 
 /// The images that code without one runs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,15 +127,13 @@ pub fn pod(revision: &FunctionRevision, source: &Source, images: &Images) -> Res
         launch.volumes.push(Volume { name: volume.to_owned(), config_map: Some(map), ..Volume::default() });
     };
     if let Some((file, _, text)) = runner {
-        own(&mut launch, "skiff-runner", vec![(file.to_owned(), file.to_owned(), ByteString(text.into()))]);
+        own(&mut launch, "skiff-runner", vec![(RUNNER_KEY.to_owned(), file.to_owned(), ByteString(text.into()))]);
         launch.mounts.push(mount("skiff-runner", RUNNER));
     }
     if let Source::Files(files) = source {
-        // Keys have no slashes: the paths are the volume's.
-        let of = |(number, f): (usize, &super::File)| {
-            (format!("file-{number}"), f.path.clone(), ByteString(f.content.to_vec()))
-        };
-        own(&mut launch, "skiff-code", files.iter().enumerate().map(of).collect());
+        // These come from ConfigMaps or are inline: their names are keys.
+        let of = |f: &super::File| (f.path.clone(), f.path.clone(), ByteString(f.content.to_vec()));
+        own(&mut launch, "skiff-code", files.iter().map(of).collect());
     } else if let Some(archive) = &code.source.archive {
         launch.volumes.push(Volume {
             name: "skiff-code".to_owned(),
@@ -167,7 +167,8 @@ pub fn pod(revision: &FunctionRevision, source: &Source, images: &Images) -> Res
     Ok(launch)
 }
 
-fn map_name(revision: &FunctionRevision) -> String {
+/// Name of the ConfigMap with a revision's code.
+pub(super) fn map_name(revision: &FunctionRevision) -> String {
     format!("{}-code", revision.metadata.name.as_deref().unwrap_or_default())
 }
 
@@ -241,15 +242,15 @@ mod tests {
     #[test]
     fn files_of_the_code_and_the_runner_are_in_one_map() {
         let revision = revision(Code::default());
-        let source = Source::Files(vec![File { path: "lib/a.py".to_owned(), content: "x".into() }]);
+        let source = Source::Files(vec![File { path: "a.py".to_owned(), content: "x".into() }]);
         let launch = pod(&revision, &source, &Images::default()).unwrap();
         assert_eq!(launch.image, "skiff/python:1");
         assert_eq!(launch.command.unwrap(), ["python3", "/skiff/runner.py"]);
         let map = launch.config_map.unwrap();
-        assert_eq!(map.binary_data.unwrap().keys().collect::<Vec<_>>(), ["file-0", "runner.py"]);
+        assert_eq!(map.binary_data.unwrap().keys().collect::<Vec<_>>(), [".skiff-runner", "a.py"]);
         assert_eq!(map.metadata.owner_references.unwrap()[0].name, "add-00001");
         let code = launch.volumes.iter().find(|v| v.name == "skiff-code").unwrap().config_map.clone().unwrap();
-        assert_eq!(code.items.unwrap()[0].path, "lib/a.py");
+        assert_eq!(code.items.unwrap()[0].path, "a.py");
         assert_eq!(launch.mounts.len(), 2);
     }
 

@@ -302,7 +302,8 @@ async function run(environment, loaded) {
     server.problem = { error: summary.slice(0, 4096), log: log.split('\n').slice(0, 20).join('\n').slice(0, 8192) };
     setTimeout(() => process.exit(1), FAILED_STAYS_MS);
   }
-  const where = environment.SKIFF_SOCKET ? { path: environment.SKIFF_SOCKET } : { port: Number(environment.PORT) || 8080 };
+  const given = environment.SKIFF_LISTEN_FD && { fd: Number(environment.SKIFF_LISTEN_FD) };
+  const where = given ?? (environment.SKIFF_SOCKET ? { path: environment.SKIFF_SOCKET } : { port: Number(environment.PORT) || 8080 });
   server.server.listen({ ...where, backlog: 1024 }, () => loaded?.(server.problem));
 }
 

@@ -1,8 +1,9 @@
 """Skiff's runner for Python: loads a function's code and answers HTTP/1.1 for it.
 
-Used by both classes of instances: as the command of a pod, and (through `host.py`) as what a process forked from a warm
+Used by both classes of instances: as the command of a pod, and (through `process/parent.py`) as what a process forked from a warm
 parent runs. Standard library only, Python 3.8 or newer. One thread per connection, because the gateway decides how many
-requests an instance is given; the parser is written here, because that of `http.server` costs more than most functions.
+requests an instance is given; the parser is written here, because that of `http.server` costs more than most functions. One long file, because
+it travels into pods as one.
 
 Environment: PORT or SKIFF_SOCKET, SKIFF_CODE (directory), SKIFF_HANDLER, SKIFF_TIMEOUT_SECONDS, SKIFF_FUNCTION, ...
 """

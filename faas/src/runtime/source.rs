@@ -14,7 +14,7 @@ use kube::{Api, Client};
 use sha2::{Digest as _, Sha256};
 
 use super::Language;
-use crate::api::{Archive, Code};
+use crate::api::{Archive, Code, FunctionRevision};
 
 /// Most bytes that an archive's files may have together.
 pub const MAX_BYTES: u64 = 512 << 20;
@@ -178,6 +178,22 @@ pub async fn fetch(client: &Client, namespace: &str, code: &Code) -> Result<Sour
         return Ok(Source::Archive(data.into()));
     }
     Ok(Source::Image(source.image.clone().unwrap_or_default()))
+}
+
+/// Fetches the code of a revision: as it was when the revision was made, if that was kept, otherwise as it is.
+///
+/// # Errors
+/// As of [`fetch`].
+pub async fn fetch_revision(client: &Client, revision: &FunctionRevision) -> Result<Source, SourceError> {
+    let namespace = revision.metadata.namespace.as_deref().unwrap_or("default");
+    if revision.spec.code.source.config_map.is_some() {
+        let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+        if let Some(mut map) = maps.get_opt(&super::pod::map_name(revision)).await? {
+            map.binary_data.get_or_insert_default().remove(super::pod::RUNNER_KEY);
+            return Ok(Source::Files(files_of(map)));
+        }
+    }
+    fetch(client, namespace, &revision.spec.code).await
 }
 
 fn missing(name: &str) -> SourceError {

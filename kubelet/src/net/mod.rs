@@ -1,4 +1,4 @@
-//! The pod network of one node: a bridge, one veth pair per pod, addresses.
+//! The pod network of one node: a bridge, one veth pair per pod, addresses; or what CNI plugins make ([`network`]).
 //!
 //! A sandbox is made with no network; the agent creates the pair, moves one end into the sandbox's network namespace
 //! and configures it there through netlink on a thread that entered the namespace. Addresses are remembered in the
@@ -24,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 use crate::Config;
 
 pub mod filter;
+pub mod network;
+
+pub use network::Network;
 
 /// Largest frame pods send. Room for VXLAN's 50 bytes when pods of several nodes talk.
 const MTU: u32 = 1450;
@@ -58,6 +61,15 @@ pub enum Error {
     /// No answer in time.
     #[error("netlink did not answer in time")]
     Timeout,
+    /// The sandbox has no process.
+    #[error("the sandbox has no process")]
+    NoProcess,
+    /// The sandbox has the network of another configuration.
+    #[error("the sandbox was made with another kind of network")]
+    Foreign,
+    /// A CNI plugin failed, or there is none.
+    #[error(transparent)]
+    Cni(#[from] crate::cni::Error),
 }
 
 /// Result of a network call.
@@ -141,16 +153,22 @@ pub struct PodNetwork {
 impl PodNetwork {
     /// Makes the bridge and the packet filter rules. Idempotent.
     pub async fn setup(config: &Config, range: Ipv4Net) -> Result<Self> {
-        let network = Self {
+        let network = Self::unlinked(config, range);
+        network.ensure_bridge().await?;
+        network.ensure_rules().await?;
+        Ok(network)
+    }
+
+    /// A network that gives addresses and makes nothing: of a node whose containers are only pretended.
+    #[must_use]
+    pub fn unlinked(config: &Config, range: Ipv4Net) -> Self {
+        Self {
             bridge: config.bridge.clone(),
             range,
             cluster: config.cluster_cidr.unwrap_or(range),
             ipam: Mutex::new(Ipam::new(range)),
             host_ports: Mutex::default(),
-        };
-        network.ensure_bridge().await?;
-        network.ensure_rules().await?;
-        Ok(network)
+        }
     }
 
     /// Marks an address found in a sandbox's label as used.
@@ -207,9 +225,7 @@ impl PodNetwork {
         let (gateway, prefix) = (self.lock_ipam().gateway(), self.range.prefix_len());
         in_netns(pid, move || async move {
             let handle = connect()?;
-            if let Some(lo) = index_of(&handle, "lo").await? {
-                handle.link().set(LinkUnspec::new_with_index(lo).up().build()).execute().await?;
-            }
+            set_loopback_up(&handle).await?;
             let index = match index_of(&handle, "eth0").await? {
                 Some(index) => index,
                 None => {
@@ -279,14 +295,9 @@ impl PodNetwork {
             }
         }
         handle.link().set(LinkUnspec::new_with_index(index).mtu(MTU).up().build()).execute().await?;
-        sysctl("net/ipv4/ip_forward", "1")?;
         // A host port on the loopback address is sent into the bridge.
         sysctl(&format!("net/ipv4/conf/{}/route_localnet", self.bridge), "1")?;
-        // Traffic between pods of one bridge must pass the service rules. The module may be built in, or absent.
-        if let Err(error) = sysctl("net/bridge/bridge-nf-call-iptables", "1") {
-            tracing::debug!(%error, "bridge traffic does not pass the packet filter");
-        }
-        Ok(())
+        forward_packets()
     }
 
     async fn ensure_rules(&self) -> Result<()> {
@@ -296,7 +307,7 @@ impl PodNetwork {
         };
         ports.sort();
         filter::apply(&filter::ruleset(&self.bridge, self.range, self.cluster, &ports)).await?;
-        filter::accept_forwarding(&self.bridge).await
+        filter::accept(&filter::of_bridge(&self.bridge)).await
     }
 }
 
@@ -374,6 +385,55 @@ where
     answered.await.unwrap_or(Err(Error::Timeout))
 }
 
+/// What a pod sent and received: bytes, packets, errors, dropped packets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    /// To the pod.
+    pub received: [u64; 4],
+    /// From the pod.
+    pub sent: [u64; 4],
+}
+
+/// Counts of a pod's link; none for pods on the host's network. The host's end counts the other way round.
+pub fn traffic(pod_uid: &str) -> Option<Traffic> {
+    traffic_of(&Path::new("/sys/class/net").join(link_name(pod_uid)).join("statistics"))
+}
+
+fn traffic_of(statistics: &Path) -> Option<Traffic> {
+    let read = |name: String| std::fs::read_to_string(statistics.join(name)).ok()?.trim().parse().ok();
+    let all = |way: &str| {
+        let of = |what: &str| read(format!("{way}_{what}"));
+        Some([of("bytes")?, of("packets")?, of("errors")?, of("dropped")?])
+    };
+    Some(Traffic { received: all("tx")?, sent: all("rx")? })
+/// Makes sure that a pod reaches itself.
+///
+/// # Errors
+/// When the namespace cannot be entered, or the kernel refuses.
+pub async fn loopback_up(pid: i32) -> Result<()> {
+    in_netns(pid, || async { set_loopback_up(&connect()?).await }).await
+}
+
+async fn set_loopback_up(handle: &Handle) -> Result<()> {
+    if let Some(lo) = index_of(handle, "lo").await? {
+        handle.link().set(LinkUnspec::new_with_index(lo).up().build()).execute().await?;
+    }
+    Ok(())
+}
+
+/// Makes the host forward packets, and those between pods of one bridge pass its packet filter.
+///
+/// # Errors
+/// When the host may not forward.
+pub fn forward_packets() -> Result<()> {
+    sysctl("net/ipv4/ip_forward", "1")?;
+    // Traffic between pods of one bridge must pass the service rules. The module may be built in, or absent.
+    if let Err(error) = sysctl("net/bridge/bridge-nf-call-iptables", "1") {
+        tracing::debug!(%error, "bridge traffic does not pass the packet filter");
+    }
+    Ok(())
+}
+
 /// Name of the host's end of a pod's pair. Fifteen bytes is the kernel's limit.
 fn link_name(pod_uid: &str) -> String {
     use sha2::Digest;
@@ -436,6 +496,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_hosts_end_counts_the_other_way_round() {
+        let dir = tempfile::tempdir().unwrap();
+        for (i, name) in ["bytes", "packets", "errors", "dropped"].iter().enumerate() {
+            std::fs::write(dir.path().join(format!("rx_{name}")), format!("{i}\n")).unwrap();
+            std::fs::write(dir.path().join(format!("tx_{name}")), format!("1{i}\n")).unwrap();
+        }
+        let traffic = traffic_of(dir.path()).unwrap();
+        assert_eq!((traffic.sent, traffic.received), ([0, 1, 2, 3], [10, 11, 12, 13]));
+        assert!(traffic_of(&dir.path().join("none")).is_none());
     }
 
     #[test]

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Config;
 use crate::events::{Kind, Recorder};
+use crate::net::Network;
 use crate::runtime::{Info, Runtime};
 
 /// The API version this agent speaks.
@@ -61,7 +61,7 @@ pub struct NodeAgent {
     config: Arc<Config>,
     runtime: Arc<dyn Runtime>,
     recorder: Recorder,
-    network_ready: AtomicBool,
+    network: OnceLock<Arc<Network>>,
     /// Wakes the status loop before its time.
     news: Notify,
     /// The range as the Node has it, and the one that pods here have.
@@ -78,7 +78,7 @@ impl NodeAgent {
             recorder: Recorder::start(client.clone(), config.node_name.clone()),
             client,
             runtime,
-            network_ready: AtomicBool::new(false),
+            network: OnceLock::new(),
             news: Notify::new(),
             pod_cidr: watch::channel(config.pod_cidr).0,
             used_cidr: OnceLock::new(),
@@ -151,9 +151,10 @@ impl NodeAgent {
         }
     }
 
-    /// Notes that pods can get a network.
-    pub fn network_ready(&self) {
-        self.network_ready.store(true, Ordering::Relaxed);
+    /// Takes the pod network, which is asked from now on whether pods can get one.
+    pub fn network(&self, network: Arc<Network>) {
+        // There is one network in an agent's life.
+        let _ = self.network.set(network);
         self.news.notify_one();
     }
 
@@ -164,12 +165,16 @@ impl NodeAgent {
 
     /// What pods may use.
     pub fn capacity(&self) -> Capacity {
-        let (cpus, memory) = machine();
+        let (cpus, memory) = self.machine();
         Capacity {
             millicpu: (cpus * 1000).saturating_sub(self.config.reserved_millicpu),
             memory: memory.saturating_sub(self.config.reserved_memory),
             pods: self.config.max_pods,
         }
+    }
+
+    fn machine(&self) -> (u64, u64) {
+        self.config.fake.as_ref().map_or_else(machine, |m| (m.cpus, m.memory))
     }
 
     /// Renews the lease and writes the status until told to stop.
@@ -252,6 +257,7 @@ impl NodeAgent {
     async fn wished_range(&self, nodes: &Api<Node>) -> Result<Option<Ipv4Net>, kube::Error> {
         let used = match self.used_cidr.get() {
             Some(range) => Some(*range),
+            None if self.config.fake.is_some() => None,
             // An earlier run of the agent made the bridge.
             None => crate::net::range_of(&self.config.bridge).await,
         };
@@ -373,7 +379,7 @@ impl NodeAgent {
     }
 
     async fn status(&self, before: &NodeStatus) -> NodeStatus {
-        let (cpus, memory) = machine();
+        let (cpus, memory) = self.machine();
         let capacity = self.capacity();
         let info = tokio::time::timeout(Duration::from_secs(5), self.runtime.info()).await;
         let info = info.unwrap_or_else(|_| Err(crate::runtime::Error::Timeout(Duration::from_secs(5))));
@@ -426,10 +432,12 @@ impl NodeAgent {
     }
 
     fn conditions(&self, before: &NodeStatus, problem: Option<String>, disk: u64, free: u64) -> Vec<NodeCondition> {
-        let memory_low = meminfo("MemAvailable").is_some_and(|m| m < MEMORY_PRESSURE);
+        // A pretended node does not suffer with the machine it is on.
+        let real = self.config.fake.is_none();
+        let memory_low = real && meminfo("MemAvailable").is_some_and(|m| m < MEMORY_PRESSURE);
         // The figures at which upstream's default eviction begins.
-        let disk_low = disk > 0 && free * 100 < disk * 10;
-        let pids_low = pids_left().is_some_and(|left| left < 1000);
+        let disk_low = real && disk > 0 && free * 100 < disk * 10;
+        let pids_low = real && pids_left().is_some_and(|left| left < 1000);
         let pressure = |kind: &'static str, what: &str, low: bool| {
             let (reason, message) = if low {
                 (format!("KubeletHas{}", pressure_word(kind, true)), format!("kubelet has {what}"))
@@ -439,12 +447,14 @@ impl NodeAgent {
             (kind, low, reason, message)
         };
         let word = |low: bool, good: &str, bad: &str| if low { bad.to_string() } else { good.to_string() };
-        let network = self.network_ready.load(Ordering::Relaxed);
-        let ready = problem.is_none() && network;
+        let network = self.network.get().map_or(Err("the pod network is being set up".to_owned()), |n| n.ready());
+        let ready = problem.is_none() && network.is_ok();
         let ready_message = match (&problem, network) {
             (Some(problem), _) => problem.clone(),
-            (None, false) => "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:the pod network is being set up".into(),
-            (None, true) => "kubelet is posting ready status".into(),
+            (None, Err(why)) => format!(
+                "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{why}"
+            ),
+            (None, Ok(())) => "kubelet is posting ready status".into(),
         };
         let fresh = [
             pressure(
@@ -524,8 +534,11 @@ fn system_info(info: &Info, before: &NodeStatus) -> NodeSystemInfo {
     let text = |path: &str| std::fs::read_to_string(path).map(|t| t.trim().to_string()).unwrap_or_default();
     let old = before.node_info.clone().unwrap_or_default();
     // While the engine is away its version stays what it was.
-    let version =
-        if info.version.is_empty() { old.container_runtime_version } else { format!("docker://{}", info.version) };
+    let version = match info.version.as_str() {
+        "" => old.container_runtime_version,
+        version if version.contains("://") => version.to_owned(),
+        version => format!("docker://{version}"),
+    };
     NodeSystemInfo {
         architecture: arch().into(),
         boot_id: text("/proc/sys/kernel/random/boot_id"),

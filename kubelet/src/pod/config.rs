@@ -130,19 +130,10 @@ pub async fn container(
     // A command without arguments must not inherit the image's arguments.
     let cmd = expand(&container.args).or_else(|| entrypoint.is_some().then(Vec::new));
 
-    let mut mounts = mounts(context, container, &env).await?;
-    let termination = termination_file(context.volumes, spec::uid(pod), &container.name, attempt);
-    let path = container.termination_message_path.as_deref().unwrap_or(DEFAULT_TERMINATION_PATH);
-    make_file(&termination, 0o666, b"").map_err(|e| ConfigError::config(e.to_string()))?;
-    mounts.push(bind(&termination, path, false));
-    for (file, target) in
-        [("etc-hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname")]
-    {
-        let source = context.volumes.pod_dir(spec::uid(pod)).join(file);
-        if source.exists() && !mounts.iter().any(|m| m.target == target) {
-            mounts.push(bind(&source, target, false));
-        }
-    }
+    let mounts = match &context.config.fake {
+        Some(_) => vec![],
+        None => prepare_files(context, container, &env, attempt).await?,
+    };
 
     let privileged = security.privileged.unwrap_or(false);
     let capabilities = security.capabilities.unwrap_or_default();
@@ -323,6 +314,30 @@ async fn value_of(
         };
     }
     Err(ConfigError::config(format!("environment variable {} has a source this node does not know", variable.name)))
+}
+
+/// The mounts of a container, and the files on the host that are mounted.
+async fn prepare_files(
+    context: &Context<'_>,
+    container: &Container,
+    env: &BTreeMap<String, String>,
+    attempt: i32,
+) -> Result<Vec<Mount>, ConfigError> {
+    let pod = context.pod;
+    let mut mounts = mounts(context, container, env).await?;
+    let termination = termination_file(context.volumes, spec::uid(pod), &container.name, attempt);
+    let path = container.termination_message_path.as_deref().unwrap_or(DEFAULT_TERMINATION_PATH);
+    make_file(&termination, 0o666, b"").map_err(|e| ConfigError::config(e.to_string()))?;
+    mounts.push(bind(&termination, path, false));
+    for (file, target) in
+        [("etc-hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname")]
+    {
+        let source = context.volumes.pod_dir(spec::uid(pod)).join(file);
+        if source.exists() && !mounts.iter().any(|m| m.target == target) {
+            mounts.push(bind(&source, target, false));
+        }
+    }
+    Ok(mounts)
 }
 
 async fn mounts(

@@ -17,6 +17,8 @@ use crate::source::Sources;
 /// Delays between failed pulls, by image, and why the last one failed.
 #[derive(Default)]
 pub struct Pulls {
+    /// Whether any image had to be pulled.
+    pub any: bool,
     failed: HashMap<String, (Backoff, Instant, String)>,
 }
 
@@ -95,6 +97,7 @@ impl Fetch<'_> {
         match self.pull(pod, &name).await {
             Ok(image) => {
                 pulls.failed.remove(&name);
+                pulls.any = true;
                 let took = now.elapsed();
                 let message = format!(
                     "Successfully pulled image {name:?} in {took:.3?} ({took:.3?} including waiting). Image size: {} bytes.",

@@ -22,7 +22,6 @@ use super::plan::{self, Observed};
 use super::spec::{self, Role};
 use super::status::{self, Health, Verdict, Waiting};
 use crate::events::Kind as EventKind;
-use crate::net::HostPort;
 use crate::pod::fields::Facts;
 use crate::probes::{Probes, Target};
 use crate::runtime::{Container, Error as RuntimeError, State, label};
@@ -30,6 +29,9 @@ use crate::volumes;
 
 mod containers;
 mod report;
+mod sandbox;
+
+pub use sandbox::host_ports;
 
 /// A worker looks at its pod at least this often, should a wake-up be lost.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -80,6 +82,17 @@ enum Stage {
     Gone,
 }
 
+impl Stage {
+    /// What metrics call a step of this stage.
+    fn operation(&self) -> &'static str {
+        match self {
+            Self::New => "create",
+            Self::Live | Self::Over => "sync",
+            Self::Stopping(_) | Self::Cleaning | Self::Removing | Self::Gone => "kill",
+        }
+    }
+}
+
 /// When to step again.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Next {
@@ -122,6 +135,8 @@ pub struct Worker {
     failures: u32,
     stale_status: bool,
     usage_seen: Option<Instant>,
+    /// When the pod was first seen, until it runs; none where it was found running.
+    begun: Option<Instant>,
 }
 
 impl Worker {
@@ -150,6 +165,7 @@ impl Worker {
             failures: 0,
             stale_status: false,
             usage_seen: None,
+            begun: None,
         }
     }
 
@@ -185,6 +201,7 @@ impl Worker {
 
     async fn step(&mut self) -> Next {
         self.take_latest();
+        let (begun, kind) = (Instant::now(), self.stage.operation());
         let result = match self.stage.clone() {
             Stage::New => self.begin().await,
             Stage::Live => self.keep().await,
@@ -194,6 +211,7 @@ impl Worker {
             Stage::Removing => self.remove().await,
             Stage::Gone => Ok(Next::Now),
         };
+        crate::metrics::AGENT.step(kind, begun.elapsed());
         match result {
             Ok(next) => {
                 self.failures = 0;
@@ -234,7 +252,7 @@ impl Worker {
     async fn begin(&mut self) -> Result<Next, anyhow::Error> {
         let snapshot = self.observe().await?;
         if let Some(sandbox) = snapshot.sandbox() {
-            self.address = sandbox.label(label::IP).parse().ok();
+            self.address = self.shared.network.address(&self.uid, sandbox);
             let ended = matches!(self.phase(), Some("Succeeded" | "Failed"));
             tracing::debug!(pod = %spec::full_name(&self.pod), ended, "adopting pod");
         }
@@ -243,7 +261,10 @@ impl Worker {
             self.stage = Stage::Stopping(Instant::now());
         } else if snapshot.sandboxes.is_empty() && snapshot.containers.is_empty() {
             match self.shared.admit(&self.pod) {
-                Ok(()) => self.stage = Stage::Live,
+                Ok(()) => {
+                    self.begun = Some(Instant::now());
+                    self.stage = Stage::Live;
+                }
                 Err(verdict) => {
                     self.shared.recorder.pod(
                         &self.pod,
@@ -319,7 +340,7 @@ impl Worker {
             self.volumes_ready = true;
         }
         if let Some(sandbox) = snapshot.sandbox().cloned() {
-            self.connect(&sandbox).await?;
+            self.connect_or_tell(&sandbox).await?;
         }
         self.sync_probes(&snapshot);
         let mut plan = self.plan(&snapshot);
@@ -392,7 +413,12 @@ impl Worker {
     }
 
     fn sync_probes(&self, snapshot: &Snapshot) {
-        let all = spec::containers(&self.pod);
+        let mut all = spec::containers(&self.pod);
+        if self.shared.config.fake.is_some() {
+            // Nobody is there who could answer.
+            all.iter_mut()
+                .for_each(|(_, c)| (c.startup_probe, c.liveness_probe, c.readiness_probe) = (None, None, None));
+        }
         let old = self.pod.status.clone().unwrap_or_default();
         let known: Vec<_> =
             old.container_statuses.iter().flatten().chain(old.init_container_statuses.iter().flatten()).collect();
@@ -422,7 +448,9 @@ impl Worker {
         }
         self.attached = None;
         let directory = self.shared.volumes.pod_dir(&self.uid);
-        config::name_files(&self.shared.config, &self.pod, &directory, self.pod_ip())?;
+        if self.shared.config.fake.is_none() {
+            config::name_files(&self.shared.config, &self.pod, &directory, self.pod_ip())?;
+        }
         let label_ip = self.address.filter(|_| !self.host_network());
         let wanted = config::sandbox(&self.pod, label_ip, attempt as usize, &self.shared.config.cluster_domain);
         let shared = self.shared.clone();
@@ -453,9 +481,11 @@ impl Worker {
             let address: Ipv4Addr = sandbox.label(label::IP).parse()?;
             self.shared.network.adopt(&self.uid, address);
             self.address = Some(IpAddr::V4(address));
-            let pid = sandbox.pid.ok_or_else(|| anyhow::anyhow!("the sandbox has no process"))?;
-            self.shared.network.attach(&self.uid, pid, address).await?;
-            self.shared.network.publish(&self.uid, host_ports(&self.pod, address)).await?;
+            if self.shared.config.fake.is_none() {
+                let pid = sandbox.pid.ok_or_else(|| anyhow::anyhow!("the sandbox has no process"))?;
+                self.shared.network.attach(&self.uid, pid, address).await?;
+                self.shared.network.publish(&self.uid, host_ports(&self.pod, address)).await?;
+            }
         }
         self.attached = Some(sandbox.id.clone());
         Ok(())
@@ -515,6 +545,11 @@ impl Worker {
             self.stage = Stage::Stopping(Instant::now());
             return Ok(Next::Now);
         }
+        if let Err(error) = self.shared.network.disconnect(&self.uid, &snapshot.sandboxes).await {
+            let message = format!("error killing pod: failed to destroy network for sandbox: {error}");
+            self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "FailedKillPod", message);
+            return Err(error.into());
+        }
         for sandbox in &snapshot.sandboxes {
             self.shared.runtime.remove(&sandbox.id).await?;
         }
@@ -547,7 +582,9 @@ impl Worker {
 
     /// Removes the last traces, the object among them.
     async fn remove(&mut self) -> Result<Next, anyhow::Error> {
-        for container in self.shared.runtime.list(Some(&self.uid)).await? {
+        let all = self.shared.runtime.list(Some(&self.uid)).await?;
+        self.shared.network.disconnect(&self.uid, &all).await?;
+        for container in all {
             self.shared.runtime.remove(&container.id).await?;
         }
         self.shared.network.release(&self.uid).await?;
@@ -560,21 +597,4 @@ impl Worker {
         self.stage = Stage::Gone;
         Ok(Next::Now)
     }
-}
-
-/// The host ports a pod asks for.
-pub fn host_ports(pod: &Pod, address: Ipv4Addr) -> Vec<HostPort> {
-    let all = spec::containers(pod);
-    let ports = all.iter().flat_map(|(_, c)| c.ports.iter().flatten());
-    ports
-        .filter_map(|port| {
-            Some(HostPort {
-                protocol: port.protocol.as_deref().unwrap_or("TCP").to_lowercase(),
-                host_ip: port.host_ip.as_ref().and_then(|ip| ip.parse().ok()),
-                host_port: port.host_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0)?,
-                pod_ip: address,
-                pod_port: u16::try_from(port.container_port).ok()?,
-            })
-        })
-        .collect()
 }

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use tokio::sync::Notify;
 
 use crate::events::{Kind as EventKind, Recorder};
+use crate::metrics::ProbeCounts;
 use crate::pod::spec::{self, Role};
 use crate::pod::status::Health;
 use crate::runtime::Runtime;
@@ -190,9 +191,11 @@ impl Task {
         let delay = seconds(self.probe.initial_delay_seconds, 0).saturating_sub(Duration::from_secs(age));
         tokio::time::sleep(delay).await;
         let mut counter = needed;
+        let counts = ProbeCounts::new(&self.pod, &self.container.name, self.kind.word());
         loop {
             if self.kind == Kind::Startup || self.is_started() {
                 let outcome = self.attempt(timeout).await;
+                counts.count(outcome == Outcome::Success);
                 if let Outcome::Failure(text) = &outcome {
                     let field = spec::field_path(self.role, &self.container.name);
                     let message = format!("{} probe failed: {text}", self.kind.word());

@@ -1,7 +1,7 @@
 //! What the agent asks of a container runtime.
 //!
 //! The trait is small on purpose: it speaks of sandboxes and containers with labels, never of pods' rules. Docker
-//! Engine ([`docker`]) is the implementation that must work.
+//! Engine ([`docker`]) is the implementation that must work; [`fake`] only pretends, for tries at scale.
 //!
 //! Contract: every call may fail with [`Error::Unavailable`] and may then be repeated; `create_*` with a name that is
 //! taken answers [`Error::Conflict`]; `stop`, `kill` and `remove` of something gone succeed. The runtime keeps the
@@ -17,6 +17,8 @@ use jiff::Timestamp;
 use tokio::io::AsyncWrite;
 
 pub mod docker;
+pub mod fake;
+pub mod measured;
 
 /// Labels the agent writes on what it creates.
 pub mod label {
@@ -331,7 +333,7 @@ pub struct Event {
 /// Facts about the runtime.
 #[derive(Clone, Debug, Default)]
 pub struct Info {
-    /// Version of the engine.
+    /// Version of the engine; with `NAME://` before it when that is not Docker.
     pub version: String,
     /// Directory with images and containers.
     pub root_dir: String,

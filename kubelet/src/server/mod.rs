@@ -32,6 +32,7 @@ mod auth;
 mod cgroup;
 mod exec;
 mod logs;
+mod metrics;
 mod portforward;
 mod query;
 mod spdy;
@@ -155,7 +156,8 @@ async fn answer(server: Arc<Server>, identity: Option<Identity>, request: Reques
             portforward::serve(&server, namespace, pod, request).await
         }
         ["stats", "summary"] if get => stats::summary(&server).await,
-        ["metrics"] if get => stats::metrics(&server).await,
+        ["metrics"] if get => metrics::own(&server).await,
+        ["metrics", "probes"] if get => metrics::shown(skiff_metrics::text(&[skiff_metrics::Part::Probes])),
         ["metrics", "resource"] if get => stats::resource_metrics(&server).await,
         ["metrics", "cadvisor"] if get => stats::cadvisor(&server).await,
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),

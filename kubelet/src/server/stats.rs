@@ -10,7 +10,9 @@ use http::Response;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Body, Server, cgroup, json, text};
+use super::metrics::shown;
+use super::{Body, Server, cgroup, json};
+use crate::net;
 use crate::runtime::{Container, State, Stats, label};
 
 /// Containers asked at the same time.
@@ -87,11 +89,25 @@ pub(crate) async fn summary(server: &Server) -> Response<Body> {
     let pods: Vec<Value> = pods
         .into_values()
         .map(|(reference, containers, [rate, nanos, used, working])| {
-            json!({
+            let network = reference["uid"].as_str().and_then(net::traffic).map(|t| {
+                let link = json!({
+                    "name": "eth0", "rxBytes": t.received[0], "rxErrors": t.received[2],
+                    "txBytes": t.sent[0], "txErrors": t.sent[2],
+                });
+                let mut own = link.clone();
+                own["time"] = json!(now);
+                own["interfaces"] = json!([link]);
+                own
+            });
+            let mut pod = json!({
                 "podRef": reference, "startTime": now, "containers": containers,
                 "cpu": {"time": now, "usageNanoCores": rate, "usageCoreNanoSeconds": nanos},
                 "memory": {"time": now, "usageBytes": used, "workingSetBytes": working},
-            })
+            });
+            if let Some(network) = network {
+                pod["network"] = network;
+            }
+            pod
         })
         .collect();
     let (nanos, used, working, total) = node_usage();
@@ -200,7 +216,7 @@ pub(crate) async fn resource_metrics(server: &Server) -> Response<Body> {
     // Its old name, which older scrapers read.
     family(&mut out, "scrape_error", "gauge", "1 if there was an error while getting container metrics, 0 otherwise");
     let _ = writeln!(out, "scrape_error 0");
-    text(http::StatusCode::OK, out)
+    shown(out)
 }
 
 /// `/metrics/cadvisor`: each container, and each pod as the sum of its containers, under cAdvisor's names and labels.
@@ -261,31 +277,42 @@ pub(crate) async fn cadvisor(server: &Server) -> Response<Body> {
     for (labels, start, _) in &rows {
         let _ = writeln!(out, "container_start_time_seconds{{{labels}}} {start} {now}");
     }
+    network(&mut out, &all, now);
     let (_, _, _, total) = node_usage();
     family(&mut out, "machine_memory_bytes", "gauge", "Amount of memory installed on the machine.");
     let _ = writeln!(out, "machine_memory_bytes {total}");
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     family(&mut out, "machine_cpu_cores", "gauge", "Number of logical CPU cores.");
     let _ = writeln!(out, "machine_cpu_cores {cores}");
-    text(http::StatusCode::OK, out)
+    shown(out)
 }
 
-/// `/metrics`: the agent's own.
-pub(crate) async fn metrics(server: &Server) -> Response<Body> {
-    let mut out = String::new();
-    let pods = server.manager.pods();
-    let running =
-        pods.iter().filter(|p| p.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"))).count();
-    family(&mut out, "kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox");
-    let _ = writeln!(out, "kubelet_running_pods {running}");
-    family(&mut out, "kubelet_desired_pods", "gauge", "The number of pods the kubelet is being instructed to run");
-    let _ = writeln!(out, "kubelet_desired_pods {}", pods.len());
-    family(&mut out, "kubelet_dropped_events_total", "counter", "Events dropped because the queue was full");
-    let _ = writeln!(out, "kubelet_dropped_events_total {}", server.node.recorder().dropped());
-    text(http::StatusCode::OK, out)
+/// What pods sent and received.
+fn network(out: &mut String, all: &[(Container, Stats)], now: i64) {
+    let sandboxes = all.iter().map(|(c, _)| c).filter(|c| c.label(label::CONTAINER_NAME).is_empty());
+    let links = sandboxes.filter_map(|c| {
+        let uid = c.label(label::POD_UID);
+        let (namespace, pod) = (c.label(label::POD_NAMESPACE), c.label(label::POD_NAME));
+        let labels = format!(
+            "container=\"\",id=\"/kubepods/pod{uid}\",image=\"\",interface=\"eth0\",name=\"\",namespace=\"{namespace}\",pod=\"{pod}\""
+        );
+        Some((labels, net::traffic(uid)?))
+    });
+    let links: Vec<_> = links.collect();
+    for (i, what) in ["bytes", "packets", "errors", "packets_dropped"].into_iter().enumerate() {
+        for (way, word) in [("receive", "received"), ("transmit", "transmitted")] {
+            let name = format!("container_network_{way}_{what}_total");
+            let help = format!("Cumulative count of {} {word}.", what.replace('_', " "));
+            family(out, &name, "counter", &help);
+            for (labels, traffic) in &links {
+                let value = if way == "receive" { traffic.received[i] } else { traffic.sent[i] };
+                let _ = writeln!(out, "{name}{{{labels}}} {value} {now}");
+            }
+        }
+    }
 }
 
-fn family(out: &mut String, name: &str, kind: &str, help: &str) {
+pub(super) fn family(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 

@@ -88,6 +88,8 @@ pub struct Volumes {
     sources: Arc<Sources>,
     tokens: Mutex<HashMap<(String, String, String), Token>>,
     node: String,
+    /// Nothing is mounted: see [`crate::runtime::fake`].
+    fake: bool,
     claims: Mutex<HashMap<(String, String), Bound>>,
 }
 
@@ -95,7 +97,8 @@ impl Volumes {
     /// Volumes below the agent's data directory.
     pub fn new(client: kube::Client, config: &Config, sources: Arc<Sources>) -> Self {
         let (root, node) = (config.data_dir.join("pods"), config.node_name.clone());
-        Self { client, root, sources, tokens: Mutex::default(), node, claims: Mutex::default() }
+        let fake = config.fake.is_some();
+        Self { client, root, sources, tokens: Mutex::default(), node, fake, claims: Mutex::default() }
     }
 
     /// Directory of everything kept for a pod.
@@ -116,8 +119,20 @@ impl Volumes {
         self.own_dir(pod, volume)
     }
 
+    /// Namespace, claim and place of each volume of a pod that a claim gives.
+    pub fn of_claims(&self, pod: &Pod) -> Vec<(String, String, PathBuf)> {
+        let volumes = spec::spec(pod).volumes.iter().flatten();
+        let bound = volumes.filter(|v| self.bound(pod, v).is_some());
+        bound
+            .filter_map(|v| Some((spec::namespace(pod).to_owned(), claims::claim_name(pod, v)?, self.path(pod, v))))
+            .collect()
+    }
+
     /// Makes and fills every volume of a pod, or brings it up to date.
     pub async fn mount(&self, pod: &Pod, facts: &Facts) -> Result<(), Error> {
+        if self.fake {
+            return Ok(());
+        }
         for volume in spec::spec(pod).volumes.iter().flatten() {
             if let Some(name) = claims::claim_name(pod, volume) {
                 self.mount_claim(pod, volume, &name).await?;
@@ -182,6 +197,9 @@ impl Volumes {
     /// Says which of a pod's emptyDirs on disk holds more than it may, in upstream's words. Looks at every file, so ask
     /// seldom; without a limit nothing is looked at.
     pub async fn over_limit(&self, pod: &Pod) -> Option<String> {
+        if self.fake {
+            return None;
+        }
         for volume in spec::spec(pod).volumes.iter().flatten() {
             let Some(empty) = volume.empty_dir.as_ref().filter(|e| on_disk_with_limit(e)) else { continue };
             let Some(limit) = &empty.size_limit else { continue };
@@ -215,6 +233,9 @@ impl Volumes {
 
     /// Unmounts and removes everything of a pod. What a hostPath points at stays.
     pub async fn unmount(&self, uid: &str) -> Result<(), Error> {
+        if self.fake {
+            return Ok(());
+        }
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).retain(|(owner, ..), _| owner != uid);
         self.claims.lock().unwrap_or_else(PoisonError::into_inner).retain(|(owner, _), _| owner != uid);
         let dir = self.pod_dir(uid);
@@ -226,11 +247,17 @@ impl Volumes {
 
     /// Removes what is left of a pod's directory. Call after [`Volumes::unmount`].
     pub async fn forget(&self, uid: &str) -> Result<(), Error> {
+        if self.fake {
+            return Ok(());
+        }
         Ok(remove_tree(&self.pod_dir(uid)).await?)
     }
 
     /// UIDs of pods that have a directory.
     pub fn known_pods(&self) -> Vec<String> {
+        if self.fake {
+            return vec![];
+        }
         let entries = std::fs::read_dir(&self.root).into_iter().flatten().flatten();
         entries.filter_map(|e| e.file_name().into_string().ok()).collect()
     }

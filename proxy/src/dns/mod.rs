@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::index::Shared;
+use crate::metrics;
 
 pub mod forward;
 #[cfg(test)]
@@ -85,12 +86,17 @@ impl Server {
                     continue;
                 }
             };
+            let begun = Instant::now();
             match self.at_once(&buffer[..length]) {
                 Ready::Ignore => {}
-                Ready::Answer(request, answer) => send(&socket, peer, &request, answer).await,
+                Ready::Answer(request, answer) => {
+                    metrics::answered("udp", peer, &request, &answer, begun.elapsed());
+                    send(&socket, peer, &request, answer).await;
+                }
                 Ready::Later(request) => {
                     let Ok(permit) = self.waiting.clone().try_acquire_owned() else {
                         self.shed.fetch_add(1, Ordering::Relaxed);
+                        metrics::shed();
                         let failed = failure(&request, ResponseCode::ServFail);
                         send(&socket, peer, &request, failed).await;
                         continue;
@@ -99,6 +105,7 @@ impl Server {
                     tokio::spawn(async move {
                         let _permit = permit;
                         let answer = server.later(&request).await;
+                        metrics::answered("udp", peer, &request, &answer, begun.elapsed());
                         send(&socket, peer, &request, answer).await;
                     });
                 }
@@ -108,8 +115,8 @@ impl Server {
 
     async fn serve_tcp(self: Arc<Self>, listener: TcpListener) {
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     pause(&error).await;
                     continue;
@@ -117,18 +124,19 @@ impl Server {
             };
             let Ok(permit) = self.connections.clone().try_acquire_owned() else {
                 self.shed.fetch_add(1, Ordering::Relaxed);
+                metrics::shed();
                 continue;
             };
             let server = self.clone();
             tokio::spawn(async move {
                 let _permit = permit;
                 // A client that breaks off is no news.
-                let _ = server.converse(stream).await;
+                let _ = server.converse(stream, peer).await;
             });
         }
     }
 
-    async fn converse(&self, mut stream: TcpStream) -> io::Result<()> {
+    async fn converse(&self, mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
         loop {
             let question = async {
                 let mut bytes = vec![0; usize::from(stream.read_u16().await?)];
@@ -136,6 +144,7 @@ impl Server {
                 io::Result::Ok(bytes)
             };
             let bytes = tokio::time::timeout(IDLE, question).await??;
+            let begun = Instant::now();
             let (request, answer) = match self.at_once(&bytes) {
                 Ready::Ignore => return Ok(()),
                 Ready::Answer(request, answer) => (request, answer),
@@ -144,6 +153,7 @@ impl Server {
                     (request, answer)
                 }
             };
+            metrics::answered("tcp", peer, &request, &answer, begun.elapsed());
             let bytes = encode(&request, answer, usize::from(u16::MAX));
             let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
             tokio::time::timeout(IDLE, stream.write_all(&[&length, &bytes[..]].concat())).await??;

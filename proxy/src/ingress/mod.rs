@@ -76,6 +76,12 @@ struct Known {
 }
 
 impl State {
+    /// A gateway's state with fixed rules, for one that follows no server.
+    #[must_use]
+    pub fn of(table: Table) -> Self {
+        Self { table: RwLock::new(Arc::new(table)), ..Self::default() }
+    }
+
     /// The rules as they are now.
     #[must_use]
     pub fn table(&self) -> Arc<Table> {

@@ -7,13 +7,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
 use crate::balancer;
 use crate::index::{Index, Shared};
+use crate::metrics::SYNCS;
 use crate::model::Id;
 
 pub mod elements;
@@ -62,15 +63,20 @@ pub async fn run(
             tracing::warn!(table = %proxy.frame.table, "somebody removed the table; loading it again");
             proxy.loaded = false;
         }
+        let (seen, begun, full) = (SYNCS.seen(), Instant::now(), !proxy.loaded);
+        let triggers = std::mem::take(&mut *shared.triggers.lock());
         let changes = proxy.take(&mut shared.index.write());
         health.update(&shared.index.read());
         match proxy.apply(&changes).await {
             Ok(()) => {
+                SYNCS.loaded(seen, full, begun.elapsed(), &triggers);
                 wait = BACKOFF.0;
                 let addresses = Some(balancer::wanted(&shared.index.read(), node));
                 balancers.send_if_modified(|old| std::mem::replace(old, addresses) != *old);
             }
             Err(error) => {
+                SYNCS.failed();
+                triggers.into_iter().for_each(|t| shared.triggered(t));
                 tracing::error!(%error, ?wait, "services not loaded; trying again");
                 shared.changed.notify_one();
                 if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {

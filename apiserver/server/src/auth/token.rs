@@ -1,8 +1,10 @@
 //! ServiceAccount tokens: signing, verifying, and the facts they carry.
 //!
-//! Tokens are RS256 JWTs with upstream's claims. A token stays valid only while the account (and the Pod, Secret or Node
+//! Tokens are JWTs with upstream's claims, signed by the one key there is: RS256 or, for a P-256 key, ES256. A token stays valid only while the account (and the Pod, Secret or Node
 //! it is bound to) exists with the same uid; that check is the caller's, through [`Claims`].
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -81,6 +83,7 @@ pub struct Tokens {
     decoding: DecodingKey,
     jwks: Value,
     key_id: String,
+    algorithm: Algorithm,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -90,33 +93,33 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// From an RSA key in PKCS#8 DER.
+    /// From a key in PKCS#8 DER: RSA, or ECDSA on P-256.
     ///
     /// # Errors
     /// When the key cannot be read.
     pub fn new(issuer: &str, pkcs8: &[u8]) -> Result<Self, TokenError> {
-        use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
-        use aws_lc_rs::rsa::{KeyPair, PublicKeyComponents};
-        use aws_lc_rs::signature::KeyPair as _;
-        use base64::Engine;
-        use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
-        let key = KeyPair::from_pkcs8(pkcs8).map_err(|e| TokenError::Key(e.to_string()))?;
-        let public = key.public_key();
-        let parts: PublicKeyComponents<Vec<u8>> = public.into();
-        let spki: PublicKeyX509Der<'_> = public.as_der().map_err(|e| TokenError::Key(e.to_string()))?;
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, spki.as_ref());
-        let key_id = B64.encode(digest.as_ref());
-        let jwks = json!({"keys": [{
-            "use": "sig", "kty": "RSA", "kid": key_id, "alg": "RS256", "n": B64.encode(&parts.n), "e": B64.encode(&parts.e),
-        }]});
+        let key = Key::read(pkcs8)?;
+        let mut public = key.public;
+        let algorithm = key.algorithm;
+        let decoding = match algorithm {
+            Algorithm::ES256 => DecodingKey::from_ec_components(text(&public, "x"), text(&public, "y"))?,
+            _ => DecodingKey::from_rsa_components(text(&public, "n"), text(&public, "e"))?,
+        };
         let pem = to_pem(pkcs8);
-        Ok(Self {
-            issuer: issuer.to_owned(),
-            encoding: EncodingKey::from_rsa_pem(pem.as_bytes())?,
-            decoding: DecodingKey::from_rsa_raw_components(&parts.n, &parts.e),
-            jwks,
-            key_id,
-        })
+        let encoding = match algorithm {
+            Algorithm::ES256 => EncodingKey::from_ec_pem(pem.as_bytes())?,
+            _ => EncodingKey::from_rsa_pem(pem.as_bytes())?,
+        };
+        let key_id = B64.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &key.spki).as_ref());
+        public["kid"] = key_id.clone().into();
+        let jwks = json!({"keys": [public]});
+        Ok(Self { issuer: issuer.to_owned(), encoding, decoding, jwks, key_id, algorithm })
+    }
+
+    /// Name of the algorithm that tokens are signed with.
+    #[must_use]
+    pub fn algorithm(&self) -> &'static str {
+        if self.algorithm == Algorithm::ES256 { "ES256" } else { "RS256" }
     }
 
     /// The issuer, which is also the default audience.
@@ -137,21 +140,59 @@ impl Tokens {
     /// When signing fails.
     pub fn sign(&self, mut claims: Claims) -> Result<String, TokenError> {
         claims.iss.clone_from(&self.issuer);
-        let header = Header { kid: Some(self.key_id.clone()), ..Header::new(Algorithm::RS256) };
+        let header = Header { kid: Some(self.key_id.clone()), ..Header::new(self.algorithm) };
         Ok(jsonwebtoken::encode(&header, &claims, &self.encoding)?)
     }
 
     /// Verifies signature, issuer and times; `None` for anything that is not a good token of ours. Audiences are the
-    /// caller's business. Only RS256 is accepted, so neither `none` nor an HMAC made with the public key passes.
+    /// caller's business. Only the key's own algorithm is accepted, so neither
+    /// `none` nor an HMAC made with the public key passes.
     #[must_use]
     pub fn verify(&self, token: &str) -> Option<Claims> {
-        let mut v = Validation::new(Algorithm::RS256);
+        let mut v = Validation::new(self.algorithm);
         v.set_issuer(&[&self.issuer]);
         v.validate_aud = false;
         v.validate_nbf = true;
         v.leeway = 10;
         jsonwebtoken::decode::<Claims>(token, &self.decoding, &v).ok().map(|d| d.claims)
     }
+}
+
+/// What is needed of a private key.
+struct Key {
+    algorithm: Algorithm,
+    /// Its public part as a JSON Web Key, without an id.
+    public: Value,
+    /// Its public part, DER.
+    spki: Vec<u8>,
+}
+
+impl Key {
+    fn read(pkcs8: &[u8]) -> Result<Self, TokenError> {
+        use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+        use aws_lc_rs::rsa::{KeyPair, PublicKeyComponents};
+        use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+        let bad = |e: &dyn std::fmt::Display| TokenError::Key(e.to_string());
+        if let Ok(key) = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8) {
+            let spki: PublicKeyX509Der<'_> = key.public_key().as_der().map_err(|e| bad(&e))?;
+            // Uncompressed: a mark, then x and y of 32 bytes each.
+            let point = key.public_key().as_ref();
+            let (x, y) = point.get(1..33).zip(point.get(33..65)).ok_or_else(|| bad(&"not an uncompressed point"))?;
+            let public = json!({"use": "sig", "kty": "EC", "crv": "P-256", "alg": "ES256",
+                "x": B64.encode(x), "y": B64.encode(y)});
+            return Ok(Self { algorithm: Algorithm::ES256, public, spki: spki.as_ref().to_vec() });
+        }
+        let key = KeyPair::from_pkcs8(pkcs8).map_err(|e| bad(&e))?;
+        let parts: PublicKeyComponents<Vec<u8>> = key.public_key().into();
+        let spki: PublicKeyX509Der<'_> = key.public_key().as_der().map_err(|e| bad(&e))?;
+        let public =
+            json!({"use": "sig", "kty": "RSA", "alg": "RS256", "n": B64.encode(&parts.n), "e": B64.encode(&parts.e)});
+        Ok(Self { algorithm: Algorithm::RS256, public, spki: spki.as_ref().to_vec() })
+    }
+}
+
+fn text<'a>(v: &'a Value, key: &str) -> &'a str {
+    v[key].as_str().unwrap_or_default()
 }
 
 fn to_pem(pkcs8: &[u8]) -> String {
@@ -167,14 +208,24 @@ mod tests {
 
     #[test]
     fn only_own_tokens_pass() {
-        let pki = crate::pki::Pki::ephemeral().unwrap();
-        let t = Tokens::new(ISSUER, &pki.token_key).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let kept = crate::pki::Pki::load_or_create(dir.path()).unwrap();
+        let rsa = Tokens::new(ISSUER, &kept.token_key).unwrap();
+        let ecdsa = Tokens::new(ISSUER, &crate::pki::Pki::ephemeral().unwrap().token_key).unwrap();
+        assert_eq!((rsa.algorithm(), ecdsa.algorithm()), ("RS256", "ES256"));
+        for (t, other) in [(&rsa, &ecdsa), (&ecdsa, &rsa)] {
+            own_tokens_pass(t, other);
+        }
+    }
+
+    fn own_tokens_pass(t: &Tokens, other: &Tokens) {
         let now = jiff::Timestamp::now().as_second();
         let claims =
             Claims { exp: now + 60, iat: now, nbf: now, sub: "x".into(), aud: vec!["a".into()], ..Claims::default() };
         let good = t.sign(claims.clone()).unwrap();
         assert_eq!(t.verify(&good).unwrap().sub, "x");
         assert!(t.verify(&format!("{good}x")).is_none());
+        assert!(t.verify(&other.sign(claims.clone()).unwrap()).is_none());
         let late = t.sign(Claims { exp: now - 60, ..claims.clone() }).unwrap();
         assert!(t.verify(&late).is_none());
         let key = EncodingKey::from_secret(b"public");

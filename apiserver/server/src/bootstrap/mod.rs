@@ -124,7 +124,7 @@ async fn usage(server: &Arc<Inner>) -> Result<(), Status> {
             "labels": {to("admin"): "true", to("edit"): "true", to("view"): "true"}},
         "rules": [{"verbs": ["get", "list", "watch"], "apiGroups": [GROUP], "resources": ["pods", "nodes"]}]});
     reconcile_policy(server, "clusterroles", role).await?;
-    api_service(server, GROUP, VERSION, 100, 100).await
+    api_service(server, GROUP, VERSION, 100, 100, "onstart").await
 }
 
 /// The ingress class that Ingresses without one get, and the rights of the gateways (the proxies) and of the controller
@@ -246,6 +246,9 @@ async fn reconcile_policy(server: &Arc<Inner>, plural: &str, wanted: Value) -> R
     }
 }
 
+/// Label of the APIServices that servers make themselves.
+pub(crate) const AUTOMANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
+
 /// Where each group stands among the others; upstream's numbers.
 const GROUP_PRIORITY: &[(&str, i64)] = &[
     ("", 18_000),
@@ -279,19 +282,29 @@ async fn api_services(server: &Arc<Inner>) -> Result<(), Status> {
             ("autoscaling", "v2") => 30,
             _ => 15,
         };
-        Some(api_service(server, group, version, *priority, rank))
+        Some(api_service(server, group, version, *priority, rank, "onstart"))
     });
     together(writes).await
 }
 
 /// The APIService of a group-version that is served here.
-async fn api_service(server: &Arc<Inner>, group: &str, version: &str, priority: i64, rank: i64) -> Result<(), Status> {
+///
+/// # Errors
+/// When the store refuses a write.
+pub(crate) async fn api_service(
+    server: &Arc<Inner>,
+    group: &str,
+    version: &str,
+    priority: i64,
+    rank: i64,
+    managed: &str,
+) -> Result<(), Status> {
     let mut spec = json!({"version": version, "groupPriorityMinimum": priority, "versionPriority": rank});
     if !group.is_empty() {
         spec["group"] = group.into();
     }
     let obj = json!({"kind": "APIService", "apiVersion": "apiregistration.k8s.io/v1",
-        "metadata": {"name": format!("{version}.{group}"), "labels": {"kube-aggregator.kubernetes.io/automanaged": "onstart"}},
+        "metadata": {"name": format!("{version}.{group}"), "labels": {AUTOMANAGED: managed}},
         "spec": spec,
         "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local",
             "lastTransitionTime": crate::verbs::write::now(), "message": "Local APIServices are always available"}]}});

@@ -8,6 +8,7 @@
 //! established before the server answers anybody.
 
 mod cleanup;
+mod services;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -110,7 +111,7 @@ impl Follower {
         let present: Vec<String> = snapshot.objects.iter().map(|o| o.meta.name().to_owned()).collect();
         let gone: Vec<String> = self.served.keys().filter(|n| !present.contains(n)).cloned().collect();
         for name in gone {
-            self.withdraw(&name);
+            self.withdraw(&name).await?;
         }
         for name in present {
             self.settle(&name).await?;
@@ -182,8 +183,7 @@ impl Follower {
     /// Brings one definition in line: names, kinds, conditions, cleaning up.
     async fn settle(&mut self, name: &str) -> Result<(), Status> {
         let Some(found) = self.definitions.peek("", name) else {
-            self.withdraw(name);
-            return Ok(());
+            return self.withdraw(name).await;
         };
         let Ok(crd) = serde_json::from_slice::<Value>(&found.value) else { return Ok(()) };
         self.read_briefs();
@@ -194,7 +194,7 @@ impl Follower {
         if names::established(&wanted["status"]) {
             self.serve(&wanted, found.revision).await?;
         } else {
-            self.withdraw(name);
+            self.withdraw(name).await?;
         }
         if wanted["status"] != crd["status"] {
             let payload = object::encode(&wanted);
@@ -207,7 +207,10 @@ impl Follower {
         if meta::deleting(&wanted) {
             self.clean(&wanted);
         }
-        Ok(())
+        match self.served.get(name) {
+            Some(s) => services::settle(&self.server, &s.group).await,
+            None => Ok(()),
+        }
     }
 
     /// Puts the kinds of an established definition into the registry, unless they are there.
@@ -258,13 +261,15 @@ impl Follower {
         Ok(())
     }
 
-    fn withdraw(&mut self, name: &str) {
+    async fn withdraw(&mut self, name: &str) -> Result<(), Status> {
         if let Some((_, task)) = self.cleaning.remove(name) {
             task.cancel();
         }
         if let Some(s) = self.served.remove(name) {
             replace(&self.server, &s.group, &s.plural, vec![]);
+            services::settle(&self.server, &s.group).await?;
         }
+        Ok(())
     }
 
     /// Begins to delete the objects of a definition that is being deleted.

@@ -9,7 +9,9 @@ mod daily;
 mod faults;
 mod helm;
 mod ingress;
+mod monitoring;
 mod policies;
+mod predecessors;
 mod probes;
 mod terminal;
 mod volumes;
@@ -53,6 +55,8 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("load_balancer", ingress::load_balancer),
     ("autoscaling", autoscaling::autoscaling),
     ("policies", policies::policies),
+    ("monitoring", monitoring::monitoring),
+    ("predecessors", predecessors::predecessors),
     ("helm", helm::helm),
     ("jobs", workloads::jobs),
     ("job_and_crash", workloads::job_and_crash),

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 
 use super::{Snapshot, Worker};
+use crate::metrics::AGENT;
 use crate::pod::config;
 use crate::pod::spec;
 use crate::pod::status::{self, View};
@@ -52,6 +53,7 @@ impl Worker {
             Ok(Some(pod)) => {
                 self.pod = Arc::new(pod);
                 self.stale_status = false;
+                self.note_start(new);
             }
             // The object is gone or another one has its name: the watch will say so.
             Ok(None) => self.stale_status = false,
@@ -59,6 +61,20 @@ impl Worker {
                 tracing::debug!(pod = %spec::full_name(&self.pod), %error, "status was not taken");
                 self.stale_status = true;
             }
+        }
+    }
+
+    /// Counts the time to a pod's start once, when the API has it as running.
+    fn note_start(&mut self, status: &PodStatus) {
+        if status.phase.as_deref() != Some("Running") {
+            return;
+        }
+        let Some(begun) = self.begun.take() else { return };
+        AGENT.starts.observe(begun.elapsed().as_secs_f64());
+        // The promise is about neither pulls nor init containers.
+        let plain = !self.pulls.any && spec::spec(&self.pod).init_containers.as_ref().is_none_or(Vec::is_empty);
+        if let Some(created) = self.pod.metadata.creation_timestamp.as_ref().filter(|_| plain) {
+            AGENT.starts_sli.observe(Timestamp::now().duration_since(created.0).as_secs_f64().max(0.0));
         }
     }
 

@@ -1,0 +1,82 @@
+//! Prometheus on the cluster, by the script that people use, and the queries of the dashboards.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::cluster::{Cluster, Output, repository};
+
+/// Port of the Prometheus under test: not the default, so that a person's is told apart.
+const PORT: &str = "29090";
+
+fn script(c: &Cluster, dir: &std::path::Path, what: &str) -> Result<Output> {
+    let mut command = Command::new(repository().join("hack/monitoring.sh"));
+    command.arg(what).env("SKIFF_RUN_DIR", dir).env("SKIFF_PROMETHEUS_PORT", PORT).env("SKIFF_SCRAPE_INTERVAL", "2s");
+    c.run(&mut command)
+}
+
+/// The first sample that a query gives, with its labels.
+fn ask(c: &Cluster, query: &str) -> Result<Option<(Value, String)>> {
+    let url = format!("http://127.0.0.1:{PORT}/api/v1/query");
+    let o = c.run(Command::new("curl").args(["-sS", "-G", &url, "--data-urlencode", &format!("query={query}")]))?;
+    let answer: Value = serde_json::from_str(&o.out).with_context(|| format!("{}{}", o.out, o.err))?;
+    let sample = &answer["data"]["result"][0];
+    Ok(sample["value"][1].as_str().map(|v| (sample["metric"].clone(), v.to_owned())))
+}
+
+/// Every target is up, every query of the dashboards has data, and pods are found by their label and annotation.
+pub(crate) fn monitoring(c: &mut Cluster, ns: &str) -> Result<()> {
+    let example = repository().join("docs/examples/monitored.yaml");
+    c.ok(&["-n", ns, "apply", "-f", &example.to_string_lossy()])?;
+    let annotated = r#"{"metadata":{"annotations":{"prometheus.io/scrape":"true","prometheus.io/port":"9200","prometheus.io/path":"/numbers"}},
+        "apiVersion":"v1","kind":"Pod","spec":{"containers":[{"name":"c","image":"skiff/busybox:1","command":["sh","-c",
+        "trap exit TERM; echo annotated_answer 7 >/tmp/numbers; httpd -p 9200 -h /tmp; while true; do sleep 0.2; done"]}]}}"#;
+    let o = c.apply(
+        &["-n", ns, "apply"],
+        &annotated.replacen("\"metadata\":{", "\"metadata\":{\"name\":\"annotated\",", 1),
+    )?;
+    ensure!(o.code == 0, "{}", o.err);
+    c.ok(&["-n", ns, "rollout", "status", "deployment/monitored", "--timeout=60s"])?;
+    c.ok(&["-n", ns, "wait", "--for=condition=Ready", "pod/annotated", "--timeout=60s"])?;
+    let dir = tempfile::tempdir()?;
+    let result = observe(c, ns, dir.path());
+    let down = script(c, dir.path(), "down")?;
+    result?;
+    ensure!(down.code == 0, "down: {}{}", down.out, down.err);
+    let o = c.kubectl(&["get", "clusterrole", "skiff-monitoring:prometheus"])?;
+    ensure!(o.err.contains("NotFound"), "the account's rights are left: {}{}", o.out, o.err);
+    Ok(())
+}
+
+fn observe(c: &Cluster, ns: &str, dir: &std::path::Path) -> Result<()> {
+    for what in ["up", "check"] {
+        let o = script(c, dir, what)?;
+        ensure!(o.code == 0, "{what}: {}{}", o.out, o.err);
+    }
+    for (query, value) in [("monitored_answers_total", "42"), ("annotated_answer", "7")] {
+        let query = format!("{query}{{job=\"pods\", namespace=\"{ns}\"}}");
+        c.eventually("the pods' own metrics are there", |c| {
+            Ok(ask(c, &query)?.is_some_and(|(labels, v)| v == value && labels["pod"].is_string()))
+        })?;
+    }
+    // Components are told apart by job, though one process shows them.
+    for (metric, job) in [
+        ("scheduler_schedule_attempts_total", "kube-scheduler"),
+        ("workqueue_adds_total", "kube-controller-manager"),
+        ("kubeproxy_sync_proxy_rules_duration_seconds_count", "kube-proxy"),
+        ("coredns_dns_requests_total", "kube-dns"),
+        ("kubelet_running_pods", "kubelet"),
+        ("apiserver_request_total", "kube-apiserver"),
+    ] {
+        let found = ask(c, metric)?.with_context(|| format!("no {metric}"))?;
+        ensure!(found.0["job"] == job, "{metric}: {}", found.0);
+    }
+    // The account may do no more than it must.
+    let who = "--as=system:serviceaccount:skiff-monitoring:prometheus";
+    for what in [["list", "secrets", "-A"], ["create", "pods", "-A"], ["get", "nodes", "--subresource=proxy"]] {
+        let o = c.kubectl(&["auth", "can-i", what[0], what[1], what[2], who])?;
+        ensure!(o.out.trim() == "no", "{what:?}: {}", o.out);
+    }
+    Ok(())
+}

@@ -1,0 +1,349 @@
+//! Class `process`: instances forked from a warm parent on this node, each in a sandbox of its own.
+//!
+//! One parent (`parent.py`) has Python, the runner and common modules loaded; an instance of Python is a fork of it, an
+//! instance of Node.js a process of its own that waits ahead for its code. Each has namespaces of its own (mounts,
+//! processes, IPC, host name, network), a user of its own without privileges, a root directory with programs and its own
+//! code, all read-only, a private `/tmp`, and control groups for memory, processor and processes.
+//!
+//! Limits: Linux, root, and a Python on the node. An instance has no network but its own loopback: a function that calls
+//! others needs isolation `container`. Packages come as wheels. When this process ends, its instances end with it.
+
+mod code;
+mod env;
+mod limits;
+mod logs;
+mod parent;
+mod record;
+mod start;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kube::Client;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+
+use crate::api::{FunctionRevision, Isolation};
+use crate::instance::{Class, Event, Instance, StartError};
+use crate::runtime::{Language, NODE_RUNNER, PYTHON_RUNNER};
+use code::Codes;
+use limits::Groups;
+pub use logs::Line;
+use logs::Logs;
+use parent::{Parent, Reader};
+use record::Records;
+use start::Spare;
+
+/// Starts that are under way at a time; further ones wait.
+const STARTS: usize = 32;
+/// Events that may wait for their reader.
+const EVENTS: usize = 1024;
+/// Time for an instance to end.
+const STOP: Duration = Duration::from_secs(10);
+
+/// Settings of a node's processes.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of this node.
+    pub node: String,
+    /// Where codes, packages, logs and sockets are kept: a directory of its own, not too deep, because the names of
+    /// sockets are short.
+    pub data_dir: PathBuf,
+    /// Python; none to look for it.
+    pub python: Option<PathBuf>,
+    /// Node.js; none to look for it.
+    pub node_js: Option<PathBuf>,
+    /// Instances on this node at a time.
+    pub max_instances: usize,
+    /// Further arguments of pip, such as `--find-links`.
+    pub pip_args: Vec<String>,
+}
+
+impl Config {
+    /// The settings that a node has if nobody says otherwise.
+    #[must_use]
+    pub fn new(node: impl Into<String>, data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            node: node.into(),
+            data_dir: data_dir.into(),
+            python: None,
+            node_js: None,
+            max_instances: 2000,
+            pip_args: Vec::new(),
+        }
+    }
+}
+
+/// One instance that was started and has not ended.
+#[derive(Debug)]
+struct Running {
+    namespace: Arc<str>,
+    name: Arc<str>,
+    function: Arc<str>,
+    parent: Weak<Parent>,
+    /// It answers: its end is an event.
+    ready: bool,
+    /// Its end is asked for.
+    stopping: bool,
+    memory: u64,
+    ended: Vec<oneshot::Sender<String>>,
+}
+
+/// The processes of one node.
+pub struct Host {
+    client: Client,
+    config: Config,
+    python: Option<PathBuf>,
+    node_js: Option<PathBuf>,
+    groups: Arc<Groups>,
+    codes: Codes,
+    logs: Arc<Logs>,
+    records: Arc<Records>,
+    parent: tokio::sync::Mutex<Option<Arc<Parent>>>,
+    running: Mutex<HashMap<String, Running>>,
+    spares: Mutex<Vec<Spare>>,
+    starting: Semaphore,
+    number: AtomicU64,
+    events: mpsc::Sender<Event>,
+    reader: Mutex<Option<mpsc::Receiver<Event>>>,
+    this: Weak<Self>,
+}
+
+impl Host {
+    /// Makes the directories, ends what a former process left, and begins to write records. Nothing runs yet: the warm
+    /// parent comes with the first function that needs it.
+    ///
+    /// # Errors
+    /// When the directory cannot be written.
+    pub fn new(client: Client, config: Config) -> std::io::Result<Arc<Self>> {
+        let dir = &config.data_dir.clone();
+        // Sockets and pipes of instances that ended with their host.
+        let _ = std::fs::remove_dir_all(dir.join("run"));
+        for name in ["lib", "root", "code", "packages", "run", "log"] {
+            std::fs::create_dir_all(dir.join(name))?;
+        }
+        for (name, text) in
+            [("runner.py", PYTHON_RUNNER), ("runner.js", NODE_RUNNER), ("parent.py", include_str!("parent.py"))]
+        {
+            std::fs::write(dir.join("lib").join(name), text)?;
+        }
+        let python = config.python.clone().or_else(|| program("python3"));
+        let node_js = config.node_js.clone().or_else(|| program("node"));
+        let (events, reader) = mpsc::channel(EVENTS);
+        let records = Arc::<Records>::default();
+        if tokio::runtime::Handle::try_current().is_ok() {
+            tokio::spawn(records.clone().run(client.clone(), config.node.clone()));
+        }
+        Ok(Arc::new_cyclic(|this| Self {
+            groups: Arc::new(Groups::open(dir)),
+            codes: Codes::new(dir, python.clone().unwrap_or_default(), config.pip_args.clone()),
+            logs: Arc::new(Logs::new(dir.join("log"))),
+            records,
+            parent: tokio::sync::Mutex::default(),
+            running: Mutex::default(),
+            spares: Mutex::default(),
+            starting: Semaphore::new(STARTS),
+            number: AtomicU64::new(0),
+            events,
+            reader: Mutex::new(Some(reader)),
+            this: this.clone(),
+            client,
+            python,
+            node_js,
+            config,
+        }))
+    }
+
+    /// Whether this node can run such functions as processes, or why not.
+    ///
+    /// # Errors
+    /// In words for the function's owner.
+    pub fn can(&self, language: Language) -> Result<(), String> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err("processes need root on the node".to_owned());
+        }
+        if self.python.is_none() {
+            return Err("there is no python3 on the node".to_owned());
+        }
+        match language {
+            Language::Python => Ok(()),
+            Language::Node if self.node_js.is_some() => Ok(()),
+            Language::Node => Err("there is no node on the node".to_owned()),
+            Language::Http => Err("runtime http runs in containers".to_owned()),
+        }
+    }
+
+    /// The last lines of each instance of a function, also of some that ended.
+    #[must_use]
+    pub fn tail(&self, namespace: &str, function: &str, instance: Option<&str>, lines: usize) -> Vec<Line> {
+        self.logs.tail(namespace, function, instance, lines)
+    }
+
+    /// Lines of all instances from now on. Who is too slow misses some and is told how many.
+    #[must_use]
+    pub fn follow(&self) -> broadcast::Receiver<Line> {
+        self.logs.follow()
+    }
+
+    /// Forgets the logs of a function that is deleted.
+    pub fn forget(&self, namespace: &str, function: &str) {
+        self.logs.forget(namespace, function);
+    }
+
+    fn language(&self, revision: &FunctionRevision) -> Result<Language, StartError> {
+        let language = Language::of(&revision.spec.code).map_err(|e| StartError::Code(e.to_string()))?;
+        self.can(language).map_err(StartError::Code)?;
+        Ok(language)
+    }
+
+    /// The warm parent; started if there is none.
+    async fn parent(&self) -> Result<Arc<Parent>, StartError> {
+        let mut parent = self.parent.lock().await;
+        if let Some(parent) = parent.as_ref().filter(|p| !p.is_dead()) {
+            return Ok(parent.clone());
+        }
+        let python = self.python.clone().unwrap_or_default();
+        let prefixes: Vec<String> =
+            [self.python.as_deref(), self.node_js.as_deref()].into_iter().flatten().filter_map(prefix).collect();
+        let (new, reader) = Parent::start(&self.config.data_dir, &python, &prefixes, &self.groups).await?;
+        let new = Arc::new(new);
+        if let Some(host) = self.this.upgrade() {
+            tokio::spawn(host.listen(new.clone(), reader));
+        }
+        *parent = Some(new.clone());
+        Ok(new)
+    }
+
+    async fn listen(self: Arc<Self>, parent: Arc<Parent>, mut reader: Reader) {
+        // Weak from here: the host must be able to end.
+        let host = Arc::downgrade(&self);
+        drop(self);
+        while let Some(told) = reader.next().await {
+            let Some(host) = host.upgrade() else { return };
+            let reason = match (told.fault, told.signal) {
+                (Some(fault), _) => fault,
+                (None, true) => format!("killed by signal {}", told.status),
+                (None, false) => format!("exit code {}", told.status),
+            };
+            host.ended(&told.id, reason).await;
+        }
+        parent.died();
+        if let Some(host) = host.upgrade() {
+            let lost: Vec<String> = {
+                let running = host.running.lock();
+                let of_it = |r: &Running| r.parent.upgrade().is_none_or(|p| Arc::ptr_eq(&p, &parent));
+                running.iter().filter(|(_, r)| of_it(r)).map(|(id, _)| id.clone()).collect()
+            };
+            tracing::warn!(instances = lost.len(), "the warm parent of functions ended");
+            for id in lost {
+                host.ended(&id, "the warm parent of its node ended".to_owned()).await;
+            }
+        }
+    }
+
+    /// An instance is gone: everything of it goes, and who wants to know is told.
+    async fn ended(&self, id: &str, mut reason: String) {
+        self.spares.lock().retain(|s| s.id != id);
+        let Some(gone) = self.running.lock().remove(id) else {
+            self.clear(id.to_owned());
+            return;
+        };
+        if self.groups.out_of_memory(id) {
+            reason = format!("killed: it used more memory than its limit of {} MiB", gone.memory >> 20);
+        }
+        self.clear(id.to_owned());
+        for waiter in gone.ended {
+            let _ = waiter.send(reason.clone());
+        }
+        if gone.ready {
+            self.records.remove(&gone.namespace, &gone.name);
+            if !gone.stopping {
+                tracing::info!(namespace = %gone.namespace, function = %gone.function, instance = %gone.name, reason, "an instance ended");
+                let event = Event::Ended { namespace: gone.namespace.to_string(), name: gone.name.to_string(), reason };
+                let _ = self.events.send(event).await;
+            }
+        }
+    }
+
+    /// Removes directory and control groups, in the background.
+    fn clear(&self, id: String) {
+        let (dir, groups) = (self.config.data_dir.join("run").join(&id), self.groups.clone());
+        tokio::task::spawn_blocking(move || {
+            let _ = std::fs::remove_dir_all(dir);
+            groups.remove(&id);
+        });
+    }
+}
+
+#[async_trait]
+impl Class for Host {
+    fn isolation(&self) -> Isolation {
+        Isolation::Process
+    }
+
+    async fn start(&self, revision: Arc<FunctionRevision>) -> Result<Instance, StartError> {
+        let Some(host) = self.this.upgrade() else { return Err(anyhow::anyhow!("the host ends").into()) };
+        let (tell, told) = oneshot::channel();
+        // A task of its own: whoever asked may go away, the start goes on.
+        tokio::spawn(async move {
+            let result = host.begin(&revision).await;
+            if let Err(Ok(instance)) = tell.send(result) {
+                let namespace = revision.metadata.namespace.clone().unwrap_or_default();
+                let revision = revision.metadata.name.clone().unwrap_or_default();
+                let _ = host.events.send(Event::Found { namespace, revision, instance }).await;
+            }
+        });
+        told.await.map_err(|_| anyhow::anyhow!("the start was lost"))?
+    }
+
+    /// Also installs packages, and starts the warm parent.
+    async fn prepare(&self, revision: Arc<FunctionRevision>) -> Result<(), StartError> {
+        let language = self.language(&revision)?;
+        self.codes.ready(&self.client, &revision, language).await?;
+        self.parent().await?;
+        if language == Language::Node {
+            self.refill();
+        }
+        Ok(())
+    }
+
+    async fn stop(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
+        let (tell, told) = oneshot::channel();
+        let found = {
+            let mut running = self.running.lock();
+            running.iter_mut().find(|(_, r)| &*r.namespace == namespace && &*r.name == name).map(|(id, r)| {
+                r.stopping = true;
+                r.ended.push(tell);
+                (id.clone(), r.parent.upgrade())
+            })
+        };
+        let Some((id, parent)) = found else { return Ok(()) };
+        if let Some(parent) = parent {
+            parent.stop(&id).await?;
+        }
+        tokio::time::timeout(STOP, told).await.map_err(|_| anyhow::anyhow!("{name} did not end within {STOP:?}"))?.ok();
+        Ok(())
+    }
+
+    fn events(&self) -> mpsc::Receiver<Event> {
+        self.reader.lock().take().unwrap_or_else(|| mpsc::channel(1).1)
+    }
+}
+
+/// A program where systems have it; what a user's own tools put first is last, because others may not read it.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places =
+        [PathBuf::from("/usr/bin"), PathBuf::from("/usr/local/bin")].into_iter().chain(std::env::split_paths(&path));
+    places.map(|dir| dir.join(name)).find(|p| p.is_file())
+}
+
+/// Directory of everything that belongs to a program, where that is not `/usr`.
+fn prefix(program: &Path) -> Option<String> {
+    let real = std::fs::canonicalize(program).ok()?;
+    Some(real.parent()?.parent()?.to_str()?.to_owned())
+}
