@@ -25,6 +25,7 @@ prepare_cluster() {
   need nsenter util-linux
   need jq jq
   need prometheus prometheus
+  need /usr/lib/cni/bridge containernetworking-plugins
   need etcd etcd-server
   need etcdctl etcd-client
   ensure_engine

@@ -3,6 +3,7 @@
 #   hack/testbed.sh up N [arguments for `skiff up`]   n1 is the server, the others join it
 #   hack/testbed.sh cut NODE | heal NODE              take the node's cable out, put it back
 #   hack/testbed.sh kill NODE | start NODE            SIGKILL the node's skiff; start it again
+#   hack/testbed.sh kill-engine NODE | start-engine NODE   the same with its engine; containers go on
 #   hack/testbed.sh exec NODE COMMAND...              run a command in the node's network, with its engine
 #   hack/testbed.sh down                              remove everything, also what a failed `up` left
 # kubectl from this machine: KUBECONFIG=$SKIFF_TESTBED_RUN/kubeconfig (default below /run/skiff-testbed).
@@ -48,7 +49,12 @@ cable() { # node: its namespace, and a link to the switch
   ip -n "skbed-$1" route add default via "$net.254"
 }
 
-engine() { # node
+engine() { # node: its engine, with the images of the tests
+  start_engine "$1"
+  docker save skiff/busybox:1 | in_node "$1" docker load
+}
+
+start_engine() { # node
   local dir=$bed/$1
   mkdir -p "$dir/exec" "$store/$1/docker"
   # No network and no rules of the engine's own: pods' networks are the agent's.
@@ -56,7 +62,6 @@ engine() { # node
     --pidfile "$dir/docker.pid" -H "unix://$dir/docker.sock" --bridge=none --iptables=false --live-restore \
     >"$dir/dockerd.log" 2>&1 </dev/null &
   wait_for 60 "the engine of $1" in_node "$1" docker version
-  docker save skiff/busybox:1 | in_node "$1" docker load
 }
 
 agent() { # node: starts its skiff as it was started first
@@ -157,6 +162,8 @@ case "${1:-}" in
   heal) number "$2" >/dev/null; ip -n $lan link set "skbed-$2" up ;;
   kill) number "$2" >/dev/null; kill -9 "$(cat "$bed/$2/skiff.pid")" ;;
   start) number "$2" >/dev/null; agent "$2" ;;
+  kill-engine) number "$2" >/dev/null; kill -9 "$(cat "$bed/$2/docker.pid")" ;;
+  start-engine) number "$2" >/dev/null; start_engine "$2" ;;
   exec) number "$2" >/dev/null; shift; in_node "$@" ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 1 ;;
+  *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 1 ;;
 esac

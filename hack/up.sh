@@ -23,10 +23,9 @@ profile=${SKIFF_PROFILE:-release}
 if [ "$profile" = release ]; then build=(cargo build --release --quiet -p skiff); else build=(cargo build --quiet -p skiff); fi
 step "build ($profile)" env -C "$root" "${build[@]}"
 binary=$CARGO_TARGET_DIR/$profile/skiff
-for plugin in func trigger; do ln -sf "$binary" "/usr/local/bin/kubectl-$plugin"; done
 step "images" "$root/hack/images.sh"
 # `kubectl cfg` is this program under another name.
-for plugin in cfg; do ln -sfn "$binary" "/usr/local/bin/kubectl-$plugin"; done
+for plugin in cfg func trigger; do ln -sfn "$binary" "/usr/local/bin/kubectl-$plugin"; done
 
 mkdir -p "$run"
 setsid "$binary" up --data-dir "$data" --listen "0.0.0.0:$port" --context "$context" "$@" >"$run/skiff.log" 2>&1 </dev/null &

@@ -39,6 +39,8 @@ enum Command {
     Proxy(NodeArgs),
     /// Show or change settings of the running cluster: the placement policy. Also `kubectl cfg`.
     Cfg(crate::cfg::CfgArgs),
+    /// Serve functions alone, of any cluster.
+    Faas(crate::functions::FaasArgs),
     /// Copy everything from one store to another, while no server runs on either.
     MigrateStore(MigrateArgs),
     /// Save everything in a file: objects, and the keys in the data directory. The cluster may go on running.
@@ -85,7 +87,7 @@ pub(crate) struct UpArgs {
     #[arg(long, default_value = "cluster.local")]
     pub(crate) cluster_domain: String,
     /// How pods of different nodes reach each other: auto (plain routes where nodes share a segment, else VXLAN),
-    /// host-gw (plain routes), or vxlan.
+    /// host-gw (plain routes), vxlan, or none (CNI plugins see to it).
     #[arg(long, default_value = "auto")]
     pub(crate) pod_network: skiff_proxy::nodes::Mode,
     /// Addresses of Services of type LoadBalancer: nodes (the nodes' own), ranges of addresses on the nodes' segment
@@ -106,6 +108,9 @@ pub(crate) struct UpArgs {
     pub(crate) kubelet_port: u16,
     #[command(flatten)]
     pub(crate) ingress: IngressArgs,
+    #[command(flatten)]
+    pub(crate) functions: crate::functions::FunctionsArgs,
+    pub(crate) cni: CniArgs,
     /// kubeconfig file to merge the context into. Default: $KUBECONFIG, else ~/.kube/config.
     #[arg(long)]
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -254,6 +259,25 @@ pub(crate) struct KubeletArgs {
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("labels are KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
+/// The CNI plugins of a node.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CniArgs {
+    /// Directory with CNI configurations: the first makes the pod network, instead of the agent's own bridge. When it
+    /// is not named, /etc/cni/net.d is used if it holds one when the agent starts.
+    #[arg(long)]
+    pub(crate) cni_conf_dir: Option<PathBuf>,
+    /// Directories with CNI plugins.
+    #[arg(long, value_delimiter = ',', default_value = "/opt/cni/bin,/usr/lib/cni")]
+    pub(crate) cni_bin_dir: Vec<PathBuf>,
+}
+
+impl CniArgs {
+    /// Where plugins and configurations are; none when the agent makes the network itself.
+    pub(crate) fn dirs(&self) -> Option<skiff_kubelet::cni::Dirs> {
+        let usual = || Some(PathBuf::from("/etc/cni/net.d")).filter(|dir| skiff_kubelet::cni::config::present(dir));
+        let conf = self.cni_conf_dir.clone().or_else(usual)?;
+        Some(skiff_kubelet::cni::Dirs { conf, bin: self.cni_bin_dir.clone() })
+    }
 }
 
 /// Settings of components of one node.
@@ -261,6 +285,8 @@ fn label(text: &str) -> Result<(String, String), String> {
 pub(crate) struct NodeArgs {
     #[command(flatten)]
     pub(crate) ingress: IngressArgs,
+    #[command(flatten)]
+    pub(crate) cni: CniArgs,
     /// kubeconfig with this component's identity.
     #[arg(long)]
     pub(crate) kubeconfig: PathBuf,
@@ -288,7 +314,7 @@ pub(crate) struct NodeArgs {
     /// Domain of cluster DNS.
     #[arg(long, default_value = "cluster.local")]
     pub(crate) cluster_domain: String,
-    /// How pods of different nodes reach each other: auto, host-gw or vxlan.
+    /// How pods of different nodes reach each other: auto, host-gw, vxlan or none.
     #[arg(long, default_value = "auto")]
     pub(crate) pod_network: skiff_proxy::nodes::Mode,
 }
@@ -345,6 +371,11 @@ struct KubeconfigArgs {
 }
 
 impl Cli {
+    /// Whether it is a command whose messages are kubectl's.
+    pub(crate) fn is_for_kubectl(&self) -> bool {
+        matches!(self.command, Command::Func(_) | Command::Trigger(_))
+    }
+
     /// Carries the command out.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match &self.command {
@@ -396,6 +427,7 @@ impl Cli {
                 Command::Kubelet(a) => crate::components::kubelet(a).await,
                 Command::Proxy(a) => crate::components::proxy(a).await,
                 Command::Cfg(a) => crate::cfg::run(a).await,
+                Command::Faas(a) => crate::functions::run(a).await,
                 Command::MigrateStore(a) => crate::transfer::migrate(a).await,
                 Command::Backup(a) => crate::transfer::backup(a).await,
                 Command::Restore(a) => crate::transfer::restore(a).await,

@@ -59,7 +59,7 @@ impl Settings {
 /// Makes what is missing. `url` is how other machines reach the server, `ca` its CA.
 pub(crate) async fn prepare(client: kube::Client, url: String, ca: String, settings: Settings) -> anyhow::Result<()> {
     let work = async {
-        for object in rights() {
+        for object in rights().into_iter().chain(crate::functions::rights()) {
             create(&client, object).await?;
         }
         let info = [("kubeconfig", info(&url, &ca))].into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
@@ -80,11 +80,11 @@ fn info(url: &str, ca: &str) -> String {
     skiff_core::codec::to_yaml(&v)
 }
 
-fn subject(kind: &str, name: &str) -> Value {
+pub(crate) fn subject(kind: &str, name: &str) -> Value {
     json!({"kind": kind, "apiGroup": RBAC, "name": name})
 }
 
-fn binding(name: &str, namespace: Option<&str>, role: &str, subjects: &[Value]) -> Value {
+pub(crate) fn binding(name: &str, namespace: Option<&str>, role: &str, subjects: &[Value]) -> Value {
     let (kind, of) = if namespace.is_some() { ("RoleBinding", "Role") } else { ("ClusterRoleBinding", "ClusterRole") };
     json!({"kind": kind, "metadata": {"name": name, "namespace": namespace},
         "roleRef": {"apiGroup": RBAC, "kind": of, "name": role}, "subjects": subjects})

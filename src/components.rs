@@ -71,11 +71,12 @@ pub(crate) fn spawn_all(
     let gateway = args.ingress.config();
     let mut agent = kubelet_config(&config, Some(leaf), &pki.cluster.cert)?;
     agent.labels.extend(gateway_label(gateway.is_some()));
+    agent.cni = args.cni.dirs();
     spawn(tasks, "node agent", stop, skiff_kubelet::run(client, agent, stop.clone()));
     let client = server.client(User::new("system:kube-proxy", &[]));
     let proxy = skiff_proxy::Config { ingress: gateway, ..proxy_config(&config)? };
     spawn(tasks, "proxy", stop, skiff_proxy::run(client, proxy, stop.clone()));
-    Ok(())
+    crate::functions::start(tasks, server, args, pki, address, node, stop)
 }
 
 /// The label of nodes whose proxy is an ingress gateway: Ingresses get their addresses.
@@ -176,7 +177,7 @@ pub(crate) async fn client_config(kubeconfig: &Path) -> anyhow::Result<kube::Con
 }
 
 /// Runs one component until a signal.
-async fn alone(
+pub(crate) async fn alone(
     name: &'static str,
     stop: CancellationToken,
     run: impl Future<Output = anyhow::Result<()>>,
@@ -233,6 +234,8 @@ pub(crate) async fn kubelet(all: KubeletArgs) -> anyhow::Result<()> {
     let mut config = kubelet_config(&node_facts(&args, &name, address, &settings), Some(leaf), &pki.cluster.cert)?;
     config.labels.extend(all.node_labels);
     config.max_pods = all.max_pods;
+    config.labels.extend(gateway_label(args.ingress.config().is_some()));
+    config.cni = args.cni.dirs();
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
     if fake {

@@ -6,6 +6,7 @@ mod cli;
 mod cluster;
 mod components;
 mod discovery;
+mod functions;
 mod join;
 mod kubeconfig;
 mod plugin;
@@ -21,15 +22,20 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
-    let cli = cli::Cli::parse_from(plugin::arguments(std::env::args_os()));
-    // Under another name it is a plugin of kubectl.
+    // Under another name it is a plugin of kubectl: one of functions, or a command of ours.
     let program = std::env::args_os().next().unwrap_or_default();
     if let Some(tool) = skiff_faas::plugin::tool(program.as_ref()) {
         return skiff_faas::plugin::main(tool, std::env::args_os());
     }
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::parse_from(plugin::arguments(std::env::args_os()));
+    let cli = cli::Cli::parse_from(plugin::arguments(std::env::args_os()));
+    let kubectl = cli.is_for_kubectl();
     match cli.run() {
         Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) if kubectl => {
+            eprintln!("{}", skiff_faas::plugin::told(&e));
+            std::process::ExitCode::FAILURE
+        }
         Err(e) => {
             // One line that says what to do; the chain behind it for those who look.
             eprintln!("skiff: {e:#}");

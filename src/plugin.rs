@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 /// Names of links, and the command that each stands for.
-const PLUGINS: &[(&str, &str)] = &[("kubectl-cfg", "cfg")];
+const PLUGINS: &[(&str, &str)] = &[("kubectl-cfg", "cfg"), ("kubectl-func", "func"), ("kubectl-trigger", "trigger")];
 
 /// The command line as if the program had been called by its own name.
 pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
@@ -26,6 +26,7 @@ mod tests {
     fn a_link_is_its_command() {
         for (given, want) in [
             (vec!["/usr/local/bin/kubectl-cfg", "sched=random"], vec!["skiff", "cfg", "sched=random"]),
+            (vec!["kubectl-func", "list"], vec!["skiff", "func", "list"]),
             (vec!["./skiff", "cfg"], vec!["./skiff", "cfg"]),
             (vec![], vec![]),
         ] {

@@ -220,12 +220,13 @@ fn write_kubeconfigs(args: &UpArgs, pki: &Pki, url: &str, node: &str) -> anyhow:
     let dir = args.data_dir.join("kubeconfig");
     make_private(&dir)?;
     let node_user = format!("system:node:{node}");
-    let identities: [(&str, &str, &[&str]); 5] = [
+    let identities: [(&str, &str, &[&str]); 6] = [
         ("admin", "kubernetes-admin", &["system:masters"]),
         ("controller-manager", "system:kube-controller-manager", &[]),
         ("scheduler", "system:kube-scheduler", &[]),
         ("kubelet", &node_user, &["system:nodes"]),
         ("proxy", "system:kube-proxy", &[]),
+        ("functions", crate::functions::USER, &[]),
     ];
     for (file, user, groups) in identities {
         let leaf = pki.cluster.client(user, groups)?;

@@ -636,6 +636,9 @@ fn is_zero(n: &u32) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TriggerStatus {
+    /// Since when it is looked after: what was before is none of its business.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
     /// When it last called: for `cron` the time that was planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_time: Option<Time>,

@@ -12,9 +12,15 @@ pub mod api;
 pub mod archive;
 pub mod asynchronous;
 pub mod build;
+pub mod container;
+pub mod controller;
 pub mod gateway;
 pub mod instance;
 pub mod plugin;
+mod run;
 pub mod process;
 pub mod runtime;
 pub mod scale;
+pub mod trigger;
+
+pub use run::{Config, run};

@@ -22,6 +22,7 @@ use k8s_openapi::api::core::v1::Taint;
 use tokio_util::sync::CancellationToken;
 
 pub mod certificates;
+pub mod cni;
 pub mod events;
 mod metrics;
 pub mod net;
@@ -68,6 +69,8 @@ pub struct Config {
     pub docker_socket: PathBuf,
     /// Name of the bridge pods hang on.
     pub bridge: String,
+    /// CNI plugins to make the pod network with, instead of the bridge.
+    pub cni: Option<cni::Dirs>,
     /// Extra labels of the Node.
     pub labels: BTreeMap<String, String>,
     /// Taints the Node is registered with.
@@ -99,6 +102,7 @@ impl Config {
             max_pods: 110,
             docker_socket: "/var/run/docker.sock".into(),
             bridge: "skiff0".into(),
+            cni: None,
             labels: BTreeMap::new(),
             taints: Vec::new(),
             reserved_millicpu: 0,
@@ -243,6 +247,7 @@ async fn once(
             break Arc::new(net::PodNetwork::unlinked(&config, range));
         }
         match net::PodNetwork::setup(&config, range).await {
+        match net::Network::setup(&config, range).await {
             Ok(network) => break Arc::new(network),
             Err(error) => {
                 tracing::warn!(%error, "pod network cannot be set up; retrying");
@@ -265,6 +270,14 @@ async fn once(
         let directories = volumes::local::run(client.clone(), config.node_name.clone(), shutdown.child_token());
         tasks.push(tokio::spawn(directories));
     }
+    node.network(network.clone());
+    let manager = pod::Manager::new(client.clone(), config.clone(), runtime.clone(), network.clone(), node.clone());
+    let pods = tokio::spawn(manager.clone().run(shutdown.child_token()));
+    let serve = tokio::spawn(server::serve(listener, manager, node.clone(), shutdown.child_token()));
+    let keep = tokio::spawn(network.keep(runtime.clone(), shutdown.child_token()));
+    let directories = volumes::local::run(client.clone(), config.node_name.clone(), shutdown.child_token());
+    let directories = tokio::spawn(directories);
+    let mut tasks = vec![pods, nodes, serve, keep, directories];
     if own {
         tasks.push(tokio::spawn(certificates::keep_serving(client, config, slot, shutdown.child_token())));
     }
@@ -285,9 +298,14 @@ async fn once(
 /// packet filter rules, mounts and its data directory. Idempotent; used by `skiff down`.
 pub async fn cleanup(config: &Config) -> anyhow::Result<()> {
     if let Ok(docker) = runtime::docker::Docker::connect(config).await {
+        // What they hold beside their sandboxes, such as addresses, must be given back while those are there.
+        net::network::remove_all(config, &runtime::Runtime::list(&docker, None).await?).await;
         runtime::remove_all(&docker).await?;
     }
     net::teardown(config).await?;
+    if let Some(range) = config.cluster_cidr {
+        net::filter::refuse(&net::filter::of_range(range)).await;
+    }
     volumes::unmount_below(&config.data_dir.join("pods")).await?;
     match tokio::fs::remove_dir_all(config.data_dir.join("pods")).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),

@@ -6,6 +6,7 @@
 
 #[path = "../../../apiserver/storage/tests/it/etcd_cluster.rs"]
 mod etcd_cluster;
+mod leaders;
 mod moving;
 #[path = "../faults/process.rs"]
 #[allow(dead_code)] // Of the helpers of the fault tests, a part is used here.

@@ -21,7 +21,7 @@ use crate::process::{Api, binary};
 use crate::{copy_keys, flags, until};
 
 /// Servers on one cluster, all with the same keys.
-async fn servers(cluster: &Cluster, dir: &Path, count: usize) -> Result<Vec<Api>> {
+pub(crate) async fn servers(cluster: &Cluster, dir: &Path, count: usize) -> Result<Vec<Api>> {
     let flags = flags(cluster);
     let (data, log) = (|n: usize| dir.join(format!("d{n}")), |n: usize| dir.join(format!("s{n}.log")));
     let mut out = vec![Api::start_with(&data(0), &log(0), &flags).await?];
@@ -167,7 +167,8 @@ async fn addresses(clients: &[Client]) -> Result<()> {
     Ok(())
 }
 
-struct Running(Child);
+/// A process that is killed with the value.
+pub(crate) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -177,13 +178,17 @@ impl Drop for Running {
     }
 }
 
-fn manager(data: &Path, log: &Path) -> Result<Running> {
+/// Starts a component as a process of its own, on the server of a data directory.
+pub(crate) fn component(name: &str, data: &Path, log: &Path, more: &[&str]) -> Result<Running> {
     let log = File::options().create(true).append(true).open(log)?;
     let mut c = Command::new(binary()?);
-    c.args(["--log", "info", "controller-manager", "--kubeconfig"])
-        .arg(data.join("kubeconfig/controller-manager.yaml"));
-    c.arg("--data-dir").arg(data);
+    c.args(["--log", "info", name, "--kubeconfig"]).arg(data.join(format!("kubeconfig/{name}.yaml")));
+    c.arg("--data-dir").arg(data).args(more);
     Ok(Running(c.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?))
+}
+
+fn manager(data: &Path, log: &Path) -> Result<Running> {
+    component("controller-manager", data, log, &[])
 }
 
 /// Of two managers one works; when it is killed, the other one does, and there is one holder of the Lease at a time.

@@ -24,6 +24,8 @@ pub(crate) struct Bed {
     run: PathBuf,
     binary: PathBuf,
     pub(crate) nodes: Vec<String>,
+    /// Where the CNI configuration of the first node is, if it has one.
+    pub(crate) plugins: Option<tempfile::TempDir>,
 }
 
 /// Output of a command.
@@ -50,19 +52,26 @@ impl Drop for Bed {
 }
 
 impl Bed {
-    /// Starts a server and nodes that join it.
-    pub(crate) fn up(nodes: usize, network: &str) -> Result<Self> {
+    /// Starts a server and nodes that join it; with `plugins` CNI plugins make the first node's pod network.
+    pub(crate) fn up(nodes: usize, network: &str, plugins: bool) -> Result<Self> {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().context("the repository")?.to_owned();
         let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
         let built = target.parent().context("the target folder")?.join("debug/skiff");
         let binary = std::env::var_os("SKIFF_BIN").map_or(built, PathBuf::from);
         ensure!(binary.exists(), "{} is missing: run `cargo build -p skiff` first", binary.display());
         let run = std::env::var_os("SKIFF_TESTBED_RUN").map_or("/run/skiff-testbed".into(), PathBuf::from);
-        let bed = Self { root, run, binary, nodes: (1..=nodes).map(|i| format!("n{i}")).collect() };
+        let plugins = plugins.then(tempfile::tempdir).transpose()?;
+        let mut more = vec![];
+        if let Some(dir) = &plugins {
+            crate::plugins::configure(dir.path())?;
+            more.push(format!("--cni-conf-dir={}", dir.path().display()));
+        }
+        let bed = Self { root, run, binary, nodes: (1..=nodes).map(|i| format!("n{i}")).collect(), plugins };
         // What an earlier run that was killed left.
         bed.script(&["down"])?;
         let flags = ["--pod-network", network, "--node-monitor-grace-period", GRACE, "--load-balancer", BALANCERS];
-        let o = bed.script(&[&["up", &nodes.to_string()], &flags[..]].concat())?;
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        let o = bed.script(&[&["up", &nodes.to_string()], &flags[..], &more[..]].concat())?;
         ensure!(o.code == 0, "{}{}", o.out, o.err);
         Ok(bed)
     }

@@ -20,6 +20,9 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("balancer", crate::outside::balancer),
     ("gateways", crate::outside::gateways),
     ("policies", crate::outside::policies),
+    ("all_at_once", crate::faults::all_at_once),
+    ("engine", crate::faults::engine),
+    ("minute", crate::faults::minute),
     ("cut", cut),
     ("node_deleted", node_deleted),
 ];
@@ -105,7 +108,7 @@ pub(crate) fn web(bed: &Bed) -> Result<Vec<[String; 3]>> {
 }
 
 /// Everybody reaches everybody, by address, Service, name and node port, and is seen under its own address.
-fn network(bed: &Bed) -> Result<()> {
+pub(crate) fn network(bed: &Bed) -> Result<()> {
     let pods = web(bed)?;
     let address = |i: usize| format!("10.89.0.{}", i + 1);
     // Node ports: of every node, from every node and from outside.

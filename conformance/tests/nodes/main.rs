@@ -2,13 +2,15 @@
 //!
 //! Each node is a network namespace with an engine and a skiff of its own; the tests pull cables, kill agents and look at
 //! what kubectl and pods see. One bed of three nodes with plain routes for all cases, then one of two nodes with VXLAN for
-//! the network alone. Needs what tests/cluster needs. `SKIFF_SKIP_CLUSTER=1` skips both.
+//! the network alone, and one whose first node has CNI plugins (Debian's containernetworking-plugins). Needs what tests/cluster needs. `SKIFF_SKIP_CLUSTER=1` skips both.
 //!
 //!     hack/test.sh nodes [CASE ...]      or      cargo test -p skiff-conformance --test nodes [-- CASE ...]
 
 mod bed;
 mod cases;
+mod faults;
 mod outside;
+mod plugins;
 
 use std::process::ExitCode;
 
@@ -21,12 +23,13 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let (mut passed, mut failed) = (0, 0);
-    for (nodes, network, all) in [(3, "auto", cases::ALL), (2, "vxlan", cases::TUNNEL)] {
+    let beds = [(3, "auto", false, cases::ALL), (2, "vxlan", false, cases::TUNNEL), (2, "auto", true, plugins::ALL)];
+    for (nodes, network, plugins, all) in beds {
         let chosen: Vec<_> = all.iter().filter(|(n, _)| wanted.is_empty() || wanted.iter().any(|w| w == n)).collect();
         if chosen.is_empty() {
             continue;
         }
-        let bed = match Bed::up(nodes, network) {
+        let bed = match Bed::up(nodes, network, plugins) {
             Ok(bed) => bed,
             Err(e) => {
                 println!("FAIL cannot start {nodes} nodes: {e:#}");

@@ -96,15 +96,17 @@ impl Session {
         config.cluster_url = match &self.gateway {
             Some(url) if url.scheme().is_some() => url.clone(),
             Some(url) => bail!("--gateway {url} is no URL: name it as in https://192.0.2.1:8443"),
-            None => self.find().await?,
+            None => {
+                // Its certificate has this name, wherever it is reached.
+                config.tls_server_name = Some(format!("{}.{}.svc", GATEWAY.1, GATEWAY.0));
+                self.find().await?
+            }
         };
         // An answer of the function is an answer, also 503.
         config.default_retry = false;
         // Over plain HTTP nothing secret is sent: the gateway answers public functions there.
         if config.cluster_url.scheme() == Some(&http::uri::Scheme::HTTP) {
             config.auth_info = kube::config::AuthInfo::default();
-        } else {
-            config.tls_server_name = Some(format!("{}.{}.svc", GATEWAY.1, GATEWAY.0));
         }
         Ok(Client::try_from(config)?)
     }

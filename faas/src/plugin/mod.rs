@@ -1,6 +1,6 @@
 //! `kubectl func` and `kubectl trigger`: what a person does with functions from a command line.
 //!
-//! The program is this one under other names ([`TOOLS`]); kubectl finds it on the PATH. It knows the cluster only by the
+//! The program is this one under other names, which kubectl finds on the PATH. It knows the cluster only by the
 //! person's kubeconfig, as kubectl does, and the gateway by its Service. Messages and exit codes are kubectl's: `error: …`, or
 //! `Error from server (NotFound): …`, and 1.
 
@@ -12,43 +12,12 @@ mod logs;
 mod show;
 mod table;
 
-use std::ffi::OsString;
-use std::path::Path;
-use std::process::ExitCode;
-
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Subcommand};
 
 use connect::{Connection, Session};
 
-/// Names this program answers to, each with the command it then is.
-pub const TOOLS: [(&str, &str); 2] = [("kubectl-func", "func"), ("kubectl-trigger", "trigger")];
-
 /// Who writes objects, for server-side apply.
 const MANAGER: &str = "kubectl-func";
-
-/// The command that a program of this name is.
-#[must_use]
-pub fn tool(program: &Path) -> Option<&'static str> {
-    let name = program.file_name()?.to_str()?;
-    TOOLS.into_iter().find(|(n, _)| *n == name).map(|(_, tool)| tool)
-}
-
-/// Runs a plugin as a program of its own: parses what was typed, and ends with kubectl's codes.
-#[must_use]
-pub fn main(tool: &str, typed: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let typed = typed.into_iter();
-    let done = match tool {
-        "trigger" => TriggerCli::parse_from(typed).args.run(),
-        _ => FuncCli::parse_from(typed).args.run(),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("{}", told(&e));
-            ExitCode::FAILURE
-        }
-    }
-}
 
 /// An error in kubectl's words.
 #[must_use]
@@ -60,25 +29,6 @@ pub fn told(error: &anyhow::Error) -> String {
         Some(kube::Error::Api(status)) => format!("Error from server: {}", status.message),
         _ => format!("error: {error:#}"),
     }
-}
-
-#[derive(Debug, Parser)]
-#[command(
-    name = "kubectl func",
-    version,
-    about = "Functions: add, look at, call, change and remove them",
-    max_term_width = 100
-)]
-struct FuncCli {
-    #[command(flatten)]
-    args: FuncArgs,
-}
-
-#[derive(Debug, Parser)]
-#[command(name = "kubectl trigger", version, about = "Call a function and print its answer", max_term_width = 100)]
-struct TriggerCli {
-    #[command(flatten)]
-    args: TriggerArgs,
 }
 
 /// `kubectl func`.
@@ -182,15 +132,7 @@ mod tests {
 
     #[test]
     fn the_commands_are_sound() {
-        use clap::CommandFactory as _;
-        FuncCli::command().debug_assert();
-        TriggerCli::command().debug_assert();
-    }
-
-    #[test]
-    fn names_of_the_program() {
-        assert_eq!(tool(Path::new("/usr/local/bin/kubectl-func")), Some("func"));
-        assert_eq!(tool(Path::new("kubectl-trigger")), Some("trigger"));
-        assert_eq!(tool(Path::new("/x/skiff")), None);
+        FuncArgs::augment_args(clap::Command::new("func")).debug_assert();
+        TriggerArgs::augment_args(clap::Command::new("trigger")).debug_assert();
     }
 }

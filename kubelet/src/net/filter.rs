@@ -66,32 +66,55 @@ pub async fn apply(script: &str) -> Result<()> {
     run("nft", &["-f", "-"], script).await.map(drop)
 }
 
-/// Lets traffic of the bridge through the engine's forward chain, where there is one.
-pub async fn accept_forwarding(bridge: &str) -> Result<()> {
+/// How the engine's forward chain knows traffic: two matches, one for each direction.
+pub type Matches = [[String; 2]; 2];
+
+/// Traffic of a bridge.
+#[must_use]
+pub fn of_bridge(bridge: &str) -> Matches {
+    ["-i", "-o"].map(|direction| [direction.to_owned(), bridge.to_owned()])
+}
+
+/// Traffic of a range of addresses.
+#[must_use]
+pub fn of_range(range: Ipv4Net) -> Matches {
+    ["-s", "-d"].map(|direction| [direction.to_owned(), range.to_string()])
+}
+
+fn rule(verb: &'static str, [direction, value]: &[String; 2]) -> [String; 8] {
+    ["-w", "5", verb, "DOCKER-USER", direction, value, "-j", "ACCEPT"].map(str::to_owned)
+}
+
+/// Lets traffic through the engine's forward chain, where there is one.
+pub async fn accept(matches: &Matches) -> Result<()> {
     if run("iptables", &["-w", "5", "-n", "-L", "DOCKER-USER"], "").await.is_err() {
         return Ok(());
     }
-    for direction in ["-i", "-o"] {
-        let rule = ["DOCKER-USER", direction, bridge, "-j", "ACCEPT"];
-        if run("iptables", &[&["-w", "5", "-C"], &rule[..]].concat(), "").await.is_err() {
-            run("iptables", &[&["-w", "5", "-I"], &rule[..]].concat(), "").await?;
+    for one in matches {
+        if run("iptables", &rule("-C", one), "").await.is_err() {
+            run("iptables", &rule("-I", one), "").await?;
         }
     }
     Ok(())
 }
 
-/// Removes what [`apply`] and [`accept_forwarding`] made.
+/// Takes back what [`accept`] allowed.
+pub async fn refuse(matches: &Matches) {
+    for one in matches {
+        // Fails when the rule is not there, which is what we want.
+        let _ = run("iptables", &rule("-D", one), "").await;
+    }
+}
+
+/// Removes what [`apply`] made for a bridge, and the leave to forward.
 pub async fn remove(bridge: &str) -> Result<()> {
     let table = table(bridge);
     apply(&format!("add table ip {table}\ndelete table ip {table}\n")).await?;
-    for direction in ["-i", "-o"] {
-        // Fails when the rule is not there, which is what we want.
-        let _ = run("iptables", &["-w", "5", "-D", "DOCKER-USER", direction, bridge, "-j", "ACCEPT"], "").await;
-    }
+    refuse(&of_bridge(bridge)).await;
     Ok(())
 }
 
-async fn run(program: &'static str, args: &[&str], input: &str) -> Result<String> {
+async fn run(program: &'static str, args: &[impl AsRef<std::ffi::OsStr>], input: &str) -> Result<String> {
     let failed = |message: String| Error::Filter { program, message };
     let work = async {
         let mut child = Command::new(program)

@@ -1,4 +1,4 @@
-//! The pod network of one node: a bridge, one veth pair per pod, addresses.
+//! The pod network of one node: a bridge, one veth pair per pod, addresses; or what CNI plugins make ([`network`]).
 //!
 //! A sandbox is made with no network; the agent creates the pair, moves one end into the sandbox's network namespace
 //! and configures it there through netlink on a thread that entered the namespace. Addresses are remembered in the
@@ -24,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 use crate::Config;
 
 pub mod filter;
+pub mod network;
+
+pub use network::Network;
 
 /// Largest frame pods send. Room for VXLAN's 50 bytes when pods of several nodes talk.
 const MTU: u32 = 1450;
@@ -58,6 +61,15 @@ pub enum Error {
     /// No answer in time.
     #[error("netlink did not answer in time")]
     Timeout,
+    /// The sandbox has no process.
+    #[error("the sandbox has no process")]
+    NoProcess,
+    /// The sandbox has the network of another configuration.
+    #[error("the sandbox was made with another kind of network")]
+    Foreign,
+    /// A CNI plugin failed, or there is none.
+    #[error(transparent)]
+    Cni(#[from] crate::cni::Error),
 }
 
 /// Result of a network call.
@@ -213,9 +225,7 @@ impl PodNetwork {
         let (gateway, prefix) = (self.lock_ipam().gateway(), self.range.prefix_len());
         in_netns(pid, move || async move {
             let handle = connect()?;
-            if let Some(lo) = index_of(&handle, "lo").await? {
-                handle.link().set(LinkUnspec::new_with_index(lo).up().build()).execute().await?;
-            }
+            set_loopback_up(&handle).await?;
             let index = match index_of(&handle, "eth0").await? {
                 Some(index) => index,
                 None => {
@@ -285,14 +295,9 @@ impl PodNetwork {
             }
         }
         handle.link().set(LinkUnspec::new_with_index(index).mtu(MTU).up().build()).execute().await?;
-        sysctl("net/ipv4/ip_forward", "1")?;
         // A host port on the loopback address is sent into the bridge.
         sysctl(&format!("net/ipv4/conf/{}/route_localnet", self.bridge), "1")?;
-        // Traffic between pods of one bridge must pass the service rules. The module may be built in, or absent.
-        if let Err(error) = sysctl("net/bridge/bridge-nf-call-iptables", "1") {
-            tracing::debug!(%error, "bridge traffic does not pass the packet filter");
-        }
-        Ok(())
+        forward_packets()
     }
 
     async fn ensure_rules(&self) -> Result<()> {
@@ -302,7 +307,7 @@ impl PodNetwork {
         };
         ports.sort();
         filter::apply(&filter::ruleset(&self.bridge, self.range, self.cluster, &ports)).await?;
-        filter::accept_forwarding(&self.bridge).await
+        filter::accept(&filter::of_bridge(&self.bridge)).await
     }
 }
 
@@ -401,6 +406,32 @@ fn traffic_of(statistics: &Path) -> Option<Traffic> {
         Some([of("bytes")?, of("packets")?, of("errors")?, of("dropped")?])
     };
     Some(Traffic { received: all("tx")?, sent: all("rx")? })
+/// Makes sure that a pod reaches itself.
+///
+/// # Errors
+/// When the namespace cannot be entered, or the kernel refuses.
+pub async fn loopback_up(pid: i32) -> Result<()> {
+    in_netns(pid, || async { set_loopback_up(&connect()?).await }).await
+}
+
+async fn set_loopback_up(handle: &Handle) -> Result<()> {
+    if let Some(lo) = index_of(handle, "lo").await? {
+        handle.link().set(LinkUnspec::new_with_index(lo).up().build()).execute().await?;
+    }
+    Ok(())
+}
+
+/// Makes the host forward packets, and those between pods of one bridge pass its packet filter.
+///
+/// # Errors
+/// When the host may not forward.
+pub fn forward_packets() -> Result<()> {
+    sysctl("net/ipv4/ip_forward", "1")?;
+    // Traffic between pods of one bridge must pass the service rules. The module may be built in, or absent.
+    if let Err(error) = sysctl("net/bridge/bridge-nf-call-iptables", "1") {
+        tracing::debug!(%error, "bridge traffic does not pass the packet filter");
+    }
+    Ok(())
 }
 
 /// Name of the host's end of a pod's pair. Fifteen bytes is the kernel's limit.

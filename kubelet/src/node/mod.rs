@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Config;
 use crate::events::{Kind, Recorder};
+use crate::net::Network;
 use crate::runtime::{Info, Runtime};
 
 /// The API version this agent speaks.
@@ -61,7 +61,7 @@ pub struct NodeAgent {
     config: Arc<Config>,
     runtime: Arc<dyn Runtime>,
     recorder: Recorder,
-    network_ready: AtomicBool,
+    network: OnceLock<Arc<Network>>,
     /// Wakes the status loop before its time.
     news: Notify,
     /// The range as the Node has it, and the one that pods here have.
@@ -78,7 +78,7 @@ impl NodeAgent {
             recorder: Recorder::start(client.clone(), config.node_name.clone()),
             client,
             runtime,
-            network_ready: AtomicBool::new(false),
+            network: OnceLock::new(),
             news: Notify::new(),
             pod_cidr: watch::channel(config.pod_cidr).0,
             used_cidr: OnceLock::new(),
@@ -151,9 +151,10 @@ impl NodeAgent {
         }
     }
 
-    /// Notes that pods can get a network.
-    pub fn network_ready(&self) {
-        self.network_ready.store(true, Ordering::Relaxed);
+    /// Takes the pod network, which is asked from now on whether pods can get one.
+    pub fn network(&self, network: Arc<Network>) {
+        // There is one network in an agent's life.
+        let _ = self.network.set(network);
         self.news.notify_one();
     }
 
@@ -446,12 +447,14 @@ impl NodeAgent {
             (kind, low, reason, message)
         };
         let word = |low: bool, good: &str, bad: &str| if low { bad.to_string() } else { good.to_string() };
-        let network = self.network_ready.load(Ordering::Relaxed);
-        let ready = problem.is_none() && network;
+        let network = self.network.get().map_or(Err("the pod network is being set up".to_owned()), |n| n.ready());
+        let ready = problem.is_none() && network.is_ok();
         let ready_message = match (&problem, network) {
             (Some(problem), _) => problem.clone(),
-            (None, false) => "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:the pod network is being set up".into(),
-            (None, true) => "kubelet is posting ready status".into(),
+            (None, Err(why)) => format!(
+                "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{why}"
+            ),
+            (None, Ok(())) => "kubelet is posting ready status".into(),
         };
         let fresh = [
             pressure(

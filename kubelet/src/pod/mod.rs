@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Config;
 use crate::events::Recorder;
-use crate::net::PodNetwork;
+use crate::net::Network;
 use crate::node::{Capacity, NodeAgent};
 use crate::runtime::{Container, Runtime, label};
 use crate::source::{Key, Sources};
@@ -53,7 +53,7 @@ pub struct Shared {
     /// The container runtime.
     pub runtime: Arc<dyn Runtime>,
     /// The pod network.
-    pub network: Arc<PodNetwork>,
+    pub network: Arc<Network>,
     /// Where events go.
     pub recorder: Recorder,
     /// ConfigMaps, Secrets and Services.
@@ -188,7 +188,7 @@ impl Manager {
         client: kube::Client,
         config: Arc<Config>,
         runtime: Arc<dyn Runtime>,
-        network: Arc<PodNetwork>,
+        network: Arc<Network>,
         node: Arc<NodeAgent>,
         sources: Arc<Sources>,
     ) -> Arc<Self> {
@@ -241,11 +241,7 @@ impl Manager {
         loop {
             match self.shared.runtime.list(None).await {
                 Ok(all) => {
-                    for container in &all {
-                        if let Ok(address) = container.label(label::IP).parse() {
-                            self.shared.network.adopt(container.label(label::POD_UID), address);
-                        }
-                    }
+                    self.shared.network.adopt(&self.shared.config, &all).await;
                     return;
                 }
                 Err(error) => {

@@ -22,7 +22,6 @@ use super::plan::{self, Observed};
 use super::spec::{self, Role};
 use super::status::{self, Health, Verdict, Waiting};
 use crate::events::Kind as EventKind;
-use crate::net::HostPort;
 use crate::pod::fields::Facts;
 use crate::probes::{Probes, Target};
 use crate::runtime::{Container, Error as RuntimeError, State, label};
@@ -30,6 +29,9 @@ use crate::volumes;
 
 mod containers;
 mod report;
+mod sandbox;
+
+pub use sandbox::host_ports;
 
 /// A worker looks at its pod at least this often, should a wake-up be lost.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -250,7 +252,7 @@ impl Worker {
     async fn begin(&mut self) -> Result<Next, anyhow::Error> {
         let snapshot = self.observe().await?;
         if let Some(sandbox) = snapshot.sandbox() {
-            self.address = sandbox.label(label::IP).parse().ok();
+            self.address = self.shared.network.address(&self.uid, sandbox);
             let ended = matches!(self.phase(), Some("Succeeded" | "Failed"));
             tracing::debug!(pod = %spec::full_name(&self.pod), ended, "adopting pod");
         }
@@ -338,7 +340,7 @@ impl Worker {
             self.volumes_ready = true;
         }
         if let Some(sandbox) = snapshot.sandbox().cloned() {
-            self.connect(&sandbox).await?;
+            self.connect_or_tell(&sandbox).await?;
         }
         self.sync_probes(&snapshot);
         let mut plan = self.plan(&snapshot);
@@ -543,6 +545,11 @@ impl Worker {
             self.stage = Stage::Stopping(Instant::now());
             return Ok(Next::Now);
         }
+        if let Err(error) = self.shared.network.disconnect(&self.uid, &snapshot.sandboxes).await {
+            let message = format!("error killing pod: failed to destroy network for sandbox: {error}");
+            self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "FailedKillPod", message);
+            return Err(error.into());
+        }
         for sandbox in &snapshot.sandboxes {
             self.shared.runtime.remove(&sandbox.id).await?;
         }
@@ -575,7 +582,9 @@ impl Worker {
 
     /// Removes the last traces, the object among them.
     async fn remove(&mut self) -> Result<Next, anyhow::Error> {
-        for container in self.shared.runtime.list(Some(&self.uid)).await? {
+        let all = self.shared.runtime.list(Some(&self.uid)).await?;
+        self.shared.network.disconnect(&self.uid, &all).await?;
+        for container in all {
             self.shared.runtime.remove(&container.id).await?;
         }
         self.shared.network.release(&self.uid).await?;
@@ -588,21 +597,4 @@ impl Worker {
         self.stage = Stage::Gone;
         Ok(Next::Now)
     }
-}
-
-/// The host ports a pod asks for.
-pub fn host_ports(pod: &Pod, address: Ipv4Addr) -> Vec<HostPort> {
-    let all = spec::containers(pod);
-    let ports = all.iter().flat_map(|(_, c)| c.ports.iter().flatten());
-    ports
-        .filter_map(|port| {
-            Some(HostPort {
-                protocol: port.protocol.as_deref().unwrap_or("TCP").to_lowercase(),
-                host_ip: port.host_ip.as_ref().and_then(|ip| ip.parse().ok()),
-                host_port: port.host_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0)?,
-                pod_ip: address,
-                pod_port: u16::try_from(port.container_port).ok()?,
-            })
-        })
-        .collect()
 }

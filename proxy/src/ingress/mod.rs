@@ -79,7 +79,7 @@ impl State {
     /// A gateway's state with fixed rules, for one that follows no server.
     #[must_use]
     pub fn of(table: Table) -> Self {
-        Self { known: RwLock::default(), table: RwLock::new(Arc::new(table)) }
+        Self { table: RwLock::new(Arc::new(table)), ..Self::default() }
     }
 
     /// The rules as they are now.

@@ -19,6 +19,8 @@ pub enum Mode {
     HostGw,
     /// VXLAN always: for segments that drop packets with foreign addresses.
     Vxlan,
+    /// Nothing: CNI plugins see to it.
+    Off,
 }
 
 impl FromStr for Mode {
@@ -29,7 +31,8 @@ impl FromStr for Mode {
             "auto" => Ok(Self::Auto),
             "host-gw" => Ok(Self::HostGw),
             "vxlan" => Ok(Self::Vxlan),
-            other => Err(format!("{other:?} is no pod network: choose auto, host-gw or vxlan")),
+            "none" => Ok(Self::Off),
+            other => Err(format!("{other:?} is no pod network: choose auto, host-gw, vxlan or none")),
         }
     }
 }
@@ -40,6 +43,7 @@ impl std::fmt::Display for Mode {
             Self::Auto => "auto",
             Self::HostGw => "host-gw",
             Self::Vxlan => "vxlan",
+            Self::Off => "none",
         })
     }
 }
@@ -100,6 +104,9 @@ pub fn plan(frame: &Frame, segment: Ipv4Net, peers: &Peers) -> BTreeSet<Hop> {
     let own = peers.get(&frame.node).map(|p| p.range);
     let overlap = |a: &Ipv4Net, b: &Ipv4Net| a.contains(b) || b.contains(a);
     let mut hops: BTreeSet<Hop> = BTreeSet::new();
+    if frame.mode == Mode::Off {
+        return hops;
+    }
     // In the order of names, so that of two nodes that claim one range all nodes choose the same.
     for (name, peer) in peers {
         let strange = !frame.cluster.contains(&peer.range)
@@ -112,7 +119,7 @@ pub fn plan(frame: &Frame, segment: Ipv4Net, peers: &Peers) -> BTreeSet<Hop> {
         let near = segment.contains(&peer.address);
         let tunnel = match frame.mode {
             Mode::Auto => !near,
-            Mode::HostGw => false,
+            Mode::HostGw | Mode::Off => false,
             Mode::Vxlan => true,
         };
         hops.insert(Hop { range: peer.range, node: peer.address, tunnel });
@@ -160,6 +167,7 @@ mod tests {
         assert_eq!(got("auto"), ways(false, true));
         assert_eq!(got("host-gw"), ways(false, false));
         assert_eq!(got("vxlan"), ways(true, true));
+        assert_eq!(got("none"), []);
         assert!("flannel".parse::<Mode>().is_err());
     }
 

@@ -1,0 +1,226 @@
+//! Who asks, and whether they may: the cluster's own answers (TokenReview, SubjectAccessReview), remembered for a short time.
+//!
+//! A client certificate was verified by TLS already; a bearer token is shown to the API server. Then that is asked whether
+//! the caller may `create` `functions/invoke` of the function. What was granted is believed for a minute, what was refused
+//! for some seconds. Of tokens only digests are kept.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::invoke::InvokeError;
+use crate::api::GROUP;
+
+/// Answers that are remembered, of either kind.
+const KEPT: usize = 4096;
+/// How long a yes holds.
+const YES: Duration = Duration::from_secs(60);
+/// How long a no holds.
+const NO: Duration = Duration::from_secs(5);
+/// Time for the API server to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Somebody the cluster knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct User {
+    /// Name.
+    pub name: String,
+    /// Unique id, empty when unknown.
+    pub uid: String,
+    /// Groups.
+    pub groups: Vec<String>,
+    /// Further facts.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    /// The identity of a verified client certificate: common name and organizations.
+    #[must_use]
+    pub fn of_certificate(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let subject = certificate.subject();
+        let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+        let organizations = subject.iter_organization().filter_map(|o| o.as_str().ok().map(str::to_owned));
+        let groups = organizations.chain(["system:authenticated".to_owned()]).collect();
+        Some(Self { name, groups, ..Self::default() })
+    }
+}
+
+/// Answers with their end. When it is full, what has ended goes; when that does not help, all of it.
+struct Memory<K, V> {
+    known: HashMap<K, (V, Instant)>,
+}
+
+impl<K: Eq + Hash, V: Clone> Memory<K, V> {
+    fn get(&self, key: &K) -> Option<V> {
+        self.known.get(key).filter(|(_, until)| *until > Instant::now()).map(|(v, _)| v.clone())
+    }
+
+    fn put(&mut self, key: K, value: V, holds: Duration) {
+        let now = Instant::now();
+        if self.known.len() >= KEPT {
+            self.known.retain(|_, (_, until)| *until > now);
+        }
+        if self.known.len() >= KEPT {
+            self.known.clear();
+        }
+        self.known.insert(key, (value, now + holds));
+    }
+}
+
+impl<K, V> Default for Memory<K, V> {
+    fn default() -> Self {
+        Self { known: HashMap::new() }
+    }
+}
+
+/// The cluster's answers.
+pub struct Auth {
+    client: Client,
+    tokens: Mutex<Memory<[u8; 32], Option<User>>>,
+    rights: Mutex<Memory<(User, String), bool>>,
+}
+
+fn unavailable(error: &impl std::fmt::Display) -> InvokeError {
+    InvokeError::Unavailable(format!("the cluster does not say who may: {error}"))
+}
+
+/// The bearer token of a request.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+impl Auth {
+    /// Asks with this client.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client, tokens: Mutex::default(), rights: Mutex::default() }
+    }
+
+    /// Who sends a request with these headers. A certificate is believed before a token.
+    ///
+    /// # Errors
+    /// When nobody says who it is, or the token is not valid.
+    pub async fn user(&self, headers: &HeaderMap, certificate: Option<&User>) -> Result<User, InvokeError> {
+        if let Some(user) = certificate {
+            return Ok(user.clone());
+        }
+        let missing = "send a client certificate or a bearer token, or make the function public";
+        let token = bearer(headers).ok_or_else(|| InvokeError::Unauthorized(missing.into()))?;
+        let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        let known = self.tokens.lock().get(&key);
+        let user = match known {
+            Some(user) => user,
+            None => {
+                let user = self.review(token).await?;
+                self.tokens.lock().put(key, user.clone(), if user.is_some() { YES } else { NO });
+                user
+            }
+        };
+        user.ok_or_else(|| InvokeError::Unauthorized("the token is not valid".into()))
+    }
+
+    async fn review(&self, token: &str) -> Result<Option<User>, InvokeError> {
+        let spec = TokenReviewSpec { token: token.to_owned(), ..TokenReviewSpec::default() };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let api = Api::<TokenReview>::all(self.client.clone());
+        let parameters = PostParams::default();
+        let asked = tokio::time::timeout(PATIENCE, api.create(&parameters, &review));
+        let status = asked.await.map_err(|e| unavailable(&e))?.map_err(|e| unavailable(&e))?.status.unwrap_or_default();
+        if status.authenticated != Some(true) {
+            return Ok(None);
+        }
+        let user = status.user.unwrap_or_default();
+        Ok(Some(User {
+            name: user.username.unwrap_or_default(),
+            uid: user.uid.unwrap_or_default(),
+            groups: user.groups.unwrap_or_default(),
+            extra: user.extra.unwrap_or_default(),
+        }))
+    }
+
+    /// Whether a user may call a function.
+    ///
+    /// # Errors
+    /// When not, or when nobody says.
+    pub async fn permitted(&self, user: User, namespace: &str, name: &str) -> Result<(), InvokeError> {
+        let key = (user, format!("{namespace}/{name}"));
+        let known = self.rights.lock().get(&key);
+        let allowed = match known {
+            Some(allowed) => allowed,
+            None => {
+                let allowed = self.ask(&key.0, namespace, name).await?;
+                self.rights.lock().put(key.clone(), allowed, if allowed { YES } else { NO });
+                allowed
+            }
+        };
+        let refused = || InvokeError::Forbidden { user: key.0.name.clone(), name: key.1.clone() };
+        allowed.then_some(()).ok_or_else(refused)
+    }
+
+    async fn ask(&self, user: &User, namespace: &str, name: &str) -> Result<bool, InvokeError> {
+        let attributes = ResourceAttributes {
+            group: Some(GROUP.into()),
+            version: Some("v1".into()),
+            resource: Some("functions".into()),
+            subresource: Some("invoke".into()),
+            verb: Some("create".into()),
+            namespace: Some(namespace.to_owned()),
+            name: Some(name.to_owned()),
+            ..ResourceAttributes::default()
+        };
+        let spec = SubjectAccessReviewSpec {
+            user: Some(user.name.clone()),
+            uid: Some(user.uid.clone()).filter(|u| !u.is_empty()),
+            groups: Some(user.groups.clone()),
+            extra: Some(user.extra.clone()).filter(|e| !e.is_empty()),
+            resource_attributes: Some(attributes),
+            ..SubjectAccessReviewSpec::default()
+        };
+        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+        let api = Api::<SubjectAccessReview>::all(self.client.clone());
+        let parameters = PostParams::default();
+        let asked = tokio::time::timeout(PATIENCE, api.create(&parameters, &review));
+        let answer = asked.await.map_err(|e| unavailable(&e))?.map_err(|e| unavailable(&e))?;
+        Ok(answer.status.is_some_and(|s| s.allowed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bearers_are_found() {
+        let mut headers = HeaderMap::new();
+        for (value, want) in
+            [("Bearer abc", Some("abc")), ("bearer  abc ", Some("abc")), ("Basic abc", None), ("Bearer", None)]
+        {
+            headers.insert(AUTHORIZATION, value.parse().unwrap());
+            assert_eq!(bearer(&headers), want, "{value}");
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut m = Memory::default();
+        for i in 0..KEPT * 2 + 1 {
+            m.put(i, (), if i % 2 == 0 { YES } else { Duration::ZERO });
+            assert!(m.known.len() <= KEPT);
+        }
+        assert_eq!(m.get(&(KEPT * 2)), Some(()));
+        m.put(1, (), Duration::ZERO);
+        assert_eq!(m.get(&1), None, "an answer ends");
+    }
+}

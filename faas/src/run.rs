@@ -1,0 +1,163 @@
+//! Wiring: definitions, classes, controller, gateway.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::{conditions, wait::await_condition};
+use kube::{Api, Client};
+use skiff_controllers::runtime::worker;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::definitions;
+use crate::asynchronous::Queue;
+use crate::container::Pods;
+use crate::controller::{Classes, Controller, Place, queue};
+use crate::gateway::hub::{Context, Hub};
+use crate::gateway::invoke::Sink;
+use crate::gateway::serve::{Gateway, Tls};
+use crate::instance::Class;
+use crate::runtime::Images;
+use crate::trigger::Triggers;
+
+/// Time for the definitions to be served.
+const DEFINED: Duration = Duration::from_secs(30);
+/// Time for first lists.
+const LISTED: Duration = Duration::from_secs(60);
+/// Field manager of the definitions.
+const MANAGER: &str = "skiff-functions";
+/// Pause between tries to reach the API at the start, and their number.
+const START: (Duration, u32) = (Duration::from_millis(250), 240);
+
+/// Settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where HTTP is served.
+    pub http: SocketAddr,
+    /// Where HTTPS is served, with what.
+    pub https: Option<(SocketAddr, Tls)>,
+    /// Address of this machine that pods reach. A loopback address means that there are no Services for functions.
+    pub address: IpAddr,
+    /// Name of this machine: no two that run functions have the same.
+    pub node: String,
+    /// Directory below which triggers may look at files.
+    pub files: Option<PathBuf>,
+    /// Domain of cluster DNS.
+    pub domain: String,
+    /// Images that code without one runs in.
+    pub images: Images,
+}
+
+/// Installs the custom resources and waits until they are served.
+///
+/// # Errors
+/// When the API refuses, or takes too long.
+pub(crate) async fn define(client: &Client) -> anyhow::Result<()> {
+    let api = Api::<CustomResourceDefinition>::all(client.clone());
+    for definition in definitions() {
+        let name = definition.metadata.name.clone().unwrap_or_default();
+        let parameters = PatchParams::apply(MANAGER).force();
+        api.patch(&name, &parameters, &Patch::Apply(&definition))
+            .await
+            .with_context(|| format!("cannot define {name}"))?;
+        let established = await_condition(api.clone(), &name, conditions::is_crd_established());
+        let waited = tokio::time::timeout(DEFINED, established).await;
+        waited
+            .with_context(|| format!("{name} is not served in time"))?
+            .with_context(|| format!("cannot watch {name}"))?;
+    }
+    Ok(())
+}
+
+/// Serves functions until `stop`. `processes` is the class of processes, where this machine has it.
+///
+/// # Errors
+/// When a port is taken, or the API does not answer at the start.
+pub async fn run(
+    client: Client,
+    config: Config,
+    processes: Option<Arc<dyn Class>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let http = bind(config.http).await?;
+    let place = Place {
+        address: Some(config.address).filter(|a| !a.is_loopback()),
+        http: http.local_addr()?.port(),
+        https: config.https.as_ref().map(|(a, _)| a.port()),
+        domain: config.domain.clone(),
+    };
+    let https = match &config.https {
+        Some((address, tls)) => Some((bind(*address).await?, tls.acceptor().context("certificates of the gateway")?)),
+        None => None,
+    };
+    let mut tries = 0;
+    while let Err(error) = define(&client).await {
+        tries += 1;
+        if tries >= START.1 {
+            return Err(error);
+        }
+        // The rights may come a moment later than the server.
+        tracing::debug!(error = format!("{error:#}"), "functions are not defined yet");
+        if stop.run_until_cancelled(tokio::time::sleep(START.0)).await.is_none() {
+            return Ok(());
+        }
+    }
+    let (queue, changed) = queue();
+    let hub = Arc::new(Hub::new(Arc::new(Context::new(changed))));
+    let pods = Pods::new(client.clone(), config.images.clone(), &stop);
+    let classes = Classes { pods: Arc::clone(&pods), processes: processes.clone() };
+    let controller = Controller::new(client.clone(), Arc::clone(&hub), classes, place.clone(), queue);
+    let controller = Arc::new(controller);
+    let gateway = Arc::new(Gateway::new(Arc::clone(&hub), client.clone()));
+    let calls = Queue::new(client.clone(), &config.node);
+    gateway.queue_into(Arc::clone(&calls) as Arc<dyn Sink>);
+    controller.trigger(Arc::new(Triggers::new(client.clone(), Arc::clone(&calls), config.files.clone())));
+    let mut tasks = JoinSet::new();
+    // The doors are open first: who comes early waits.
+    tasks.spawn(Arc::clone(&gateway).serve(http, None, stop.clone()));
+    if let Some((listener, tls)) = https {
+        tasks.spawn(Arc::clone(&gateway).serve(listener, Some(tls), stop.clone()));
+    }
+    if !controller.follow(LISTED, &stop).await {
+        if stop.is_cancelled() {
+            return Ok(());
+        }
+        bail!("functions could not be listed in time");
+    }
+    let all = [Some(Arc::clone(&pods) as Arc<dyn Class>), processes];
+    for class in all.into_iter().flatten() {
+        let events = class.events();
+        let (listening, stop) = (Arc::clone(&controller).listen(class, events), stop.clone());
+        tasks.spawn(async move {
+            stop.run_until_cancelled(listening).await;
+        });
+    }
+    pods.adopt(LISTED).await?;
+    let context = Arc::clone(&hub.context);
+    let looking = stop.clone();
+    tasks.spawn(async move { context.look_after(looking).await });
+    let mut workers = JoinSet::new();
+    worker::spawn(&mut workers, controller, &stop);
+    hub.complete();
+    tasks.spawn(calls.run(gateway.caller(), stop.clone()));
+    if let Err(error) = place.announce(&client).await {
+        tracing::warn!(%error, "the gateway's Service could not be made");
+    }
+    tracing::info!(http = %config.http, "functions are served");
+    stop.cancelled().await;
+    while tasks.join_next().await.is_some() {}
+    workers.shutdown().await;
+    Ok(())
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} for functions: is the port taken?"))
+}

@@ -1,0 +1,189 @@
+//! Wiring of functions: in `skiff up`, and `skiff faas` alone against any cluster.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::{Value, json};
+use skiff_apiserver::Server;
+use skiff_apiserver::auth::User;
+use skiff_apiserver::pki::Pki;
+use skiff_controllers::runtime::leader::while_leading;
+use skiff_faas::Config;
+use skiff_faas::gateway::serve::Tls;
+use skiff_faas::runtime::Images;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::UpArgs;
+use crate::components::{Tasks, alone, client, spawn};
+
+/// The identity of what runs functions.
+pub(crate) const USER: &str = "system:skiff-functions";
+/// The Lease of the process that does, where there may be several.
+const LEASE: &str = "skiff-functions";
+
+/// How functions are served.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct FunctionsArgs {
+    /// Port of the gateway of functions for HTTP; 0 turns functions off.
+    #[arg(long, default_value_t = 8081)]
+    pub(crate) functions_http_port: u16,
+    /// Port of the gateway of functions for HTTPS; 0 turns that off.
+    #[arg(long, default_value_t = 8443)]
+    pub(crate) functions_https_port: u16,
+    /// Directory below which triggers of functions may look at files. Without it there are no such triggers.
+    #[arg(long)]
+    pub(crate) functions_files: Option<PathBuf>,
+    /// Image that Python functions run in when they run as pods.
+    #[arg(long, default_value_t = Images::default().python)]
+    pub(crate) functions_python_image: String,
+    /// Image that Node.js functions run in when they run as pods.
+    #[arg(long, default_value_t = Images::default().node)]
+    pub(crate) functions_node_image: String,
+    /// Image that other programs run in when they come without one.
+    #[arg(long, default_value_t = Images::default().http)]
+    pub(crate) functions_http_image: String,
+}
+
+impl FunctionsArgs {
+    fn config(&self, address: IpAddr, node: &str, domain: &str, tls: Option<Tls>) -> Config {
+        let at = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let https = self.functions_https_port;
+        Config {
+            http: at(self.functions_http_port),
+            https: tls.filter(|_| https != 0).map(|tls| (at(https), tls)),
+            address,
+            domain: domain.to_owned(),
+            node: node.to_owned(),
+            files: self.functions_files.clone(),
+            images: Images {
+                python: self.functions_python_image.clone(),
+                node: self.functions_node_image.clone(),
+                http: self.functions_http_image.clone(),
+            },
+        }
+    }
+}
+
+/// Settings of `faas`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct FaasArgs {
+    /// kubeconfig with an identity that may do what the ClusterRole skiff:functions says.
+    #[arg(long)]
+    pub(crate) kubeconfig: PathBuf,
+    /// Address that pods reach this machine at. Default: that of the default route.
+    #[arg(long)]
+    pub(crate) advertise_address: Option<IpAddr>,
+    /// Domain of cluster DNS.
+    #[arg(long, default_value = "cluster.local")]
+    pub(crate) cluster_domain: String,
+    /// Certificate of the HTTPS gateway. Without it there is only HTTP.
+    #[arg(long, requires_all = ["tls_key", "client_ca"])]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Key of that certificate.
+    #[arg(long)]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// CA of clients' certificates.
+    #[arg(long)]
+    pub(crate) client_ca: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) functions: FunctionsArgs,
+}
+
+impl FaasArgs {
+    fn tls(&self) -> anyhow::Result<Option<Tls>> {
+        let (Some(certificate), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.client_ca) else {
+            return Ok(None);
+        };
+        let read =
+            |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        Ok(Some(Tls { certificate: read(certificate)?, key: read(key)?, client_ca: read(ca)? }))
+    }
+}
+
+/// Serves functions in the process of the server.
+pub(crate) fn start(
+    tasks: &mut Tasks,
+    server: &Server,
+    args: &UpArgs,
+    pki: &Arc<Pki>,
+    address: IpAddr,
+    node: &str,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    if args.functions.functions_http_port == 0 {
+        return Ok(());
+    }
+    let service = "skiff-gateway.kube-system.svc";
+    let names =
+        [service.to_owned(), format!("{service}.{}", args.cluster_domain), "localhost".to_owned(), node.to_owned()];
+    let leaf = pki.cluster.server("skiff-gateway", &names, &[address, Ipv4Addr::LOCALHOST.into()])?;
+    let tls = Tls { certificate: leaf.cert, key: leaf.key, client_ca: pki.cluster.cert.clone() };
+    let config = args.functions.config(address, node, &args.cluster_domain, Some(tls));
+    let client = server.client(User::new(USER, &[]));
+    let (several, stop) = (args.etcd.used(), stop.clone());
+    spawn(tasks, "functions", &stop.clone(), async move {
+        if !several {
+            return skiff_faas::run(client, config, None, stop).await;
+        }
+        let work = |inner| skiff_faas::run(client.clone(), config.clone(), None, inner);
+        while_leading(client.clone(), LEASE, &stop, work).await
+    });
+    Ok(())
+}
+
+/// `skiff faas`.
+pub(crate) async fn run(args: FaasArgs) -> anyhow::Result<()> {
+    let address = args.advertise_address.unwrap_or_else(|| crate::up::advertise(Ipv4Addr::UNSPECIFIED.into()));
+    let node = crate::cli::node_name(None)?;
+    let config = args.functions.config(address, &node, &args.cluster_domain, args.tls()?);
+    let client = client(&args.kubeconfig).await?;
+    let stop = CancellationToken::new();
+    let work = |inner| skiff_faas::run(client.clone(), config.clone(), None, inner);
+    alone("functions", stop.clone(), while_leading(client.clone(), LEASE, &stop, work)).await
+}
+
+/// What [`USER`] may do, and what those may who have the cluster's own roles.
+pub(crate) fn rights() -> Vec<Value> {
+    let all = ["get", "list", "watch", "create", "update", "patch", "delete"];
+    let read = ["get", "list", "watch"];
+    let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": verbs});
+    let role = |name: &str, labels: Value, rules: Vec<Value>| json!({"kind": "ClusterRole", "metadata": {"name": name, "labels": labels}, "rules": rules});
+    let aggregated = |to: &[&str]| -> Value {
+        to.iter().map(|r| (format!("rbac.authorization.k8s.io/aggregate-to-{r}"), json!("true"))).collect()
+    };
+    let group = skiff_faas::api::GROUP;
+    let kinds = ["functions", "functionrevisions", "functioninstances", "functioncalls"];
+    vec![
+        role(
+            "skiff:functions",
+            json!({}),
+            vec![
+                rule("apiextensions.k8s.io", &["customresourcedefinitions"], &all),
+                rule(group, &["*"], &all),
+                rule("", &["pods", "services", "configmaps"], &all),
+                rule("", &["pods/log", "secrets", "nodes", "namespaces"], &read),
+                rule("", &["serviceaccounts/token"], &["create"]),
+                // Triggers by objects see what the function's account sees.
+                rule("", &["serviceaccounts"], &["impersonate"]),
+                rule("", &["events"], &["create", "patch", "update"]),
+                rule("discovery.k8s.io", &["endpointslices"], &all),
+                rule("coordination.k8s.io", &["leases"], &["get", "create", "update", "patch"]),
+                rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
+                rule("authorization.k8s.io", &["subjectaccessreviews"], &["create"]),
+            ],
+        ),
+        crate::cluster::binding("skiff:functions", None, "skiff:functions", &[crate::cluster::subject("User", USER)]),
+        role(
+            "skiff:functions-edit",
+            aggregated(&["admin", "edit"]),
+            vec![
+                rule(group, &["functions", "functions/scale", "functionrevisions", "functioncalls"], &all),
+                rule(group, &["functions/invoke"], &["create"]),
+            ],
+        ),
+        role("skiff:functions-view", aggregated(&["view"]), vec![rule(group, &kinds, &read)]),
+    ]
+}
