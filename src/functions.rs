@@ -184,6 +184,6 @@ pub(crate) fn rights() -> Vec<Value> {
                 rule(group, &["functions/invoke"], &["create"]),
             ],
         ),
-        role("skiff:functions-view", aggregated(&["view"]), vec![rule(group, &kinds, &read)]),
+        role("skiff:functions-view", aggregated(&["view"]), vec![rule(group, &kinds, &read), rule(group, &["functions/log"], &["get"])]),
     ]
 }
