@@ -16,10 +16,10 @@ pub mod controller;
 pub mod gateway;
 pub mod instance;
 pub mod plugin;
-mod run;
 pub mod process;
+mod run;
 pub mod runtime;
 pub mod scale;
 pub mod trigger;
 
-pub use run::{Config, run};
+pub use run::{Config, run, serve};
