@@ -276,7 +276,6 @@ pub(crate) async fn kubelet(all: KubeletArgs) -> anyhow::Result<()> {
         config.fake = Some(machine);
         return alone("node agents", stop.clone(), skiff_kubelet::run_fakes(client, config, all.count, stop)).await;
     }
-    config.labels.extend(gateway_label(args.ingress.config().is_some()));
     alone("node agent", stop.clone(), skiff_kubelet::run(client, config, stop)).await
 }
 
