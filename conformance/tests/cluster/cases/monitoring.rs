@@ -1,5 +1,6 @@
 //! Prometheus on the cluster, by the script that people use, and the queries of the dashboards.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -25,8 +26,40 @@ fn ask(c: &Cluster, query: &str) -> Result<Option<(Value, String)>> {
     Ok(sample["value"][1].as_str().map(|v| (sample["metric"].clone(), v.to_owned())))
 }
 
+/// That Grafana can import what docs/dashboards holds: names and panels are told apart, every panel has a place and asks the
+/// data source that the person chooses.
+fn dashboards() -> Result<()> {
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(repository().join("docs/dashboards"))? {
+        let path = entry?.path();
+        let page: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+        let file = path.display();
+        ensure!(names.insert(page["uid"].to_string()) && page["title"].is_string(), "{file}: name");
+        ensure!(page["schemaVersion"].as_u64().is_some_and(|v| v >= 36), "{file}: schemaVersion");
+        let source = &page["templating"]["list"][0];
+        ensure!(source["type"] == "datasource" && source["query"] == "prometheus", "{file}: {source}");
+        let panels = page["panels"].as_array().context("panels")?;
+        let ids: BTreeSet<u64> = panels.iter().filter_map(|p| p["id"].as_u64()).collect();
+        ensure!(ids.len() == panels.len(), "{file}: panels share an id");
+        for panel in panels {
+            let place = ["h", "w", "x", "y"].map(|k| panel["gridPos"][k].as_u64());
+            let [Some(_), Some(width), Some(left), Some(_)] = place else { anyhow::bail!("{file}: no place: {panel}") };
+            ensure!(left + width <= 24, "{file}: too wide: {panel}");
+            let targets = panel["targets"].as_array().map_or(&[][..], Vec::as_slice);
+            ensure!((panel["type"] == "row") == targets.is_empty(), "{file}: a panel without a query: {panel}");
+            for target in targets {
+                let chosen = target["datasource"]["uid"] == "${datasource}" && target["refId"].is_string();
+                ensure!(chosen && target["expr"].as_str().is_some_and(|e| !e.is_empty()), "{file}: {target}");
+            }
+        }
+    }
+    ensure!(names.len() >= 3, "dashboards are missing: {names:?}");
+    Ok(())
+}
+
 /// Every target is up, every query of the dashboards has data, and pods are found by their label and annotation.
 pub(crate) fn monitoring(c: &mut Cluster, ns: &str) -> Result<()> {
+    dashboards()?;
     let example = repository().join("docs/examples/monitored.yaml");
     c.ok(&["-n", ns, "apply", "-f", &example.to_string_lossy()])?;
     let annotated = r#"{"metadata":{"annotations":{"prometheus.io/scrape":"true","prometheus.io/port":"9200","prometheus.io/path":"/numbers"}},
