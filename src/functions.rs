@@ -63,6 +63,7 @@ impl FunctionsArgs {
                 node: self.functions_node_image.clone(),
                 http: self.functions_http_image.clone(),
             },
+            processes: None,
         }
     }
 }
@@ -121,14 +122,15 @@ pub(crate) fn start(
         [service.to_owned(), format!("{service}.{}", args.cluster_domain), "localhost".to_owned(), node.to_owned()];
     let leaf = pki.cluster.server("skiff-gateway", &names, &[address, Ipv4Addr::LOCALHOST.into()])?;
     let tls = Tls { certificate: leaf.cert, key: leaf.key, client_ca: pki.cluster.cert.clone() };
-    let config = args.functions.config(address, node, &args.cluster_domain, Some(tls));
+    let mut config = args.functions.config(address, node, &args.cluster_domain, Some(tls));
+    config.processes = Some(skiff_faas::process::Config::new(node, args.data_dir.join("functions")));
     let client = server.client(User::new(USER, &[]));
     let (several, stop) = (args.etcd.used(), stop.clone());
     spawn(tasks, "functions", &stop.clone(), async move {
         if !several {
-            return skiff_faas::run(client, config, None, stop).await;
+            return skiff_faas::run(client, config, stop).await;
         }
-        let work = |inner| skiff_faas::run(client.clone(), config.clone(), None, inner);
+        let work = |inner| skiff_faas::run(client.clone(), config.clone(), inner);
         while_leading(client.clone(), LEASE, &stop, work).await
     });
     Ok(())
@@ -141,7 +143,7 @@ pub(crate) async fn run(args: FaasArgs) -> anyhow::Result<()> {
     let config = args.functions.config(address, &node, &args.cluster_domain, args.tls()?);
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
-    let work = |inner| skiff_faas::run(client.clone(), config.clone(), None, inner);
+    let work = |inner| skiff_faas::run(client.clone(), config.clone(), inner);
     alone("functions", stop.clone(), while_leading(client.clone(), LEASE, &stop, work)).await
 }
 
@@ -184,6 +186,10 @@ pub(crate) fn rights() -> Vec<Value> {
                 rule(group, &["functions/invoke"], &["create"]),
             ],
         ),
-        role("skiff:functions-view", aggregated(&["view"]), vec![rule(group, &kinds, &read), rule(group, &["functions/log"], &["get"])]),
+        role(
+            "skiff:functions-view",
+            aggregated(&["view"]),
+            vec![rule(group, &kinds, &read), rule(group, &["functions/log"], &["get"])],
+        ),
     ]
 }

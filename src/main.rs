@@ -22,12 +22,6 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
-    // Under another name it is a plugin of kubectl: one of functions, or a command of ours.
-    let program = std::env::args_os().next().unwrap_or_default();
-    if let Some(tool) = skiff_faas::plugin::tool(program.as_ref()) {
-        return skiff_faas::plugin::main(tool, std::env::args_os());
-    }
-    let cli = cli::Cli::parse_from(plugin::arguments(std::env::args_os()));
     let cli = cli::Cli::parse_from(plugin::arguments(std::env::args_os()));
     let kubectl = cli.is_for_kubectl();
     match cli.run() {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc};
 
-use crate::api::{FunctionRevision, Isolation};
+use crate::api::{Code, FunctionRevision, Isolation};
 
 /// Where an instance answers HTTP/1.1.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -102,6 +102,12 @@ pub struct Line {
 pub trait Class: Send + Sync + 'static {
     /// Which one it is.
     fn isolation(&self) -> Isolation;
+
+    /// Whether it can run such code, or why not, in words for the function's owner.
+    fn takes(&self, code: &Code) -> Result<(), String> {
+        let _ = code;
+        Ok(())
+    }
 
     /// Starts an instance and waits until it can answer, at most a minute or until the revision's own deadline. Dropping the
     /// future does not stop the start: its outcome is then told as an event.

@@ -23,4 +23,4 @@ pub mod runtime;
 pub mod scale;
 pub mod trigger;
 
-pub use run::{Config, run};
+pub use run::{Config, run, serve};

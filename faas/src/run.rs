@@ -25,6 +25,7 @@ use crate::gateway::hub::{Context, Hub};
 use crate::gateway::invoke::Sink;
 use crate::gateway::serve::{Gateway, Tls};
 use crate::instance::Class;
+use crate::process;
 use crate::runtime::Images;
 use crate::trigger::Triggers;
 
@@ -56,6 +57,8 @@ pub struct Config {
     pub domain: String,
     /// Images that code without one runs in.
     pub images: Images,
+    /// Processes of this machine. Without it every function runs in pods.
+    pub processes: Option<process::Config>,
 }
 
 /// Installs the custom resources and waits until they are served.
@@ -79,11 +82,26 @@ pub(crate) async fn define(client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Serves functions until `stop`. `processes` is the class of processes, where this machine has it.
+/// Serves functions until `stop`.
 ///
 /// # Errors
 /// When a port is taken, or the API does not answer at the start.
-pub async fn run(
+pub async fn run(client: Client, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let host = match &config.processes {
+        None => None,
+        Some(processes) => {
+            let host = process::Host::new(client.clone(), processes.clone());
+            Some(host.context("the directory of processes cannot be used")? as Arc<dyn Class>)
+        }
+    };
+    serve(client, config, host, stop).await
+}
+
+/// Serves functions until `stop`, with these processes instead of this machine's.
+///
+/// # Errors
+/// When a port is taken, or the API does not answer at the start.
+pub async fn serve(
     client: Client,
     config: Config,
     processes: Option<Arc<dyn Class>>,

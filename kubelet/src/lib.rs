@@ -243,10 +243,6 @@ async fn once(
         range = node.pod_cidr() => range,
     };
     let network = loop {
-        if made.is_some() {
-            break Arc::new(net::PodNetwork::unlinked(&config, range));
-        }
-        match net::PodNetwork::setup(&config, range).await {
         match net::Network::setup(&config, range).await {
             Ok(network) => break Arc::new(network),
             Err(error) => {
@@ -258,26 +254,18 @@ async fn once(
             }
         }
     };
-    node.network_ready();
+    node.network(network.clone());
     let sources = made.map_or_else(|| Arc::new(source::Sources::start(client.clone())), |m| m.sources.clone());
-    let (runtime, network) = (runtime.clone(), network.clone());
-    let manager = pod::Manager::new(client.clone(), config.clone(), runtime, network.clone(), node.clone(), sources);
+    let (r, n) = (runtime.clone(), network.clone());
+    let manager = pod::Manager::new(client.clone(), config.clone(), r, n, node.clone(), sources);
     let pods = tokio::spawn(manager.clone().run(shutdown.child_token()));
     let serve = tokio::spawn(server::serve(listener, manager, node.clone(), shutdown.child_token()));
     let mut tasks = vec![pods, nodes, serve];
     if made.is_none() {
-        tasks.push(tokio::spawn(network.keep(shutdown.child_token())));
+        tasks.push(tokio::spawn(network.keep(runtime.clone(), shutdown.child_token())));
         let directories = volumes::local::run(client.clone(), config.node_name.clone(), shutdown.child_token());
         tasks.push(tokio::spawn(directories));
     }
-    node.network(network.clone());
-    let manager = pod::Manager::new(client.clone(), config.clone(), runtime.clone(), network.clone(), node.clone());
-    let pods = tokio::spawn(manager.clone().run(shutdown.child_token()));
-    let serve = tokio::spawn(server::serve(listener, manager, node.clone(), shutdown.child_token()));
-    let keep = tokio::spawn(network.keep(runtime.clone(), shutdown.child_token()));
-    let directories = volumes::local::run(client.clone(), config.node_name.clone(), shutdown.child_token());
-    let directories = tokio::spawn(directories);
-    let mut tasks = vec![pods, nodes, serve, keep, directories];
     if own {
         tasks.push(tokio::spawn(certificates::keep_serving(client, config, slot, shutdown.child_token())));
     }

@@ -20,7 +20,7 @@ use skiff_controllers::runtime::events::{Level, Recorder};
 use skiff_controllers::runtime::informer::{Informer, key_of, split};
 use skiff_controllers::runtime::queue::Queue;
 use skiff_controllers::runtime::worker::{Outcome, Reconcile};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Code, Function, FunctionRevision, Isolation};
@@ -28,7 +28,6 @@ use crate::container::Pods;
 use crate::gateway::fleet::{Fleet, stop};
 use crate::gateway::hub::{Entry, Hub, Serving};
 use crate::instance::{Class, Event};
-use crate::runtime::Language;
 use crate::scale::{Settings, concurrency};
 use crate::trigger::Triggers;
 pub use services::Place;
@@ -39,6 +38,9 @@ const SETTLE: Duration = Duration::from_millis(150);
 const CONFIG_MAP: Duration = Duration::from_secs(60);
 /// A revision that did not start before it got requests is started again after this time.
 const AGAIN: Duration = Duration::from_secs(300);
+/// Revisions that are prepared ahead at a time, and the time for one.
+const PREPARING: usize = 4;
+const PREPARED: Duration = Duration::from_secs(300);
 /// Revisions kept beside those with traffic.
 const HISTORY: usize = 10;
 
@@ -55,14 +57,10 @@ impl Classes {
     /// The class of some code: what it says, else what its runtime is best in.
     fn of(&self, code: &Code) -> Result<Arc<dyn Class>, String> {
         let pods = || Arc::clone(&self.pods) as Arc<dyn Class>;
-        let scripted = matches!(Language::of(code), Ok(Language::Python | Language::Node));
         match (code.isolation, &self.processes) {
-            (Some(Isolation::Process), _) if code.source.image.is_some() => {
-                Err("an image is run as isolation container only".into())
-            }
             (Some(Isolation::Process), None) => Err("nothing here runs functions as processes".into()),
-            (Some(Isolation::Process), Some(processes)) => Ok(Arc::clone(processes)),
-            (None, Some(processes)) if scripted && code.source.image.is_none() => Ok(Arc::clone(processes)),
+            (Some(Isolation::Process), Some(processes)) => processes.takes(code).map(|()| Arc::clone(processes)),
+            (None, Some(processes)) if processes.takes(code).is_ok() => Ok(Arc::clone(processes)),
             (None | Some(Isolation::Container), _) => Ok(pods()),
         }
     }
@@ -97,6 +95,7 @@ pub struct Controller {
     recorder: Recorder,
     queue: Arc<Queue>,
     ensured: Mutex<services::Ensured>,
+    preparing: Arc<Semaphore>,
 }
 
 /// A queue of functions, and the function by which it is told of changes of instances.
@@ -113,7 +112,19 @@ impl Controller {
     pub fn new(client: Client, hub: Arc<Hub>, classes: Classes, place: Place, queue: Arc<Queue>) -> Self {
         let recorder = Recorder::start(client.clone(), "skiff-functions");
         let (functions, revisions) = (Informer::default(), Informer::new(terms));
-        Self { client, functions, revisions, hub, classes, place, recorder, queue, ensured: Mutex::default() }
+        let preparing = Arc::new(Semaphore::new(PREPARING));
+        Self {
+            client,
+            functions,
+            revisions,
+            hub,
+            classes,
+            place,
+            recorder,
+            queue,
+            ensured: Mutex::default(),
+            preparing,
+        }
     }
 
     /// Lets triggers follow functions too. Before [`Controller::follow`].
@@ -199,6 +210,22 @@ impl Controller {
         let settings = Settings { min: 0, ..settings };
         let context = Arc::clone(&self.hub.context);
         Ok(self.hub.fleet(namespace, name, || Fleet::new(Arc::clone(revision), class, settings, context)))
+    }
+
+    /// Lets the class of a new revision do ahead what its first start would wait for.
+    fn prepare(&self, revision: &Arc<FunctionRevision>) {
+        let Ok(class) = self.classes.running(revision) else { return };
+        let (revision, turns) = (Arc::clone(revision), Arc::clone(&self.preparing));
+        tokio::spawn(async move {
+            let Ok(_turn) = turns.acquire_owned().await else { return };
+            let name = revision.metadata.name.clone().unwrap_or_default();
+            // What is wrong with it is told by its first start.
+            match tokio::time::timeout(PREPARED, class.prepare(revision)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(revision = %name, %error, "a revision could not be prepared"),
+                Err(_) => tracing::debug!(revision = %name, "preparing a revision took too long"),
+            }
+        });
     }
 
     /// A function's revisions, oldest first.

@@ -115,6 +115,7 @@ impl Controller {
         let message = format!("made revision {name}-{number:05}");
         self.recorder.note(&**function, Level::Normal, "RevisionCreated", message);
         // The next look at this function must not make it again.
+        self.prepare(&Arc::new(made.clone()));
         self.revisions.apply(made);
         Ok(())
     }

@@ -30,7 +30,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The phases of a start, on the first answers.
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// Instances that are tried for a call that none of them took.
-const TRIES: u32 = 4;
+const TRIES: u32 = 16;
 /// Longest wait for a revision, when the function has none yet.
 const REVISION: Duration = Duration::from_secs(60);
 /// Longest life of a connection that changed its protocol.
@@ -357,6 +357,7 @@ impl Caller {
                     request = *back;
                 }
                 Ok(Err(LinkError::Broken(error))) => {
+                    live.link.clear();
                     if fault.too_large.load(Ordering::Relaxed) {
                         return Err(InvokeError::TooLarge { limit });
                     }

@@ -74,6 +74,11 @@ impl Link {
         }
     }
 
+    /// Closes what is kept: one of these connections was broken off, so the others may be as old.
+    pub fn clear(&self) {
+        self.idle.lock().clear();
+    }
+
     /// Sends a request. A kept connection that turns out to be closed is replaced without anybody noticing.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ use kube::Client;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 
-use crate::api::{FunctionRevision, Isolation};
+use crate::api::{Code, FunctionRevision, Isolation};
 use crate::instance::{Class, Event, Instance, Line, StartError};
 use crate::runtime::{Language, NODE_RUNNER, PYTHON_RUNNER};
 use code::Codes;
@@ -270,6 +270,13 @@ impl Host {
 impl Class for Host {
     fn isolation(&self) -> Isolation {
         Isolation::Process
+    }
+
+    fn takes(&self, code: &Code) -> Result<(), String> {
+        if code.source.image.is_some() {
+            return Err("an image is run as isolation container only".to_owned());
+        }
+        self.can(Language::of(code).map_err(|e| e.to_string())?)
     }
 
     async fn start(&self, revision: Arc<FunctionRevision>) -> Result<Instance, StartError> {

@@ -406,6 +406,8 @@ fn traffic_of(statistics: &Path) -> Option<Traffic> {
         Some([of("bytes")?, of("packets")?, of("errors")?, of("dropped")?])
     };
     Some(Traffic { received: all("tx")?, sent: all("rx")? })
+}
+
 /// Makes sure that a pod reaches itself.
 ///
 /// # Errors

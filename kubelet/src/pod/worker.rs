@@ -438,59 +438,6 @@ impl Worker {
         if self.host_network() { Some(self.shared.config.node_ip) } else { self.address }
     }
 
-    async fn make_sandbox(&mut self, snapshot: &Snapshot) -> Result<(), anyhow::Error> {
-        let attempt = snapshot.sandboxes.iter().map(|s| s.attempt() + 1).max().unwrap_or(0);
-        for old in &snapshot.sandboxes {
-            self.shared.runtime.remove(&old.id).await?;
-        }
-        if !self.host_network() {
-            self.address = Some(IpAddr::V4(self.shared.network.allocate(&self.uid)?));
-        }
-        self.attached = None;
-        let directory = self.shared.volumes.pod_dir(&self.uid);
-        if self.shared.config.fake.is_none() {
-            config::name_files(&self.shared.config, &self.pod, &directory, self.pod_ip())?;
-        }
-        let label_ip = self.address.filter(|_| !self.host_network());
-        let wanted = config::sandbox(&self.pod, label_ip, attempt as usize, &self.shared.config.cluster_domain);
-        let shared = self.shared.clone();
-        let _turn = shared.starts.acquire().await?;
-        let made = match self.shared.runtime.create_sandbox(&wanted).await {
-            Ok(id) => self.shared.runtime.inspect(&id).await,
-            // A step that was cut short made it already; the next look finds it.
-            Err(RuntimeError::Conflict(_)) => return Ok(()),
-            Err(error) => Err(error),
-        };
-        let connected = match made {
-            Ok(sandbox) => self.connect(&sandbox).await,
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = &connected {
-            let message = format!("Failed to create pod sandbox: {error}");
-            self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "FailedCreatePodSandBox", message);
-        }
-        connected
-    }
-
-    /// Makes sure that a sandbox has its network. Cheap when it is known to have it.
-    async fn connect(&mut self, sandbox: &Container) -> Result<(), anyhow::Error> {
-        if self.attached.as_ref() == Some(&sandbox.id) {
-            return Ok(());
-        }
-        if !self.host_network() {
-            let address: Ipv4Addr = sandbox.label(label::IP).parse()?;
-            self.shared.network.adopt(&self.uid, address);
-            self.address = Some(IpAddr::V4(address));
-            if self.shared.config.fake.is_none() {
-                let pid = sandbox.pid.ok_or_else(|| anyhow::anyhow!("the sandbox has no process"))?;
-                self.shared.network.attach(&self.uid, pid, address).await?;
-                self.shared.network.publish(&self.uid, host_ports(&self.pod, address)).await?;
-            }
-        }
-        self.attached = Some(sandbox.id.clone());
-        Ok(())
-    }
-
     /// Ends everything: containers at once, then sidecars from the last to the first.
     async fn stop(&mut self, since: Instant) -> Result<Next, anyhow::Error> {
         let snapshot = self.observe().await?;

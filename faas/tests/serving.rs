@@ -1,0 +1,294 @@
+//! From a Function to answers: controller, gateway and fleets on the real API server, with instances that are tasks of the
+//! test.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use skiff_apiserver::Server;
+use skiff_apiserver::auth::User;
+use skiff_faas::Config;
+use skiff_faas::api::{Function, FunctionRevision, Isolation};
+use skiff_faas::instance::{Address, Class, Event, Instance, StartError, Times};
+use skiff_faas::runtime::Images;
+use skiff_storage::embedded::{Embedded, Options};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Instances in this process: what they do is the function's code, a word.
+#[derive(Default)]
+struct Tasks {
+    started: AtomicUsize,
+    stopped: AtomicUsize,
+    running: Mutex<HashMap<String, tokio::task::AbortHandle>>,
+    events: Mutex<Option<mpsc::Sender<Event>>>,
+}
+
+async fn behave(code: String, name: String, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let said = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    match code.as_str() {
+        "hang" => std::future::pending().await,
+        "huge" => Ok(Response::new(Full::new(Bytes::from(vec![b'x'; 2000])))),
+        _ => Ok(Response::new(Full::new(Bytes::from(format!("{code} {name} {}", said.len()))))),
+    }
+}
+
+#[async_trait]
+impl Class for Tasks {
+    fn isolation(&self) -> Isolation {
+        Isolation::Process
+    }
+
+    async fn start(&self, revision: Arc<FunctionRevision>) -> Result<Instance, StartError> {
+        let asked = Instant::now();
+        let code = revision.spec.code.source.inline.clone().unwrap_or_default();
+        if code == "broken" {
+            return Err(StartError::Code("SyntaxError: line 1".into()));
+        }
+        let number = self.started.fetch_add(1, Ordering::SeqCst);
+        let name = format!("{}-{number}", revision.metadata.name.clone().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap());
+        let own = name.clone();
+        let task = tokio::spawn(async move {
+            // Its connections end with it.
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (code, name) = (code.clone(), own.clone());
+                let service = service_fn(move |request| behave(code.clone(), name.clone(), request));
+                let connection = hyper::server::conn::http1::Builder::new();
+                connections.spawn(connection.serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        self.running.lock().insert(name.clone(), task.abort_handle());
+        let now = Instant::now();
+        Ok(Instance { name, node: "here".into(), address, times: Times { asked, started: now, loaded: now } })
+    }
+
+    async fn stop(&self, _: &str, name: &str) -> anyhow::Result<()> {
+        if let Some(task) = self.running.lock().remove(name) {
+            task.abort();
+            self.stopped.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn events(&self) -> mpsc::Receiver<Event> {
+        let (sender, receiver) = mpsc::channel(16);
+        *self.events.lock() = Some(sender);
+        receiver
+    }
+}
+
+/// A cluster of an API server and functions.
+struct Cluster {
+    functions: Api<Function>,
+    class: Arc<Tasks>,
+    gateway: SocketAddr,
+    _stop: DropGuard,
+    _dir: tempfile::TempDir,
+}
+
+struct Said {
+    status: StatusCode,
+    headers: HeaderMap,
+    text: String,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(dir.path(), Options::default()).unwrap();
+        let server = Server::builder(Arc::new(store)).start().await.unwrap();
+        let client = server.client(User::new("admin", &["system:masters"]));
+        // Free at this moment: nothing else listens on what the system just gave.
+        let gateway = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let config = Config {
+            http: gateway,
+            https: None,
+            address: [127, 0, 0, 1].into(),
+            node: "here".into(),
+            files: None,
+            domain: "cluster.local".into(),
+            images: Images::default(),
+            processes: None,
+        };
+        let (class, stop) = (Arc::new(Tasks::default()), CancellationToken::new());
+        let processes = Some(Arc::clone(&class) as Arc<dyn Class>);
+        tokio::spawn(skiff_faas::serve(client.clone(), config, processes, stop.clone()));
+        let crds = Api::all(client.clone());
+        for name in ["functions.skiff.dev", "functionrevisions.skiff.dev"] {
+            let served = await_condition(crds.clone(), name, kube::runtime::conditions::is_crd_established());
+            tokio::time::timeout(Duration::from_secs(30), served).await.unwrap().unwrap();
+        }
+        let functions = Api::namespaced(client, "default");
+        Self { functions, class, gateway, _stop: stop.drop_guard(), _dir: dir }
+    }
+
+    async fn make(&self, name: &str, spec: Value) {
+        let whole = json!({"apiVersion": "skiff.dev/v1", "kind": "Function", "metadata": {"name": name}, "spec": spec});
+        let function = serde_json::from_value(whole).unwrap();
+        self.functions.create(&PostParams::default(), &function).await.unwrap();
+    }
+
+    async fn patch(&self, name: &str, spec: Value) {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        self.functions.patch(name, &PatchParams::default(), &patch).await.unwrap();
+    }
+
+    /// Waits until a function's status is so.
+    async fn until(&self, name: &str, is: impl Fn(&Value) -> bool) {
+        let condition = |f: Option<&Function>| {
+            f.is_some_and(|f| is(&serde_json::to_value(f.status.clone().unwrap_or_default()).unwrap()))
+        };
+        let waited = await_condition(self.functions.clone(), name, condition);
+        let found = tokio::time::timeout(Duration::from_secs(60), waited).await;
+        let now = self.functions.get(name).await.ok().and_then(|f| f.status);
+        found.unwrap_or_else(|_| panic!("{name} is {now:?}")).unwrap();
+    }
+
+    async fn call(&self, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Said {
+        let client = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http();
+        let method = if body.is_empty() { Method::GET } else { Method::POST };
+        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.gateway));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(Bytes::from(body))).unwrap();
+        let response = tokio::time::timeout(Duration::from_secs(60), client.request(request)).await.unwrap().unwrap();
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        Said { status: head.status, headers: head.headers, text: String::from_utf8(body.to_vec()).unwrap() }
+    }
+}
+
+fn state(want: &'static str) -> impl Fn(&Value) -> bool {
+    move |s| s["state"] == want
+}
+
+fn code(said: &Said) -> String {
+    let v: Value = serde_json::from_str(&said.text).unwrap_or_default();
+    assert_eq!(v["error"]["requestId"], said.headers["x-request-id"].to_str().unwrap(), "{}", said.text);
+    v["error"]["code"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn first_calls_wake_and_none_fails() {
+    let cluster = Cluster::start().await;
+    cluster.make("hello", json!({"public": true, "source": {"inline": "hello"}})).await;
+    cluster.until("hello", state("Hibernated")).await;
+    assert_eq!(cluster.class.started.load(Ordering::SeqCst), 0, "nothing runs before it is called");
+    let calls = (0..50).map(|_| cluster.call("/function/default/hello/a?b=c", &[], b"12345".to_vec()));
+    let said = futures::future::join_all(calls).await;
+    for s in &said {
+        assert!(s.status == 200 && s.text.starts_with("hello hello-00001-") && s.text.ends_with(" 5"), "{}", s.text);
+    }
+    let receipts = said.iter().filter(|s| s.headers.contains_key("server-timing")).count();
+    assert!(receipts > 0, "those who waited for a start are told how long");
+    cluster.until("hello", state("Running")).await;
+    let by_host = cluster.call("/", &[("host", "hello.default.svc.cluster.local")], vec![]).await;
+    assert!(by_host.status == 200 && !by_host.headers.contains_key("server-timing"), "{}", by_host.text);
+    let metrics = cluster.call("/metrics", &[], vec![]).await.text;
+    let count = "{namespace=\"default\",function=\"hello\"";
+    assert!(metrics.contains(&format!("skiff_function_requests_accepted_total{count}}} 51")), "{metrics}");
+    assert!(metrics.contains(&format!("skiff_function_requests_answered_total{count},code=\"200\"}} 51")), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_dies_is_replaced() {
+    let cluster = Cluster::start().await;
+    cluster.make("one", json!({"public": true, "source": {"inline": "one"}})).await;
+    let first = cluster.call("/function/default/one", &[], vec![]).await;
+    assert_eq!(first.status, 200, "a call that comes before the function is ready waits: {}", first.text);
+    let dead: Vec<_> = cluster.class.running.lock().drain().collect();
+    dead.iter().for_each(|(_, task)| task.abort());
+    let second = cluster.call("/function/default/one", &[], vec![]).await;
+    assert_eq!(second.status, 200, "{}", second.text);
+    assert_ne!(first.text, second.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_are_told_exactly() {
+    let cluster = Cluster::start().await;
+    let limits = json!({"public": true, "source": {"inline": "huge"}, "maxRequestBytes": 10, "maxResponseBytes": 1000});
+    cluster.make("limits", limits).await;
+    cluster.make("hang", json!({"public": true, "source": {"inline": "hang"}, "timeoutSeconds": 1})).await;
+    cluster.make("broken", json!({"public": true, "source": {"inline": "broken"}})).await;
+    cluster.make("private", json!({"source": {"inline": "private"}})).await;
+    cluster.make("nothing", json!({"public": true, "source": {"configMap": {"name": "nothing"}}})).await;
+    for name in ["limits", "hang", "broken", "private"] {
+        cluster.until(name, state("Hibernated")).await;
+    }
+    cluster.until("nothing", state("Failed")).await;
+    for (name, body, status, word) in [
+        ("limits", 11, 413, "BodyTooLarge"),
+        ("limits", 1, 502, "AnswerTooLarge"),
+        ("hang", 0, 504, "Timeout"),
+        ("broken", 0, 503, "FunctionNotReady"),
+        ("private", 0, 401, "Unauthorized"),
+        ("nothing", 0, 503, "FunctionNotReady"),
+        ("unknown", 0, 404, "FunctionNotFound"),
+    ] {
+        let said = cluster.call(&format!("/function/default/{name}"), &[], vec![b'x'; body]).await;
+        assert_eq!((said.status.as_u16(), code(&said).as_str()), (status, word), "{name}: {}", said.text);
+        assert_eq!(said.headers.contains_key("retry-after"), status == 503, "{name}");
+    }
+    let said = cluster.call("/function/default/private", &[("authorization", "Bearer nonsense")], vec![]).await;
+    assert_eq!((said.status.as_u16(), code(&said).as_str()), (401, "Unauthorized"));
+    // What hung is ended: it takes one request at a time, and nobody knows what it does.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while cluster.class.stopped.load(Ordering::SeqCst) == 0 {
+        assert!(Instant::now() < deadline, "the instance that hangs was not ended");
+        tokio::task::yield_now().await;
+    }
+    cluster.until("broken", |s| s["state"] == "Failed" && s["conditions"][0]["message"] == "SyntaxError: line 1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_update_leaves_the_old_one_and_traffic_is_split() {
+    let cluster = Cluster::start().await;
+    cluster.make("app", json!({"public": true, "source": {"inline": "one"}})).await;
+    cluster.until("app", |s| s["latestReadyRevision"] == "app-00001").await;
+    cluster.patch("app", json!({"source": {"inline": "broken"}})).await;
+    let refused = |s: &Value| {
+        let conditions = s["conditions"].as_array().cloned().unwrap_or_default();
+        let latest = conditions.iter().find(|c| c["type"] == "LatestRevisionReady").cloned().unwrap_or_default();
+        s["latestRevision"] == "app-00002" && latest["status"] == "False" && latest["message"] == "SyntaxError: line 1"
+    };
+    cluster.until("app", refused).await;
+    let said = cluster.call("/function/default/app", &[], vec![]).await;
+    assert!(said.text.starts_with("one app-00001-"), "{}", said.text);
+    cluster.patch("app", json!({"source": {"inline": "three"}})).await;
+    cluster.until("app", |s| s["latestReadyRevision"] == "app-00003").await;
+    assert!(cluster.call("/function/default/app", &[], vec![]).await.text.starts_with("three"));
+    // Back to the first, with a way to the newest.
+    let traffic = json!([{"revision": "app-00001", "percent": 100}, {"percent": 0, "tag": "new"}]);
+    cluster.patch("app", json!({"traffic": traffic})).await;
+    let generation = cluster.functions.get("app").await.unwrap().metadata.generation;
+    cluster.until("app", |s| s["observedGeneration"] == json!(generation)).await;
+    for _ in 0..10 {
+        assert!(cluster.call("/function/default/app", &[], vec![]).await.text.starts_with("one"));
+    }
+    for headers in [("skiff-tag", "new"), ("host", "new-app.default")] {
+        let said = cluster.call("/function/default/app", &[headers], vec![]).await;
+        assert!(said.text.starts_with("three"), "{headers:?}: {}", said.text);
+    }
+    let said = cluster.call("/function/default/app", &[("skiff-tag", "old")], vec![]).await;
+    assert_eq!(said.status, 404);
+}
