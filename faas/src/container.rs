@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -31,6 +31,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{FUNCTION, FunctionRevision, Isolation, REVISION};
+use crate::build::{BuildError, Builder};
 use crate::instance::{Address, Class, Event, Instance, StartError, Times};
 use crate::runtime::{File, Images, Launch, PORT, Source, fetch, pod};
 
@@ -173,6 +174,7 @@ pub struct Pods {
     receiver: Mutex<Option<mpsc::Receiver<Event>>>,
     starts: Semaphore,
     nodes: Mutex<Option<(Instant, Vec<Node>)>>,
+    builder: OnceLock<Arc<Builder>>,
 }
 
 /// Takes a start out of the books, whatever becomes of it.
@@ -202,7 +204,32 @@ impl Pods {
             receiver: Mutex::new(Some(receiver)),
             starts: Semaphore::new(STARTS),
             nodes: Mutex::default(),
+            builder: OnceLock::new(),
         })
+    }
+
+    /// From now on code that needs an image of its own gets one. Only the first counts.
+    pub fn build_with(&self, builder: Arc<Builder>) {
+        let _ = self.builder.set(builder);
+    }
+
+    /// The revision with the image that was built for it, if it needs one.
+    async fn built(
+        &self,
+        revision: Arc<FunctionRevision>,
+    ) -> Result<(Arc<FunctionRevision>, Option<String>), StartError> {
+        let archive = revision.spec.code.source.archive.is_some();
+        let Some(builder) = self.builder.get().filter(|_| archive) else { return Ok((revision, None)) };
+        let image = builder.image(&revision).await.map_err(|e| match e {
+            BuildError::Failed { .. } => StartError::Code(e.to_string()),
+            BuildError::Other(e) => StartError::Other(e),
+        })?;
+        if image.is_none() {
+            return Ok((revision, None));
+        }
+        let mut revision = (*revision).clone();
+        revision.status.get_or_insert_default().image = image;
+        Ok((Arc::new(revision), builder.only_node().map(str::to_owned)))
     }
 
     /// Tells of the pods that ran before this process did, and deletes those that are of no use.
@@ -480,13 +507,21 @@ impl Class for Pods {
         Isolation::Container
     }
 
+    async fn prepare(&self, revision: Arc<FunctionRevision>) -> Result<(), StartError> {
+        self.built(revision).await.map(|_| ())
+    }
+
     async fn start(&self, revision: Arc<FunctionRevision>) -> Result<Instance, StartError> {
         let asked = Instant::now();
+        let (revision, bound) = self.built(revision).await?;
         let _turn = self.starts.acquire().await.map_err(other)?;
         let source = self.source(&revision).await?;
         let launch = pod(&revision, &source, &self.images).map_err(|e| StartError::Code(e.to_string()))?;
         let ask = revision.spec.code.source.image.is_none() && revision.spec.code.runtime.as_deref() != Some("http");
-        let node = self.only_node(&revision.spec.code.node_selector).await;
+        let node = match bound {
+            Some(node) => Some(node),
+            None => self.only_node(&revision.spec.code.node_selector).await,
+        };
         let object = self.pod(&revision, launch, node);
         let namespace = text(object.metadata.namespace.as_ref()).to_owned();
         let name = text(object.metadata.name.as_ref()).to_owned();

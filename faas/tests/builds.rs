@@ -14,7 +14,6 @@ use skiff_faas::api::FunctionRevision;
 use skiff_faas::build::{BuildError, Builder, Config, Docker, Engine};
 use skiff_faas::instance::{Address, Class, StartError};
 use skiff_faas::process::Host;
-use skiff_faas::runtime::Source;
 use skiff_storage::embedded::{Embedded, Options};
 
 const WHEEL: &str = r#"
@@ -40,7 +39,7 @@ fn archive(dir: &Path, files: &[(&str, &str)]) -> Vec<u8> {
 
 fn revision(name: &str, code: serde_json::Value) -> FunctionRevision {
     let revision = json!({
-        "apiVersion": "skiff.dev/v1", "kind": "FunctionRevision", "metadata": {"name": name, "namespace": "default", "uid": "u"},
+        "apiVersion": "skiff.dev/v1", "kind": "FunctionRevision", "metadata": {"name": name, "namespace": "default", "uid": name},
         "spec": {"function": "f", "number": 1, "generation": 1, "digest": name, "code": code},
     });
     serde_json::from_value(revision).unwrap()
@@ -64,17 +63,16 @@ async fn an_image_has_the_packages_or_the_reason_why_not() {
     let dir = tempfile::tempdir().unwrap();
     let (_server, client) = client(dir.path()).await;
     let pip_args = ["--no-index", "--find-links", "/function/wheels"].map(str::to_owned).to_vec();
-    let builder = Builder::new(client.clone(), Arc::new(docker), Config { pip_args, ..Config::default() });
+    let builder = Arc::new(Builder::new(client.clone(), Arc::new(docker), Config { pip_args, ..Config::default() }));
     let build = async |name: &str, files: &[(&str, &str)]| {
-        let source = Source::Archive(archive(&dir.path().join(name), files).into());
-        let revision =
-            revision(name, json!({"source": {"archive": {"name": "a", "parts": 1, "sha256": "0".repeat(64)}}}));
-        let plan = builder.plan(&revision.spec.code, &source, false).unwrap();
-        let result = builder.build(&revision, &source, &plan).await;
+        let revision = uploaded(&client, dir.path(), name, files).await;
+        let result = builder.image(&revision).await;
         let log =
             Api::<ConfigMap>::namespaced(client.clone(), "default").get_opt(&format!("{name}-build")).await.unwrap();
-        (result, log.and_then(|m| m.data?.remove("log")).unwrap_or_default())
+        (result.map(Option::unwrap), log.and_then(|m| m.data?.remove("log")).unwrap_or_default())
     };
+    let plain = uploaded(&client, dir.path(), "plain", &[("main.py", "x = 1\n")]).await;
+    assert_eq!(builder.image(&plain).await.unwrap(), None);
     // Made new each time: what was built before would not be built again.
     let fresh = format!("# {:?}\n{MAIN}", std::time::SystemTime::now());
     let (image, log) = build("well", &[("requirements.txt", "skiffsix>=1\n"), ("main.py", &fresh)]).await;
@@ -113,7 +111,6 @@ async fn a_process_has_its_packages() {
     }
     let dir = tempfile::tempdir().unwrap();
     let (_server, client) = client(dir.path()).await;
-    let maps = Api::<ConfigMap>::namespaced(client.clone(), "default");
     let mut config = skiff_faas::process::Config::new("n", dir.path().join("fn"));
     config.pip_args =
         vec!["--no-index".to_owned(), "--find-links".to_owned(), dir.path().join("one/wheels").display().to_string()];
@@ -123,18 +120,8 @@ async fn a_process_has_its_packages() {
         ("two", "nothing-of-that-name\n", Some("pip: ")),
         ("three", "-r /etc/shadow\n", Some("not a package's name")),
     ] {
-        let data = archive(&dir.path().join(name), &[("requirements.txt", wanted), ("main.py", MAIN)]);
-        let sum = Command::new("sha256sum").arg(write(dir.path(), &data)).output().unwrap().stdout;
-        let sum = String::from_utf8(sum[..64].to_vec()).unwrap();
-        let map = ConfigMap {
-            metadata: kube::api::ObjectMeta { name: Some(format!("{name}-0")), ..Default::default() },
-            binary_data: Some([("data".to_owned(), k8s_openapi::ByteString(data))].into()),
-            ..ConfigMap::default()
-        };
-        maps.create(&Default::default(), &map).await.unwrap();
-        let revision =
-            Arc::new(revision(name, json!({"source": {"archive": {"name": name, "parts": 1, "sha256": sum}}})));
-        match (host.start(revision).await, fault) {
+        let revision = uploaded(&client, dir.path(), name, &[("requirements.txt", wanted), ("main.py", MAIN)]).await;
+        match (host.start(Arc::new(revision)).await, fault) {
             (Ok(instance), None) => {
                 let Address::Unix(socket) = &instance.address else { panic!() };
                 let out = Command::new("curl")
@@ -150,8 +137,19 @@ async fn a_process_has_its_packages() {
     }
 }
 
-fn write(dir: &Path, data: &[u8]) -> std::path::PathBuf {
+/// A revision of an archive that is uploaded in one part.
+async fn uploaded(client: &kube::Client, dir: &Path, name: &str, files: &[(&str, &str)]) -> FunctionRevision {
+    let data = archive(&dir.join(name), files);
     let path = dir.join("data");
-    std::fs::write(&path, data).unwrap();
-    path
+    std::fs::write(&path, &data).unwrap();
+    let sum = Command::new("sha256sum").arg(path).output().unwrap().stdout;
+    let sum = String::from_utf8(sum[..64].to_vec()).unwrap();
+    let map = ConfigMap {
+        metadata: kube::api::ObjectMeta { name: Some(format!("{name}-0")), ..Default::default() },
+        binary_data: Some([("data".to_owned(), k8s_openapi::ByteString(data))].into()),
+        ..ConfigMap::default()
+    };
+    let maps = Api::<ConfigMap>::namespaced(client.clone(), "default");
+    maps.create(&Default::default(), &map).await.unwrap();
+    revision(name, json!({"source": {"archive": {"name": name, "parts": 1, "sha256": sum}}}))
 }

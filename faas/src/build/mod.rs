@@ -10,18 +10,24 @@
 mod docker;
 mod log;
 
+use std::collections::HashMap;
 use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kube::Client;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::api::{Code, FunctionRevision};
-use crate::runtime::{CODE, Images, Language, MAX_BYTES, NODE_RUNNER, PORT, PYTHON_RUNNER, Source, hex};
+use crate::runtime::{
+    CODE, Images, Language, MAX_BYTES, NODE_RUNNER, PORT, PYTHON_RUNNER, Source, fetch_revision, hex,
+};
 pub use docker::Docker;
 pub use log::Log;
 
@@ -33,6 +39,10 @@ const LIMIT: Duration = Duration::from_secs(900);
 const WRITE: Duration = Duration::from_secs(3);
 /// Lines of a log that a failed build's condition has.
 const TAIL: usize = 20;
+/// Characters of a condition's message.
+const MESSAGE: usize = 16_384;
+/// Revisions whose image is remembered.
+const KNOWN: usize = 10_000;
 /// Folder of the context with what is ours.
 const OURS: &str = ".skiff";
 
@@ -41,6 +51,8 @@ const OURS: &str = ".skiff";
 pub struct Config {
     /// Images that code is built on.
     pub images: Images,
+    /// The node whose engine builds.
+    pub node: Option<String>,
     /// Where images are pushed to, `HOST[:PORT][/PATH]`; none to leave them on the node.
     pub registry: Option<String>,
     /// Further arguments of pip, such as `--find-links`.
@@ -173,13 +185,15 @@ pub struct Builder {
     engine: Arc<dyn Engine>,
     config: Config,
     turns: Semaphore,
+    /// By the revision's uid: its image, or that it needs none.
+    known: Mutex<HashMap<String, Arc<OnceCell<Option<String>>>>>,
 }
 
 impl Builder {
     /// With what it needs.
     #[must_use]
     pub fn new(client: Client, engine: Arc<dyn Engine>, config: Config) -> Self {
-        Self { client, engine, config, turns: Semaphore::new(BUILDS) }
+        Self { client, engine, config, turns: Semaphore::new(BUILDS), known: Mutex::default() }
     }
 
     /// What must be built for a revision, if anything; see [`Plan::of`].
@@ -188,10 +202,86 @@ impl Builder {
         Plan::of(code, source, &self.config, process)
     }
 
-    /// Whether only the engine's own node has the images.
+    /// The node that pods must run on, because only its engine has the images.
     #[must_use]
-    pub fn is_local(&self) -> bool {
-        self.config.registry.is_none()
+    pub fn only_node(&self) -> Option<&str> {
+        self.config.node.as_deref().filter(|_| self.config.registry.is_none())
+    }
+
+    /// The image for the pods of a revision, built if it must be; none if its code needs no build. What came of it is written
+    /// to the revision: `status.image` and the condition `BuildSucceeded`. Dropping the future does not end the build.
+    ///
+    /// # Errors
+    /// As of [`Builder::build`]. A failed build is tried again by the next call.
+    pub async fn image(self: &Arc<Self>, revision: &FunctionRevision) -> Result<Option<String>, BuildError> {
+        let cell = {
+            let mut known = self.known.lock();
+            if known.len() >= KNOWN {
+                known.clear();
+            }
+            known.entry(revision.metadata.uid.clone().unwrap_or_default()).or_default().clone()
+        };
+        if let Some(image) = cell.get() {
+            return Ok(image.clone());
+        }
+        let (this, revision) = (Arc::clone(self), revision.clone());
+        let work = tokio::spawn(async move { cell.get_or_try_init(|| this.decide(&revision)).await.cloned() });
+        work.await.map_err(anyhow::Error::from)?
+    }
+
+    async fn decide(&self, revision: &FunctionRevision) -> Result<Option<String>, BuildError> {
+        let source = fetch_revision(&self.client, revision).await.map_err(|e| match e.is_permanent() {
+            true => BuildError::Failed { log_tail: e.to_string() },
+            false => BuildError::Other(e.into()),
+        })?;
+        let Some(plan) = self.plan(&revision.spec.code, &source, false) else { return Ok(None) };
+        let result = self.build(revision, &source, &plan).await;
+        let written = match &result {
+            Ok(image) => self.tell(revision, "True", "Built", image, Some(image)).await,
+            Err(BuildError::Failed { log_tail }) => self.tell(revision, "False", "BuildFailed", log_tail, None).await,
+            Err(BuildError::Other(error)) => {
+                self.tell(revision, "Unknown", "EngineFailed", &format!("{error:#}"), None).await
+            }
+        };
+        if let Err(error) = written {
+            tracing::warn!(%error, "the outcome of a build is not written to its revision");
+        }
+        result.map(Some)
+    }
+
+    /// Writes the outcome; a conflict is another's write, so it is read again.
+    async fn tell(
+        &self,
+        revision: &FunctionRevision,
+        status: &str,
+        reason: &str,
+        message: &str,
+        image: Option<&String>,
+    ) -> kube::Result<()> {
+        let namespace = revision.metadata.namespace.as_deref().unwrap_or("default");
+        let api = Api::<FunctionRevision>::namespaced(self.client.clone(), namespace);
+        let name = revision.metadata.name.as_deref().unwrap_or_default();
+        for last in [false, false, false, true] {
+            let Some(mut now) = api.get_opt(name).await? else { return Ok(()) };
+            let known = now.status.get_or_insert_default();
+            known.conditions.retain(|c| c.type_ != "BuildSucceeded");
+            known.conditions.push(Condition {
+                type_: "BuildSucceeded".to_owned(),
+                status: status.to_owned(),
+                reason: reason.to_owned(),
+                message: message.chars().take(MESSAGE).collect(),
+                last_transition_time: Time(jiff::Timestamp::now()),
+                observed_generation: None,
+            });
+            if image.is_some() {
+                known.image = image.cloned();
+            }
+            match api.replace_status(name, &PostParams::default(), &now).await {
+                Err(kube::Error::Api(e)) if e.code == 409 && !last => {}
+                other => return other.map(|_| ()),
+            }
+        }
+        Ok(())
     }
 
     /// Builds the image of a revision, unless the engine has it, and gives its name. Nothing is left behind when the future is

@@ -187,7 +187,8 @@ impl Controller {
         }
         let (namespace, name) = names(&**revision);
         let api = Api::<FunctionRevision>::namespaced(self.client.clone(), namespace);
-        let image = revision.spec.code.source.image.as_ref();
+        let built = revision.status.as_ref().and_then(|s| s.image.as_ref());
+        let image = revision.spec.code.source.image.as_ref().or(built);
         let patch = json!({"status": {"conditions": conditions, "class": fleet.class(), "image": image}});
         match api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await {
             // Seen at once, so that this step goes on with it.

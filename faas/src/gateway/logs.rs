@@ -82,6 +82,7 @@ pub(super) fn answer(class: &dyn Class, namespace: &str, function: &str, query: 
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -99,5 +100,56 @@ mod tests {
                 && !takes(of(None, None, true), "m", "f")
                 && !takes(of(Some("j"), None, true), "n", "f")
         );
+    }
+
+    struct Fake(tokio::sync::broadcast::Sender<Line>);
+
+    #[async_trait::async_trait]
+    impl Class for Fake {
+        fn isolation(&self) -> crate::api::Isolation {
+            crate::api::Isolation::Process
+        }
+        async fn start(
+            &self,
+            _: std::sync::Arc<crate::api::FunctionRevision>,
+        ) -> Result<crate::instance::Instance, crate::instance::StartError> {
+            Err(crate::instance::StartError::NoRoom(String::new()))
+        }
+        async fn stop(&self, _: &str, _: &str) -> anyhow::Result<()> {
+            Ok(())
+        }
+        fn events(&self) -> tokio::sync::mpsc::Receiver<crate::instance::Event> {
+            tokio::sync::mpsc::channel(1).1
+        }
+        fn tail(&self, _: &str, _: &str, _: Option<&str>, lines: usize) -> Vec<Line> {
+            (0..lines.min(2)).map(|n| line("f", &format!("old {n}"))).collect()
+        }
+        fn follow(&self) -> Option<tokio::sync::broadcast::Receiver<Line>> {
+            Some(self.0.subscribe())
+        }
+    }
+
+    fn line(function: &str, text: &str) -> Line {
+        Line { namespace: "n".into(), function: function.into(), instance: "i".into(), text: text.to_owned() }
+    }
+
+    #[tokio::test]
+    async fn old_lines_come_first_then_new_ones() {
+        let class = Fake(tokio::sync::broadcast::channel(8).0);
+        let whole = answer(&class, "n", "f", "tail=1").into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(whole, "{\"instance\":\"i\",\"line\":\"old 0\"}\n");
+        let mut body = answer(&class, "n", "f", "follow=true").into_body();
+        for text in ["other", "new"] {
+            class.0.send(line(if text == "new" { "f" } else { "g" }, text)).unwrap();
+        }
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let data = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            let said: serde_json::Value = serde_json::from_slice(&data).unwrap();
+            seen.push(said["line"].as_str().unwrap().to_owned());
+        }
+        assert_eq!(seen, ["old 0", "old 1", "new"]);
+        drop(class);
+        assert!(body.frame().await.is_none());
     }
 }
