@@ -110,10 +110,7 @@ pub(crate) struct UpArgs {
     pub(crate) ingress: IngressArgs,
     #[command(flatten)]
     pub(crate) functions: crate::functions::FunctionsArgs,
-<<<<<<< HEAD
-=======
     #[command(flatten)]
->>>>>>> main
     pub(crate) cni: CniArgs,
     /// kubeconfig file to merge the context into. Default: $KUBECONFIG, else ~/.kube/config.
     #[arg(long)]
@@ -263,25 +260,6 @@ pub(crate) struct KubeletArgs {
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("labels are KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
-/// The CNI plugins of a node.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct CniArgs {
-    /// Directory with CNI configurations: the first makes the pod network, instead of the agent's own bridge. When it
-    /// is not named, /etc/cni/net.d is used if it holds one when the agent starts.
-    #[arg(long)]
-    pub(crate) cni_conf_dir: Option<PathBuf>,
-    /// Directories with CNI plugins.
-    #[arg(long, value_delimiter = ',', default_value = "/opt/cni/bin,/usr/lib/cni")]
-    pub(crate) cni_bin_dir: Vec<PathBuf>,
-}
-
-impl CniArgs {
-    /// Where plugins and configurations are; none when the agent makes the network itself.
-    pub(crate) fn dirs(&self) -> Option<skiff_kubelet::cni::Dirs> {
-        let usual = || Some(PathBuf::from("/etc/cni/net.d")).filter(|dir| skiff_kubelet::cni::config::present(dir));
-        let conf = self.cni_conf_dir.clone().or_else(usual)?;
-        Some(skiff_kubelet::cni::Dirs { conf, bin: self.cni_bin_dir.clone() })
-    }
 }
 
 /// The CNI plugins of a node.

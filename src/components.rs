@@ -234,10 +234,6 @@ pub(crate) async fn kubelet(all: KubeletArgs) -> anyhow::Result<()> {
     let mut config = kubelet_config(&node_facts(&args, &name, address, &settings), Some(leaf), &pki.cluster.cert)?;
     config.labels.extend(all.node_labels);
     config.max_pods = all.max_pods;
-<<<<<<< HEAD
-    config.labels.extend(gateway_label(args.ingress.config().is_some()));
-=======
->>>>>>> main
     config.cni = args.cni.dirs();
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();

@@ -243,13 +243,6 @@ async fn once(
         range = node.pod_cidr() => range,
     };
     let network = loop {
-<<<<<<< HEAD
-        if made.is_some() {
-            break Arc::new(net::PodNetwork::unlinked(&config, range));
-        }
-        match net::PodNetwork::setup(&config, range).await {
-=======
->>>>>>> main
         match net::Network::setup(&config, range).await {
             Ok(network) => break Arc::new(network),
             Err(error) => {
@@ -273,14 +266,6 @@ async fn once(
         let directories = volumes::local::run(client.clone(), config.node_name.clone(), shutdown.child_token());
         tasks.push(tokio::spawn(directories));
     }
-    node.network(network.clone());
-    let manager = pod::Manager::new(client.clone(), config.clone(), runtime.clone(), network.clone(), node.clone());
-    let pods = tokio::spawn(manager.clone().run(shutdown.child_token()));
-    let serve = tokio::spawn(server::serve(listener, manager, node.clone(), shutdown.child_token()));
-    let keep = tokio::spawn(network.keep(runtime.clone(), shutdown.child_token()));
-    let directories = volumes::local::run(client.clone(), config.node_name.clone(), shutdown.child_token());
-    let directories = tokio::spawn(directories);
-    let mut tasks = vec![pods, nodes, serve, keep, directories];
     if own {
         tasks.push(tokio::spawn(certificates::keep_serving(client, config, slot, shutdown.child_token())));
     }

@@ -406,32 +406,6 @@ fn traffic_of(statistics: &Path) -> Option<Traffic> {
         Some([of("bytes")?, of("packets")?, of("errors")?, of("dropped")?])
     };
     Some(Traffic { received: all("tx")?, sent: all("rx")? })
-/// Makes sure that a pod reaches itself.
-///
-/// # Errors
-/// When the namespace cannot be entered, or the kernel refuses.
-pub async fn loopback_up(pid: i32) -> Result<()> {
-    in_netns(pid, || async { set_loopback_up(&connect()?).await }).await
-}
-
-async fn set_loopback_up(handle: &Handle) -> Result<()> {
-    if let Some(lo) = index_of(handle, "lo").await? {
-        handle.link().set(LinkUnspec::new_with_index(lo).up().build()).execute().await?;
-    }
-    Ok(())
-}
-
-/// Makes the host forward packets, and those between pods of one bridge pass its packet filter.
-///
-/// # Errors
-/// When the host may not forward.
-pub fn forward_packets() -> Result<()> {
-    sysctl("net/ipv4/ip_forward", "1")?;
-    // Traffic between pods of one bridge must pass the service rules. The module may be built in, or absent.
-    if let Err(error) = sysctl("net/bridge/bridge-nf-call-iptables", "1") {
-        tracing::debug!(%error, "bridge traffic does not pass the packet filter");
-    }
-    Ok(())
 }
 
 /// Makes sure that a pod reaches itself.

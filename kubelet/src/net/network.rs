@@ -21,11 +21,8 @@ pub enum Network {
     Bridge(Arc<PodNetwork>),
     /// CNI plugins.
     Plugins(Plugins),
-<<<<<<< HEAD
-=======
     /// Nobody: pods get addresses and no more, where containers are only pretended.
     Pretended(PodNetwork),
->>>>>>> main
 }
 
 impl Network {
@@ -34,12 +31,9 @@ impl Network {
     /// # Errors
     /// When the kernel or the packet filter refuses.
     pub async fn setup(config: &Config, range: Ipv4Net) -> Result<Self> {
-<<<<<<< HEAD
-=======
         if config.fake.is_some() {
             return Ok(Self::Pretended(PodNetwork::unlinked(config, range)));
         }
->>>>>>> main
         match plugins(config, Some(range)) {
             Some(plugins) => {
                 // Two bridges with one range would hide each other.
@@ -57,11 +51,7 @@ impl Network {
     /// What to tell about it.
     pub fn ready(&self) -> std::result::Result<(), String> {
         match self {
-<<<<<<< HEAD
-            Self::Bridge(_) => Ok(()),
-=======
             Self::Bridge(_) | Self::Pretended(_) => Ok(()),
->>>>>>> main
             Self::Plugins(plugins) => {
                 plugins.ready().map_err(|e| format!("Network plugin returns error: cni plugin not initialized: {e}"))
             }
@@ -80,11 +70,8 @@ impl Network {
                     }
                 }
             }
-<<<<<<< HEAD
-=======
             // What is pretended ends with the process.
             Self::Pretended(_) => {}
->>>>>>> main
             Self::Plugins(plugins) => {
                 plugins.sweep(&plugins.notes(), all).await;
                 plugins.collect().await;
@@ -99,10 +86,7 @@ impl Network {
     pub fn reserve(&self, uid: &str) -> Result<Option<Ipv4Addr>> {
         match self {
             Self::Bridge(bridge) => bridge.allocate(uid).map(Some),
-<<<<<<< HEAD
-=======
             Self::Pretended(addresses) => addresses.allocate(uid).map(Some),
->>>>>>> main
             Self::Plugins(_) => Ok(None),
         }
     }
@@ -112,11 +96,7 @@ impl Network {
     pub fn address(&self, uid: &str, sandbox: &Container) -> Option<IpAddr> {
         let labelled = sandbox.label(label::IP).parse().ok();
         match self {
-<<<<<<< HEAD
-            Self::Bridge(_) => labelled,
-=======
             Self::Bridge(_) | Self::Pretended(_) => labelled,
->>>>>>> main
             Self::Plugins(plugins) => plugins.address(uid, &sandbox.id).or(labelled),
         }
     }
@@ -127,14 +107,6 @@ impl Network {
     /// [`Error::Foreign`] when another kind of network made it and only a new sandbox helps.
     pub async fn connect(&self, link: &Link<'_>) -> Result<IpAddr> {
         let labelled: Option<Ipv4Addr> = link.sandbox.label(label::IP).parse().ok();
-<<<<<<< HEAD
-        let pid = link.sandbox.pid.ok_or(Error::NoProcess)?;
-        match self {
-            Self::Bridge(bridge) => {
-                let address = labelled.ok_or(Error::Foreign)?;
-                bridge.adopt(link.uid, address);
-                bridge.attach(link.uid, pid, address).await?;
-=======
         let pid = || link.sandbox.pid.ok_or(Error::NoProcess);
         match self {
             Self::Pretended(addresses) => {
@@ -146,7 +118,6 @@ impl Network {
                 let address = labelled.ok_or(Error::Foreign)?;
                 bridge.adopt(link.uid, address);
                 bridge.attach(link.uid, pid()?, address).await?;
->>>>>>> main
                 let mut ports = link.ports.clone();
                 ports.iter_mut().for_each(|p| p.pod_ip = address);
                 bridge.publish(link.uid, ports).await?;
@@ -155,10 +126,7 @@ impl Network {
             // Of the agent's own bridge, which was there before the configuration.
             Self::Plugins(_) if labelled.is_some() => Err(Error::Foreign),
             Self::Plugins(plugins) => {
-<<<<<<< HEAD
-=======
                 let pid = pid()?;
->>>>>>> main
                 super::loopback_up(pid).await?;
                 Ok(plugins.attach(link, pid).await?)
             }
@@ -171,11 +139,7 @@ impl Network {
     /// When a plugin fails; it must be called again.
     pub async fn disconnect(&self, uid: &str, sandboxes: &[Container]) -> Result<()> {
         match self {
-<<<<<<< HEAD
-            Self::Bridge(_) => Ok(()),
-=======
             Self::Bridge(_) | Self::Pretended(_) => Ok(()),
->>>>>>> main
             Self::Plugins(plugins) => Ok(plugins.detach(uid, sandboxes).await?),
         }
     }
@@ -187,10 +151,7 @@ impl Network {
     pub async fn release(&self, uid: &str) -> Result<()> {
         match self {
             Self::Bridge(bridge) => bridge.release(uid).await,
-<<<<<<< HEAD
-=======
             Self::Pretended(addresses) => addresses.release(uid).await,
->>>>>>> main
             Self::Plugins(plugins) => Ok(plugins.detach(uid, &[]).await?),
         }
     }
@@ -199,10 +160,7 @@ impl Network {
     pub async fn keep(self: Arc<Self>, runtime: Arc<dyn Runtime>, shutdown: CancellationToken) {
         match &*self {
             Self::Bridge(bridge) => bridge.clone().keep(shutdown).await,
-<<<<<<< HEAD
-=======
             Self::Pretended(_) => shutdown.cancelled().await,
->>>>>>> main
             Self::Plugins(plugins) => {
                 let work = async {
                     let mut wait = SWEEP.0;

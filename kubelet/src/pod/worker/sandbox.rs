@@ -22,13 +22,9 @@ impl Worker {
         }
         self.attached = None;
         let directory = self.shared.volumes.pod_dir(&self.uid);
-<<<<<<< HEAD
-        config::name_files(&self.shared.config, &self.pod, &directory, self.pod_ip())?;
-=======
         if self.shared.config.fake.is_none() {
             config::name_files(&self.shared.config, &self.pod, &directory, self.pod_ip())?;
         }
->>>>>>> main
         let label_ip = self.address.filter(|_| !self.host_network());
         let wanted = config::sandbox(&self.pod, label_ip, attempt as usize, &self.shared.config.cluster_domain);
         let shared = self.shared.clone();
