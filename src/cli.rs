@@ -118,6 +118,10 @@ pub(crate) struct UpArgs {
     /// Name of the context, cluster and user in the kubeconfig.
     #[arg(long, default_value = "skiff")]
     pub(crate) context: String,
+    /// Also serve the metrics of controllers, scheduler and proxy at the ports that these have as processes of their own:
+    /// 10257, 10259, and 10249 of loopback. They are part of the server's and the node's own in any case.
+    #[arg(long)]
+    pub(crate) component_metrics: bool,
     /// Do not touch any kubeconfig.
     #[arg(long)]
     pub(crate) no_kubeconfig: bool,
@@ -193,6 +197,9 @@ pub(crate) struct BackupArgs {
 /// Settings of components that only talk to the API.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ComponentArgs {
+    /// Port for metrics, with TLS; 0 for none. Default: 10257 of the controllers, 10259 of the scheduler.
+    #[arg(long)]
+    pub(crate) secure_port: Option<u16>,
     /// kubeconfig with this component's identity.
     #[arg(long)]
     pub(crate) kubeconfig: PathBuf,

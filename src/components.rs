@@ -10,6 +10,7 @@ use ipnet::Ipv4Net;
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
 use skiff_apiserver::pki::{Leaf, Pki};
+use skiff_metrics::{Part, serve};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -76,7 +77,32 @@ pub(crate) fn spawn_all(
     let client = server.client(User::new("system:kube-proxy", &[]));
     let proxy = skiff_proxy::Config { ingress: gateway, ..proxy_config(&config)? };
     spawn(tasks, "proxy", stop, skiff_proxy::run(client, proxy, stop.clone()));
+    if args.component_metrics {
+        for (port, part, user) in [
+            (PORTS[0], &[Part::Controllers, Part::Leases] as &[Part], "system:kube-controller-manager"),
+            (PORTS[1], &[Part::Scheduler, Part::Leases], "system:kube-scheduler"),
+        ] {
+            show(port, part, server.client(User::new(user, &[])), stop);
+        }
+        show_proxy(stop);
+    }
     crate::functions::start(tasks, server, args, pki, address, node, stop)
+}
+
+/// Ports of metrics of controllers, scheduler and proxy, as everywhere.
+const PORTS: [u16; 3] = [10257, 10259, 10249];
+
+/// Serves what controllers or scheduler count, at a port with TLS.
+fn show(port: u16, part: &'static [Part], client: kube::Client, stop: &CancellationToken) {
+    if port != 0 {
+        tokio::spawn(serve::https(([0, 0, 0, 0], port).into(), part, client, stop.clone()));
+    }
+}
+
+/// Serves what the proxy counts to this machine.
+fn show_proxy(stop: &CancellationToken) {
+    let address = ([127, 0, 0, 1], PORTS[2]).into();
+    tokio::spawn(serve::http(address, &[Part::Proxy, Part::Names], stop.clone()));
 }
 
 /// The label of nodes whose proxy is an ingress gateway: Ingresses get their addresses.
@@ -206,6 +232,12 @@ pub(crate) async fn controller_manager(args: ComponentArgs) -> anyhow::Result<()
     config.load_balancer = args.load_balancer.clone();
     config.leader_elect = true;
     let stop = CancellationToken::new();
+    show(
+        args.secure_port.unwrap_or(PORTS[0]),
+        &[Part::Controllers, Part::Leases],
+        client(&args.kubeconfig).await?,
+        &stop,
+    );
     let clients = move |user: &str| accounts.client(user);
     alone("controllers", stop.clone(), skiff_controllers::run(clients, config, stop)).await
 }
@@ -214,6 +246,7 @@ pub(crate) async fn controller_manager(args: ComponentArgs) -> anyhow::Result<()
 pub(crate) async fn scheduler(args: ComponentArgs) -> anyhow::Result<()> {
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
+    show(args.secure_port.unwrap_or(PORTS[1]), &[Part::Scheduler, Part::Leases], client.clone(), &stop);
     alone("scheduler", stop.clone(), skiff_controllers::scheduler::run(client, true, stop)).await
 }
 
@@ -234,6 +267,7 @@ pub(crate) async fn kubelet(all: KubeletArgs) -> anyhow::Result<()> {
     let mut config = kubelet_config(&node_facts(&args, &name, address, &settings), Some(leaf), &pki.cluster.cert)?;
     config.labels.extend(all.node_labels);
     config.max_pods = all.max_pods;
+    config.labels.extend(gateway_label(args.ingress.config().is_some()));
     config.cni = args.cni.dirs();
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
@@ -242,7 +276,6 @@ pub(crate) async fn kubelet(all: KubeletArgs) -> anyhow::Result<()> {
         config.fake = Some(machine);
         return alone("node agents", stop.clone(), skiff_kubelet::run_fakes(client, config, all.count, stop)).await;
     }
-    config.labels.extend(gateway_label(args.ingress.config().is_some()));
     alone("node agent", stop.clone(), skiff_kubelet::run(client, config, stop)).await
 }
 
@@ -255,6 +288,7 @@ pub(crate) async fn proxy(args: NodeArgs) -> anyhow::Result<()> {
     config.ingress = args.ingress.config();
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
+    show_proxy(&stop);
     alone("proxy", stop.clone(), skiff_proxy::run(client, config, stop)).await
 }
 

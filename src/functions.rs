@@ -186,6 +186,10 @@ pub(crate) fn rights() -> Vec<Value> {
                 rule(group, &["functions/invoke"], &["create"]),
             ],
         ),
-        role("skiff:functions-view", aggregated(&["view"]), vec![rule(group, &kinds, &read)]),
+        role(
+            "skiff:functions-view",
+            aggregated(&["view"]),
+            vec![rule(group, &kinds, &read), rule(group, &["functions/log"], &["get"])],
+        ),
     ]
 }

@@ -99,8 +99,7 @@ static LEADING: Mutex<BTreeMap<String, bool>> = Mutex::new(BTreeMap::new());
 
 /// Notes whether this process leads.
 pub(crate) fn lead(lease: &str, leads: bool) {
-    static ONCE: LazyLock<()> =
-        LazyLock::new(|| register(Part::Controllers, |r| r.register_collector(Box::new(Leading))));
+    static ONCE: LazyLock<()> = LazyLock::new(|| register(Part::Leases, |r| r.register_collector(Box::new(Leading))));
     LazyLock::force(&ONCE);
     LEADING.lock().insert(lease.to_owned(), leads);
 }

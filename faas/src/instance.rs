@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
 use crate::api::{Code, FunctionRevision, Isolation};
 
@@ -81,6 +81,19 @@ pub enum Event {
     },
 }
 
+/// One line that an instance printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Namespace of the function.
+    pub namespace: Arc<str>,
+    /// Name of the function.
+    pub function: Arc<str>,
+    /// Name of the instance.
+    pub instance: Arc<str>,
+    /// When, in RFC 3339, a blank, and what.
+    pub text: String,
+}
+
 /// One way of running functions.
 ///
 /// Implementations write their own API objects (Pods, FunctionInstances), labelled [`crate::api::FUNCTION`] and
@@ -108,6 +121,17 @@ pub trait Class: Send + Sync + 'static {
 
     /// Ends an instance that has no request in flight. Nothing happens if there is none of that name.
     async fn stop(&self, namespace: &str, name: &str) -> anyhow::Result<()>;
+
+    /// The last lines of each instance of a function, also of some that ended; none where others keep the logs.
+    fn tail(&self, namespace: &str, function: &str, instance: Option<&str>, lines: usize) -> Vec<Line> {
+        let _ = (namespace, function, instance, lines);
+        Vec::new()
+    }
+
+    /// Lines of all instances from now on; none where others keep the logs. Who is too slow misses some and is told how many.
+    fn follow(&self) -> Option<broadcast::Receiver<Line>> {
+        None
+    }
 
     /// What happens from now on. Only one reader; what it does not read in time makes starts wait.
     fn events(&self) -> mpsc::Receiver<Event>;

@@ -11,6 +11,7 @@
 pub mod api;
 pub mod archive;
 pub mod asynchronous;
+pub mod build;
 pub mod container;
 pub mod controller;
 pub mod gateway;

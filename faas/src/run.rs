@@ -134,6 +134,9 @@ pub async fn serve(
     let controller = Arc::new(controller);
     let gateway = Arc::new(Gateway::new(Arc::clone(&hub), client.clone()));
     let calls = Queue::new(client.clone(), &config.node);
+    if let Some(processes) = &processes {
+        gateway.logs_from(Arc::clone(processes));
+    }
     gateway.queue_into(Arc::clone(&calls) as Arc<dyn Sink>);
     controller.trigger(Arc::new(Triggers::new(client.clone(), Arc::clone(&calls), config.files.clone())));
     let mut tasks = JoinSet::new();

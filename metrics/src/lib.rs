@@ -29,6 +29,8 @@ pub use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 pub use prometheus_client::registry::Registry;
 
 mod process;
+pub mod review;
+pub mod serve;
 
 pub use process::process;
 
@@ -42,6 +44,8 @@ pub enum Part {
     Controllers,
     /// The scheduler.
     Scheduler,
+    /// The Leases by which one of several controllers or schedulers leads.
+    Leases,
     /// The node's agent.
     Agent,
     /// The node's agent's probes, which upstream shows apart.
@@ -53,11 +57,11 @@ pub enum Part {
 }
 
 /// What counts for the whole cluster.
-pub const CONTROL_PLANE: &[Part] = &[Part::Controllers, Part::Scheduler];
+pub const CONTROL_PLANE: &[Part] = &[Part::Controllers, Part::Scheduler, Part::Leases];
 /// What counts on each node.
 pub const NODE: &[Part] = &[Part::Agent, Part::Proxy, Part::Names];
 
-static REGISTRIES: LazyLock<[Mutex<Registry>; 6]> = LazyLock::new(Default::default);
+static REGISTRIES: LazyLock<[Mutex<Registry>; 7]> = LazyLock::new(Default::default);
 
 /// Names and values of `N` labels.
 pub type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];

@@ -141,6 +141,11 @@ impl Cluster {
         }
     }
 
+    /// The program under test.
+    pub(crate) fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// Runs kubectl.
     pub(crate) fn kubectl(&self, args: &[&str]) -> Result<Output> {
         run(self.command().args(args))

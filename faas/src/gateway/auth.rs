@@ -88,7 +88,7 @@ impl<K, V> Default for Memory<K, V> {
 pub struct Auth {
     client: Client,
     tokens: Mutex<Memory<[u8; 32], Option<User>>>,
-    rights: Mutex<Memory<(User, String), bool>>,
+    rights: Mutex<Memory<(User, &'static str, String), bool>>,
 }
 
 fn unavailable(error: &impl std::fmt::Display) -> InvokeError {
@@ -155,27 +155,45 @@ impl Auth {
     /// # Errors
     /// When not, or when nobody says.
     pub async fn permitted(&self, user: User, namespace: &str, name: &str) -> Result<(), InvokeError> {
-        let key = (user, format!("{namespace}/{name}"));
+        self.may(user, ("create", "invoke"), namespace, name).await
+    }
+
+    /// Whether a user may read what a function's instances print: `get` of `functions/log`.
+    ///
+    /// # Errors
+    /// When not, or when nobody says.
+    pub async fn may_read_logs(&self, user: User, namespace: &str, name: &str) -> Result<(), InvokeError> {
+        self.may(user, ("get", "log"), namespace, name).await
+    }
+
+    async fn may(
+        &self,
+        user: User,
+        right: (&'static str, &'static str),
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), InvokeError> {
+        let key = (user, right.1, format!("{namespace}/{name}"));
         let known = self.rights.lock().get(&key);
         let allowed = match known {
             Some(allowed) => allowed,
             None => {
-                let allowed = self.ask(&key.0, namespace, name).await?;
+                let allowed = self.ask(&key.0, right, namespace, name).await?;
                 self.rights.lock().put(key.clone(), allowed, if allowed { YES } else { NO });
                 allowed
             }
         };
-        let refused = || InvokeError::Forbidden { user: key.0.name.clone(), name: key.1.clone() };
+        let refused = || InvokeError::Forbidden { user: key.0.name.clone(), name: key.2.clone() };
         allowed.then_some(()).ok_or_else(refused)
     }
 
-    async fn ask(&self, user: &User, namespace: &str, name: &str) -> Result<bool, InvokeError> {
+    async fn ask(&self, user: &User, right: (&str, &str), namespace: &str, name: &str) -> Result<bool, InvokeError> {
         let attributes = ResourceAttributes {
             group: Some(GROUP.into()),
             version: Some("v1".into()),
             resource: Some("functions".into()),
-            subresource: Some("invoke".into()),
-            verb: Some("create".into()),
+            subresource: Some(right.1.into()),
+            verb: Some(right.0.into()),
             namespace: Some(namespace.to_owned()),
             name: Some(name.to_owned()),
             ..ResourceAttributes::default()

@@ -6,5 +6,6 @@ pub mod fleet;
 pub mod hub;
 pub mod invoke;
 pub mod link;
+mod logs;
 pub mod metrics;
 pub mod serve;

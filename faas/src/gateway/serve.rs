@@ -1,8 +1,8 @@
 //! The doors: HTTP for public functions and for callers in the cluster, HTTPS with the cluster's certificates.
 //!
 //! `ANY /function/NAMESPACE/NAME[/PATH]`, or any path when the host name is a function's. `/async/NAMESPACE/NAME` and
-//! `Prefer: respond-async` hand the call to the queue; `/result/NAMESPACE/ID` asks what became of it. `/healthz` and
-//! `/metrics` are for the cluster's owner. What goes wrong here is said as JSON with the request's id.
+//! `Prefer: respond-async` hand the call to the queue; `/result/NAMESPACE/ID` asks what became of it. `/logs/NAMESPACE/NAME` is
+//! what processes printed. `/healthz` and `/metrics` are for the cluster's owner. What goes wrong here is said as JSON with the request's id.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -34,6 +34,7 @@ use super::call::{Caller, Outgoing, REQUEST_ID, nothing, strip, wanted_upgrade, 
 use super::hub::{Entry, Hub};
 use super::invoke::{Answer, Call, InvokeError, Sink};
 use super::link::{Body, BoxError};
+use crate::instance::Class;
 
 /// Clients' connections at a time. Further ones are closed.
 const CONNECTIONS: usize = 16_384;
@@ -60,6 +61,7 @@ pub struct Gateway {
     caller: Arc<Caller>,
     auth: Auth,
     sink: OnceLock<Arc<dyn Sink>>,
+    logs: OnceLock<Arc<dyn Class>>,
     connections: Arc<Semaphore>,
 }
 
@@ -76,6 +78,7 @@ struct Client {
 enum Target {
     Function { namespace: String, name: String, tag: Option<String>, path: String, queue: bool },
     Result { namespace: String, id: String },
+    Logs { namespace: String, name: String },
     Health,
     Metrics,
     Nothing,
@@ -101,6 +104,7 @@ fn by_path(path: &str, query: Option<&str>) -> Target {
             Target::Function { namespace, name, tag: None, path, queue: word == "async" }
         }
         (Some("result"), Some(namespace), Some(id)) if rest.is_none() => Target::Result { namespace, id },
+        (Some("logs"), Some(namespace), Some(name)) if rest.is_none() => Target::Logs { namespace, name },
         (Some("healthz"), None, None) => Target::Health,
         (Some("metrics"), None, None) => Target::Metrics,
         _ => Target::Nothing,
@@ -159,6 +163,7 @@ impl Gateway {
             hub,
             auth: Auth::new(client),
             sink: OnceLock::new(),
+            logs: OnceLock::new(),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
         }
     }
@@ -172,6 +177,11 @@ impl Gateway {
     /// From now on this takes asynchronous calls. Only the first counts.
     pub fn queue_into(&self, sink: Arc<dyn Sink>) {
         let _ = self.sink.set(sink);
+    }
+
+    /// From now on what instances of this class print can be read here. Only the first counts.
+    pub fn logs_from(&self, class: Arc<dyn Class>) {
+        let _ = self.logs.set(class);
     }
 
     fn target(&self, host: &str, request: &Request<Incoming>) -> Target {
@@ -221,6 +231,7 @@ impl Gateway {
         let (namespace, name, tag, path, queue) = match self.target(&host, &request) {
             Target::Function { namespace, name, tag, path, queue } => (namespace, name, tag, path, queue),
             Target::Result { namespace, id } => return self.result(request.method(), &namespace, &id).await,
+            Target::Logs { namespace, name } => return self.logs(&request, &client, &namespace, &name).await,
             Target::Health => return Ok(says(StatusCode::OK, "ok".into())),
             Target::Metrics => return Ok(says(StatusCode::OK, self.hub.metrics())),
             Target::Nothing => {
@@ -284,6 +295,24 @@ impl Gateway {
         let found = self.sink()?.result(namespace, id).await?;
         let unknown = || InvokeError::NotFound { namespace: namespace.to_owned(), name: format!("result {id}") };
         found.map(answer).ok_or_else(unknown)
+    }
+
+    /// Logs are never public, whoever may call the function.
+    async fn logs(
+        &self,
+        request: &Request<Incoming>,
+        client: &Client,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Response<Body>, InvokeError> {
+        if *request.method() != Method::GET {
+            return Err(InvokeError::Method(request.method().clone()));
+        }
+        let user = self.auth.user(request.headers(), client.certificate.as_deref()).await?;
+        self.auth.may_read_logs(user, namespace, name).await?;
+        let unknown = || InvokeError::NotFound { namespace: namespace.to_owned(), name: format!("logs of {name}") };
+        let class = self.logs.get().ok_or_else(unknown)?;
+        Ok(super::logs::answer(class.as_ref(), namespace, name, request.uri().query().unwrap_or_default()))
     }
 
     async fn converse<I>(self: Arc<Self>, io: I, client: Client, stop: CancellationToken)
@@ -439,6 +468,8 @@ mod tests {
             ("/async/ns/f/a", None, function("f", "/a", true)),
             ("/result/ns/17", None, Target::Result { namespace: "ns".into(), id: "17".into() }),
             ("/result/ns/17/x", None, Target::Nothing),
+            ("/logs/ns/f", Some("tail=1"), Target::Logs { namespace: "ns".into(), name: "f".into() }),
+            ("/logs/ns", None, Target::Nothing),
             ("/function/ns", None, Target::Nothing),
             ("/function//f", None, Target::Nothing),
             ("/metrics", None, Target::Metrics),

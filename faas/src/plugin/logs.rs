@@ -6,14 +6,15 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use futures::{AsyncBufReadExt as _, StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::Pod;
+use http_body_util::BodyExt as _;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{ListParams, LogParams};
 use kube::{Api, ResourceExt as _};
 use tokio::sync::{Mutex, mpsc};
 
 use super::Session;
 use super::show::revisions_of;
-use crate::api::{FUNCTION, Function, FunctionInstance};
+use crate::api::{FUNCTION, Function, Isolation};
 
 /// Instances that are followed at a time.
 const FOLLOWED_MAX: usize = 64;
@@ -48,25 +49,25 @@ pub(super) async fn logs(session: &Session, args: LogsArgs) -> anyhow::Result<()
     if args.build {
         return build(session, &function).await;
     }
+    let revisions = revisions_of(session, &args.name).await?;
+    let class = revisions.last().and_then(|r| r.status.as_ref()?.class);
+    if class == Some(Isolation::Process) {
+        if !process_logs(session, &args).await? {
+            eprintln!("No instance of function {} wrote anything.", args.name);
+        }
+        return Ok(());
+    }
     let mine = ListParams::default().labels(&format!("{FUNCTION}={}", args.name));
     let pods: Api<Pod> = session.api();
     let mut found: Vec<String> =
         pods.list_metadata(&mine).await?.items.iter().map(kube::ResourceExt::name_any).collect();
-    let processes = session.api::<FunctionInstance>().list_metadata(&mine).await?.items;
     if let Some(instance) = &args.instance {
-        if processes.iter().any(|p| p.name_any() == *instance) {
-            return process_logs(session, instance, &args).await;
-        }
         found.retain(|p| p == instance);
         if found.is_empty() {
             bail!("function {} has no instance {instance}", args.name);
         }
-    } else {
-        for process in &processes {
-            process_logs(session, &process.name_any(), &args).await?;
-        }
     }
-    if found.is_empty() && processes.is_empty() && !args.follow {
+    if found.is_empty() && !args.follow {
         eprintln!("No instance of function {} runs.", args.name);
         return Ok(());
     }
@@ -149,10 +150,40 @@ async fn copy(
     Ok(())
 }
 
-/// What a process wrote, from the agent of its node.
-async fn process_logs(session: &Session, instance: &str, args: &LogsArgs) -> anyhow::Result<()> {
-    let _ = (session, args);
-    bail!("{instance} is a process: its log is in the node's own log")
+/// What processes wrote, also those that ended, from the gateway; whether there was anything, or it follows.
+async fn process_logs(session: &Session, args: &LogsArgs) -> anyhow::Result<bool> {
+    let tail = args.tail.map(|n| format!("&tail={}", n.max(0))).unwrap_or_default();
+    let instance = args.instance.as_ref().map(|i| format!("&instance={i}")).unwrap_or_default();
+    let uri = format!("/logs/{}/{}?follow={}{tail}{instance}", session.namespace, args.name, args.follow);
+    let request = http::Request::get(uri).body(kube::client::Body::empty())?;
+    let answer = session.gateway().await?.send(request).await.context("the gateway of functions cannot be reached")?;
+    let (head, mut body) = answer.into_parts();
+    if head.status == http::StatusCode::NOT_FOUND {
+        // A gateway without processes, as one that was restarted elsewhere.
+        return Ok(false);
+    }
+    let (mut text, mut any) = (Vec::new(), args.follow);
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        text.extend_from_slice(&data);
+        if !head.status.is_success() {
+            continue;
+        }
+        while let Some(end) = text.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = text.drain(..=end).collect();
+            let said: serde_json::Value = serde_json::from_slice(&line).unwrap_or_default();
+            let (name, line) =
+                (said["instance"].as_str().unwrap_or_default(), said["line"].as_str().unwrap_or_default());
+            any = true;
+            // The time is the node's, not the function's own words.
+            let line = line.split_once(' ').map_or(line, |(_, words)| words);
+            if args.prefix { println!("[{name}] {line}") } else { println!("{line}") }
+        }
+    }
+    if !head.status.is_success() {
+        bail!("the gateway answered {}: {}", head.status.as_u16(), String::from_utf8_lossy(&text).trim());
+    }
+    Ok(any)
 }
 
 async fn build(session: &Session, function: &Function) -> anyhow::Result<()> {
@@ -164,7 +195,9 @@ async fn build(session: &Session, function: &Function) -> anyhow::Result<()> {
         println!("revision {} needs no build", revision.name_any());
         return Ok(());
     };
-    println!("{}", built.message);
+    let maps: Api<ConfigMap> = session.api();
+    let log = maps.get_opt(&format!("{}-build", revision.name_any())).await?.and_then(|m| m.data?.remove("log"));
+    println!("{}", log.as_deref().unwrap_or(&built.message).trim_end());
     if built.status == "False" {
         bail!("the build of revision {} failed: {}", revision.name_any(), built.reason);
     }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 use tokio::sync::broadcast;
 
+use crate::instance::Line;
+
 /// Most bytes of one file.
 const MAX_FILE: u64 = 1 << 20;
 /// Instances whose files are kept, per function.
@@ -18,19 +20,6 @@ const KEPT: usize = 8;
 const MAX_LINE: u64 = 16 << 10;
 /// Lines that one who follows may be behind before it misses some.
 const BEHIND: usize = 1024;
-
-/// One line that an instance printed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// Namespace of the function.
-    pub namespace: Arc<str>,
-    /// Name of the function.
-    pub function: Arc<str>,
-    /// Name of the instance.
-    pub instance: Arc<str>,
-    /// When, in RFC 3339, a blank, and what.
-    pub text: String,
-}
 
 /// The logs of all instances of this node.
 #[derive(Debug)]

@@ -28,11 +28,10 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 
 use crate::api::{Code, FunctionRevision, Isolation};
-use crate::instance::{Class, Event, Instance, StartError};
+use crate::instance::{Class, Event, Instance, Line, StartError};
 use crate::runtime::{Language, NODE_RUNNER, PYTHON_RUNNER};
 use code::Codes;
 use limits::Groups;
-pub use logs::Line;
 use logs::Logs;
 use parent::{Parent, Reader};
 use record::Records;
@@ -175,18 +174,6 @@ impl Host {
             Language::Node => Err("there is no node on the node".to_owned()),
             Language::Http => Err("runtime http runs in containers".to_owned()),
         }
-    }
-
-    /// The last lines of each instance of a function, also of some that ended.
-    #[must_use]
-    pub fn tail(&self, namespace: &str, function: &str, instance: Option<&str>, lines: usize) -> Vec<Line> {
-        self.logs.tail(namespace, function, instance, lines)
-    }
-
-    /// Lines of all instances from now on. Who is too slow misses some and is told how many.
-    #[must_use]
-    pub fn follow(&self) -> broadcast::Receiver<Line> {
-        self.logs.follow()
     }
 
     /// Forgets the logs of a function that is deleted.
@@ -334,6 +321,14 @@ impl Class for Host {
         }
         tokio::time::timeout(STOP, told).await.map_err(|_| anyhow::anyhow!("{name} did not end within {STOP:?}"))?.ok();
         Ok(())
+    }
+
+    fn tail(&self, namespace: &str, function: &str, instance: Option<&str>, lines: usize) -> Vec<Line> {
+        self.logs.tail(namespace, function, instance, lines)
+    }
+
+    fn follow(&self) -> Option<broadcast::Receiver<Line>> {
+        Some(self.logs.follow())
     }
 
     fn events(&self) -> mpsc::Receiver<Event> {

@@ -1,32 +1,17 @@
 //! Who calls, and whether they may.
 
-use std::time::Duration;
-
 use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use kube::Api;
-use kube::api::PostParams;
+use k8s_openapi::api::authorization::v1::ResourceAttributes;
+pub(crate) use skiff_metrics::review::Identity;
+use skiff_metrics::review::{self, Wish};
 use x509_parser::prelude::FromDer;
 
 use super::{Body, Server, text};
 
-/// The API server's answer may take this long.
-const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A caller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) user: String,
-    pub(crate) groups: Vec<String>,
-}
-
-impl Identity {
-    /// Those who may everything without asking the API server.
-    fn is_trusted(&self) -> bool {
-        self.user == "kube-apiserver-kubelet-client" || self.groups.iter().any(|g| g == "system:masters")
-    }
+/// Whether they may everything without the API server's being asked.
+fn is_trusted(who: &Identity) -> bool {
+    who.user == "kube-apiserver-kubelet-client" || who.groups.iter().any(|g| g == "system:masters")
 }
 
 /// The identity in a verified certificate: user is the common name, groups are the organisations.
@@ -48,12 +33,12 @@ pub(crate) async fn check(
     let identity = match identity {
         Some(identity) => Some(identity),
         None => match bearer(request) {
-            Some(token) => review_token(server, token).await,
+            Some(token) => review::token(&server.manager.shared.client, token).await,
             None => None,
         },
     };
     let Some(identity) = identity else { return Err(text(StatusCode::UNAUTHORIZED, "Unauthorized")) };
-    if identity.is_trusted() {
+    if is_trusted(&identity) {
         return Ok(());
     }
     let verb = if request.method() == Method::GET { "get" } else { "create" };
@@ -84,38 +69,16 @@ fn bearer(request: &Request<Incoming>) -> Option<&str> {
     request.headers().get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ").map(str::trim)
 }
 
-async fn review_token(server: &Server, token: &str) -> Option<Identity> {
-    let review =
-        TokenReview { spec: TokenReviewSpec { token: token.into(), ..Default::default() }, ..Default::default() };
-    let api: Api<TokenReview> = Api::all(server.manager.shared.client.clone());
-    let params = PostParams::default();
-    let answer = tokio::time::timeout(REVIEW_TIMEOUT, api.create(&params, &review)).await.ok()?.ok()?;
-    let status = answer.status?;
-    let user = status.user.filter(|_| status.authenticated == Some(true))?;
-    Some(Identity { user: user.username?, groups: user.groups.unwrap_or_default() })
-}
-
 async fn may(server: &Server, identity: &Identity, verb: &str, subresource: &str) -> bool {
-    let review = SubjectAccessReview {
-        spec: SubjectAccessReviewSpec {
-            user: Some(identity.user.clone()),
-            groups: Some(identity.groups.clone()),
-            resource_attributes: Some(ResourceAttributes {
-                verb: Some(verb.into()),
-                version: Some("v1".into()),
-                resource: Some("nodes".into()),
-                subresource: Some(subresource.into()),
-                name: Some(server.manager.shared.config.node_name.clone()),
-                ..Default::default()
-            }),
-            ..Default::default()
-        },
-        ..Default::default()
+    let wish = ResourceAttributes {
+        verb: Some(verb.into()),
+        version: Some("v1".into()),
+        resource: Some("nodes".into()),
+        subresource: Some(subresource.into()),
+        name: Some(server.manager.shared.config.node_name.clone()),
+        ..ResourceAttributes::default()
     };
-    let api: Api<SubjectAccessReview> = Api::all(server.manager.shared.client.clone());
-    let params = PostParams::default();
-    let answer = tokio::time::timeout(REVIEW_TIMEOUT, api.create(&params, &review)).await;
-    answer.is_ok_and(|a| a.is_ok_and(|r| r.status.is_some_and(|s| s.allowed)))
+    review::may(&server.manager.shared.client, identity, Wish::Resource(Box::new(wish))).await
 }
 
 #[cfg(test)]
@@ -131,8 +94,8 @@ mod tests {
         let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
         let identity = of_certificate(certificate.der()).unwrap();
         assert_eq!(identity, Identity { user: "admin".into(), groups: vec!["system:masters".into()] });
-        assert!(identity.is_trusted());
-        assert!(!Identity { user: "system:node:a".into(), groups: vec![] }.is_trusted());
+        assert!(is_trusted(&identity));
+        assert!(!is_trusted(&Identity { user: "system:node:a".into(), groups: vec![] }));
         assert!(of_certificate(b"junk").is_none());
     }
 }

@@ -7,6 +7,7 @@ mod change;
 mod claims;
 mod daily;
 mod faults;
+mod functions;
 mod helm;
 mod ingress;
 mod monitoring;
@@ -58,6 +59,9 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("monitoring", monitoring::monitoring),
     ("predecessors", predecessors::predecessors),
     ("helm", helm::helm),
+    ("functions", functions::functions),
+    ("functions_of_files", functions::functions_of_files),
+    ("functions_by_triggers", functions::functions_by_triggers),
     ("jobs", workloads::jobs),
     ("job_and_crash", workloads::job_and_crash),
     ("sets", workloads::sets),

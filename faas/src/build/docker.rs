@@ -1,0 +1,103 @@
+//! Builds by Docker Engine.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use bollard::query_parameters::{BuildImageOptionsBuilder, PushImageOptionsBuilder};
+use bytes::Bytes;
+use futures::StreamExt as _;
+
+use super::{BuildError, Engine, Log};
+
+/// Seconds an answer of the engine may take; a build's own answer is a stream and may take longer.
+const ANSWER: u64 = 120;
+/// Bytes of memory for a step.
+const MEMORY: i32 = 2047 << 20;
+
+/// A connection to the engine.
+#[derive(Debug)]
+pub struct Docker {
+    client: bollard::Docker,
+    network: Option<String>,
+}
+
+impl Docker {
+    /// Connects. `network` is the engine's network that steps of builds are in; none for its default.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn connect(socket: &Path, network: Option<String>) -> anyhow::Result<Self> {
+        let path = socket.to_string_lossy();
+        let client = bollard::Docker::connect_with_unix(&path, ANSWER, bollard::API_DEFAULT_VERSION)?;
+        Ok(Self { client: client.negotiate_version().await.context("the engine does not answer")?, network })
+    }
+}
+
+#[async_trait]
+impl Engine for Docker {
+    async fn has(&self, image: &str) -> anyhow::Result<bool> {
+        match self.client.inspect_image(image).await {
+            Ok(_) => Ok(true),
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => Ok(false),
+            Err(error) => Err(error).context("the engine does not say whether it has an image"),
+        }
+    }
+
+    async fn build(&self, image: &str, dockerfile: &str, context: Bytes, log: &Log) -> Result<(), BuildError> {
+        let mut options = BuildImageOptionsBuilder::new()
+            .dockerfile(dockerfile)
+            .t(image)
+            .rm(true)
+            .forcerm(true)
+            .memory(MEMORY)
+            .memswap(MEMORY);
+        if let Some(network) = &self.network {
+            options = options.networkmode(network);
+        }
+        let mut said = self.client.build_image(options.build(), None, Some(bollard::body_full(context)));
+        while let Some(part) = said.next().await {
+            let part = part.map_err(|e| failed(e, log))?;
+            if let Some(text) = part.stream.or(part.status.map(|s| s + "\n")) {
+                log.say(&text);
+            }
+            if let Some(error) = part.error_detail {
+                log.line(error.message.as_deref().unwrap_or("the build failed"));
+                return Err(BuildError::Failed { log_tail: String::new() });
+            }
+        }
+        Ok(())
+    }
+
+    async fn push(&self, image: &str, log: &Log) -> Result<(), BuildError> {
+        let (name, tag) = image.rsplit_once(':').unwrap_or((image, "latest"));
+        let options = PushImageOptionsBuilder::new().tag(tag).build();
+        let mut said = self.client.push_image(name, Some(options), None);
+        while let Some(part) = said.next().await {
+            let part = part.map_err(|e| failed(e, log))?;
+            if let Some(error) = part.error_detail {
+                log.line(error.message.as_deref().unwrap_or("the push failed"));
+                // Registries come back.
+                return Err(anyhow::anyhow!("the image was not pushed: {}", error.message.unwrap_or_default()).into());
+            }
+        }
+        log.line(&format!("pushed {image}"));
+        Ok(())
+    }
+}
+
+/// An error in the stream is the build's own; others are the engine's.
+fn failed(error: bollard::errors::Error, log: &Log) -> BuildError {
+    match error {
+        bollard::errors::Error::DockerStreamError { error } => {
+            log.line(&error);
+            BuildError::Failed { log_tail: String::new() }
+        }
+        bollard::errors::Error::DockerResponseServerError { status_code: 400, message } => {
+            // What it says of a Dockerfile that cannot be read.
+            log.line(&message);
+            BuildError::Failed { log_tail: String::new() }
+        }
+        other => BuildError::Other(anyhow::Error::from(other).context("the engine broke off")),
+    }
+}

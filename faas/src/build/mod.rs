@@ -1,0 +1,325 @@
+//! Images of functions whose code needs more than its base image has: packages, or a Dockerfile of its own.
+//!
+//! Built by the engine of one node, named by what goes in (`skiff.local/fn:DIGEST`), so that the same code is built once.
+//! The log is kept in the ConfigMap `REVISION-build`, readable while the build runs. With a registry the image is pushed and
+//! every node can have it; without one only the node that built it has it, and the pods must run there.
+//!
+//! Limits: no secrets for builds, no credentials for registries; two builds at a time; steps of a Dockerfile run as the engine
+//! runs them, with its own network and a bound on memory.
+
+mod docker;
+mod log;
+
+use std::io::Read as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use kube::Client;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
+
+use crate::api::{Code, FunctionRevision};
+use crate::runtime::{CODE, Images, Language, MAX_BYTES, NODE_RUNNER, PORT, PYTHON_RUNNER, Source, hex};
+pub use docker::Docker;
+pub use log::Log;
+
+/// Builds at a time.
+const BUILDS: usize = 2;
+/// Time of one build.
+const LIMIT: Duration = Duration::from_secs(900);
+/// Pause between writes of a log that grows.
+const WRITE: Duration = Duration::from_secs(3);
+/// Lines of a log that a failed build's condition has.
+const TAIL: usize = 20;
+/// Folder of the context with what is ours.
+const OURS: &str = ".skiff";
+
+/// Settings of builds.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Images that code is built on.
+    pub images: Images,
+    /// Where images are pushed to, `HOST[:PORT][/PATH]`; none to leave them on the node.
+    pub registry: Option<String>,
+    /// Further arguments of pip, such as `--find-links`.
+    pub pip_args: Vec<String>,
+    /// Further arguments of npm.
+    pub npm_args: Vec<String>,
+}
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The code or what it needs is at fault; with the last lines of the log.
+    #[error("the build failed:\n{log_tail}")]
+    Failed {
+        /// Last lines of the log.
+        log_tail: String,
+    },
+    /// The engine or the node failed; trying again may help.
+    #[error("the build could not be made")]
+    Other(#[from] anyhow::Error),
+}
+
+/// What makes images.
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// Whether it has the image.
+    async fn has(&self, image: &str) -> anyhow::Result<bool>;
+    /// Builds an image from a gzipped tar, by the Dockerfile at the path in it. Says everything to the log; an error of the
+    /// build itself is [`BuildError::Failed`], whose text the builder fills in.
+    async fn build(&self, image: &str, dockerfile: &str, context: Bytes, log: &Log) -> Result<(), BuildError>;
+    /// Pushes it to its registry.
+    async fn push(&self, image: &str, log: &Log) -> Result<(), BuildError>;
+}
+
+/// How code becomes an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The Dockerfile; none if the code has its own.
+    dockerfile: Option<String>,
+    /// The runner that goes with it.
+    runner: Option<(&'static str, &'static str)>,
+}
+
+impl Plan {
+    /// What must be built, if anything. `process` says that instances are processes: those have their packages from the node.
+    ///
+    /// Only archives are built: one file or a ConfigMap has no packages.
+    #[must_use]
+    pub fn of(code: &Code, source: &Source, config: &Config, process: bool) -> Option<Self> {
+        let Source::Archive(_) = source else { return None };
+        if source.file("Dockerfile").is_some() {
+            return Some(Self { dockerfile: None, runner: None });
+        }
+        let language = Language::of(code).ok().filter(|_| !process)?;
+        let joined = |args: &[String]| args.iter().map(|a| format!(" {a}")).collect::<String>();
+        let (install, file, text, program) = match language {
+            Language::Python => {
+                let wanted = source.file("requirements.txt")?;
+                let any = String::from_utf8_lossy(&wanted)
+                    .lines()
+                    .any(|l| !l.trim().is_empty() && !l.trim().starts_with('#'));
+                let pip = "python3 -m pip install --no-cache-dir --no-input --disable-pip-version-check --root-user-action=ignore";
+                let install = format!(
+                    "{pip} --target {CODE}/site-packages -r {CODE}/requirements.txt{}",
+                    joined(&config.pip_args)
+                );
+                (any.then_some(install)?, "runner.py", PYTHON_RUNNER, "python3")
+            }
+            Language::Node => {
+                let package: serde_json::Value = serde_json::from_slice(&source.file("package.json")?).ok()?;
+                let any = package.get("dependencies").and_then(|d| d.as_object()).is_some_and(|d| !d.is_empty());
+                let install =
+                    format!("npm install --omit=dev --no-audit --no-fund --prefix {CODE}{}", joined(&config.npm_args));
+                (any.then_some(install)?, "runner.js", NODE_RUNNER, "node")
+            }
+            Language::Http => return None,
+        };
+        let dockerfile = format!(
+            "FROM {}\nCOPY . {CODE}\nRUN {install} && mv {CODE}/{OURS} /skiff\nWORKDIR {CODE}\nENV PORT={PORT} SKIFF_CODE={CODE}\n\
+             USER 65534\nCMD [\"{program}\", \"/skiff/{file}\"]\n",
+            config.images.of(language),
+        );
+        Some(Self { dockerfile: Some(dockerfile), runner: Some((file, text)) })
+    }
+
+    fn image(&self, archive: &[u8], registry: Option<&str>) -> String {
+        let mut hash = Sha256::new();
+        for part in [self.dockerfile.as_deref().unwrap_or_default(), self.runner.map_or("", |(_, text)| text)] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        hash.update(archive);
+        format!("{}/fn:{}", registry.unwrap_or("skiff.local"), &hex(&hash.finalize())[..32])
+    }
+
+    /// The code with what is ours beside it, and the path of the Dockerfile.
+    fn context(&self, archive: &[u8]) -> std::io::Result<(Bytes, String)> {
+        let Some(dockerfile) = &self.dockerfile else {
+            return Ok((Bytes::copy_from_slice(archive), "Dockerfile".to_owned()));
+        };
+        let mut out = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        let mut given = tar::Archive::new(flate2::read::GzDecoder::new(archive).take(MAX_BYTES));
+        for entry in given.entries()? {
+            let entry = entry?;
+            let path = entry.path()?.into_owned();
+            // Not theirs to say.
+            if path.components().find(|c| *c != std::path::Component::CurDir).is_some_and(|c| c.as_os_str() == OURS) {
+                continue;
+            }
+            let (mut header, link) = (entry.header().clone(), entry.link_name()?.map(|l| l.into_owned()));
+            match link {
+                Some(link) => out.append_link(&mut header, path, link)?,
+                None => out.append_data(&mut header, path, entry)?,
+            }
+        }
+        let runner = self.runner.map(|(name, text)| (name, text.to_owned()));
+        for (name, text) in runner.into_iter().chain([("Dockerfile", dockerfile.clone())]) {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64);
+            header.set_mode(0o644);
+            out.append_data(&mut header, format!("{OURS}/{name}"), text.as_bytes())?;
+        }
+        Ok((out.into_inner()?.finish()?.into(), format!("{OURS}/Dockerfile")))
+    }
+}
+
+/// Makes images of revisions.
+pub struct Builder {
+    client: Client,
+    engine: Arc<dyn Engine>,
+    config: Config,
+    turns: Semaphore,
+}
+
+impl Builder {
+    /// With what it needs.
+    #[must_use]
+    pub fn new(client: Client, engine: Arc<dyn Engine>, config: Config) -> Self {
+        Self { client, engine, config, turns: Semaphore::new(BUILDS) }
+    }
+
+    /// What must be built for a revision, if anything; see [`Plan::of`].
+    #[must_use]
+    pub fn plan(&self, code: &Code, source: &Source, process: bool) -> Option<Plan> {
+        Plan::of(code, source, &self.config, process)
+    }
+
+    /// Whether only the engine's own node has the images.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.config.registry.is_none()
+    }
+
+    /// Builds the image of a revision, unless the engine has it, and gives its name. Nothing is left behind when the future is
+    /// dropped but what the engine has cached.
+    ///
+    /// # Errors
+    /// When the build fails; its log is in the ConfigMap then too.
+    pub async fn build(&self, revision: &FunctionRevision, source: &Source, plan: &Plan) -> Result<String, BuildError> {
+        let Source::Archive(archive) = source else { return Err(anyhow::anyhow!("only an archive is built").into()) };
+        let image = plan.image(archive, self.config.registry.as_deref());
+        let _turn = self.turns.acquire().await.map_err(anyhow::Error::from)?;
+        if self.engine.has(&image).await? {
+            return Ok(image);
+        }
+        let log = Log::default();
+        let work = async {
+            let (plan, archive) = (plan.clone(), archive.clone());
+            let (context, dockerfile) = tokio::task::spawn_blocking(move || plan.context(&archive))
+                .await
+                .map_err(anyhow::Error::from)?
+                .map_err(anyhow::Error::from)?;
+            self.engine.build(&image, &dockerfile, context, &log).await?;
+            if self.config.registry.is_some() {
+                self.engine.push(&image, &log).await?;
+            }
+            Ok(())
+        };
+        let mut work = std::pin::pin!(tokio::time::timeout(LIMIT, work));
+        let mut written = 0;
+        let result = loop {
+            tokio::select! {
+                result = &mut work => break result,
+                () = tokio::time::sleep(WRITE) => written = self.keep(revision, &log, written).await,
+            }
+        };
+        let result = result.unwrap_or_else(|_| {
+            log.line(&format!("the build took longer than {} s", LIMIT.as_secs()));
+            Err(BuildError::Failed { log_tail: String::new() })
+        });
+        if let Err(BuildError::Other(error)) = &result {
+            log.line(&format!("{error:#}"));
+        }
+        self.keep(revision, &log, written).await;
+        match result {
+            Ok(()) => Ok(image.clone()),
+            Err(BuildError::Failed { .. }) => Err(BuildError::Failed { log_tail: log.tail(TAIL) }),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Writes the log if it has grown. That it cannot be written hinders no build.
+    async fn keep(&self, revision: &FunctionRevision, log: &Log, written: u64) -> u64 {
+        let size = log.size();
+        if size != written
+            && let Err(error) = log.write(&self.client, revision).await
+        {
+            tracing::debug!(%error, "the log of a build is not written");
+            return written;
+        }
+        size
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn archive(files: &[(&str, &str)]) -> Source {
+        let mut out = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        for (path, text) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64);
+            header.set_mode(0o644);
+            out.append_data(&mut header, path, text.as_bytes()).unwrap();
+        }
+        Source::Archive(out.into_inner().unwrap().finish().unwrap().into())
+    }
+
+    fn code(runtime: &str) -> Code {
+        Code { runtime: Some(runtime.to_owned()), ..Code::default() }
+    }
+
+    #[test]
+    fn only_what_needs_it_is_built() {
+        // (files, runtime, processes, built, what the Dockerfile has; `own` for the code's)
+        #[allow(clippy::type_complexity)]
+        let cases: &[(&[(&str, &str)], &str, bool, Option<&str>)] = &[
+            (&[("main.py", "")], "python", false, None),
+            (&[("main.py", ""), ("requirements.txt", "# none\n\n")], "python", false, None),
+            (&[("main.py", ""), ("requirements.txt", "six==1\n")], "python", false, Some("pip install")),
+            (&[("main.py", ""), ("requirements.txt", "six==1\n")], "python", true, None),
+            (&[("main.js", ""), ("package.json", "{\"dependencies\": {}}")], "node", false, None),
+            (
+                &[("main.js", ""), ("package.json", "{\"dependencies\": {\"a\": \"1\"}}")],
+                "node",
+                false,
+                Some("npm install"),
+            ),
+            (&[("Dockerfile", "FROM x")], "http", false, Some("own")),
+            (&[("Dockerfile", "FROM x")], "python", true, Some("own")),
+        ];
+        for (files, runtime, process, built) in cases {
+            let plan = Plan::of(&code(runtime), &archive(files), &Config::default(), *process);
+            let text = plan.map(|p| p.dockerfile.unwrap_or("own".to_owned()));
+            match built {
+                None => assert_eq!(text, None, "{files:?}"),
+                Some(part) => assert!(text.as_deref().unwrap_or_default().contains(part), "{files:?}: {text:?}"),
+            }
+        }
+        assert_eq!(Plan::of(&code("python"), &Source::Files(Vec::new()), &Config::default(), false), None);
+    }
+
+    #[test]
+    fn the_name_is_what_goes_in_and_ours_wins() {
+        let files = [("./.skiff/runner.py", "theirs"), ("main.py", "x"), ("requirements.txt", "six")];
+        let source = archive(&files);
+        let Source::Archive(data) = &source else { panic!() };
+        let plan = |config: &Config| Plan::of(&code("python"), &source, config, false).unwrap();
+        let one = plan(&Config::default());
+        let other = plan(&Config { pip_args: vec!["--no-index".to_owned()], ..Config::default() });
+        assert_eq!(one.image(data, None), one.image(data, None));
+        assert_ne!(one.image(data, None), other.image(data, None));
+        assert!(one.image(data, Some("reg:5000/x")).starts_with("reg:5000/x/fn:"));
+        let (context, dockerfile) = one.context(data).unwrap();
+        assert_eq!(dockerfile, ".skiff/Dockerfile");
+        let context = Source::Archive(context);
+        assert_eq!(context.file(".skiff/runner.py").unwrap(), PYTHON_RUNNER);
+        assert_eq!(context.file("main.py").unwrap(), "x");
+    }
+}

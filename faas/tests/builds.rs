@@ -1,0 +1,157 @@
+//! Builds by a real engine, where one answers and has the base image of `hack/images.sh python`.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use serde_json::json;
+use skiff_apiserver::Server;
+use skiff_apiserver::auth::User;
+use skiff_faas::api::FunctionRevision;
+use skiff_faas::build::{BuildError, Builder, Config, Docker, Engine};
+use skiff_faas::instance::{Address, Class, StartError};
+use skiff_faas::process::Host;
+use skiff_faas::runtime::Source;
+use skiff_storage::embedded::{Embedded, Options};
+
+const WHEEL: &str = r#"
+import sys, zipfile
+with zipfile.ZipFile(sys.argv[1] + '/skiffsix-1.2-py3-none-any.whl', 'w') as z:
+    z.writestr('skiffsix.py', 'six = 6\n')
+    z.writestr('skiffsix-1.2.dist-info/METADATA', 'Metadata-Version: 2.1\nName: skiffsix\nVersion: 1.2\n')
+    z.writestr('skiffsix-1.2.dist-info/WHEEL', 'Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+    z.writestr('skiffsix-1.2.dist-info/RECORD', '')
+"#;
+
+/// A gzipped tar of a directory with a wheel in `wheels/` and these files.
+fn archive(dir: &Path, files: &[(&str, &str)]) -> Vec<u8> {
+    std::fs::create_dir_all(dir.join("wheels")).unwrap();
+    assert!(Command::new("python3").args(["-c", WHEEL]).arg(dir.join("wheels")).status().unwrap().success());
+    for (name, text) in files {
+        std::fs::write(dir.join(name), text).unwrap();
+    }
+    let out = Command::new("tar").arg("-C").arg(dir).args(["-cz", "."]).output().unwrap();
+    assert!(out.status.success());
+    out.stdout
+}
+
+fn revision(name: &str, code: serde_json::Value) -> FunctionRevision {
+    let revision = json!({
+        "apiVersion": "skiff.dev/v1", "kind": "FunctionRevision", "metadata": {"name": name, "namespace": "default", "uid": "u"},
+        "spec": {"function": "f", "number": 1, "generation": 1, "digest": name, "code": code},
+    });
+    serde_json::from_value(revision).unwrap()
+}
+
+async fn client(dir: &Path) -> (Server, kube::Client) {
+    let store = Embedded::open(dir.join("store"), Options::default()).unwrap();
+    let server = Server::builder(Arc::new(store)).start().await.unwrap();
+    let client = server.client(User::new("admin", &["system:masters"]));
+    (server, client)
+}
+
+const MAIN: &str = "import skiffsix\ndef main(p):\n    return skiffsix.six\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_has_the_packages_or_the_reason_why_not() {
+    let Ok(docker) = Docker::connect(Path::new("/var/run/docker.sock"), None).await else { return };
+    if !docker.has("skiff/python:1").await.unwrap_or(false) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, client) = client(dir.path()).await;
+    let pip_args = ["--no-index", "--find-links", "/function/wheels"].map(str::to_owned).to_vec();
+    let builder = Builder::new(client.clone(), Arc::new(docker), Config { pip_args, ..Config::default() });
+    let build = async |name: &str, files: &[(&str, &str)]| {
+        let source = Source::Archive(archive(&dir.path().join(name), files).into());
+        let revision =
+            revision(name, json!({"source": {"archive": {"name": "a", "parts": 1, "sha256": "0".repeat(64)}}}));
+        let plan = builder.plan(&revision.spec.code, &source, false).unwrap();
+        let result = builder.build(&revision, &source, &plan).await;
+        let log =
+            Api::<ConfigMap>::namespaced(client.clone(), "default").get_opt(&format!("{name}-build")).await.unwrap();
+        (result, log.and_then(|m| m.data?.remove("log")).unwrap_or_default())
+    };
+    // Made new each time: what was built before would not be built again.
+    let fresh = format!("# {:?}\n{MAIN}", std::time::SystemTime::now());
+    let (image, log) = build("well", &[("requirements.txt", "skiffsix>=1\n"), ("main.py", &fresh)]).await;
+    let image = image.unwrap_or_else(|e| panic!("{e}\n{log}"));
+    assert!(log.contains("Successfully installed skiffsix-1.2"), "{log}");
+    let run = |image: &str| {
+        let script = "import sys; sys.path[:0] = ['/skiff']; import runner; print(runner.load('/function', '')(runner.Request('POST', '/', {}, b'')))";
+        Command::new("docker")
+            .args(["run", "--rm", "--network", "none", image, "python3", "-c", script])
+            .output()
+            .unwrap()
+    };
+    let out = run(&image);
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "6\n", "{}", String::from_utf8_lossy(&out.stderr));
+    let (again, _) = build("again", &[("requirements.txt", "skiffsix>=1\n"), ("main.py", &fresh)]).await;
+    assert!(again.is_ok());
+
+    let (error, log) = build("bad", &[("requirements.txt", "nothing-of-that-name\n"), ("main.py", MAIN)]).await;
+    let Err(BuildError::Failed { log_tail }) = error else { panic!("{error:?}") };
+    assert!(
+        log_tail.contains("nothing-of-that-name") && log_tail.contains("returned a non-zero code: 1"),
+        "{log_tail}"
+    );
+    assert!(log.contains("No matching distribution"), "{log}");
+    let (error, _) = build("file", &[("Dockerfile", "FRUM x\n"), ("main.py", MAIN)]).await;
+    assert!(matches!(&error, Err(BuildError::Failed { log_tail }) if log_tail.contains("FRUM")), "{error:?}");
+    let _ = Command::new("docker").args(["rmi", &image]).output();
+}
+
+/// Processes have their packages from the node, once for all that ask for the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_has_its_packages() {
+    let pip = Command::new("/usr/bin/python3").args(["-m", "pip", "--version"]).output();
+    if !nix::unistd::geteuid().is_root() || !pip.is_ok_and(|o| o.status.success()) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, client) = client(dir.path()).await;
+    let maps = Api::<ConfigMap>::namespaced(client.clone(), "default");
+    let mut config = skiff_faas::process::Config::new("n", dir.path().join("fn"));
+    config.pip_args =
+        vec!["--no-index".to_owned(), "--find-links".to_owned(), dir.path().join("one/wheels").display().to_string()];
+    let host = Host::new(client.clone(), config).unwrap();
+    for (name, wanted, fault) in [
+        ("one", "skiffsix==1.2\n", None),
+        ("two", "nothing-of-that-name\n", Some("pip: ")),
+        ("three", "-r /etc/shadow\n", Some("not a package's name")),
+    ] {
+        let data = archive(&dir.path().join(name), &[("requirements.txt", wanted), ("main.py", MAIN)]);
+        let sum = Command::new("sha256sum").arg(write(dir.path(), &data)).output().unwrap().stdout;
+        let sum = String::from_utf8(sum[..64].to_vec()).unwrap();
+        let map = ConfigMap {
+            metadata: kube::api::ObjectMeta { name: Some(format!("{name}-0")), ..Default::default() },
+            binary_data: Some([("data".to_owned(), k8s_openapi::ByteString(data))].into()),
+            ..ConfigMap::default()
+        };
+        maps.create(&Default::default(), &map).await.unwrap();
+        let revision =
+            Arc::new(revision(name, json!({"source": {"archive": {"name": name, "parts": 1, "sha256": sum}}})));
+        match (host.start(revision).await, fault) {
+            (Ok(instance), None) => {
+                let Address::Unix(socket) = &instance.address else { panic!() };
+                let out = Command::new("curl")
+                    .args(["-s", "-d", "{}", "http://f/", "--unix-socket"])
+                    .arg(socket)
+                    .output()
+                    .unwrap();
+                assert_eq!(String::from_utf8_lossy(&out.stdout), "6");
+            }
+            (Err(StartError::Code(said)), Some(part)) => assert!(said.contains(part), "{said}"),
+            (other, _) => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+fn write(dir: &Path, data: &[u8]) -> std::path::PathBuf {
+    let path = dir.join("data");
+    std::fs::write(&path, data).unwrap();
+    path
+}
