@@ -49,11 +49,13 @@ async fn until(
     }
 }
 
-/// Whether every pod is on a node. The answer holds one pod at most.
-async fn all_bound(client: &mut H1) -> anyhow::Result<()> {
+/// Waits until every pod is on a node. The answer holds one pod at most. The connection is a new one: the server closes
+/// those that are idle for as long as the load may take.
+async fn all_bound(target: &Target) -> anyhow::Result<()> {
+    let mut client = target.h1().await?;
     let path = format!("{PODS}?limit=1&fieldSelector=spec.nodeName%3D");
     let none = |_: u16, v: &Value| v["items"].as_array().is_some_and(Vec::is_empty);
-    until(client, "not all pods were bound", &path, Duration::from_millis(20), none).await.map(drop)
+    until(&mut client, "not all pods were bound", &path, Duration::from_millis(20), none).await.map(drop)
 }
 
 /// Node objects that nobody looks after, free of the taint of those that are new.
@@ -141,12 +143,12 @@ pub(crate) async fn scheduler(cx: &Context, report: &mut Report) -> anyhow::Resu
     let make = |n: u64| Request { method: "POST", path: PODS.into(), body: pod(&format!("p-{n:06}")) };
     // It must lead and know all nodes before anything counts.
     closed(&target, Version::H1, 4, Until::Count(100), make).await?;
-    all_bound(&mut client).await?;
+    all_bound(&target).await?;
     let both = [&skiff.process, &scheduler];
     let before = cpu(&both)?;
     let begun = Instant::now();
     let created = closed(&target, Version::H1, 16, Until::Count(pods), move |n| make(n + 100)).await?;
-    all_bound(&mut client).await?;
+    all_bound(&target).await?;
     let took = begun.elapsed();
     let after = cpu(&both)?;
     #[allow(clippy::cast_precision_loss)]
@@ -185,14 +187,14 @@ pub(crate) async fn rollout(cx: &Context, report: &mut Report) -> anyhow::Result
     let warm = format!("{DEPLOYMENTS}/warm");
     client.call("POST", DEPLOYMENTS, &deployment("warm", 10)).await?.success()?;
     until(&mut client, "no pods were made", &warm, pause, counted(10)).await?;
-    all_bound(&mut client).await?;
+    all_bound(&target).await?;
     let all = [&skiff.process, &controllers, &scheduler];
     let before = cpu(&all)?;
     let begun = Instant::now();
     client.call("POST", DEPLOYMENTS, &deployment("web", pods)).await?.success()?;
     until(&mut client, "not all pods were made", &format!("{DEPLOYMENTS}/web"), pause, counted(pods)).await?;
     let made = begun.elapsed();
-    all_bound(&mut client).await?;
+    all_bound(&target).await?;
     let took = begun.elapsed();
     let after = cpu(&all)?;
     report.row(
