@@ -254,10 +254,14 @@ fn settled(function: &Function, generation: Option<i64>) -> Option<Result<(), St
     if status.observed_generation < generation {
         return None;
     }
-    let ready = status.conditions.iter().find(|c| c.type_ == "Ready")?;
-    match ready.status.as_str() {
-        "True" => Some(Ok(())),
-        _ if status.state.as_deref() == Some("Failed") => Some(Err(format!("{}: {}", ready.reason, ready.message))),
+    // An older revision may answer while the newest is still being made, or never will be.
+    let find = |kind: &str| status.conditions.iter().find(|c| c.type_ == kind);
+    let known = find("LatestRevisionReady").filter(|c| c.observed_generation >= generation).or_else(|| find("Ready"))?;
+    match known.status.as_str() {
+        "True" if known.type_ == "LatestRevisionReady" || status.latest_revision == status.latest_ready_revision => {
+            Some(Ok(()))
+        }
+        "False" => Some(Err(format!("{}: {}", known.reason, known.message))),
         _ => None,
     }
 }
@@ -447,6 +451,24 @@ mod tests {
         );
         assert_eq!(spec(&["--public=false"], &[]), json!({"public": false}));
         assert!(merged(&[], &["A".into()]).is_err());
+    }
+
+    #[test]
+    fn only_the_newest_revision_settles_it() {
+        let with = |generation: i64, conditions: Value| -> Option<Result<(), String>> {
+            let whole = json!({"apiVersion": "skiff.dev/v1", "kind": "Function", "metadata": {"name": "f"}, "spec": {"source": {}},
+                "status": {"observedGeneration": generation, "conditions": conditions}});
+            settled(&serde_json::from_value(whole).unwrap(), Some(2))
+        };
+        let condition = |kind: &str, status: &str| {
+            json!({"type": kind, "status": status, "reason": "R", "message": "m", "observedGeneration": 2,
+                "lastTransitionTime": "2026-01-01T00:00:00Z"})
+        };
+        let both = |latest: &str| json!([condition("Ready", "True"), condition("LatestRevisionReady", latest)]);
+        assert_eq!(with(2, both("True")), Some(Ok(())));
+        assert_eq!(with(1, both("True")), None, "that is about what was before");
+        assert_eq!(with(2, both("Unknown")), None, "an older one answers");
+        assert_eq!(with(2, both("False")), Some(Err("R: m".into())));
     }
 
     #[test]
