@@ -99,7 +99,6 @@ pub struct Controller {
 }
 
 /// A queue of functions, and the function by which it is told of changes of instances.
-#[must_use]
 pub fn queue() -> (Arc<Queue>, impl Fn(&str) + Send + Sync + 'static) {
     let queue = Arc::new(Queue::default());
     let tell = Arc::clone(&queue);

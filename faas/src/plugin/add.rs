@@ -256,7 +256,8 @@ fn settled(function: &Function, generation: Option<i64>) -> Option<Result<(), St
     }
     // An older revision may answer while the newest is still being made, or never will be.
     let find = |kind: &str| status.conditions.iter().find(|c| c.type_ == kind);
-    let known = find("LatestRevisionReady").filter(|c| c.observed_generation >= generation).or_else(|| find("Ready"))?;
+    let known =
+        find("LatestRevisionReady").filter(|c| c.observed_generation >= generation).or_else(|| find("Ready"))?;
     match known.status.as_str() {
         "True" if known.type_ == "LatestRevisionReady" || status.latest_revision == status.latest_ready_revision => {
             Some(Ok(()))
