@@ -138,7 +138,10 @@ pub(crate) fn functions_of_files(c: &mut Cluster, ns: &str) -> Result<()> {
 pub(crate) fn functions_by_triggers(c: &mut Cluster, ns: &str) -> Result<()> {
     let p = Person::new(c, ns)?;
     for file in ["clock.yaml", "orders.yaml"] {
-        c.ok(&["-n", ns, "apply", "-f", text(&example(file))?])?;
+        // A binding names the namespace of its subjects.
+        let manifest = std::fs::read_to_string(example(file))?.replace("namespace: default", &format!("namespace: {ns}"));
+        let o = c.apply(&["-n", ns, "apply"], &manifest)?;
+        ensure!(o.code == 0, "{file}: {}", o.err);
     }
     let calls = |function: &str| -> Result<Vec<Value>> {
         let list = p.get("functioncalls")?;
