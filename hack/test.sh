@@ -29,7 +29,10 @@ prepare_cluster() {
   need etcd etcd-server
   need etcdctl etcd-client
   ensure_engine
-  hack/images.sh
+  need python3 python3
+  need pip3 python3-pip
+  need node nodejs
+  hack/images.sh all
   ensure_go
   # kubectl of the release that Skiff follows. Debian's is years old, and one on the PATH may be a dispatcher.
   if [ -z "${SKIFF_KUBECTL:-}" ]; then
