@@ -63,6 +63,7 @@ impl FunctionsArgs {
                 node: self.functions_node_image.clone(),
                 http: self.functions_http_image.clone(),
             },
+            engine: None,
             processes: None,
         }
     }
@@ -123,6 +124,7 @@ pub(crate) fn start(
     let leaf = pki.cluster.server("skiff-gateway", &names, &[address, Ipv4Addr::LOCALHOST.into()])?;
     let tls = Tls { certificate: leaf.cert, key: leaf.key, client_ca: pki.cluster.cert.clone() };
     let mut config = args.functions.config(address, node, &args.cluster_domain, Some(tls));
+    config.engine = Some(args.engine.clone());
     config.processes = Some(skiff_faas::process::Config::new(node, args.data_dir.join("functions")));
     let client = server.client(User::new(USER, &[]));
     let (several, stop) = (args.etcd.used(), stop.clone());
@@ -167,7 +169,6 @@ pub(crate) fn rights() -> Vec<Value> {
                 rule(group, &["*"], &all),
                 rule("", &["pods", "services", "configmaps"], &all),
                 rule("", &["pods/log", "secrets", "nodes", "namespaces"], &read),
-                rule("", &["serviceaccounts/token"], &["create"]),
                 // Triggers by objects see what the function's account sees.
                 rule("", &["serviceaccounts"], &["impersonate"]),
                 rule("", &["events"], &["create", "patch", "update"]),

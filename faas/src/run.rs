@@ -1,7 +1,6 @@
 //! Wiring: definitions, classes, controller, gateway.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,8 +32,6 @@ use crate::trigger::Triggers;
 const DEFINED: Duration = Duration::from_secs(30);
 /// Time for first lists.
 const LISTED: Duration = Duration::from_secs(60);
-/// The engine that builds images.
-const ENGINE: &str = "/var/run/docker.sock";
 /// Field manager of the definitions.
 const MANAGER: &str = "skiff-functions";
 /// Pause between tries to reach the API at the start, and their number.
@@ -57,6 +54,8 @@ pub struct Config {
     pub domain: String,
     /// Images that code without one runs in.
     pub images: Images,
+    /// Socket of the engine of this node that builds images. Without it archives run on the base images only.
+    pub engine: Option<PathBuf>,
     /// Processes of this machine. Without it every function runs in pods.
     pub processes: Option<process::Config>,
 }
@@ -133,17 +132,18 @@ pub async fn serve(
     let (queue, changed) = queue();
     let hub = Arc::new(Hub::new(Arc::new(Context::new(changed))));
     let pods = Pods::new(client.clone(), config.images.clone(), &stop);
-    // Without an engine here, archives run on the base images only.
-    match Docker::connect(Path::new(ENGINE), None).await {
-        Ok(engine) => {
-            let build = build::Config {
-                images: config.images.clone(),
-                node: Some(config.node.clone()),
-                ..build::Config::default()
-            };
-            pods.build_with(Arc::new(Builder::new(client.clone(), Arc::new(engine), build)));
+    if let Some(socket) = &config.engine {
+        match Docker::connect(socket, None).await {
+            Ok(engine) => {
+                let build = build::Config {
+                    images: config.images.clone(),
+                    node: Some(config.node.clone()),
+                    ..build::Config::default()
+                };
+                pods.build_with(Arc::new(Builder::new(client.clone(), Arc::new(engine), build)));
+            }
+            Err(error) => tracing::warn!(%error, "no images of functions are built here"),
         }
-        Err(error) => tracing::info!(%error, "no images of functions are built here"),
     }
     let classes = Classes { pods: Arc::clone(&pods), processes: processes.clone() };
     let controller = Controller::new(client.clone(), Arc::clone(&hub), classes, place.clone(), queue);

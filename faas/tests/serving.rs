@@ -127,6 +127,7 @@ impl Cluster {
             files: None,
             domain: "cluster.local".into(),
             images: Images::default(),
+            engine: None,
             processes: None,
         };
         let (class, stop) = (Arc::new(Tasks::default()), CancellationToken::new());

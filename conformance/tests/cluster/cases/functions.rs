@@ -139,7 +139,8 @@ pub(crate) fn functions_by_triggers(c: &mut Cluster, ns: &str) -> Result<()> {
     let p = Person::new(c, ns)?;
     for file in ["clock.yaml", "orders.yaml"] {
         // A binding names the namespace of its subjects.
-        let manifest = std::fs::read_to_string(example(file))?.replace("namespace: default", &format!("namespace: {ns}"));
+        let manifest =
+            std::fs::read_to_string(example(file))?.replace("namespace: default", &format!("namespace: {ns}"));
         let o = c.apply(&["-n", ns, "apply"], &manifest)?;
         ensure!(o.code == 0, "{file}: {}", o.err);
     }
