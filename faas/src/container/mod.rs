@@ -4,6 +4,8 @@
 //! address, its port. Nobody waits for probes or endpoints. Where there is only one node that may take the pod it is bound to
 //! that node right away (the node itself refuses what does not fit); otherwise the scheduler decides.
 
+mod seen;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -30,6 +32,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::seen::{Seen, Trouble, look};
 use crate::api::{FUNCTION, FunctionRevision, Isolation, REVISION};
 use crate::build::{BuildError, Builder};
 use crate::instance::{Address, Class, Event, Instance, StartError, Times};
@@ -55,79 +58,6 @@ const LINES: i64 = 20;
 const PATHS: &str = "skiff.dev/paths";
 /// Name of the container.
 const NAME: &str = "function";
-
-/// Reasons for which a waiting container never runs.
-const HOPELESS: [&str; 7] = [
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-];
-
-/// What the watch says of a pod, as far as a start needs it.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Seen {
-    address: Option<std::net::IpAddr>,
-    node: String,
-    started: Option<Instant>,
-    trouble: Option<Trouble>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum Trouble {
-    /// The container ended, or never will begin.
-    Code(String),
-    /// It fits nowhere.
-    NoRoom(String),
-    /// It is being deleted or is gone.
-    Gone(String),
-}
-
-fn trouble(pod: &Pod) -> Option<Trouble> {
-    let status = pod.status.as_ref()?;
-    let (phase, reason) = (status.phase.as_deref(), status.reason.as_deref().unwrap_or_default());
-    if pod.metadata.deletion_timestamp.is_some() {
-        return Some(Trouble::Gone("its pod is being deleted".into()));
-    }
-    let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
-    for container in all {
-        let Some(state) = &container.state else { continue };
-        if let Some(waiting) = &state.waiting
-            && let Some(reason) = waiting.reason.as_deref().filter(|r| HOPELESS.contains(r))
-        {
-            let message = waiting.message.as_deref().unwrap_or("no message");
-            return Some(Trouble::Code(format!("{reason}: {message}")));
-        }
-        if let Some(ended) = state.terminated.as_ref().filter(|e| container.name == NAME || e.exit_code != 0) {
-            let reason = ended.reason.as_deref().unwrap_or("Ended");
-            return Some(Trouble::Code(format!("{reason}: exit code {}", ended.exit_code)));
-        }
-    }
-    if matches!(phase, Some("Failed" | "Succeeded")) {
-        let message = status.message.clone().unwrap_or_default();
-        let why = format!("{reason}: {message}");
-        let full = reason.starts_with("OutOf") || reason == "NodeAffinity" || reason == "Evicted";
-        return Some(if full { Trouble::NoRoom(why) } else { Trouble::Gone(why) });
-    }
-    let unplaced = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
-    let unplaced = unplaced.filter(|c| c.reason.as_deref() == Some("Unschedulable"));
-    unplaced.map(|c| Trouble::NoRoom(c.message.clone().unwrap_or_else(|| "no node fits".into())))
-}
-
-fn look(pod: &Pod) -> Seen {
-    let status = pod.status.as_ref();
-    let running = status.and_then(|s| s.container_statuses.as_ref()).into_iter().flatten();
-    let started = running.into_iter().any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()));
-    Seen {
-        address: status.and_then(|s| s.pod_ip.as_ref()?.parse().ok()),
-        node: pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default(),
-        started: started.then(Instant::now),
-        trouble: trouble(pod),
-    }
-}
 
 struct Inner {
     /// Pods that are being started, with what the watch says.
@@ -587,34 +517,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn troubles() {
-        let pod = |status: serde_json::Value| -> Pod { serde_json::from_value(json!({"status": status})).unwrap() };
-        let container = |state| json!({"phase": "Pending", "containerStatuses": [{"name": "function", "image": "x", "imageID": "", "ready": false, "restartCount": 0, "state": state}]});
-        for (status, want) in [
-            (json!({"phase": "Pending"}), None),
-            (container(json!({"waiting": {"reason": "ContainerCreating"}})), None),
-            (
-                container(json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}})),
-                Some(Trouble::Code("ImagePullBackOff: no such image".into())),
-            ),
-            (
-                container(json!({"terminated": {"exitCode": 3, "reason": "Error"}})),
-                Some(Trouble::Code("Error: exit code 3".into())),
-            ),
-            (
-                json!({"phase": "Failed", "reason": "OutOfcpu", "message": "m"}),
-                Some(Trouble::NoRoom("OutOfcpu: m".into())),
-            ),
-            (
-                json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1"}]}),
-                Some(Trouble::NoRoom("0/1".into())),
-            ),
-        ] {
-            assert_eq!(trouble(&pod(status.clone())), want, "{status}");
-        }
-    }
 
     #[test]
     fn one_node_is_no_choice() {
