@@ -192,7 +192,7 @@ fn code(said: &Said) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn first_calls_wake_and_none_fails() {
     let cluster = Cluster::start().await;
-    cluster.make("hello", json!({"public": true, "source": {"inline": "hello"}})).await;
+    cluster.make("hello", json!({"public": true, "source": {"inline": "hello"}, "scale": {"initial": 0}})).await;
     cluster.until("hello", state("Hibernated")).await;
     assert_eq!(cluster.class.started.load(Ordering::SeqCst), 0, "nothing runs before it is called");
     let calls = (0..50).map(|_| cluster.call("/function/default/hello/a?b=c", &[], b"12345".to_vec()));
@@ -227,11 +227,20 @@ async fn an_instance_that_dies_is_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_are_told_exactly() {
     let cluster = Cluster::start().await;
-    let limits = json!({"public": true, "source": {"inline": "huge"}, "maxRequestBytes": 10, "maxResponseBytes": 1000});
+    let limits = json!({"public": true, "source": {"inline": "huge"}, "maxRequestBytes": 10, "maxResponseBytes": 1000,
+        "scale": {"initial": 0}});
     cluster.make("limits", limits).await;
-    cluster.make("hang", json!({"public": true, "source": {"inline": "hang"}, "timeoutSeconds": 1})).await;
-    cluster.make("broken", json!({"public": true, "source": {"inline": "broken"}})).await;
-    cluster.make("private", json!({"source": {"inline": "private"}})).await;
+    cluster
+        .make(
+            "hang",
+            json!({"public": true, "source": {"inline": "hang"}, "timeoutSeconds": 1, "scale": {"initial": 0}}),
+        )
+        .await;
+    cluster.make("broken", json!({"public": true, "source": {"inline": "broken"}, "scale": {"initial": 0}})).await;
+    cluster.make("private", json!({"source": {"inline": "private"}, "scale": {"initial": 0}})).await;
+    // Without being told otherwise, what is new is started once, so its faults are known before somebody calls it.
+    cluster.make("seen", json!({"public": true, "source": {"inline": "broken"}})).await;
+    cluster.until("seen", |s| s["state"] == "Failed" && s["conditions"][0]["message"] == "SyntaxError: line 1").await;
     cluster.make("nothing", json!({"public": true, "source": {"configMap": {"name": "nothing"}}})).await;
     for name in ["limits", "hang", "broken", "private"] {
         cluster.until(name, state("Hibernated")).await;

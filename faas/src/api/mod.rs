@@ -221,7 +221,8 @@ pub struct Scale {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10_000))]
     pub max: Option<u32>,
-    /// So many when a revision is new (0).
+    /// So many when a revision is new (1): whether its code can be started is known before somebody calls it. With 0 its first
+    /// request shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10_000))]
     pub initial: Option<u32>,

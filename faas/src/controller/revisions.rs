@@ -138,7 +138,7 @@ impl Controller {
         let report = fleet.report();
         let older = revisions[..revisions.len() - 1].iter().any(|r| ready(r) == Some(true));
         let scale = function.spec.scale.clone().unwrap_or_default();
-        let initial = scale.initial.unwrap_or(0).max(u32::from(older));
+        let initial = scale.initial.unwrap_or(1).max(u32::from(older));
         let present = ready(newest);
         let mut again = None;
         if report.ready > 0 || (report.proven && report.failure.is_none()) {
