@@ -139,9 +139,7 @@ pub async fn start(server: &Arc<Inner>) -> Result<(), Status> {
 impl Follower {
     /// Brings everything in line with what is stored; the watch begins where that was read.
     async fn catch_up(&mut self) -> Result<Watcher, Status> {
-        self.services.consistent().await?;
-        let snapshot = self.services.cache.list(&self.services.prefix);
-        let watcher = self.services.cache.watch(&self.services.prefix, snapshot.revision).map_err(storage_error)?;
+        let (snapshot, watcher) = self.services.follow().await?;
         let present: Vec<&str> = snapshot.objects.iter().map(|o| o.meta.name()).collect();
         let gone: Vec<String> = self.tended.keys().filter(|n| !present.contains(&n.as_str())).cloned().collect();
         for name in gone.iter().map(String::as_str).chain(present) {

@@ -104,10 +104,7 @@ pub async fn start(server: &Arc<Inner>) -> Result<(), Status> {
 impl Follower {
     /// Brings everything in line with what is stored; the watch begins where that was read.
     async fn catch_up(&mut self) -> Result<Watcher, Status> {
-        self.definitions.consistent().await?;
-        let snapshot = self.definitions.cache.list(&self.definitions.prefix);
-        let watcher =
-            self.definitions.cache.watch(&self.definitions.prefix, snapshot.revision).map_err(storage_error)?;
+        let (snapshot, watcher) = self.definitions.follow().await?;
         let present: Vec<String> = snapshot.objects.iter().map(|o| o.meta.name().to_owned()).collect();
         let gone: Vec<String> = self.served.keys().filter(|n| !present.contains(n)).cloned().collect();
         for name in gone {

@@ -21,7 +21,7 @@ use skiff_core::codec;
 use skiff_core::kinds::Strategy;
 use skiff_core::resources::{Resource, group_version};
 use skiff_core::status::Status;
-use skiff_storage::cache::{Cache, Config, Extract, Meta, Object};
+use skiff_storage::cache::{Cache, Config, Extract, Meta, Object, Snapshot, Watcher};
 use skiff_storage::{Revision, Store};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -217,6 +217,17 @@ impl Collection {
     /// As [`Collection::get`].
     pub async fn consistent(&self) -> Result<Revision, Status> {
         self.cache.consistent(Instant::now() + FRESH_DEADLINE).await.map_err(storage_error)
+    }
+
+    /// Everything as it is, with every acknowledged write in it, and the watch of what happens from then on.
+    ///
+    /// # Errors
+    /// As [`Collection::get`].
+    pub async fn follow(&self) -> Result<(Snapshot, Watcher), Status> {
+        self.consistent().await?;
+        let snapshot = self.cache.list(&self.prefix);
+        let watcher = self.cache.watch(&self.prefix, snapshot.revision).map_err(storage_error)?;
+        Ok((snapshot, watcher))
     }
 
     /// All present objects, parsed. For small collections.
