@@ -1,0 +1,1 @@
+//! Workflows: durable runs of definitions in the Amazon States Language.

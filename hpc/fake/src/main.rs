@@ -1,0 +1,3 @@
+//! A Slurm for tests that loses answers and shows every state.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Jobs on Slurm clusters as custom resources.
