@@ -114,7 +114,7 @@ pub struct PayloadRef {
     #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
     pub digest: String,
     /// Parts there are.
-    #[schemars(range(min = 1, max = 64))]
+    #[schemars(range(min = 1, max = 8192))]
     pub parts: u32,
     /// Bytes of the JSON text.
     pub size: u64,

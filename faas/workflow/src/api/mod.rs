@@ -38,7 +38,7 @@ pub const EVENTS_MAX: u64 = 1_000_000;
 
 /// A field that may hold any JSON.
 pub(crate) fn any(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"x-kubernetes-preserve-unknown-fields": true})
+    json_schema!({"x-kubernetes-preserve-unknown-fields": true, "nullable": true})
 }
 
 /// Keeps a given `null` apart from a field that is not there.
