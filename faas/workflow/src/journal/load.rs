@@ -1,7 +1,6 @@
 //! A run from its pages.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use kube::{Api, Client};
 use serde::Deserialize;
@@ -71,18 +70,13 @@ impl Pages {
             last += 1;
             pages.push(page);
         }
-        let begins = |p: &WorkflowHistory| {
-            p.spec.number == 1 || p.spec.checkpoint.is_some() || p.spec.checkpoint_ref.is_some()
-        };
+        let begins =
+            |p: &WorkflowHistory| p.spec.number == 1 || p.spec.checkpoint.is_some() || p.spec.checkpoint_ref.is_some();
         while !pages.iter().any(begins) {
             number -= 1;
             pages.insert(0, get(number).await?.ok_or_else(|| damaged(number, "it is missing"))?);
         }
-        let first = if number == 1 {
-            pages.first().cloned()
-        } else {
-            get(1).await?
-        };
+        let first = if number == 1 { pages.first().cloned() } else { get(1).await? };
         let first = first.ok_or_else(|| damaged(1, "it is missing"))?.spec;
         let pinned = text(client, owner, 1, first.pinned.as_ref(), first.pinned_ref.as_ref()).await?;
         let pinned = pinned.ok_or_else(|| damaged(1, "nothing is pinned"))?;
@@ -99,7 +93,11 @@ impl Pages {
     }
 
     /// The run as it is, and where it is written on. `fresh` is what it was before its start.
-    pub(crate) async fn rebuild(self, fresh: Machine, restore: Restore<'_>) -> Result<(Machine, Journal), JournalError> {
+    pub(crate) async fn rebuild(
+        self,
+        fresh: Machine,
+        restore: Restore<'_>,
+    ) -> Result<(Machine, Journal), JournalError> {
         let mut machine = fresh;
         let mut journal = Journal {
             client: self.client,

@@ -125,11 +125,6 @@ impl Journal {
         if self.events.is_empty() { (self.number - 1).max(1) } else { self.number }
     }
 
-    /// The run.
-    pub(crate) fn owner(&self) -> &Owner {
-        &self.owner
-    }
-
     /// Text as a field of a page, or as a payload.
     async fn packed(
         &mut self,

@@ -50,7 +50,8 @@ impl Machine {
             entry.tries.resize(state.retry.len(), 0);
             let tried = entry.tries.get(i).copied().unwrap_or_default();
             if tried < retrier.max_attempts {
-                let delay = SignedDuration::try_from(retry::delay(retrier, tried, random)).unwrap_or(SignedDuration::MAX);
+                let delay =
+                    SignedDuration::try_from(retry::delay(retrier, tried, random)).unwrap_or(SignedDuration::MAX);
                 let until = self.now.checked_add(delay).unwrap_or(k8s_openapi::jiff::Timestamp::MAX);
                 entry.tries[i] += 1;
                 entry.retries += 1;

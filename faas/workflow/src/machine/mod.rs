@@ -215,10 +215,34 @@ impl Machine {
         (self.core.redrives, self.core.redriven)
     }
 
+    /// When it began.
+    #[must_use]
+    pub fn started(&self) -> Timestamp {
+        self.core.started
+    }
+
+    /// What a task that is under way is given.
+    #[must_use]
+    pub fn parameters(&self, step: Step) -> Option<Arc<Value>> {
+        let entry = self.core.scopes.get(&step.scope).and_then(Scope::entry)?;
+        match &entry.doing {
+            Doing::Task(task) if (entry.id, entry.attempt) == (step.entry, step.attempt) => {
+                Some(Arc::clone(&task.parameters))
+            }
+            _ => None,
+        }
+    }
+
     /// What took the time, but for the engine's own.
     #[must_use]
     pub fn receipt(&self) -> &Receipt {
         &self.core.receipt
+    }
+
+    /// What it runs.
+    #[must_use]
+    pub fn definition(&self) -> &Arc<Definition> {
+        &self.definition
     }
 
     /// What it was told about itself.

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use skiff_asl::definition::{MAX_SECONDS, StateKind};
 use skiff_asl::{ExecutionError, data, error};
 
+use super::Machine;
 use super::history::after;
 use super::model::{Command, Dispatch, Doing, Entry, Scope, Step, TaskStep};
 use super::walk::too_long;
-use super::Machine;
 use crate::api::DATA_MAX;
 use crate::resource::{Family, Resource};
 
@@ -246,7 +246,9 @@ impl Machine {
         let result = if output.len() > DATA_MAX {
             Err(ExecutionError::new(
                 error::DATA_LIMIT_EXCEEDED,
-                format!("the task's output is longer than the maximum number of bytes service limit, which is {DATA_MAX}"),
+                format!(
+                    "the task's output is longer than the maximum number of bytes service limit, which is {DATA_MAX}"
+                ),
             ))
         } else {
             serde_json::from_str::<Value>(output)

@@ -126,9 +126,8 @@ impl Machine {
 
     /// A Task, Parallel or Map has its result.
     pub(super) fn leave(&mut self, id: u64, result: &Value) {
-        let left = self.look(id, false, None, |state, entry, seen| {
-            settle(state, &entry.raw, result, &seen.with_result(result))
-        });
+        let left = self
+            .look(id, false, None, |state, entry, seen| settle(state, &entry.raw, result, &seen.with_result(result)));
         match left {
             Ok(left) => self.exit(id, left, None),
             Err(error) => self.fail(id, error),

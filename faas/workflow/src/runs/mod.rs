@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
+pub(crate) use stored::parsed;
 pub use stored::{Stored, run_name};
 
 use crate::api::{Kind, Parent, Phase, Stop, WorkflowRun};
