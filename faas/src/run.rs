@@ -148,6 +148,12 @@ pub async fn serve(
     let classes = Classes { pods: Arc::clone(&pods), processes: processes.clone() };
     let controller = Controller::new(client.clone(), Arc::clone(&hub), classes, place.clone(), queue);
     let controller = Arc::new(controller);
+    let owner = Arc::downgrade(&controller);
+    hub.context.on_cold(move |key, text| {
+        if let Some(controller) = owner.upgrade() {
+            controller.cold(key, text);
+        }
+    });
     let gateway = Arc::new(Gateway::new(Arc::clone(&hub), client.clone()));
     let calls = Queue::new(client.clone(), &config.node);
     if let Some(processes) = &processes {

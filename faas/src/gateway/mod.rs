@@ -6,6 +6,7 @@ pub mod fleet;
 pub mod hub;
 pub mod invoke;
 pub mod link;
+pub mod live;
 mod logs;
 pub mod metrics;
 pub mod serve;

@@ -233,7 +233,11 @@ impl Gateway {
             Target::Result { namespace, id } => return self.result(request.method(), &namespace, &id).await,
             Target::Logs { namespace, name } => return self.logs(&request, &client, &namespace, &name).await,
             Target::Health => return Ok(says(StatusCode::OK, "ok".into())),
-            Target::Metrics => return Ok(says(StatusCode::OK, self.hub.metrics())),
+            Target::Metrics => {
+                let user = self.auth.user(request.headers(), client.certificate.as_deref()).await?;
+                self.auth.may_read_metrics(user).await?;
+                return Ok(says(StatusCode::OK, self.hub.metrics()));
+            }
             Target::Nothing => {
                 return Err(InvokeError::NotFound { namespace: host, name: request.uri().path().to_owned() });
             }
