@@ -21,7 +21,7 @@ use crate::build::{self, Builder, Docker};
 use crate::container::Pods;
 use crate::controller::{Classes, Controller, Place, queue};
 use crate::gateway::hub::{Context, Hub};
-use crate::gateway::invoke::Sink;
+use crate::gateway::invoke::{Broker, Sink};
 use crate::gateway::serve::{Gateway, Tls};
 use crate::instance::Class;
 use crate::process;
@@ -160,7 +160,9 @@ pub async fn serve(
         gateway.logs_from(Arc::clone(processes));
     }
     gateway.queue_into(Arc::clone(&calls) as Arc<dyn Sink>);
-    controller.trigger(Arc::new(Triggers::new(client.clone(), Arc::clone(&calls), config.files.clone())));
+    let triggers = Arc::new(Triggers::new(client.clone(), Arc::clone(&calls), config.files.clone()));
+    gateway.events_into(Arc::clone(&triggers) as Arc<dyn Broker>);
+    controller.trigger(triggers);
     let mut tasks = JoinSet::new();
     // The doors are open first: who comes early waits.
     tasks.spawn(Arc::clone(&gateway).serve(http, None, stop.clone()));

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
 use skiff_faas::Config;
-use skiff_faas::api::{Function, FunctionRevision, Isolation};
+use skiff_faas::api::{Function, FunctionCall, FunctionRevision, Isolation};
 use skiff_faas::instance::{Address, Class, Event as Change, Instance, StartError, Times};
 use skiff_faas::runtime::Images;
 use skiff_storage::embedded::{Embedded, Options};
@@ -192,28 +192,36 @@ impl Cluster {
         tokio::time::timeout(Duration::from_secs(60), waited).await.expect("objects as they should be")
     }
 
+    /// Makes an account, or lets it do more.
+    async fn allow(&self, account: &str, rules: Value) {
+        let named = json!({"metadata": {"name": account}});
+        let (client, parameters) = (self.client.clone(), PatchParams::apply("test"));
+        let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
+        let whole = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account}});
+        accounts.patch(account, &parameters, &Patch::Apply(&whole)).await.unwrap();
+        let mut role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "rules": rules});
+        role["metadata"] = named["metadata"].clone();
+        // One role a time: what was allowed before stays.
+        role["metadata"]["name"] = json!(format!("{account}-{}", uuid::Uuid::new_v4()));
+        let name = role["metadata"]["name"].as_str().unwrap().to_owned();
+        Api::<ClusterRole>::all(client.clone()).patch(&name, &parameters, &Patch::Apply(&role)).await.unwrap();
+        let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "namespace": "default", "name": account}]});
+        Api::<ClusterRoleBinding>::all(client).patch(&name, &parameters, &Patch::Apply(&binding)).await.unwrap();
+    }
+
+    async fn token_of(&self, account: &str) -> String {
+        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), "default");
+        let request =
+            accounts.create_token_request(account, &PostParams::default(), &TokenRequest::default()).await.unwrap();
+        request.status.and_then(|s| s.token).unwrap()
+    }
+
     /// A token of an account that may read these paths.
     async fn token(&self, paths: &[&str]) -> String {
-        let of = |kind: &str, more: Value| {
-            let mut whole = json!({"metadata": {"name": "reader"}, "kind": kind});
-            whole.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-            whole
-        };
-        let (client, parameters) = (self.client.clone(), PostParams::default());
-        let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
-        accounts.create(&parameters, &serde_json::from_value(of("ServiceAccount", json!({}))).unwrap()).await.unwrap();
-        let role = of("ClusterRole", json!({"rules": [{"nonResourceURLs": paths, "verbs": ["get"]}]}));
-        Api::<ClusterRole>::all(client.clone())
-            .create(&parameters, &serde_json::from_value(role).unwrap())
-            .await
-            .unwrap();
-        let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "reader"});
-        let subject = json!({"kind": "ServiceAccount", "namespace": "default", "name": "reader"});
-        let binding = of("ClusterRoleBinding", json!({"roleRef": role, "subjects": [subject]}));
-        let bindings = Api::<ClusterRoleBinding>::all(client);
-        bindings.create(&parameters, &serde_json::from_value(binding).unwrap()).await.unwrap();
-        let request = accounts.create_token_request("reader", &parameters, &TokenRequest::default()).await.unwrap();
-        request.status.and_then(|s| s.token).unwrap()
+        self.allow("reader", json!([{"nonResourceURLs": paths, "verbs": ["get"]}])).await;
+        self.token_of("reader").await
     }
 
     async fn call(&self, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Said {
@@ -309,6 +317,46 @@ async fn hosts_are_reached_through_an_ingress_of_their_own() {
         |s: &Value| s["conditions"].as_array().is_some_and(|c| c.iter().any(|c| c["reason"] == "IngressConflict"));
     cluster.until("shop", conflict).await;
     assert!(ingresses.get("shop").await.unwrap().spec.unwrap().rules.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_call_the_functions_that_take_them() {
+    let cluster = Cluster::start().await;
+    for (name, filter) in [
+        ("paid", json!({"type": "com.shop.paid"})),
+        ("shop", json!({"source": "/shop/*"})),
+        ("other", json!({"type": "x"})),
+    ] {
+        let spec =
+            json!({"source": {"inline": name}, "triggers": [{"name": "t", "event": filter}], "scale": {"initial": 0}});
+        cluster.make(name, spec).await;
+        cluster.until(name, state("Hibernated")).await;
+    }
+    let reader = format!("Bearer {}", cluster.token(&["/metrics"]).await);
+    let publish = async |who: &str, id: &str| {
+        let event =
+            json!({"specversion": "1.0", "id": id, "source": "/shop/1", "type": "com.shop.paid", "data": {"sum": 3}});
+        let headers = [("authorization", who), ("content-type", "application/cloudevents+json")];
+        cluster.call("/events/default", &headers, event.to_string().into_bytes()).await
+    };
+    assert_eq!(publish("", "1").await.status, 401);
+    assert_eq!(publish(&reader, "1").await.status, 403);
+    cluster
+        .allow("reader", json!([{"apiGroups": ["skiff.dev"], "resources": ["functions/invoke"], "verbs": ["create"]}]))
+        .await;
+    let publisher = format!("Bearer {}", cluster.token_of("reader").await);
+    let said = publish(&publisher, "1").await;
+    assert_eq!((said.status.as_u16(), said.text.as_str()), (202, "{\"calls\":2,\"events\":1}\n"));
+    // Again: it is the same event.
+    assert_eq!(publish(&publisher, "1").await.status, 202);
+    let done = |c: &FunctionCall| c.status.as_ref().and_then(|s| s.code) == Some(200);
+    let calls = cluster.seen::<FunctionCall>(|all| all.len() == 2 && all.iter().all(done)).await;
+    let called: std::collections::BTreeSet<_> = calls.iter().map(|c| c.spec.function.as_str()).collect();
+    assert_eq!(called.into_iter().collect::<Vec<_>>(), ["paid", "shop"]);
+    assert_eq!(publish(&publisher, "2").await.status, 202);
+    cluster.seen::<FunctionCall>(|all| all.len() == 4).await;
+    let bad = cluster.call("/events/default", &[("authorization", &publisher)], b"{}".to_vec()).await;
+    assert_eq!((bad.status.as_u16(), code(&bad).as_str()), (400, "BadRequest"), "{}", bad.text);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -236,19 +236,25 @@ impl Hub {
         self.version.send_modify(|v| *v += 1);
     }
 
+    /// Waits until the first list of functions is there.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub async fn listed(&self) -> Result<(), InvokeError> {
+        let mut synced = self.synced.subscribe();
+        match tokio::time::timeout(FIRST_LIST, synced.wait_for(|s| *s)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(InvokeError::Unavailable("functions are not known yet".into())),
+        }
+    }
+
     /// A function, once the first list is there.
     pub async fn find(&self, namespace: &str, name: &str) -> Result<Arc<Entry>, InvokeError> {
         let key = format!("{namespace}/{name}");
         if let Some(found) = self.entries.read().get(&key) {
             return Ok(Arc::clone(found));
         }
-        if !*self.synced.borrow() {
-            let mut synced = self.synced.subscribe();
-            let complete = synced.wait_for(|s| *s);
-            if tokio::time::timeout(FIRST_LIST, complete).await.is_err() {
-                return Err(InvokeError::Unavailable("functions are not known yet".into()));
-            }
-        }
+        self.listed().await?;
         let found = self.entries.read().get(&key).cloned();
         found.ok_or_else(|| InvokeError::NotFound { namespace: namespace.to_owned(), name: name.to_owned() })
     }
