@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::authorization::v1::{
+    NonResourceAttributes, ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use parking_lot::Mutex;
@@ -84,11 +86,61 @@ impl<K, V> Default for Memory<K, V> {
     }
 }
 
+/// What somebody wants to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Act {
+    /// A verb on a subresource of the function NAMESPACE/NAME.
+    Function(&'static str, &'static str, String),
+    /// To read a path of this server.
+    Path(&'static str),
+}
+
+impl Act {
+    /// What it is done to, in words.
+    fn object(&self) -> &str {
+        match self {
+            Self::Function(_, _, key) => key,
+            Self::Path(path) => path,
+        }
+    }
+
+    /// As the question to the cluster whether a user may.
+    fn question(&self, user: &User) -> SubjectAccessReviewSpec {
+        let mut spec = SubjectAccessReviewSpec {
+            user: Some(user.name.clone()),
+            uid: Some(user.uid.clone()).filter(|u| !u.is_empty()),
+            groups: Some(user.groups.clone()),
+            extra: Some(user.extra.clone()).filter(|e| !e.is_empty()),
+            ..SubjectAccessReviewSpec::default()
+        };
+        match self {
+            Self::Function(verb, subresource, key) => {
+                let (namespace, name) = key.split_once('/').unwrap_or(("", key));
+                spec.resource_attributes = Some(ResourceAttributes {
+                    group: Some(GROUP.into()),
+                    version: Some("v1".into()),
+                    resource: Some("functions".into()),
+                    subresource: Some((*subresource).into()),
+                    verb: Some((*verb).into()),
+                    namespace: Some(namespace.to_owned()),
+                    name: Some(name.to_owned()),
+                    ..ResourceAttributes::default()
+                });
+            }
+            Self::Path(path) => {
+                let (path, verb) = (Some((*path).to_owned()), Some("get".to_owned()));
+                spec.non_resource_attributes = Some(NonResourceAttributes { path, verb });
+            }
+        }
+        spec
+    }
+}
+
 /// The cluster's answers.
 pub struct Auth {
     client: Client,
     tokens: Mutex<Memory<[u8; 32], Option<User>>>,
-    rights: Mutex<Memory<(User, &'static str, String), bool>>,
+    rights: Mutex<Memory<(User, Act), bool>>,
 }
 
 fn unavailable(error: &impl std::fmt::Display) -> InvokeError {
@@ -155,7 +207,7 @@ impl Auth {
     /// # Errors
     /// When not, or when nobody says.
     pub async fn permitted(&self, user: User, namespace: &str, name: &str) -> Result<(), InvokeError> {
-        self.may(user, ("create", "invoke"), namespace, name).await
+        self.may(user, Act::Function("create", "invoke", format!("{namespace}/{name}"))).await
     }
 
     /// Whether a user may read what a function's instances print: `get` of `functions/log`.
@@ -163,50 +215,34 @@ impl Auth {
     /// # Errors
     /// When not, or when nobody says.
     pub async fn may_read_logs(&self, user: User, namespace: &str, name: &str) -> Result<(), InvokeError> {
-        self.may(user, ("get", "log"), namespace, name).await
+        self.may(user, Act::Function("get", "log", format!("{namespace}/{name}"))).await
     }
 
-    async fn may(
-        &self,
-        user: User,
-        right: (&'static str, &'static str),
-        namespace: &str,
-        name: &str,
-    ) -> Result<(), InvokeError> {
-        let key = (user, right.1, format!("{namespace}/{name}"));
+    /// Whether a user may read the counters: `get` of the path `/metrics`, as of every component.
+    ///
+    /// # Errors
+    /// When not, or when nobody says.
+    pub async fn may_read_metrics(&self, user: User) -> Result<(), InvokeError> {
+        self.may(user, Act::Path("/metrics")).await
+    }
+
+    async fn may(&self, user: User, act: Act) -> Result<(), InvokeError> {
+        let key = (user, act);
         let known = self.rights.lock().get(&key);
         let allowed = match known {
             Some(allowed) => allowed,
             None => {
-                let allowed = self.ask(&key.0, right, namespace, name).await?;
+                let allowed = self.ask(&key.0, &key.1).await?;
                 self.rights.lock().put(key.clone(), allowed, if allowed { YES } else { NO });
                 allowed
             }
         };
-        let refused = || InvokeError::Forbidden { user: key.0.name.clone(), name: key.2.clone() };
+        let refused = || InvokeError::Forbidden { user: key.0.name.clone(), name: key.1.object().to_owned() };
         allowed.then_some(()).ok_or_else(refused)
     }
 
-    async fn ask(&self, user: &User, right: (&str, &str), namespace: &str, name: &str) -> Result<bool, InvokeError> {
-        let attributes = ResourceAttributes {
-            group: Some(GROUP.into()),
-            version: Some("v1".into()),
-            resource: Some("functions".into()),
-            subresource: Some(right.1.into()),
-            verb: Some(right.0.into()),
-            namespace: Some(namespace.to_owned()),
-            name: Some(name.to_owned()),
-            ..ResourceAttributes::default()
-        };
-        let spec = SubjectAccessReviewSpec {
-            user: Some(user.name.clone()),
-            uid: Some(user.uid.clone()).filter(|u| !u.is_empty()),
-            groups: Some(user.groups.clone()),
-            extra: Some(user.extra.clone()).filter(|e| !e.is_empty()),
-            resource_attributes: Some(attributes),
-            ..SubjectAccessReviewSpec::default()
-        };
-        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+    async fn ask(&self, user: &User, act: &Act) -> Result<bool, InvokeError> {
+        let review = SubjectAccessReview { spec: act.question(user), ..SubjectAccessReview::default() };
         let api = Api::<SubjectAccessReview>::all(self.client.clone());
         let parameters = PostParams::default();
         let asked = tokio::time::timeout(PATIENCE, api.create(&parameters, &review));

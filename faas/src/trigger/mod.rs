@@ -1,4 +1,4 @@
-//! What calls functions beside HTTP requests: time, objects of the API, files.
+//! What calls functions beside HTTP requests: time, objects of the API, files, CloudEvents that somebody publishes.
 //!
 //! Each trigger is one task that waits for its own occasion and hands it to the queue of calls as a CloudEvent, so retries and
 //! dead letters hold for it. A call is named after its occasion: one that is told twice, after a restart or by two processes, is
@@ -9,6 +9,7 @@
 //! Deletions of objects are missed when nothing ran for longer than the server remembers.
 
 mod cron;
+mod events;
 mod files;
 mod objects;
 
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -28,7 +30,8 @@ use tokio::task::AbortHandle;
 use crate::api::{Function, Trigger, TriggerStatus};
 use crate::archive::digest;
 use crate::asynchronous::{Queue, plan};
-use crate::gateway::invoke::{Call, InvokeError};
+use crate::gateway::invoke::{Broker, Call, InvokeError};
+pub use events::Event;
 
 /// Longest pause between tries of what fails.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -127,6 +130,40 @@ async fn run(of: Of, trigger: Trigger, mut known: TriggerStatus, files: Option<P
     } else if let Some(spec) = &trigger.files {
         files::run(&of, spec, known, files).await;
     }
+    // Events come through the gateway: there is nothing to wait for.
+}
+
+/// The name of a call: the same for the same occasion.
+fn call_name(function: &str, trigger: &str, uid: &str, occasion: &str) -> String {
+    let whole = digest(format!("{uid}/{trigger}/{occasion}").as_bytes());
+    format!("{function}-{trigger}-{}", &whole[..16])
+}
+
+impl Triggers {
+    /// The functions of a namespace whose triggers take an event, with the names of their calls.
+    fn takers(&self, namespace: &str, event: &Event) -> Vec<(String, String)> {
+        let running = self.running.lock();
+        let of_namespace = running
+            .iter()
+            .filter_map(|(key, watched)| Some((key.split_once('/').filter(|k| k.0 == namespace)?.1, watched)));
+        let taken = of_namespace.flat_map(|(function, watched)| {
+            let triggers = watched.tasks.values().map(|(trigger, _)| trigger);
+            let fit = triggers.filter(|t| t.event.as_ref().is_some_and(|filter| event.matches(filter)));
+            fit.map(move |t| (function.to_owned(), call_name(function, &t.name, &watched.uid, &event.id())))
+        });
+        taken.collect()
+    }
+}
+
+#[async_trait]
+impl Broker for Triggers {
+    async fn publish(&self, namespace: &str, event: &Event) -> Result<usize, InvokeError> {
+        let takers = self.takers(namespace, event);
+        for (function, name) in &takers {
+            self.queue.accept_as(name, &event.call(namespace, function)).await?;
+        }
+        Ok(takers.len())
+    }
 }
 
 /// A trigger of a function.
@@ -157,8 +194,7 @@ struct Occasion {
 impl Of {
     /// Hands an occasion to the queue, and comes back when it is stored there, or can never be: then the reason.
     async fn tell(&self, occasion: Occasion) -> Result<(), InvokeError> {
-        let whole = digest(format!("{}/{}/{}", self.uid, self.trigger, occasion.id).as_bytes());
-        let name = format!("{}-{}-{}", self.function, self.trigger, &whole[..16]);
+        let name = call_name(&self.function, &self.trigger, &self.uid, &occasion.id);
         let call = self.call(occasion);
         let mut tries = 0;
         loop {
