@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod call;
+pub mod door;
 pub mod fleet;
 pub mod hub;
 pub mod invoke;

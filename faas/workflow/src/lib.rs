@@ -1,6 +1,7 @@
 //! Workflows: durable runs of definitions in the Amazon States Language.
 
 pub mod api;
+pub mod endpoint;
 pub mod pack;
 pub mod payload;
 pub mod runs;

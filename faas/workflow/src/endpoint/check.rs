@@ -146,9 +146,8 @@ fn walk(shape: &Shape, value: &Value, path: &str, told: &mut Vec<String>) -> Res
                 let inner = if path.is_empty() { member.name.to_owned() } else { format!("{path}.{}", member.name) };
                 match object.get(member.name).filter(|v| !v.is_null()) {
                     Some(value) => walk(member.shape, value, &inner, told)?,
-                    None if member.required => told.push(format!(
-                        "Value null at '{inner}' failed to satisfy constraint: Member must not be null"
-                    )),
+                    None if member.required => told
+                        .push(format!("Value null at '{inner}' failed to satisfy constraint: Member must not be null")),
                     None => {}
                 }
             }

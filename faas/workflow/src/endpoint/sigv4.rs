@@ -91,7 +91,8 @@ impl Claim {
         let rest = given.strip_prefix(ALGORITHM).ok_or_else(missing)?;
         let field = |name: &str| {
             let found = rest.split(',').filter_map(|p| p.trim().split_once('=')).find(|(k, _)| *k == name);
-            let fault = || incomplete(format!("Authorization header requires '{name}' parameter. Authorization={given}"));
+            let fault =
+                || incomplete(format!("Authorization header requires '{name}' parameter. Authorization={given}"));
             found.map(|(_, v)| v).ok_or_else(fault)
         };
         let (credential, signed, signature) = (field("Credential")?, field("SignedHeaders")?, field("Signature")?);
@@ -115,8 +116,11 @@ impl Claim {
         }
         let apart = now.as_second() - time.as_second();
         if apart.abs() > SKEW {
-            let (word, sign, bound) =
-                if apart > 0 { ("expired", '-', now.as_second() - SKEW) } else { ("not yet current", '+', now.as_second() + SKEW) };
+            let (word, sign, bound) = if apart > 0 {
+                ("expired", '-', now.as_second() - SKEW)
+            } else {
+                ("not yet current", '+', now.as_second() + SKEW)
+            };
             let relation = if apart > 0 { "now earlier" } else { "still later" };
             let bound = shown(Timestamp::from_second(bound).unwrap_or(now));
             let (at, now) = (shown(time), shown(now));
@@ -159,7 +163,8 @@ fn covered(headers: &HeaderMap, signed: &[String]) -> Result<(), Fault> {
 }
 
 fn canonical(parts: &Parts, signed: &[String], body: &[u8]) -> String {
-    let mut out = format!("{}\n{}\n{}\n", parts.method, path(parts.uri.path()), query(parts.uri.query().unwrap_or_default()));
+    let mut out =
+        format!("{}\n{}\n{}\n", parts.method, path(parts.uri.path()), query(parts.uri.query().unwrap_or_default()));
     for name in signed {
         let values: Vec<String> = match name.as_str() {
             // HTTP/2 has the host elsewhere.
