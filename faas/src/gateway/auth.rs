@@ -56,6 +56,22 @@ impl User {
     }
 }
 
+/// What somebody may do with objects of group `skiff.dev`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Right {
+    /// Verb.
+    pub verb: &'static str,
+    /// Plural of the kind.
+    pub resource: &'static str,
+    /// Part of the object.
+    pub subresource: Option<&'static str>,
+}
+
+/// Calling a function.
+const INVOKE: Right = Right { verb: "create", resource: "functions", subresource: Some("invoke") };
+/// Reading what its instances print.
+const LOG: Right = Right { verb: "get", resource: "functions", subresource: Some("log") };
+
 /// Answers with their end. When it is full, what has ended goes; when that does not help, all of it.
 struct Memory<K, V> {
     known: HashMap<K, (V, Instant)>,
@@ -88,7 +104,7 @@ impl<K, V> Default for Memory<K, V> {
 pub struct Auth {
     client: Client,
     tokens: Mutex<Memory<[u8; 32], Option<User>>>,
-    rights: Mutex<Memory<(User, &'static str, String), bool>>,
+    rights: Mutex<Memory<(User, Right, String), bool>>,
 }
 
 fn unavailable(error: &impl std::fmt::Display) -> InvokeError {
@@ -155,7 +171,7 @@ impl Auth {
     /// # Errors
     /// When not, or when nobody says.
     pub async fn permitted(&self, user: User, namespace: &str, name: &str) -> Result<(), InvokeError> {
-        self.may(user, ("create", "invoke"), namespace, name).await
+        self.require(user, INVOKE, namespace, name).await
     }
 
     /// Whether a user may read what a function's instances print: `get` of `functions/log`.
@@ -163,37 +179,37 @@ impl Auth {
     /// # Errors
     /// When not, or when nobody says.
     pub async fn may_read_logs(&self, user: User, namespace: &str, name: &str) -> Result<(), InvokeError> {
-        self.may(user, ("get", "log"), namespace, name).await
+        self.require(user, LOG, namespace, name).await
     }
 
-    async fn may(
-        &self,
-        user: User,
-        right: (&'static str, &'static str),
-        namespace: &str,
-        name: &str,
-    ) -> Result<(), InvokeError> {
-        let key = (user, right.1, format!("{namespace}/{name}"));
+    async fn require(&self, user: User, right: Right, namespace: &str, name: &str) -> Result<(), InvokeError> {
+        let who = user.name.clone();
+        let refused = || InvokeError::Forbidden { user: who, name: format!("{namespace}/{name}") };
+        self.may(user, right, namespace, name).await?.then_some(()).ok_or_else(refused)
+    }
+
+    /// Whether a user has a right on an object of group `skiff.dev`; an empty name means all of the namespace.
+    ///
+    /// # Errors
+    /// When nobody says.
+    pub async fn may(&self, user: User, right: Right, namespace: &str, name: &str) -> Result<bool, InvokeError> {
+        let key = (user, right, format!("{namespace}/{name}"));
         let known = self.rights.lock().get(&key);
-        let allowed = match known {
-            Some(allowed) => allowed,
-            None => {
-                let allowed = self.ask(&key.0, right, namespace, name).await?;
-                self.rights.lock().put(key.clone(), allowed, if allowed { YES } else { NO });
-                allowed
-            }
-        };
-        let refused = || InvokeError::Forbidden { user: key.0.name.clone(), name: key.2.clone() };
-        allowed.then_some(()).ok_or_else(refused)
+        if let Some(allowed) = known {
+            return Ok(allowed);
+        }
+        let allowed = self.ask(&key.0, right, namespace, name).await?;
+        self.rights.lock().put(key, allowed, if allowed { YES } else { NO });
+        Ok(allowed)
     }
 
-    async fn ask(&self, user: &User, right: (&str, &str), namespace: &str, name: &str) -> Result<bool, InvokeError> {
+    async fn ask(&self, user: &User, right: Right, namespace: &str, name: &str) -> Result<bool, InvokeError> {
         let attributes = ResourceAttributes {
             group: Some(GROUP.into()),
             version: Some("v1".into()),
-            resource: Some("functions".into()),
-            subresource: Some(right.1.into()),
-            verb: Some(right.0.into()),
+            resource: Some(right.resource.into()),
+            subresource: right.subresource.map(Into::into),
+            verb: Some(right.verb.into()),
             namespace: Some(namespace.to_owned()),
             name: Some(name.to_owned()),
             ..ResourceAttributes::default()
