@@ -1,0 +1,185 @@
+//! Payload templates, compiled once.
+//!
+//! In a JSONPath state a key that ends in `.$` names a field whose value is a path or an intrinsic function; all
+//! else is literal. In a JSONata state a string that is wrapped in `{%` and `%}` is an expression, at any depth.
+
+use serde_json::Value;
+
+use crate::definition::QueryLanguage;
+use crate::error::{self, ExecutionError};
+use crate::intrinsics::Call;
+use crate::jsonata;
+use crate::path::Path;
+use crate::scope::Scope;
+
+/// Values within values beyond this are refused, so that a definition cannot exhaust the stack.
+const MAX_DEPTH: usize = 100;
+
+/// What follows a key ending in `.$`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Source {
+    /// A path.
+    Path(Path),
+    /// An intrinsic function.
+    Call(Call),
+}
+
+impl Source {
+    /// Reads a path or an intrinsic function.
+    ///
+    /// # Errors
+    /// What is wrong with the text, for people.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.starts_with('$') { Path::parse(text).map(Self::Path) } else { Call::parse(text).map(Self::Call) }
+    }
+
+    /// Its value, for the field `field` in texts of errors.
+    ///
+    /// # Errors
+    /// States.ParameterPathFailure or States.IntrinsicFailure.
+    pub fn eval(&self, field: &str, input: &Value, scope: &Scope<'_>) -> Result<Value, ExecutionError> {
+        match self {
+            Self::Path(path) => path.get(input, scope).map(std::borrow::Cow::into_owned).ok_or_else(|| {
+                let cause = format!(
+                    "The JSONPath '{path}' specified for the field '{field}' could not be found in the input '{input}'"
+                );
+                ExecutionError::new(error::PARAMETER_PATH_FAILURE, cause)
+            }),
+            Self::Call(call) => call.eval(input, scope),
+        }
+    }
+}
+
+/// A template of either language.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Template(Node);
+
+#[derive(Debug, Clone, PartialEq)]
+enum Node {
+    Literal(Value),
+    Source(String, Source),
+    Expression(String),
+    Object(Vec<(String, Node)>),
+    Array(Vec<Node>),
+}
+
+/// What is wrong within a template: the JSON pointer from its root, and a text.
+pub type TemplateFault = (String, String);
+
+impl Template {
+    /// Compiles a template.
+    ///
+    /// # Errors
+    /// All that is wrong in it.
+    pub fn parse(value: &Value, language: QueryLanguage) -> Result<Self, Vec<TemplateFault>> {
+        let mut faults = Vec::new();
+        let node = compile(value, language, "", 0, &mut faults);
+        if faults.is_empty() { Ok(Self(node)) } else { Err(faults) }
+    }
+
+    /// The value that the template gives for `input`.
+    ///
+    /// # Errors
+    /// States.ParameterPathFailure, States.IntrinsicFailure, or in JSONata States.QueryEvaluationError.
+    pub fn eval(&self, input: &Value, scope: &Scope<'_>) -> Result<Value, ExecutionError> {
+        // JSONata's `$states` is the same for all expressions of one template.
+        let states = if self.0.has_expression() { scope.states(input) } else { Value::Null };
+        eval(&self.0, input, scope, &states)
+    }
+}
+
+impl Node {
+    fn has_expression(&self) -> bool {
+        match self {
+            Self::Expression(_) => true,
+            Self::Object(fields) => fields.iter().any(|(_, node)| node.has_expression()),
+            Self::Array(items) => items.iter().any(Self::has_expression),
+            Self::Literal(_) | Self::Source(..) => false,
+        }
+    }
+}
+
+fn compile(value: &Value, language: QueryLanguage, at: &str, depth: usize, faults: &mut Vec<TemplateFault>) -> Node {
+    if depth > MAX_DEPTH {
+        faults.push((at.to_owned(), format!("Values are nested deeper than {MAX_DEPTH}")));
+        return Node::Literal(Value::Null);
+    }
+    match value {
+        Value::Object(map) => {
+            let mut fields = Vec::with_capacity(map.len());
+            for (key, value) in map {
+                let here = format!("{at}/{}", crate::definition::escape(key));
+                let name = if language == QueryLanguage::JsonPath { key.strip_suffix(".$") } else { None };
+                let Some(name) = name else {
+                    fields.push((key.clone(), compile(value, language, &here, depth + 1, faults)));
+                    continue;
+                };
+                if map.contains_key(name) {
+                    faults.push((here.clone(), format!("The fields '{name}' and '{key}' exclude each other")));
+                }
+                match value.as_str().map(Source::parse) {
+                    Some(Ok(source)) => fields.push((name.to_owned(), Node::Source(key.clone(), source))),
+                    Some(Err(why)) => faults.push((
+                        here,
+                        format!(
+                            "The value for the field '{key}' must be a valid JSONPath or a valid intrinsic function \
+                             call: {why}"
+                        ),
+                    )),
+                    None => faults.push((
+                        here,
+                        format!(
+                            "The value for the field '{key}' must be a STRING that contains a JSONPath or an \
+                             intrinsic function call"
+                        ),
+                    )),
+                }
+            }
+            if fields.iter().all(|(_, node)| matches!(node, Node::Literal(_))) {
+                return Node::Literal(value.clone());
+            }
+            Node::Object(fields)
+        }
+        Value::Array(items) => {
+            let items: Vec<Node> = items
+                .iter()
+                .enumerate()
+                .map(|(i, item)| compile(item, language, &format!("{at}/{i}"), depth + 1, faults))
+                .collect();
+            if items.iter().all(|node| matches!(node, Node::Literal(_))) {
+                return Node::Literal(value.clone());
+            }
+            Node::Array(items)
+        }
+        Value::String(text) if language == QueryLanguage::Jsonata => match jsonata::unwrap(text) {
+            Ok(None) => Node::Literal(value.clone()),
+            Ok(Some(expression)) => {
+                if let Err(why) = jsonata::check(expression) {
+                    faults.push((at.to_owned(), why));
+                }
+                Node::Expression(expression.to_owned())
+            }
+            Err(why) => {
+                faults.push((at.to_owned(), why));
+                Node::Literal(Value::Null)
+            }
+        },
+        other => Node::Literal(other.clone()),
+    }
+}
+
+fn eval(node: &Node, input: &Value, scope: &Scope<'_>, states: &Value) -> Result<Value, ExecutionError> {
+    match node {
+        Node::Literal(value) => Ok(value.clone()),
+        Node::Source(field, source) => source.eval(field, input, scope),
+        Node::Expression(expression) => jsonata::evaluate(expression, states, scope.variables),
+        Node::Object(fields) => fields
+            .iter()
+            .map(|(key, node)| Ok((key.clone(), eval(node, input, scope, states)?)))
+            .collect::<Result<serde_json::Map<_, _>, _>>()
+            .map(Value::Object),
+        Node::Array(items) => {
+            items.iter().map(|item| eval(item, input, scope, states)).collect::<Result<Vec<_>, _>>().map(Value::Array)
+        }
+    }
+}
