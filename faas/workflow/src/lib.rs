@@ -6,3 +6,4 @@ pub mod pack;
 pub mod payload;
 pub mod runs;
 pub mod token;
+pub mod trigger;

@@ -31,7 +31,8 @@ pub fn account(namespace: &str) -> String {
 /// Whether the service takes this name of a machine, an execution or an activity.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
-    let bad = |c: char| c.is_control() || c.is_whitespace() || FORBIDDEN.contains(c) || matches!(c, '\u{fffe}' | '\u{ffff}');
+    let bad =
+        |c: char| c.is_control() || c.is_whitespace() || FORBIDDEN.contains(c) || matches!(c, '\u{fffe}' | '\u{ffff}');
     (1..=80).contains(&name.chars().count()) && !name.chars().any(bad)
 }
 

@@ -144,7 +144,11 @@ fn key_of(secret: Secret) -> Option<Key> {
     let namespace = secret.metadata.namespace?;
     let (key, secret_key) = (field("accessKeyId")?, field("secretAccessKey")?);
     if secret_key.len() < SECRET_MIN {
-        tracing::warn!(namespace, name = secret.metadata.name, "a secretAccessKey has less than {SECRET_MIN} characters");
+        tracing::warn!(
+            namespace,
+            name = secret.metadata.name,
+            "a secretAccessKey has less than {SECRET_MIN} characters"
+        );
         return None;
     }
     let since = secret.metadata.creation_timestamp.map_or(0, |t| t.0.as_second());

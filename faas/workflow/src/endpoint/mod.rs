@@ -22,3 +22,4 @@ pub use error::Fault;
 pub use keys::TYPE as CREDENTIALS;
 pub use ops::versions::publish;
 pub use serve::Endpoint;
+pub(crate) use serve::gather;

@@ -44,11 +44,8 @@ pub(super) async fn create(call: &Call<'_>) -> Answer {
     if !arn::is_name(name) {
         return Err(invalid_name(name));
     }
-    let mut metadata = ObjectMeta {
-        name: Some(arn::object_name(name)),
-        annotations: Some(named(name)),
-        ..ObjectMeta::default()
-    };
+    let mut metadata =
+        ObjectMeta { name: Some(arn::object_name(name)), annotations: Some(named(name)), ..ObjectMeta::default() };
     tags::set(&mut metadata, &call.request["tags"])?;
     let spec = WorkflowActivitySpec { name: Some(name.to_owned()), description: None };
     let api = call.api::<WorkflowActivity>();

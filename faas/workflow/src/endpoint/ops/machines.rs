@@ -4,8 +4,8 @@
 //! logging destinations, tracing) is in annotations, to be told again. A role `…:role/service-account/NAME` means that the
 //! workflow's tasks act as that ServiceAccount; other roles mean nothing here.
 
-use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::ResourceExt as _;
+use kube::api::{ListParams, ObjectMeta, PostParams};
 use serde_json::{Value, json};
 
 use super::{Call, ROLE, SETTINGS, created, invalid_name, machine_name, named, seconds, tags, versions};
@@ -49,7 +49,8 @@ pub(crate) fn kind_text(kind: Kind) -> &'static str {
 /// Whether a definition is one, in the service's words.
 fn judge(text: &str) -> Result<(), Fault> {
     let faults = super::language::faults(text);
-    let errors: Vec<String> = faults.iter().filter(|f| f.is_error).map(|f| format!("{}: {} at {}", f.code, f.message, f.path)).collect();
+    let errors: Vec<String> =
+        faults.iter().filter(|f| f.is_error).map(|f| format!("{}: {} at {}", f.code, f.message, f.path)).collect();
     if errors.is_empty() {
         return Ok(());
     }
@@ -148,7 +149,8 @@ pub(super) async fn create(call: &Call<'_>) -> Answer {
                     && t.spec.kind == workflow.spec.kind
                     && settings(t) == settings(&workflow)
             };
-            let exists = || Fault::new("StateMachineAlreadyExists", format!("State Machine Already Exists: '{machine_arn}'"));
+            let exists =
+                || Fault::new("StateMachineAlreadyExists", format!("State Machine Already Exists: '{machine_arn}'"));
             there.filter(same).ok_or_else(exists)?
         }
         Err(e) => return Err(e.into()),
@@ -199,7 +201,8 @@ pub(super) async fn update(call: &Call<'_>) -> Answer {
 /// When somebody last wrote a workflow's spec, as the managers of its fields tell.
 pub(crate) fn changed(workflow: &Workflow) -> k8s_openapi::jiff::Timestamp {
     let entries = workflow.metadata.managed_fields.iter().flatten();
-    let written = entries.filter(|e| e.subresource.as_deref().unwrap_or_default().is_empty()).filter_map(|e| e.time.as_ref());
+    let written =
+        entries.filter(|e| e.subresource.as_deref().unwrap_or_default().is_empty()).filter_map(|e| e.time.as_ref());
     written.map(|t| t.0).max().unwrap_or_else(|| created(workflow))
 }
 

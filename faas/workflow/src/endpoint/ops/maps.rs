@@ -43,7 +43,8 @@ pub(super) async fn describe(call: &Call<'_>) -> Answer {
     answer["itemCounts"] = counts.clone();
     answer["executionCounts"] = counts;
     answer["redriveCount"] = 0.into();
-    if let Some(stop) = found.run.status.as_ref().and_then(|s| s.stop_time.as_ref()).filter(|_| map.phase != "RUNNING") {
+    if let Some(stop) = found.run.status.as_ref().and_then(|s| s.stop_time.as_ref()).filter(|_| map.phase != "RUNNING")
+    {
         answer["stopDate"] = seconds(stop.0);
     }
     if let Some(members) = answer.as_object_mut() {

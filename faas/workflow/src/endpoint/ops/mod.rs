@@ -11,7 +11,7 @@ pub(crate) mod versions;
 use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::{Api, ResourceExt as _};
+use kube::Api;
 use serde_json::{Value, json};
 use skiff_faas::gateway::auth::Right;
 
@@ -86,19 +86,28 @@ pub(crate) fn right(operation: &str, request: &Value) -> (Right, String) {
         "DescribeActivity" => ("get", "workflowactivities"),
         "ListActivities" => ("list", "workflowactivities"),
         // Who fetches work will answer it.
-        "GetActivityTask" | "SendTaskFailure" | "SendTaskHeartbeat" | "SendTaskSuccess" => ("create", "workflowsignals"),
+        "GetActivityTask" | "SendTaskFailure" | "SendTaskHeartbeat" | "SendTaskSuccess" => {
+            ("create", "workflowsignals")
+        }
         "CreateStateMachine" => ("create", "workflows"),
         "DeleteStateMachine" => ("delete", "workflows"),
         "PublishStateMachineVersion" => ("create", "workflowversions"),
         "DeleteStateMachineVersion" => ("delete", "workflowversions"),
         "ListStateMachineVersions" => ("list", "workflowversions"),
-        "CreateStateMachineAlias" | "UpdateStateMachineAlias" | "DeleteStateMachineAlias" | "UpdateStateMachine"
-        | "TagResource" | "UntagResource" => ("update", "workflows"),
+        "CreateStateMachineAlias"
+        | "UpdateStateMachineAlias"
+        | "DeleteStateMachineAlias"
+        | "UpdateStateMachine"
+        | "TagResource"
+        | "UntagResource" => ("update", "workflows"),
         "ListStateMachines" => ("list", "workflows"),
         "StartExecution" | "StartSyncExecution" | "TestState" => ("create", "workflowruns"),
         "StopExecution" | "RedriveExecution" | "UpdateMapRun" => ("update", "workflowruns"),
         "ListExecutions" => ("list", "workflowruns"),
-        "DescribeExecution" | "DescribeMapRun" | "DescribeStateMachineForExecution" | "GetExecutionHistory"
+        "DescribeExecution"
+        | "DescribeMapRun"
+        | "DescribeStateMachineForExecution"
+        | "GetExecutionHistory"
         | "ListMapRuns" => ("get", "workflowruns"),
         _ => ("get", "workflows"),
     };
@@ -172,7 +181,10 @@ impl Call<'_> {
 
     /// Of what type an ARN must be.
     pub(crate) fn wrong(&self, member: &str) -> Fault {
-        Fault::new("InvalidArn", format!("Invalid Arn: 'Resource type not valid in this context: {}'", self.required(member)))
+        Fault::new(
+            "InvalidArn",
+            format!("Invalid Arn: 'Resource type not valid in this context: {}'", self.required(member)),
+        )
     }
 
     /// The workflow of a machine's name, where its own name agrees.
@@ -253,12 +265,25 @@ mod tests {
     fn every_operation_needs_a_right() {
         for operation in OPERATIONS {
             let (right, _) = right(operation.name, &json!({}));
-            let writes = ["Create", "Delete", "Update", "Start", "Stop", "Send", "Tag", "Untag", "Publish", "Redrive", "TestState"];
+            let writes = [
+                "Create",
+                "Delete",
+                "Update",
+                "Start",
+                "Stop",
+                "Send",
+                "Tag",
+                "Untag",
+                "Publish",
+                "Redrive",
+                "TestState",
+            ];
             let writes = writes.iter().any(|w| operation.name.starts_with(w));
             let reads = matches!(right.verb, "get" | "list");
             assert!(writes != reads || operation.name == "GetActivityTask", "{} needs {right:?}", operation.name);
         }
-        let (right, name) = right("DeleteStateMachine", &json!({"stateMachineArn": "arn:aws:states:r:1:stateMachine:Hello"}));
+        let (right, name) =
+            right("DeleteStateMachine", &json!({"stateMachineArn": "arn:aws:states:r:1:stateMachine:Hello"}));
         assert_eq!((right.verb, name), ("delete", arn::object_name("Hello")));
     }
 }

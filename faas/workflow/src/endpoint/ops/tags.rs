@@ -45,7 +45,8 @@ async fn change(call: &Call<'_>, with: impl Fn(&mut ObjectMeta) -> Result<(), Fa
         let mut metadata = metadata(call).await?;
         with(&mut metadata)?;
         let annotation = metadata.annotations.as_ref().and_then(|a| a.get(TAGS)).cloned();
-        let patch = json!({"metadata": {"resourceVersion": metadata.resource_version, "annotations": {TAGS: annotation}}});
+        let patch =
+            json!({"metadata": {"resourceVersion": metadata.resource_version, "annotations": {TAGS: annotation}}});
         let name = metadata.name.unwrap_or_default();
         let patched = match call.resource("resourceArn")? {
             Resource::Activity { .. } => patch_one::<WorkflowActivity>(call, &name, patch).await,
