@@ -34,7 +34,6 @@ use super::{PayloadRef, any, given};
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
-    {"rule": "has(self.workflow) != has(self.definition)", "message": "exactly one of workflow and definition must be given"},
     {"rule": "!has(self.version) || !has(self.alias)", "message": "version and alias cannot both be given"},
     {"rule": "has(self.workflow) == has(oldSelf.workflow) && (!has(self.workflow) || self.workflow == oldSelf.workflow)",
      "message": "the workflow of a run cannot be changed"},
