@@ -7,6 +7,7 @@
 
 pub mod check;
 pub mod choice;
+pub mod convert;
 pub mod data;
 pub mod definition;
 pub mod error;
