@@ -4,6 +4,7 @@ pub mod api;
 pub mod endpoint;
 pub mod pack;
 pub mod payload;
+pub mod plugin;
 pub mod runs;
 pub mod token;
 pub mod trigger;

@@ -52,7 +52,8 @@ fn routes(given: &[String]) -> anyhow::Result<Vec<Route>> {
     let mut routes = vec![];
     for text in given {
         let (version, weight) = text.split_once('=').unwrap_or((text, "100"));
-        let read = || Some(Route { version: version.parse().ok()?, weight: weight.trim_end_matches('%').parse().ok()? });
+        let read =
+            || Some(Route { version: version.parse().ok()?, weight: weight.trim_end_matches('%').parse().ok()? });
         routes.push(read().with_context(|| format!("{text:?} is not VERSION=PERCENT"))?);
     }
     if routes.len() > 2 || routes.iter().map(|r| u64::from(r.weight)).sum::<u64>() != 100 {
@@ -83,7 +84,11 @@ pub(super) async fn alias(session: &Session, args: AliasArgs) -> anyhow::Result<
         }
         match api.replace(name, &PostParams::default(), &workflow).await {
             Ok(_) => {
-                println!("workflow.skiff.dev/{name} alias {} {}", args.alias, if args.delete { "deleted" } else { "set" });
+                println!(
+                    "workflow.skiff.dev/{name} alias {} {}",
+                    args.alias,
+                    if args.delete { "deleted" } else { "set" }
+                );
                 return Ok(());
             }
             Err(kube::Error::Api(s)) if s.code == 409 => {}

@@ -10,7 +10,7 @@ mod run;
 mod show;
 
 use clap::{Args, Subcommand};
-use skiff_plugin::{Connection, Session, alone};
+use skiff_plugin::{Connection, alone};
 
 pub use skiff_plugin::told;
 

@@ -112,15 +112,9 @@ pub(super) async fn run(session: &Session, args: RunArgs) -> anyhow::Result<()> 
 }
 
 /// Waits for the end of a run, and prints its output. `counts` says whether an end is the one that is meant.
-async fn wait(
-    session: &Session,
-    run: &str,
-    seconds: u64,
-    counts: impl Fn(&WorkflowRun) -> bool,
-) -> anyhow::Result<()> {
-    let over = |r: Option<&WorkflowRun>| {
-        r.is_none_or(|r| r.status.as_ref().is_some_and(|s| s.phase.is_over()) && counts(r))
-    };
+async fn wait(session: &Session, run: &str, seconds: u64, counts: impl Fn(&WorkflowRun) -> bool) -> anyhow::Result<()> {
+    let over =
+        |r: Option<&WorkflowRun>| r.is_none_or(|r| r.status.as_ref().is_some_and(|s| s.phase.is_over()) && counts(r));
     let waited = await_condition(session.api::<WorkflowRun>(), run, over);
     let waited = tokio::time::timeout(Duration::from_secs(seconds), waited).await;
     let found = waited.with_context(|| format!("timed out waiting for the end of workflowrun/{run}"))??;

@@ -223,7 +223,8 @@ async fn describe_workflow(session: &Session, workflow: Workflow) -> anyhow::Res
     let (name, now) = (workflow.name_any(), Timestamp::now());
     let (versions, runs) = (session.api::<WorkflowVersion>(), session.api::<WorkflowRun>());
     let (all, of) = (ListParams::default(), ListParams::default());
-    let (versions, runs, events) = tokio::join!(versions.list(&all), runs.list(&of), events(session, "Workflow", &name));
+    let (versions, runs, events) =
+        tokio::join!(versions.list(&all), runs.list(&of), events(session, "Workflow", &name));
     let (spec, status) = (&workflow.spec, workflow.status.clone().unwrap_or_default());
     let mut out = Lines(String::new());
     out.line("Name", &name);
@@ -307,10 +308,14 @@ async fn describe_run(session: &Session, name: &str) -> anyhow::Result<()> {
     out.line("Started", status.start_time.as_ref().map(|t| t.0.to_string()).unwrap_or_default());
     out.line("Stopped", status.stop_time.as_ref().map(|t| t.0.to_string()).unwrap_or_default());
     out.line("Duration", took(&status, now));
-    out.line("Events", format!("{} on {} pages, {} transitions", status.events, status.history_pages, status.transitions));
+    out.line(
+        "Events",
+        format!("{} on {} pages, {} transitions", status.events, status.history_pages, status.transitions),
+    );
     out.line("Redriven", Some(status.redrive_count).filter(|n| *n > 0).map(|n| n.to_string()).unwrap_or_default());
     if let Some(r) = &status.receipt {
-        let parts = format!("engine {:.1} ms, queue {:.1} ms, tasks {:.1} ms", r.engine_millis, r.queue_millis, r.task_millis);
+        let parts =
+            format!("engine {:.1} ms, queue {:.1} ms, tasks {:.1} ms", r.engine_millis, r.queue_millis, r.task_millis);
         out.line("Time", parts);
     }
     out.line("Input", pretty(&told.input));
@@ -413,14 +418,21 @@ fn table(events: &[Value]) -> String {
                 (None, Some(resource), _) => resource,
                 (None, None, _) => String::new(),
             };
-            let told = [text("error"), text("cause")].into_iter().flatten().filter(|t| !t.is_empty()).collect::<Vec<_>>();
+            let told =
+                [text("error"), text("cause")].into_iter().flatten().filter(|t| !t.is_empty()).collect::<Vec<_>>();
             let told = if told.is_empty() {
                 text("output").or(text("input")).or(text("parameters")).unwrap_or_default()
             } else {
                 told.join(": ")
             };
             let id = e["id"].as_i64().unwrap_or_default();
-            vec![id.to_string(), e["type"].as_str().unwrap_or_default().to_owned(), what, since.unwrap_or_default(), told]
+            vec![
+                id.to_string(),
+                e["type"].as_str().unwrap_or_default().to_owned(),
+                what,
+                since.unwrap_or_default(),
+                told,
+            ]
         })
         .collect();
     render(&["ID", "TYPE", "NAME", "TIME", "DATA"], &rows)
@@ -453,7 +465,10 @@ mod tests {
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines[1], "1    ExecutionStarted           +0ms    {}");
         assert_eq!(lines[2], "2    PassStateEntered   Hello   +5ms    { }");
-        assert!(lines[3].starts_with("3    ExecutionFailed            +1.2s   E: xxx") && lines[3].ends_with('…'), "{table}");
+        assert!(
+            lines[3].starts_with("3    ExecutionFailed            +1.2s   E: xxx") && lines[3].ends_with('…'),
+            "{table}"
+        );
     }
 
     #[test]
