@@ -12,6 +12,7 @@ pub mod data;
 pub mod definition;
 pub mod error;
 pub mod fault;
+pub mod graph;
 pub mod intrinsics;
 pub mod jsonata;
 pub mod path;
