@@ -40,7 +40,11 @@ pub(super) fn validate(call: &Call<'_>) -> Answer {
     let fails = all.iter().any(|f| f.is_error);
     let told = all.into_iter().filter(|f| f.is_error || warnings).map(|f| {
         let severity = if f.is_error { "ERROR" } else { "WARNING" };
-        json!({"severity": severity, "code": f.code, "message": f.message, "location": f.path})
+        let mut told = json!({"severity": severity, "code": f.code, "message": f.message});
+        if !f.path.is_empty() {
+            told["location"] = f.path.into();
+        }
+        told
     });
     let mut told: Vec<Value> = told.collect();
     let truncated = told.len() > most;
