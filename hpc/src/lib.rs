@@ -7,4 +7,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod api;
+pub mod catalogue;
 pub mod script;
+pub mod state;

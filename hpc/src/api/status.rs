@@ -267,9 +267,12 @@ pub struct TaskCounts {
     /// Failed.
     #[serde(default)]
     pub failed: u32,
-    /// Numbers of those that failed, the first hundred.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub failed_tasks: Vec<u32>,
+    /// Numbers of those that succeeded, as `0-5,7`. Slurm forgets tasks while others still wait.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub succeeded_tasks: String,
+    /// Numbers of those that failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub failed_tasks: String,
 }
 
 /// When what happened.

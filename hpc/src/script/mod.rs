@@ -160,6 +160,13 @@ const OURS: [&str; 24] = [
     "wrap",
 ];
 
+/// Whether a path lies in the job's directory, outside what is this room's own, and is one that a shell and sbatch take.
+#[must_use]
+pub fn inside(path: &str) -> bool {
+    let part = |p: &str| !matches!(p, "" | "." | "..");
+    path.len() <= 1024 && !path.contains(char::is_control) && path.split('/').all(part) && path.split('/').next() != Some(OWN)
+}
+
 /// What is wrong with a job that its schema does not see.
 #[must_use]
 pub fn faults(spec: &GpuJobSpec) -> Vec<String> {
@@ -191,6 +198,12 @@ pub fn faults(spec: &GpuJobSpec) -> Vec<String> {
     for variable in &spec.env {
         if variable.name.to_ascii_lowercase().starts_with("skiff_") || variable.name.starts_with("SLURM_") {
             faults.push(format!("spec.env: {} is not for jobs to set", variable.name));
+        }
+    }
+    let inline = spec.source.iter().flat_map(|s| &s.inline).flat_map(|files| files.keys());
+    for path in inline.chain(spec.inputs.iter().map(|i| &i.path)) {
+        if !inside(path) {
+            faults.push(format!("{path:?} does not lie in the job's directory"));
         }
     }
     for option in spec.resources.iter().flat_map(|r| &r.extra_options) {
