@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::api::{Counts, GpuCounts, SlurmPartitionStatus};
+use crate::api::{GpuCounts, SlurmPartitionStatus};
 use crate::state::parse::{number, pairs};
 
 /// A partition as Slurm tells.
@@ -237,7 +237,10 @@ pub fn rest_nodes(answer: &Value) -> Vec<Node> {
             memory: count("real_memory"),
             gpus: gpus(text("gres")),
             gpus_used: gpus(text("gres_used")),
-            features: [many("features"), many("active_features")].into_iter().find(|f| !f.is_empty()).unwrap_or_default(),
+            features: [many("features"), many("active_features")]
+                .into_iter()
+                .find(|f| !f.is_empty())
+                .unwrap_or_default(),
         }
     })
     .collect()
@@ -246,7 +249,20 @@ pub fn rest_nodes(answer: &Value) -> Vec<Node> {
 /// What partitions have, by name.
 #[must_use]
 pub fn add_up(partitions: &[Partition], nodes: &[Node]) -> BTreeMap<String, SlurmPartitionStatus> {
-    let out = ["DOWN", "DRAIN", "DRAINED", "DRAINING", "FAIL", "FAILING", "NOT_RESPONDING", "MAINT", "POWERED_DOWN", "ERROR", "UNKNOWN", "FUTURE"];
+    let out = [
+        "DOWN",
+        "DRAIN",
+        "DRAINED",
+        "DRAINING",
+        "FAIL",
+        "FAILING",
+        "NOT_RESPONDING",
+        "MAINT",
+        "POWERED_DOWN",
+        "ERROR",
+        "UNKNOWN",
+        "FUTURE",
+    ];
     partitions
         .iter()
         .map(|p| {
@@ -276,7 +292,9 @@ pub fn add_up(partitions: &[Partition], nodes: &[Node]) -> BTreeMap<String, Slur
                     s.cpus.free += node.cpus.saturating_sub(node.cpus_used);
                 }
                 for (kind, count) in &node.gpus {
-                    let all = kinds.entry(kind.clone()).or_insert_with(|| GpuCounts { kind: kind.clone(), ..GpuCounts::default() });
+                    let all = kinds
+                        .entry(kind.clone())
+                        .or_insert_with(|| GpuCounts { kind: kind.clone(), ..GpuCounts::default() });
                     all.total += count;
                     all.per_node = all.per_node.max(*count);
                     if !down {
@@ -298,12 +316,12 @@ pub fn add_up(partitions: &[Partition], nodes: &[Node]) -> BTreeMap<String, Slur
         .collect()
 }
 
-/// Jobs that wait and jobs that run, of `squeue -h -o %t`.
+/// Jobs that wait and other jobs, of `squeue -h -t PD,R -o %t`.
 #[must_use]
-pub fn queue_counts(text: &str) -> Counts {
-    let waiting = text.lines().filter(|l| matches!(l.trim(), "PD" | "RH" | "RQ" | "RD")).count();
-    let all = text.lines().filter(|l| !l.trim().is_empty()).count();
-    Counts { total: all as u64, free: 0, down: waiting as u64 }
+pub fn queue_counts(text: &str) -> (u64, u64) {
+    let words = || text.lines().map(str::trim).filter(|l| !l.is_empty());
+    let waiting = words().filter(|w| matches!(*w, "PD" | "RH" | "RQ" | "RD")).count() as u64;
+    (waiting, words().count() as u64 - waiting)
 }
 
 #[cfg(test)]

@@ -8,5 +8,6 @@
 
 pub mod api;
 pub mod catalogue;
+pub mod driver;
 pub mod script;
 pub mod state;

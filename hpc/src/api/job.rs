@@ -184,7 +184,12 @@ pub struct RemoteSource {
 ]))]
 pub struct Input {
     /// Where it goes in the job's directory.
-    #[schemars(length(max = 255), regex(pattern = r"^(\.{0,2}[A-Za-z0-9_@+=, -][A-Za-z0-9_.@+=, -]*)(/\.{0,2}[A-Za-z0-9_@+=, -][A-Za-z0-9_.@+=, -]*)*$"))]
+    #[schemars(
+        length(max = 255),
+        regex(
+            pattern = r"^(\.{0,2}[A-Za-z0-9_@+=, -][A-Za-z0-9_.@+=, -]*)(/\.{0,2}[A-Za-z0-9_@+=, -][A-Za-z0-9_.@+=, -]*)*$"
+        )
+    )]
     pub path: String,
     /// What is in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -164,7 +164,10 @@ const OURS: [&str; 24] = [
 #[must_use]
 pub fn inside(path: &str) -> bool {
     let part = |p: &str| !matches!(p, "" | "." | "..");
-    path.len() <= 1024 && !path.contains(char::is_control) && path.split('/').all(part) && path.split('/').next() != Some(OWN)
+    path.len() <= 1024
+        && !path.contains(char::is_control)
+        && path.split('/').all(part)
+        && path.split('/').next() != Some(OWN)
 }
 
 /// What is wrong with a job that its schema does not see.

@@ -17,7 +17,9 @@ pub fn expand(text: &str) -> BTreeSet<u32> {
     for part in text.split(',') {
         let (range, step) = part.split_once(':').unwrap_or((part, "1"));
         let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (Ok(first), Ok(last), Ok(step)) = (first.trim().parse::<u32>(), last.trim().parse::<u32>(), step.parse::<usize>()) else {
+        let (Ok(first), Ok(last), Ok(step)) =
+            (first.trim().parse::<u32>(), last.trim().parse::<u32>(), step.parse::<usize>())
+        else {
             continue;
         };
         let room = TASKS.saturating_sub(all.len());
@@ -98,7 +100,8 @@ pub fn gather(all: &str, known: &TaskCounts, reports: &[Report], ours: bool) -> 
     }
     if failed.is_empty() {
         let step_failed = ends.iter().any(|(_, v)| v.step_failed);
-        let verdict = Verdict { terminal: true, exit_code: Some(0), step_failed, ..Verdict::of(Phase::Succeeded, "Completed") };
+        let verdict =
+            Verdict { terminal: true, exit_code: Some(0), step_failed, ..Verdict::of(Phase::Succeeded, "Completed") };
         return (verdict, counts);
     }
     // What tells most: what is never tried again, then a task's own failure, then the others.

@@ -310,7 +310,11 @@ pub fn judge(report: &Report, ours: bool) -> Verdict {
     let suspended = |reason| Verdict { message: report.reason.clone(), ..Verdict::of(Phase::Suspended, reason) };
     // Flags that decide whatever the state below them is.
     if has("SPECIAL_EXIT") {
-        return Verdict::failed("SpecialExit", Class::Never, "Slurm holds it for its operator: it ended with a special code");
+        return Verdict::failed(
+            "SpecialExit",
+            Class::Never,
+            "Slurm holds it for its operator: it ended with a special code",
+        );
     }
     if has("REVOKED") {
         return Verdict::failed("Revoked", Class::Never, "another cluster of its federation runs it");

@@ -11,13 +11,13 @@ use super::{Exit, Report, Task, word, words};
 /// The format for `squeue -o`. The name is last: it may contain anything.
 pub const SQUEUE: &str = "%F|%K|%A|%T|%P|%V|%S|%e|%N|%l|%r|%j";
 /// The fields for `sacct -P -o`.
-pub const SACCT: &str =
-    "JobIDRaw,JobID,State,ExitCode,DerivedExitCode,Partition,Submit,Eligible,Start,End,NodeList,Timelimit,Reason,JobName";
+pub const SACCT: &str = "JobIDRaw,JobID,State,ExitCode,DerivedExitCode,Partition,Submit,Eligible,Start,End,NodeList,Timelimit,Reason,JobName";
 
 /// A value, or nothing where Slurm prints a word for nothing.
 fn some(text: &str) -> &str {
     let text = text.trim();
-    let nothing = ["(null)", "N/A", "Unknown", "None", "none", "NONE", "INVALID", "None assigned", "n/a", "UNLIMITED_NONE"];
+    let nothing =
+        ["(null)", "N/A", "Unknown", "None", "none", "NONE", "INVALID", "None assigned", "n/a", "UNLIMITED_NONE"];
     if nothing.contains(&text) { "" } else { text }
 }
 
@@ -81,7 +81,8 @@ pub fn pairs(line: &str) -> BTreeMap<&str, String> {
     let mut last = None;
     for word in line.split(' ') {
         let key = word.split_once('=').filter(|(k, _)| {
-            k.starts_with(|c: char| c.is_ascii_uppercase()) && k.chars().all(|c| c.is_ascii_alphanumeric() || "_:/".contains(c))
+            k.starts_with(|c: char| c.is_ascii_uppercase())
+                && k.chars().all(|c| c.is_ascii_alphanumeric() || "_:/".contains(c))
         });
         match (key, last) {
             (Some((key, value)), _) => {
@@ -152,7 +153,9 @@ pub fn sacct(text: &str) -> Vec<Report> {
 
 fn sacct_line(line: &str) -> Option<Report> {
     let f: Vec<&str> = line.splitn(14, '|').collect();
-    let [raw, id, state, exit, derived, partition, submitted, eligible, started, ended, nodes, limit, reason, name] = f[..] else {
+    let [raw, id, state, exit, derived, partition, submitted, eligible, started, ended, nodes, limit, reason, name] =
+        f[..]
+    else {
         return None;
     };
     let (base, index) = id.split_once('_').unwrap_or((id, ""));
@@ -197,7 +200,11 @@ pub fn number(value: &Value) -> Option<i64> {
     match value {
         Value::Number(n) => n.as_i64(),
         Value::String(s) => s.parse().ok(),
-        Value::Object(o) if o.get("set") == Some(&Value::Bool(false)) || o.get("infinite") == Some(&Value::Bool(true)) => None,
+        Value::Object(o)
+            if o.get("set") == Some(&Value::Bool(false)) || o.get("infinite") == Some(&Value::Bool(true)) =>
+        {
+            None
+        }
         Value::Object(o) => o.get("number").and_then(Value::as_i64),
         _ => None,
     }

@@ -108,7 +108,11 @@ fn words_as_tools_print_them() {
     ];
     for (printed, want, by) in table {
         let (got, who) = words(printed);
-        assert_eq!((got.iter().map(String::as_str).collect::<Vec<_>>(), who.as_deref()), (want.to_vec(), *by), "{printed}");
+        assert_eq!(
+            (got.iter().map(String::as_str).collect::<Vec<_>>(), who.as_deref()),
+            (want.to_vec(), *by),
+            "{printed}"
+        );
     }
     for (long, short) in STATES.iter().chain(&FLAGS) {
         assert_eq!((word(long), word(short)), (Some(*long), Some(*short).and(Some(*long))));
@@ -150,7 +154,10 @@ fn details() {
         StartTime=2026-11-21T10:00:00 EndTime=2026-11-21T10:01:00 NodeList=n1 NodeCnt=1 ProcCnt=1 WorkDir=/w \
         DerivedExitCode=0:0 ExitCode=0:0 \n";
     let all = completion_log(log);
-    assert_eq!((all[0].job_id, all[0].name.as_str(), judge(&all[0], false).reason), (7, "skiff-u-1", "DeadlineExceeded"));
+    assert_eq!(
+        (all[0].job_id, all[0].name.as_str(), judge(&all[0], false).reason),
+        (7, "skiff-u-1", "DeadlineExceeded")
+    );
 }
 
 #[test]
