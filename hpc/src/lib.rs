@@ -6,8 +6,17 @@
 // A test that cannot go on should say where.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod admission;
 pub mod api;
 pub mod catalogue;
+pub mod clusters;
+pub mod controller;
 pub mod driver;
+pub mod link;
+mod run;
 pub mod script;
+pub mod stage;
 pub mod state;
+pub mod store;
+
+pub use run::{Config, run};

@@ -17,6 +17,7 @@ use crate::api::Decider;
 use crate::catalogue::{Node, Partition};
 use crate::script::Script;
 use crate::state::Report;
+use crate::store::Stored;
 
 /// Time for an ordinary question.
 pub const QUICK: Duration = Duration::from_secs(45);
@@ -169,8 +170,6 @@ pub struct Facts {
     pub cluster: Option<String>,
     /// Whether accounting answers.
     pub accounting: bool,
-    /// When the credential ends, in seconds since 1970.
-    pub credential_expires: Option<i64>,
 }
 
 /// Partitions, nodes and the length of the queue.
@@ -207,6 +206,10 @@ pub trait Slurm: Send + Sync {
     async fn catalogue(&self) -> Result<Catalogue, SlurmError>;
     /// What changes seldom.
     async fn facts(&self) -> Result<Facts, SlurmError>;
+    /// When the credential ends, in seconds since 1970.
+    fn credential_expires(&self) -> Option<i64> {
+        None
+    }
 }
 
 /// A file there.
@@ -267,8 +270,8 @@ pub trait Files: Send + Sync {
         most: u64,
         to: &mut (dyn AsyncWrite + Send + Unpin),
     ) -> Result<u64, SlurmError>;
-    /// SHA-256 of files in hexadecimal, in their order; `None` for one that cannot be read.
-    async fn hash(&self, paths: &[String]) -> Result<Vec<Option<String>>, SlurmError>;
+    /// Size, digest and time of files, in their order; `None` for one that is not there or cannot be read.
+    async fn stat(&self, paths: &[String]) -> Result<Vec<Option<Stored>>, SlurmError>;
     /// Runs lines of bash.
     async fn run(&self, script: &str, limit: Duration) -> Result<Output, SlurmError>;
     /// Removes files and directories with all that is in them. What is not there is no error.

@@ -16,6 +16,7 @@ use crate::api::Decider;
 use crate::catalogue;
 use crate::script::{MARKERS, Script, quote};
 use crate::state::parse::{self, SACCT, SQUEUE};
+use crate::store::Stored;
 
 /// Begins a line between two parts of an answer.
 const MARK: &str = "@@skiff";
@@ -277,6 +278,10 @@ impl<S: Shell> Slurm for Text<S> {
         })
     }
 
+    fn credential_expires(&self) -> Option<i64> {
+        self.shell.credential_expires()
+    }
+
     async fn facts(&self) -> Result<Facts, SlurmError> {
         let script = format!(
             "scontrol --version; echo \"{MARK} version $?\"\nscontrol show config; echo \"{MARK} config $?\"\n\
@@ -302,7 +307,6 @@ impl<S: Shell> Slurm for Text<S> {
             api_version: None,
             cluster: value("ClusterName"),
             accounting: value("AccountingStorageType").is_some_and(|t| t.contains("slurmdbd")),
-            credential_expires: self.shell.credential_expires(),
         })
     }
 }
@@ -373,12 +377,20 @@ impl<S: Shell> Files for Text<S> {
         if code == 0 { Ok(count) } else { Err(SlurmError::Refused(format!("{path} cannot be read"))) }
     }
 
-    async fn hash(&self, paths: &[String]) -> Result<Vec<Option<String>>, SlurmError> {
-        let each = paths.iter().map(|p| format!("sha256sum <{} 2>/dev/null || echo\n", quote(p)));
+    async fn stat(&self, paths: &[String]) -> Result<Vec<Option<Stored>>, SlurmError> {
+        let each = paths.iter().map(|p| {
+            let p = quote(p);
+            format!("[ -f {p} ] && stat -c '%s %Y' -- {p} 2>/dev/null | tr '\\n' ' ' && sha256sum <{p} 2>/dev/null || echo\n")
+        });
         let out = self.shell.exec(&each.collect::<String>(), Bytes::new(), MOVE).await?;
         let text = out.text();
-        let digest = |l: &str| l.split_whitespace().next().filter(|d| d.len() == 64).map(str::to_owned);
-        let all: Vec<_> = text.lines().map(digest).collect();
+        let read = |line: &str| {
+            let f: Vec<&str> = line.split_whitespace().collect();
+            let [size, modified, digest, _] = f[..] else { return None };
+            let sha256 = Some(digest).filter(|d| d.len() == 64)?.to_owned();
+            Some(Stored { size: size.parse().ok()?, sha256, modified: modified.parse().ok()? })
+        };
+        let all: Vec<_> = text.lines().map(read).collect();
         if all.len() == paths.len() { Ok(all) } else { Err(SlurmError::Garbled(out.complaint())) }
     }
 
@@ -450,9 +462,11 @@ mod tests {
         let mut got = vec![];
         assert_eq!(text.fetch(&path, 7, 100, &mut got).await.unwrap(), 3);
         assert_eq!(got, b"789");
-        let hashes = text.hash(&[path, at("none")]).await.unwrap();
+        let stats = text.stat(&[path, at("none"), at("job")]).await.unwrap();
+        assert_eq!(stats.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, false]);
+        let stat = stats[0].clone().unwrap();
         let want = "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882";
-        assert_eq!(hashes, [Some(want.to_owned()), None]);
+        assert_eq!((stat.size, stat.sha256.as_str()), (10, want));
         text.copy(&at("job"), &at("copy")).await.unwrap();
         assert!(std::fs::symlink_metadata(at("copy/link")).unwrap().is_symlink());
         text.remove(&[at("job"), at("never was")]).await.unwrap();
