@@ -75,7 +75,7 @@ configure() {
 # Writes what Prometheus would find itself, with its labels, as its account: roles endpointslice, node and pod.
 targets() {
   mkdir -p "$dir/targets"
-  found endpointslice endpointslices.discovery.k8s.io -n default '.items[] | . as $slice | .ports[] as $port | .endpoints[].addresses[] |
+  found endpointslice endpointslices.discovery.k8s.io -A '' '.items[] | . as $slice | .ports[] as $port | .endpoints[].addresses[] |
     {targets: ["\(.):\($port.port)"], labels: {__meta_kubernetes_namespace: $slice.metadata.namespace,
      __meta_kubernetes_service_name: $slice.metadata.labels["kubernetes.io/service-name"], __meta_kubernetes_endpointslice_port_name: $port.name}}'
   found node nodes '' '' '.items[] | (.status.addresses[] | select(.type == "InternalIP") | .address) as $ip |

@@ -41,6 +41,8 @@ enum Command {
     Cfg(crate::cfg::CfgArgs),
     /// Serve functions alone, of any cluster.
     Faas(crate::functions::FaasArgs),
+    /// Bring jobs to Slurm alone, of any cluster.
+    Hpc(crate::hpc::HpcArgs),
     /// Copy everything from one store to another, while no server runs on either.
     MigrateStore(MigrateArgs),
     /// Save everything in a file: objects, and the keys in the data directory. The cluster may go on running.
@@ -441,6 +443,7 @@ impl Cli {
                 Command::Proxy(a) => crate::components::proxy(a).await,
                 Command::Cfg(a) => crate::cfg::run(a).await,
                 Command::Faas(a) => crate::functions::run(a).await,
+                Command::Hpc(a) => crate::hpc::run(a).await,
                 Command::MigrateStore(a) => crate::transfer::migrate(a).await,
                 Command::Backup(a) => crate::transfer::backup(a).await,
                 Command::Restore(a) => crate::transfer::restore(a).await,

@@ -173,6 +173,7 @@ pub(crate) fn rights() -> Vec<Value> {
                 rule("", &["serviceaccounts"], &["impersonate"]),
                 rule("", &["events"], &["create", "patch", "update"]),
                 rule("discovery.k8s.io", &["endpointslices"], &all),
+                rule("networking.k8s.io", &["ingresses"], &["get", "create", "update", "delete"]),
                 rule("coordination.k8s.io", &["leases"], &["get", "create", "update", "patch"]),
                 rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
                 rule("authorization.k8s.io", &["subjectaccessreviews"], &["create"]),

@@ -4,7 +4,7 @@
 //! certificate, as kubectl and client-go do. [`Grpc`] is the one call of etcd that is measured, on hyper's HTTP/2 too.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -15,8 +15,8 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -31,11 +31,25 @@ pub(crate) enum Version {
 
 /// A server and an identity.
 #[derive(Clone)]
-pub(crate) struct Target {
-    address: SocketAddr,
-    h1: TlsConnector,
-    h2: TlsConnector,
+pub(crate) enum Target {
+    /// The API server.
+    Tls {
+        /// Where it is.
+        address: SocketAddr,
+        /// For HTTP/1.1.
+        h1: TlsConnector,
+        /// For HTTP/2.
+        h2: TlsConnector,
+    },
+    /// A server without TLS.
+    Plain(SocketAddr),
+    /// A server on a socket of this machine.
+    Unix(PathBuf),
 }
+
+/// The way of bytes to a server and back.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// An answer, whole.
 #[derive(Debug)]
@@ -86,13 +100,7 @@ impl Target {
             c.alpn_protocols = vec![alpn.to_vec()];
             TlsConnector::from(Arc::new(c))
         };
-        Ok(Self { address, h1: with(b"http/1.1"), h2: with(b"h2") })
-    }
-
-    async fn tls(&self, with: &TlsConnector) -> anyhow::Result<TlsStream<TcpStream>> {
-        let tcp = TcpStream::connect(self.address).await?;
-        tcp.set_nodelay(true)?;
-        Ok(with.connect(ServerName::from(self.address.ip()), tcp).await?)
+        Ok(Self::Tls { address, h1: with(b"http/1.1"), h2: with(b"h2") })
     }
 
     /// A new HTTP/1.1 connection.
@@ -100,7 +108,12 @@ impl Target {
     /// # Errors
     /// When it cannot be made.
     pub(crate) async fn h1(&self) -> anyhow::Result<H1> {
-        Ok(H1 { io: self.tls(&self.h1).await?, buf: BytesMut::with_capacity(16 << 10), head: Vec::new() })
+        let io: Box<dyn Stream> = match self {
+            Self::Tls { address, h1, .. } => Box::new(tls(*address, h1).await?),
+            Self::Plain(address) => Box::new(tcp(*address).await?),
+            Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        };
+        Ok(H1 { io, buf: BytesMut::with_capacity(16 << 10), head: Vec::new() })
     }
 
     /// A new HTTP/2 connection. Cloning the result shares it.
@@ -108,8 +121,9 @@ impl Target {
     /// # Errors
     /// When it cannot be made.
     pub(crate) async fn h2(&self) -> anyhow::Result<H2> {
-        let io = TokioIo::new(self.tls(&self.h2).await?);
-        Ok(H2 { send: spawn_h2(io).await?, base: format!("https://{}", self.address) })
+        let Self::Tls { address, h2, .. } = self else { bail!("HTTP/2 is measured with TLS only") };
+        let io = TokioIo::new(tls(*address, h2).await?);
+        Ok(H2 { send: spawn_h2(io).await?, base: format!("https://{address}") })
     }
 
     /// A new connection of either version.
@@ -122,6 +136,16 @@ impl Target {
             Version::H2 => Client::H2(self.h2().await?),
         })
     }
+}
+
+async fn tcp(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn tls(address: SocketAddr, with: &TlsConnector) -> anyhow::Result<TlsStream<TcpStream>> {
+    Ok(with.connect(ServerName::from(address.ip()), tcp(address).await?).await?)
 }
 
 async fn spawn_h2<T>(io: TokioIo<T>) -> anyhow::Result<http2::SendRequest<Full<Bytes>>>
@@ -162,7 +186,7 @@ impl Client {
 
 /// An HTTP/1.1 connection.
 pub(crate) struct H1 {
-    io: TlsStream<TcpStream>,
+    io: Box<dyn Stream>,
     buf: BytesMut,
     head: Vec<u8>,
 }

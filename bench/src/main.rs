@@ -37,6 +37,10 @@ enum Section {
     Lists,
     /// Lists by label over very many objects.
     Select,
+    /// Lists of custom objects beside built-in ones.
+    Custom,
+    /// Functions: first calls, warm calls, memory; needs python3 and, for those in pods, an engine.
+    Functions,
     /// Memory per stored pod.
     Pods,
     /// From apply to Running; needs an engine.
@@ -104,7 +108,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let mut sections = args.sections;
     if sections.is_empty() {
-        let engine = |s: &Section| matches!(s, Section::Up | Section::Apply);
+        let engine = |s: &Section| matches!(s, Section::Up | Section::Apply | Section::Functions);
         sections = Section::value_variants().iter().copied().filter(|s| !engine(s)).collect();
     }
     let mut report = Report::default();
@@ -121,6 +125,8 @@ async fn main() -> anyhow::Result<()> {
             Section::Lists => sections::lists::large(&cx, &mut report).await,
             Section::Select => sections::lists::select(&cx, &mut report).await,
             Section::Pods => sections::lists::pods(&cx, &mut report).await,
+            Section::Custom => sections::custom::run(&cx, &mut report).await,
+            Section::Functions => sections::functions::run(&cx, &mut report).await,
             Section::Apply => sections::apply::run(&cx, &mut report).await,
             Section::Nodes => sections::scale::nodes(&cx, &mut report).await,
             Section::Scheduler => sections::scale::scheduler(&cx, &mut report).await,

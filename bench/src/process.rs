@@ -84,7 +84,7 @@ impl Process {
 }
 
 /// A port nobody uses now.
-fn free_port() -> anyhow::Result<u16> {
+pub(crate) fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
@@ -105,6 +105,14 @@ impl Skiff {
     /// # Errors
     /// When it does not become ready.
     pub(crate) async fn start(binary: &Path, data: PathBuf, all: bool) -> anyhow::Result<Self> {
+        Self::start_with(binary, data, all, &[]).await
+    }
+
+    /// The same with further arguments.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub(crate) async fn start_with(binary: &Path, data: PathBuf, all: bool, more: &[String]) -> anyhow::Result<Self> {
         let port = free_port()?;
         let log = std::fs::File::options().create(true).append(true).open(data.with_extension("log"))?;
         let begun = Instant::now();
@@ -115,6 +123,7 @@ impl Skiff {
         if all {
             command.args(["--node-name", "skiff-bench", "--kubelet-port", &free_port()?.to_string()]);
         }
+        command.args(more);
         let mut process = Process::start(command.stdout(log.try_clone()?).stderr(log))?;
         loop {
             let ready = async {

@@ -21,7 +21,7 @@ use crate::build::{self, Builder, Docker};
 use crate::container::Pods;
 use crate::controller::{Classes, Controller, Place, queue};
 use crate::gateway::hub::{Context, Hub};
-use crate::gateway::invoke::Sink;
+use crate::gateway::invoke::{Broker, Sink};
 use crate::gateway::serve::{Gateway, Tls};
 use crate::instance::Class;
 use crate::process;
@@ -148,13 +148,21 @@ pub async fn serve(
     let classes = Classes { pods: Arc::clone(&pods), processes: processes.clone() };
     let controller = Controller::new(client.clone(), Arc::clone(&hub), classes, place.clone(), queue);
     let controller = Arc::new(controller);
+    let owner = Arc::downgrade(&controller);
+    hub.context.on_cold(move |key, text| {
+        if let Some(controller) = owner.upgrade() {
+            controller.cold(key, text);
+        }
+    });
     let gateway = Arc::new(Gateway::new(Arc::clone(&hub), client.clone()));
     let calls = Queue::new(client.clone(), &config.node);
     if let Some(processes) = &processes {
         gateway.logs_from(Arc::clone(processes));
     }
     gateway.queue_into(Arc::clone(&calls) as Arc<dyn Sink>);
-    controller.trigger(Arc::new(Triggers::new(client.clone(), Arc::clone(&calls), config.files.clone())));
+    let triggers = Arc::new(Triggers::new(client.clone(), Arc::clone(&calls), config.files.clone()));
+    gateway.events_into(Arc::clone(&triggers) as Arc<dyn Broker>);
+    controller.trigger(triggers);
     let mut tasks = JoinSet::new();
     // The doors are open first: who comes early waits.
     tasks.spawn(Arc::clone(&gateway).serve(http, None, stop.clone()));

@@ -11,20 +11,25 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::{Event, ServiceAccount};
+use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
 use skiff_faas::Config;
-use skiff_faas::api::{Function, FunctionRevision, Isolation};
-use skiff_faas::instance::{Address, Class, Event, Instance, StartError, Times};
+use skiff_faas::api::{Function, FunctionCall, FunctionRevision, Isolation};
+use skiff_faas::instance::{Address, Class, Event as Change, Instance, StartError, Times};
 use skiff_faas::runtime::Images;
 use skiff_storage::embedded::{Embedded, Options};
 use tokio::net::TcpListener;
@@ -37,7 +42,7 @@ struct Tasks {
     started: AtomicUsize,
     stopped: AtomicUsize,
     running: Mutex<HashMap<String, tokio::task::AbortHandle>>,
-    events: Mutex<Option<mpsc::Sender<Event>>>,
+    events: Mutex<Option<mpsc::Sender<Change>>>,
 }
 
 async fn behave(code: String, name: String, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -89,7 +94,7 @@ impl Class for Tasks {
         Ok(())
     }
 
-    fn events(&self) -> mpsc::Receiver<Event> {
+    fn events(&self) -> mpsc::Receiver<Change> {
         let (sender, receiver) = mpsc::channel(16);
         *self.events.lock() = Some(sender);
         receiver
@@ -98,6 +103,7 @@ impl Class for Tasks {
 
 /// A cluster of an API server and functions.
 struct Cluster {
+    client: kube::Client,
     functions: Api<Function>,
     class: Arc<Tasks>,
     gateway: SocketAddr,
@@ -122,7 +128,8 @@ impl Cluster {
         let config = Config {
             http: gateway,
             https: None,
-            address: [127, 0, 0, 1].into(),
+            // Where pods would reach it: nobody goes there.
+            address: [192, 0, 2, 7].into(),
             node: "here".into(),
             files: None,
             domain: "cluster.local".into(),
@@ -138,8 +145,8 @@ impl Cluster {
             let served = await_condition(crds.clone(), name, kube::runtime::conditions::is_crd_established());
             tokio::time::timeout(Duration::from_secs(30), served).await.unwrap().unwrap();
         }
-        let functions = Api::namespaced(client, "default");
-        Self { functions, class, gateway, _stop: stop.drop_guard(), _dir: dir }
+        let functions = Api::namespaced(client.clone(), "default");
+        Self { client, functions, class, gateway, _stop: stop.drop_guard(), _dir: dir }
     }
 
     async fn make(&self, name: &str, spec: Value) {
@@ -162,6 +169,59 @@ impl Cluster {
         let found = tokio::time::timeout(Duration::from_secs(60), waited).await;
         let now = self.functions.get(name).await.ok().and_then(|f| f.status);
         found.unwrap_or_else(|_| panic!("{name} is {now:?}")).unwrap();
+    }
+
+    /// Waits until the namespace's objects are so.
+    async fn seen<K>(&self, is: impl Fn(&[K]) -> bool) -> Vec<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+        K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+    {
+        let api = Api::<K>::namespaced(self.client.clone(), "default");
+        let waited = async {
+            let mut changes =
+                std::pin::pin!(kube::runtime::watcher(api.clone(), kube::runtime::watcher::Config::default()));
+            loop {
+                let now = api.list(&ListParams::default()).await.unwrap().items;
+                if is(&now) {
+                    return now;
+                }
+                changes.next().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), waited).await.expect("objects as they should be")
+    }
+
+    /// Makes an account, or lets it do more.
+    async fn allow(&self, account: &str, rules: Value) {
+        let named = json!({"metadata": {"name": account}});
+        let (client, parameters) = (self.client.clone(), PatchParams::apply("test"));
+        let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
+        let whole = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account}});
+        accounts.patch(account, &parameters, &Patch::Apply(&whole)).await.unwrap();
+        let mut role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "rules": rules});
+        role["metadata"] = named["metadata"].clone();
+        // One role a time: what was allowed before stays.
+        role["metadata"]["name"] = json!(format!("{account}-{}", uuid::Uuid::new_v4()));
+        let name = role["metadata"]["name"].as_str().unwrap().to_owned();
+        Api::<ClusterRole>::all(client.clone()).patch(&name, &parameters, &Patch::Apply(&role)).await.unwrap();
+        let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "namespace": "default", "name": account}]});
+        Api::<ClusterRoleBinding>::all(client).patch(&name, &parameters, &Patch::Apply(&binding)).await.unwrap();
+    }
+
+    async fn token_of(&self, account: &str) -> String {
+        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), "default");
+        let request =
+            accounts.create_token_request(account, &PostParams::default(), &TokenRequest::default()).await.unwrap();
+        request.status.and_then(|s| s.token).unwrap()
+    }
+
+    /// A token of an account that may read these paths.
+    async fn token(&self, paths: &[&str]) -> String {
+        self.allow("reader", json!([{"nonResourceURLs": paths, "verbs": ["get"]}])).await;
+        self.token_of("reader").await
     }
 
     async fn call(&self, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Said {
@@ -203,12 +263,100 @@ async fn first_calls_wake_and_none_fails() {
     let receipts = said.iter().filter(|s| s.headers.contains_key("server-timing")).count();
     assert!(receipts > 0, "those who waited for a start are told how long");
     cluster.until("hello", state("Running")).await;
+    let told =
+        |e: &Event| e.reason.as_deref() == Some("ColdStart") && e.involved_object.name.as_deref() == Some("hello");
+    let events = cluster.seen::<Event>(|all| all.iter().any(told)).await;
+    let message = events.iter().find(|e| told(e)).and_then(|e| e.message.clone()).unwrap();
+    assert!(message.starts_with("hello-00001-") && message.contains("loaded 0.0"), "{message}");
     let by_host = cluster.call("/", &[("host", "hello.default.svc.cluster.local")], vec![]).await;
     assert!(by_host.status == 200 && !by_host.headers.contains_key("server-timing"), "{}", by_host.text);
-    let metrics = cluster.call("/metrics", &[], vec![]).await.text;
+    let refused = cluster.call("/metrics", &[], vec![]).await;
+    assert_eq!(
+        (refused.status.as_u16(), code(&refused).as_str()),
+        (401, "Unauthorized"),
+        "names are nobody else's business"
+    );
+    let reader = format!("Bearer {}", cluster.token(&["/metrics"]).await);
+    let metrics = cluster.call("/metrics", &[("authorization", &reader)], vec![]).await.text;
     let count = "{namespace=\"default\",function=\"hello\"";
     assert!(metrics.contains(&format!("skiff_function_requests_accepted_total{count}}} 51")), "{metrics}");
     assert!(metrics.contains(&format!("skiff_function_requests_answered_total{count},code=\"200\"}} 51")), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_are_reached_through_an_ingress_of_their_own() {
+    let cluster = Cluster::start().await;
+    let spec =
+        |hosts: Value| json!({"public": true, "source": {"inline": "shop"}, "hosts": hosts, "scale": {"initial": 0}});
+    cluster.make("shop", spec(json!(["shop.example.com", "www.example.com"]))).await;
+    let hosts = |i: &Ingress| -> Vec<String> {
+        let rules = i.spec.clone().and_then(|s| s.rules).unwrap_or_default();
+        rules.into_iter().filter_map(|r| r.host).collect()
+    };
+    let made = cluster.seen::<Ingress>(|all| all.len() == 1).await.remove(0);
+    assert_eq!(
+        (made.metadata.name.as_deref(), hosts(&made)),
+        (Some("shop"), vec!["shop.example.com".into(), "www.example.com".into()])
+    );
+    assert_eq!(made.metadata.owner_references.clone().unwrap()[0].kind, "Function");
+    let backend = made.spec.unwrap().rules.unwrap()[0].http.clone().unwrap().paths[0].backend.service.clone().unwrap();
+    assert_eq!(backend.name, "shop");
+    let said = cluster.call("/", &[("host", "WWW.example.com")], vec![]).await;
+    assert!(said.status == 200 && said.text.starts_with("shop "), "{}", said.text);
+    cluster.patch("shop", json!({"hosts": ["new.example.com"]})).await;
+    cluster.seen::<Ingress>(|all| all.iter().any(|i| hosts(i) == ["new.example.com"])).await;
+    cluster.patch("shop", json!({"hosts": []})).await;
+    cluster.seen::<Ingress>(|all| all.is_empty()).await;
+    // One that is somebody else's stays as it is.
+    let other = json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "shop"},
+        "spec": {"defaultBackend": {"service": {"name": "other", "port": {"number": 80}}}}});
+    let ingresses = Api::<Ingress>::namespaced(cluster.client.clone(), "default");
+    ingresses.create(&PostParams::default(), &serde_json::from_value(other).unwrap()).await.unwrap();
+    cluster.patch("shop", json!({"hosts": ["again.example.com"]})).await;
+    let conflict =
+        |s: &Value| s["conditions"].as_array().is_some_and(|c| c.iter().any(|c| c["reason"] == "IngressConflict"));
+    cluster.until("shop", conflict).await;
+    assert!(ingresses.get("shop").await.unwrap().spec.unwrap().rules.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_call_the_functions_that_take_them() {
+    let cluster = Cluster::start().await;
+    for (name, filter) in [
+        ("paid", json!({"type": "com.shop.paid"})),
+        ("shop", json!({"source": "/shop/*"})),
+        ("other", json!({"type": "x"})),
+    ] {
+        let spec =
+            json!({"source": {"inline": name}, "triggers": [{"name": "t", "event": filter}], "scale": {"initial": 0}});
+        cluster.make(name, spec).await;
+        cluster.until(name, state("Hibernated")).await;
+    }
+    let reader = format!("Bearer {}", cluster.token(&["/metrics"]).await);
+    let publish = async |who: &str, id: &str| {
+        let event =
+            json!({"specversion": "1.0", "id": id, "source": "/shop/1", "type": "com.shop.paid", "data": {"sum": 3}});
+        let headers = [("authorization", who), ("content-type", "application/cloudevents+json")];
+        cluster.call("/events/default", &headers, event.to_string().into_bytes()).await
+    };
+    assert_eq!(publish("", "1").await.status, 401);
+    assert_eq!(publish(&reader, "1").await.status, 403);
+    cluster
+        .allow("reader", json!([{"apiGroups": ["skiff.dev"], "resources": ["functions/invoke"], "verbs": ["create"]}]))
+        .await;
+    let publisher = format!("Bearer {}", cluster.token_of("reader").await);
+    let said = publish(&publisher, "1").await;
+    assert_eq!((said.status.as_u16(), said.text.as_str()), (202, "{\"calls\":2,\"events\":1}\n"));
+    // Again: it is the same event.
+    assert_eq!(publish(&publisher, "1").await.status, 202);
+    let done = |c: &FunctionCall| c.status.as_ref().and_then(|s| s.code) == Some(200);
+    let calls = cluster.seen::<FunctionCall>(|all| all.len() == 2 && all.iter().all(done)).await;
+    let called: std::collections::BTreeSet<_> = calls.iter().map(|c| c.spec.function.as_str()).collect();
+    assert_eq!(called.into_iter().collect::<Vec<_>>(), ["paid", "shop"]);
+    assert_eq!(publish(&publisher, "2").await.status, 202);
+    cluster.seen::<FunctionCall>(|all| all.len() == 4).await;
+    let bad = cluster.call("/events/default", &[("authorization", &publisher)], b"{}".to_vec()).await;
+    assert_eq!((bad.status.as_u16(), code(&bad).as_str()), (400, "BadRequest"), "{}", bad.text);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,8 @@
 
 pub(crate) mod apply;
 pub(crate) mod creates;
+pub(crate) mod custom;
+pub(crate) mod functions;
 pub(crate) mod gets;
 pub(crate) mod idle;
 pub(crate) mod lists;

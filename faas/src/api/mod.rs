@@ -301,8 +301,8 @@ pub struct Share {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
-    {"rule": "[has(self.cron), has(self.watch), has(self.files)].filter(x, x).size() == 1",
-     "message": "exactly one of cron, watch and files must be given"}
+    {"rule": "[has(self.cron), has(self.watch), has(self.files), has(self.event)].filter(x, x).size() == 1",
+     "message": "exactly one of cron, watch, files and event must be given"}
 ]))]
 pub struct Trigger {
     /// Its name, one of its kind in the function.
@@ -317,6 +317,9 @@ pub struct Trigger {
     /// By changes of files on the nodes of class `process`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<Files>,
+    /// By CloudEvents that are published in the namespace: those that fit in all that is named, so `{}` takes every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<EventFilter>,
 }
 
 /// Calls by time.
@@ -353,6 +356,27 @@ pub struct Watch {
     /// `ADDED`, `MODIFIED`, `DELETED` (all of them).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<String>,
+}
+
+/// Calls by CloudEvents. Values are compared as they are; one that ends with `*` fits what begins so.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EventFilter {
+    /// Attribute `type`.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub type_: Option<String>,
+    /// Attribute `source`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub source: Option<String>,
+    /// Attribute `subject`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub subject: Option<String>,
+    /// Extension attributes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extensions: BTreeMap<String, String>,
 }
 
 /// Calls by changes of files.

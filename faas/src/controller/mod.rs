@@ -4,6 +4,7 @@
 //! revision is started once before it gets requests, unless there is no older one it could replace: then its first
 //! request starts it. One that does not start leaves the old one serving, with a condition that says why.
 
+mod ingress;
 mod revisions;
 mod services;
 mod status;
@@ -191,6 +192,13 @@ impl Controller {
                     stop(Arc::clone(&class), namespace, name);
                 }
             }
+        }
+    }
+
+    /// Tells a function's owner where the time of a first answer went.
+    pub(crate) fn cold(&self, key: &str, text: String) {
+        if let Some(function) = self.functions.get(key) {
+            self.recorder.note(&*function, Level::Normal, "ColdStart", text);
         }
     }
 

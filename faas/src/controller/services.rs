@@ -43,8 +43,8 @@ pub struct Place {
     pub domain: String,
 }
 
-/// What was made for a function, and when: its uid and the names.
-pub(super) type Ensured = HashMap<String, (String, Vec<String>, Instant)>;
+/// What was made for a function, and when: its uid, the names of its Services, its hosts.
+pub(super) type Ensured = HashMap<String, (String, Vec<String>, Vec<String>, Instant)>;
 
 fn port(name: &str, port: u16, target: u16) -> ServicePort {
     ServicePort {
@@ -159,8 +159,11 @@ impl Controller {
         let uid = function.metadata.uid.clone().unwrap_or_default();
         let tags = function.spec.traffic.iter().filter_map(|t| t.tag.as_ref()).map(|t| format!("{t}-{name}"));
         let wanted: Vec<String> = [name.to_owned()].into_iter().chain(tags).collect();
+        let hosts = &function.spec.hosts;
         let known = self.ensured.lock().get(&key).cloned();
-        if known.is_some_and(|(of, names, at)| of == uid && names == wanted && at.elapsed() < BELIEVED) {
+        if known
+            .is_some_and(|(of, names, to, at)| of == uid && names == wanted && to == *hosts && at.elapsed() < BELIEVED)
+        {
             return Ok(None);
         }
         let owner = controller_ref(&**function);
@@ -185,12 +188,15 @@ impl Controller {
                 gone(api.delete(old, &DeleteParams::default()).await.map(drop))?;
             }
         }
-        self.ensured.lock().insert(key, (uid, wanted, Instant::now()));
+        if let Some(fault) = super::ingress::ensure(&self.client, namespace, name, hosts, &owner).await? {
+            return Ok(Some(fault));
+        }
+        self.ensured.lock().insert(key, (uid, wanted, hosts.clone(), Instant::now()));
         Ok(None)
     }
 }
 
-fn gone(answer: kube::Result<()>) -> Result<(), Error> {
+pub(super) fn gone(answer: kube::Result<()>) -> Result<(), Error> {
     match answer {
         Err(e) if code(&e) == 404 => Ok(()),
         other => Ok(other?),

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::authorization::v1::{
+    NonResourceAttributes, ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use parking_lot::Mutex;
@@ -100,11 +102,61 @@ impl<K, V> Default for Memory<K, V> {
     }
 }
 
+/// What somebody wants to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Act {
+    /// Something with the object NAMESPACE/NAME.
+    Object(Right, String),
+    /// To read a path of this server.
+    Path(&'static str),
+}
+
+impl Act {
+    /// What it is done to, in words.
+    fn object(&self) -> &str {
+        match self {
+            Self::Object(_, key) => key,
+            Self::Path(path) => path,
+        }
+    }
+
+    /// As the question to the cluster whether a user may.
+    fn question(&self, user: &User) -> SubjectAccessReviewSpec {
+        let mut spec = SubjectAccessReviewSpec {
+            user: Some(user.name.clone()),
+            uid: Some(user.uid.clone()).filter(|u| !u.is_empty()),
+            groups: Some(user.groups.clone()),
+            extra: Some(user.extra.clone()).filter(|e| !e.is_empty()),
+            ..SubjectAccessReviewSpec::default()
+        };
+        match self {
+            Self::Object(right, key) => {
+                let (namespace, name) = key.split_once('/').unwrap_or(("", key));
+                spec.resource_attributes = Some(ResourceAttributes {
+                    group: Some(GROUP.into()),
+                    version: Some("v1".into()),
+                    resource: Some(right.resource.into()),
+                    subresource: right.subresource.map(Into::into),
+                    verb: Some(right.verb.into()),
+                    namespace: Some(namespace.to_owned()),
+                    name: Some(name.to_owned()),
+                    ..ResourceAttributes::default()
+                });
+            }
+            Self::Path(path) => {
+                let (path, verb) = (Some((*path).to_owned()), Some("get".to_owned()));
+                spec.non_resource_attributes = Some(NonResourceAttributes { path, verb });
+            }
+        }
+        spec
+    }
+}
+
 /// The cluster's answers.
 pub struct Auth {
     client: Client,
     tokens: Mutex<Memory<[u8; 32], Option<User>>>,
-    rights: Mutex<Memory<(User, Right, String), bool>>,
+    rights: Mutex<Memory<(User, Act), bool>>,
 }
 
 fn unavailable(error: &impl std::fmt::Display) -> InvokeError {
@@ -182,10 +234,21 @@ impl Auth {
         self.require(user, LOG, namespace, name).await
     }
 
+    /// Whether a user may read the counters: `get` of the path `/metrics`, as of every component.
+    ///
+    /// # Errors
+    /// When not, or when nobody says.
+    pub async fn may_read_metrics(&self, user: User) -> Result<(), InvokeError> {
+        self.demand(user, Act::Path("/metrics")).await
+    }
+
     async fn require(&self, user: User, right: Right, namespace: &str, name: &str) -> Result<(), InvokeError> {
-        let who = user.name.clone();
-        let refused = || InvokeError::Forbidden { user: who, name: format!("{namespace}/{name}") };
-        self.may(user, right, namespace, name).await?.then_some(()).ok_or_else(refused)
+        self.demand(user, Act::Object(right, format!("{namespace}/{name}"))).await
+    }
+
+    async fn demand(&self, user: User, act: Act) -> Result<(), InvokeError> {
+        let refused = InvokeError::Forbidden { user: user.name.clone(), name: act.object().to_owned() };
+        self.permits(user, act).await?.then_some(()).ok_or(refused)
     }
 
     /// Whether a user has a right on an object of group `skiff.dev`; an empty name means all of the namespace.
@@ -193,36 +256,22 @@ impl Auth {
     /// # Errors
     /// When nobody says.
     pub async fn may(&self, user: User, right: Right, namespace: &str, name: &str) -> Result<bool, InvokeError> {
-        let key = (user, right, format!("{namespace}/{name}"));
+        self.permits(user, Act::Object(right, format!("{namespace}/{name}"))).await
+    }
+
+    async fn permits(&self, user: User, act: Act) -> Result<bool, InvokeError> {
+        let key = (user, act);
         let known = self.rights.lock().get(&key);
         if let Some(allowed) = known {
             return Ok(allowed);
         }
-        let allowed = self.ask(&key.0, right, namespace, name).await?;
+        let allowed = self.ask(&key.0, &key.1).await?;
         self.rights.lock().put(key, allowed, if allowed { YES } else { NO });
         Ok(allowed)
     }
 
-    async fn ask(&self, user: &User, right: Right, namespace: &str, name: &str) -> Result<bool, InvokeError> {
-        let attributes = ResourceAttributes {
-            group: Some(GROUP.into()),
-            version: Some("v1".into()),
-            resource: Some(right.resource.into()),
-            subresource: right.subresource.map(Into::into),
-            verb: Some(right.verb.into()),
-            namespace: Some(namespace.to_owned()),
-            name: Some(name.to_owned()),
-            ..ResourceAttributes::default()
-        };
-        let spec = SubjectAccessReviewSpec {
-            user: Some(user.name.clone()),
-            uid: Some(user.uid.clone()).filter(|u| !u.is_empty()),
-            groups: Some(user.groups.clone()),
-            extra: Some(user.extra.clone()).filter(|e| !e.is_empty()),
-            resource_attributes: Some(attributes),
-            ..SubjectAccessReviewSpec::default()
-        };
-        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+    async fn ask(&self, user: &User, act: &Act) -> Result<bool, InvokeError> {
+        let review = SubjectAccessReview { spec: act.question(user), ..SubjectAccessReview::default() };
         let api = Api::<SubjectAccessReview>::all(self.client.clone());
         let parameters = PostParams::default();
         let asked = tokio::time::timeout(PATIENCE, api.create(&parameters, &review));

@@ -233,19 +233,39 @@ fn copied(parts: &Parts) -> Parts {
     copy
 }
 
-/// Where the time of a first answer went.
-fn receipt(began: Instant, lease: &Lease, leased: Instant) -> Option<HeaderValue> {
-    let times = lease.cold?;
-    let ms = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1000.0;
-    let text = format!(
-        "queued;dur={:.2}, decided;dur={:.2}, started;dur={:.2}, loaded;dur={:.2}, firstbyte;dur={:.2}",
-        ms(began, leased),
-        ms(began, times.asked),
-        ms(times.asked, times.started),
-        ms(times.started, times.loaded),
-        ms(leased, Instant::now()),
-    );
-    HeaderValue::try_from(text).ok()
+/// Where the time of a first answer went, in milliseconds.
+struct Receipt([(&'static str, f64); 5]);
+
+impl Receipt {
+    /// That of an answer whose head just came, if its request waited for a start.
+    fn of(began: Instant, lease: &Lease, leased: Instant) -> Option<Self> {
+        let times = lease.cold?;
+        let ms = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1000.0;
+        Some(Self([
+            ("queued", ms(began, leased)),
+            ("decided", ms(began, times.asked)),
+            ("started", ms(times.asked, times.started)),
+            ("loaded", ms(times.started, times.loaded)),
+            ("firstbyte", ms(leased, Instant::now())),
+        ]))
+    }
+
+    /// As `Server-Timing`.
+    fn header(&self) -> Option<HeaderValue> {
+        let parts: Vec<_> = self.0.iter().map(|(phase, ms)| format!("{phase};dur={ms:.2}")).collect();
+        HeaderValue::try_from(parts.join(", ")).ok()
+    }
+
+    /// For the function's owner.
+    fn sentence(&self, instance: &str) -> String {
+        let [(_, queued), .., (_, first)] = self.0;
+        let parts: Vec<_> = self.0.iter().map(|(phase, ms)| format!("{phase} {ms:.1}")).collect();
+        format!(
+            "{instance} answered the request it was started for after {:.1} ms ({})",
+            queued + first,
+            parts.join(", ")
+        )
+    }
 }
 
 /// Joins the two ends of a connection that changed its protocol.
@@ -344,8 +364,11 @@ impl Caller {
                     if response.body().size_hint().lower() > limit {
                         return Err(InvokeError::AnswerTooLarge { limit });
                     }
-                    if let Some(receipt) = receipt(began, &lease, leased) {
-                        response.headers_mut().append(SERVER_TIMING, receipt);
+                    if let Some(receipt) = Receipt::of(began, &lease, leased) {
+                        if live.first() {
+                            self.hub.context.tell_cold(&function, || receipt.sentence(&live.instance.name));
+                        }
+                        response.headers_mut().extend(receipt.header().map(|h| (SERVER_TIMING, h)));
                     }
                     return Ok((response, fleet, lease, upgrade, until));
                 }

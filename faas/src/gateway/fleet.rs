@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::hub::Context;
 use super::invoke::InvokeError;
 use super::link::Link;
+use super::live::Live;
 use crate::api::{FunctionRevision, Isolation};
 use crate::instance::{Class, Instance, StartError, Times};
 use crate::scale::{Scaler, Settings, concurrency};
@@ -52,15 +53,6 @@ struct Slot {
     live: Arc<Live>,
     in_flight: u32,
     draining: bool,
-}
-
-/// An instance and the connections to it.
-pub struct Live {
-    /// The instance.
-    pub instance: Instance,
-    /// Connections to it.
-    pub link: Arc<Link>,
-    unanswered: Mutex<u32>,
 }
 
 struct Failure {
@@ -410,7 +402,7 @@ impl Fleet {
                 return;
             }
             let link = Arc::new(Link::new(instance.address.clone()));
-            let live = Arc::new(Live { instance, link, unanswered: Mutex::default() });
+            let live = Arc::new(Live::new(instance, link));
             s.slots.push(Slot { live, in_flight: 0, draining: false });
             if s.usable() >= s.floor {
                 s.floor = 0;

@@ -4,7 +4,7 @@
 //! instances; one timer serves all that are awake, and stands still when none is.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -16,12 +16,16 @@ use super::invoke::InvokeError;
 use super::metrics::Metrics;
 use crate::scale::TICK;
 
+/// What is told of first answers: the key of the function, and where the time went.
+type ColdStart = Box<dyn Fn(&str, String) + Send + Sync>;
+
 /// What fleets share.
 pub struct Context {
     origin: Instant,
     awake: Mutex<HashMap<String, Weak<Fleet>>>,
     woken: Notify,
     changed: Box<dyn Fn(&str) + Send + Sync>,
+    cold: OnceLock<ColdStart>,
     /// The counters.
     pub metrics: Metrics,
 }
@@ -35,7 +39,20 @@ impl Context {
             awake: Mutex::default(),
             woken: Notify::new(),
             changed: Box::new(changed),
+            cold: OnceLock::new(),
             metrics: Metrics::default(),
+        }
+    }
+
+    /// Who is told where the time of a first answer went. Only the first one is. It must not wait.
+    pub fn on_cold(&self, tell: impl Fn(&str, String) + Send + Sync + 'static) {
+        let _ = self.cold.set(Box::new(tell));
+    }
+
+    /// A request that waited for a start of this function has its answer.
+    pub(super) fn tell_cold(&self, function: &str, text: impl FnOnce() -> String) {
+        if let Some(tell) = self.cold.get() {
+            tell(function, text());
         }
     }
 
@@ -219,19 +236,25 @@ impl Hub {
         self.version.send_modify(|v| *v += 1);
     }
 
+    /// Waits until the first list of functions is there.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub async fn listed(&self) -> Result<(), InvokeError> {
+        let mut synced = self.synced.subscribe();
+        match tokio::time::timeout(FIRST_LIST, synced.wait_for(|s| *s)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(InvokeError::Unavailable("functions are not known yet".into())),
+        }
+    }
+
     /// A function, once the first list is there.
     pub async fn find(&self, namespace: &str, name: &str) -> Result<Arc<Entry>, InvokeError> {
         let key = format!("{namespace}/{name}");
         if let Some(found) = self.entries.read().get(&key) {
             return Ok(Arc::clone(found));
         }
-        if !*self.synced.borrow() {
-            let mut synced = self.synced.subscribe();
-            let complete = synced.wait_for(|s| *s);
-            if tokio::time::timeout(FIRST_LIST, complete).await.is_err() {
-                return Err(InvokeError::Unavailable("functions are not known yet".into()));
-            }
-        }
+        self.listed().await?;
         let found = self.entries.read().get(&key).cloned();
         found.ok_or_else(|| InvokeError::NotFound { namespace: namespace.to_owned(), name: name.to_owned() })
     }

@@ -11,6 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 
+use crate::trigger::Event;
+
 /// A request that is held in memory.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -193,6 +195,13 @@ pub trait Invoke: Send + Sync + 'static {
     /// Calls once: waits for an instance and for its whole answer, at most the function's own time. Trying again after
     /// a failure is the caller's.
     async fn invoke(&self, call: Call) -> Result<Answer, InvokeError>;
+}
+
+/// What takes events that somebody publishes.
+#[async_trait]
+pub trait Broker: Send + Sync + 'static {
+    /// Stores a call for each function that takes the event. How many do; none is no error. Publishing it again does no harm.
+    async fn publish(&self, namespace: &str, event: &Event) -> Result<usize, InvokeError>;
 }
 
 /// What takes calls nobody waits for.

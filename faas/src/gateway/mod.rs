@@ -3,10 +3,12 @@
 pub mod auth;
 pub mod call;
 pub mod door;
+mod events;
 pub mod fleet;
 pub mod hub;
 pub mod invoke;
 pub mod link;
+pub mod live;
 mod logs;
 pub mod metrics;
 pub mod serve;

@@ -24,7 +24,7 @@ use super::call::{Caller, Outgoing, REQUEST_ID, nothing, strip, wanted_upgrade, 
 pub use super::door::Tls;
 use super::door::{self, Behind, Client};
 use super::hub::{Entry, Hub};
-use super::invoke::{Answer, Call, InvokeError, Sink};
+use super::invoke::{Answer, Broker, Call, InvokeError, Sink};
 use super::link::{Body, BoxError};
 use crate::instance::Class;
 
@@ -43,11 +43,12 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 
 /// The gateway.
 pub struct Gateway {
-    hub: Arc<Hub>,
+    pub(super) hub: Arc<Hub>,
     caller: Arc<Caller>,
-    auth: Auth,
+    pub(super) auth: Auth,
     sink: OnceLock<Arc<dyn Sink>>,
     logs: OnceLock<Arc<dyn Class>>,
+    pub(super) broker: OnceLock<Arc<dyn Broker>>,
     connections: Arc<Semaphore>,
 }
 
@@ -57,6 +58,7 @@ enum Target {
     Function { namespace: String, name: String, tag: Option<String>, path: String, queue: bool },
     Result { namespace: String, id: String },
     Logs { namespace: String, name: String },
+    Events { namespace: String },
     Health,
     Metrics,
     Nothing,
@@ -83,6 +85,7 @@ fn by_path(path: &str, query: Option<&str>) -> Target {
         }
         (Some("result"), Some(namespace), Some(id)) if rest.is_none() => Target::Result { namespace, id },
         (Some("logs"), Some(namespace), Some(name)) if rest.is_none() => Target::Logs { namespace, name },
+        (Some("events"), Some(namespace), None) if rest.is_none() => Target::Events { namespace },
         (Some("healthz"), None, None) => Target::Health,
         (Some("metrics"), None, None) => Target::Metrics,
         _ => Target::Nothing,
@@ -142,6 +145,7 @@ impl Gateway {
             auth: Auth::new(client),
             sink: OnceLock::new(),
             logs: OnceLock::new(),
+            broker: OnceLock::new(),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
         }
     }
@@ -155,6 +159,11 @@ impl Gateway {
     /// From now on this takes asynchronous calls. Only the first counts.
     pub fn queue_into(&self, sink: Arc<dyn Sink>) {
         let _ = self.sink.set(sink);
+    }
+
+    /// From now on this takes events. Only the first counts.
+    pub fn events_into(&self, broker: Arc<dyn Broker>) {
+        let _ = self.broker.set(broker);
     }
 
     /// From now on what instances of this class print can be read here. Only the first counts.
@@ -210,8 +219,13 @@ impl Gateway {
             Target::Function { namespace, name, tag, path, queue } => (namespace, name, tag, path, queue),
             Target::Result { namespace, id } => return self.result(request.method(), &namespace, &id).await,
             Target::Logs { namespace, name } => return self.logs(&request, &client, &namespace, &name).await,
+            Target::Events { namespace } => return self.events(request, &client, &namespace).await,
             Target::Health => return Ok(says(StatusCode::OK, "ok".into())),
-            Target::Metrics => return Ok(says(StatusCode::OK, self.hub.metrics())),
+            Target::Metrics => {
+                let user = self.auth.user(request.headers(), client.certificate.as_deref()).await?;
+                self.auth.may_read_metrics(user).await?;
+                return Ok(says(StatusCode::OK, self.hub.metrics()));
+            }
             Target::Nothing => {
                 return Err(InvokeError::NotFound { namespace: host, name: request.uri().path().to_owned() });
             }
@@ -307,7 +321,7 @@ impl Behind for Gateway {
 }
 
 /// The body of a call that is queued.
-async fn gather(body: Incoming) -> Result<Bytes, InvokeError> {
+pub(super) async fn gather(body: Incoming) -> Result<Bytes, InvokeError> {
     let whole = Limited::new(body, QUEUED).collect();
     match tokio::time::timeout(QUEUED_TIME, whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
@@ -363,6 +377,8 @@ mod tests {
             ("/function/ns", None, Target::Nothing),
             ("/function//f", None, Target::Nothing),
             ("/metrics", None, Target::Metrics),
+            ("/events/ns", None, Target::Events { namespace: "ns".into() }),
+            ("/events/ns/more", None, Target::Nothing),
             ("/", None, Target::Nothing),
         ] {
             assert_eq!(by_path(path, query), want, "{path}");

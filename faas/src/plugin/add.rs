@@ -184,6 +184,7 @@ struct Upload {
     parts: Vec<Vec<u8>>,
     runtime: Option<&'static str>,
     handler: Option<String>,
+    isolation: Option<Isolation>,
 }
 
 impl Settings {
@@ -211,7 +212,8 @@ impl Settings {
         let handler = self.handler.clone().or_else(|| upload.and_then(|u| u.handler.clone()));
         set("handler", handler.map(Value::from));
         set("command", self.command.as_ref().map(|c| c.split_whitespace().map(Value::from).collect()));
-        set("isolation", self.isolation.map(|c| json!(Isolation::from(c))));
+        let isolation = self.isolation.map(Isolation::from).or(upload.and_then(|u| u.isolation));
+        set("isolation", isolation.map(|c| json!(c)));
         set("public", self.public.map(Value::from));
         set("timeoutSeconds", self.timeout.map(Value::from));
         set("concurrency", self.concurrency.map(Value::from));
@@ -297,7 +299,7 @@ impl Upload {
             && let Ok(text) = String::from_utf8(bytes.clone())
         {
             let source = Source { inline: Some(text), ..Source::default() };
-            return Ok(Self { source, parts: vec![], runtime, handler: None });
+            return Ok(Self { source, parts: vec![], runtime, handler: None, isolation: None });
         }
         let packed = archive::pack(&files)?;
         let parts: Vec<Vec<u8>> = packed.chunks(PART).map(<[u8]>::to_vec).collect();
@@ -312,7 +314,7 @@ impl Upload {
         let sha256 = archive::digest(&packed);
         let archive = Archive { name: archive_name(name, &sha256), parts: u32::try_from(parts.len())?, sha256 };
         let source = Source { archive: Some(archive), ..Source::default() };
-        Ok(Self { source, parts, runtime, handler: handler_of(&files) })
+        Ok(Self { source, parts, runtime, handler: handler_of(&files), isolation: isolation_of(&files) })
     }
 }
 
@@ -331,6 +333,17 @@ fn runtime_of(files: &Files) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// The class that files need: what an image must be built for runs as a pod.
+fn isolation_of(files: &Files) -> Option<Isolation> {
+    let packages = || {
+        let Some(Entry::File(text, _)) = files.get("package.json") else { return false };
+        let whole: Value = serde_json::from_slice(text).unwrap_or_default();
+        whole["dependencies"].as_object().is_some_and(|d| !d.is_empty())
+            && !files.keys().any(|f| f.starts_with("node_modules/"))
+    };
+    (files.contains_key("Dockerfile") || packages()).then_some(Isolation::Container)
 }
 
 /// The handler, where a directory has no `main.py` but one other file that can only be it.
@@ -493,7 +506,13 @@ mod tests {
         );
         let sha256 = archive["sha256"].as_str().unwrap();
         assert_eq!(archive["name"], format!("add-code-{}", &sha256[..12]));
-        std::fs::write(dir.path().join("package.json"), "{}").unwrap();
-        assert_eq!(spec(&["-p", dir.path().to_str().unwrap()], &[])["runtime"], "node");
+        let package = |text: &str| std::fs::write(dir.path().join("package.json"), text).unwrap();
+        package("{}");
+        let whole = spec(&["-p", dir.path().to_str().unwrap()], &[]);
+        assert_eq!((&whole["runtime"], &whole["isolation"]), (&json!("node"), &Value::Null));
+        package(r#"{"dependencies": {"left-pad": "1"}}"#);
+        let path = ["-p", dir.path().to_str().unwrap()];
+        assert_eq!(spec(&path, &[])["isolation"], "container", "its packages are in an image");
+        assert_eq!(spec(&[&path[..], &["--isolation", "process"]].concat(), &[])["isolation"], "process");
     }
 }

@@ -1,4 +1,4 @@
-//! What calls functions beside HTTP requests: time, objects of the API, files.
+//! What calls functions beside HTTP requests: time, objects of the API, files, CloudEvents that somebody publishes.
 //!
 //! Each trigger is one task that waits for its own occasion and hands it to the queue of calls as a CloudEvent, so retries and
 //! dead letters hold for it. A call is named after its occasion: one that is told twice, after a restart or by two processes, is
@@ -9,6 +9,7 @@
 //! Deletions of objects are missed when nothing ran for longer than the server remembers.
 
 mod cron;
+mod events;
 mod files;
 mod objects;
 mod running;
@@ -27,8 +28,9 @@ use serde_json::{Value, json};
 use crate::api::{Cron, Function, Trigger, TriggerStatus, Watch};
 use crate::archive::digest;
 use crate::asynchronous::{Queue, plan};
-use crate::gateway::invoke::Call;
+use crate::gateway::invoke::{Broker, Call, InvokeError};
 
+pub use events::Event;
 pub use running::Running;
 
 /// Longest pause between tries of what fails.
@@ -103,6 +105,36 @@ async fn run(of: Of, trigger: Trigger, known: TriggerStatus, files: Option<PathB
         objects::run(&of, spec, known).await;
     } else if let Some(spec) = &trigger.files {
         files::run(&of, spec, known, files).await;
+    }
+    // Events come through the gateway: there is nothing to wait for.
+}
+
+/// The name of a call: the same for the same occasion.
+fn call_name(function: &str, trigger: &str, uid: &str, occasion: &str) -> String {
+    let whole = digest(format!("{uid}/{trigger}/{occasion}").as_bytes());
+    format!("{function}-{trigger}-{}", &whole[..16])
+}
+
+impl Triggers {
+    /// The functions of a namespace whose triggers take an event, with the names of their calls.
+    fn takers(&self, namespace: &str, event: &Event) -> Vec<(String, String)> {
+        self.running.filter_map(|key, identity, trigger| {
+            let (_, function) = key.split_once('/').filter(|(of, _)| *of == namespace)?;
+            trigger.event.as_ref().filter(|filter| event.matches(filter))?;
+            let uid = identity.split('/').next().unwrap_or_default();
+            Some((function.to_owned(), call_name(function, &trigger.name, uid, &event.id())))
+        })
+    }
+}
+
+#[async_trait]
+impl Broker for Triggers {
+    async fn publish(&self, namespace: &str, event: &Event) -> Result<usize, InvokeError> {
+        let takers = self.takers(namespace, event);
+        for (function, name) in &takers {
+            self.queue.accept_as(name, &event.call(namespace, function)).await?;
+        }
+        Ok(takers.len())
     }
 }
 
@@ -231,8 +263,7 @@ struct Calls {
 #[async_trait]
 impl Owner for Calls {
     async fn tell(&self, occasion: &Occasion) -> Result<(), Untold> {
-        let whole = digest(format!("{}/{}/{}", self.uid, self.trigger, occasion.id).as_bytes());
-        let name = format!("{}-{}-{}", self.function, self.trigger, &whole[..16]);
+        let name = call_name(&self.function, &self.trigger, &self.uid, &occasion.id);
         let told = self.queue.accept_as(&name, &self.call(occasion.clone())).await;
         told.map_err(|e| if e.may_pass() { Untold::Yet(e.to_string()) } else { Untold::Ever(e.to_string()) })
     }

@@ -65,6 +65,13 @@ impl<T: Clone + PartialEq> Running<T> {
         }
     }
 
+    /// What `f` makes of the triggers that run: it gets the object's key and identity, and the trigger.
+    pub fn filter_map<R>(&self, mut f: impl FnMut(&str, &str, &T) -> Option<R>) -> Vec<R> {
+        let objects = self.objects.lock();
+        let all = objects.iter().flat_map(|(key, w)| w.tasks.values().map(move |(t, _)| (key, &w.identity, t)));
+        all.filter_map(|(key, identity, trigger)| f(key, identity, trigger)).collect()
+    }
+
     /// An object is gone.
     pub fn gone(&self, key: &str) {
         self.objects.lock().remove(key);

@@ -63,6 +63,11 @@ fn text(path: &Path) -> Result<&str> {
     path.to_str().context("the path is text")
 }
 
+/// Calls a function until it answers so.
+pub(super) fn answers(c: &Cluster, ns: &str, function: &str, data: &str, answer: &str) -> Result<()> {
+    Person::new(c, ns)?.answers(&["trigger", function, "-d", data], answer)
+}
+
 /// Apply, call, wait for an asynchronous call, look at it, remove it.
 pub(crate) fn functions(c: &mut Cluster, ns: &str) -> Result<()> {
     let p = Person::new(c, ns)?;

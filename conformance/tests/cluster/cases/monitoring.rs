@@ -53,7 +53,7 @@ fn dashboards() -> Result<()> {
             }
         }
     }
-    ensure!(names.len() >= 3, "dashboards are missing: {names:?}");
+    ensure!(names.len() >= 4, "dashboards are missing: {names:?}");
     Ok(())
 }
 
@@ -61,7 +61,10 @@ fn dashboards() -> Result<()> {
 pub(crate) fn monitoring(c: &mut Cluster, ns: &str) -> Result<()> {
     dashboards()?;
     let example = repository().join("docs/examples/monitored.yaml");
-    c.ok(&["-n", ns, "apply", "-f", &example.to_string_lossy()])?;
+    let function = repository().join("docs/examples/functions/add.yaml");
+    for file in [&example, &function] {
+        c.ok(&["-n", ns, "apply", "-f", &file.to_string_lossy()])?;
+    }
     let annotated = r#"{"metadata":{"annotations":{"prometheus.io/scrape":"true","prometheus.io/port":"9200","prometheus.io/path":"/numbers"}},
         "apiVersion":"v1","kind":"Pod","spec":{"containers":[{"name":"c","image":"skiff/busybox:1","command":["sh","-c",
         "trap exit TERM; echo annotated_answer 7 >/tmp/numbers; httpd -p 9200 -h /tmp; while true; do sleep 0.2; done"]}]}}"#;
@@ -72,6 +75,8 @@ pub(crate) fn monitoring(c: &mut Cluster, ns: &str) -> Result<()> {
     ensure!(o.code == 0, "{}", o.err);
     c.ok(&["-n", ns, "rollout", "status", "deployment/monitored", "--timeout=60s"])?;
     c.ok(&["-n", ns, "wait", "--for=condition=Ready", "pod/annotated", "--timeout=60s"])?;
+    // The page of functions shows those that were called.
+    super::functions::answers(c, ns, "add", r#"{"x":100}"#, r#"{"x": 105}"#)?;
     let dir = tempfile::tempdir()?;
     let result = observe(c, ns, dir.path());
     let down = script(c, dir.path(), "down")?;
@@ -101,6 +106,7 @@ fn observe(c: &Cluster, ns: &str, dir: &std::path::Path) -> Result<()> {
         ("coredns_dns_requests_total", "kube-dns"),
         ("kubelet_running_pods", "kubelet"),
         ("apiserver_request_total", "kube-apiserver"),
+        ("skiff_function_requests_accepted_total", "skiff-functions"),
     ] {
         let found = ask(c, metric)?.with_context(|| format!("no {metric}"))?;
         ensure!(found.0["job"] == job, "{metric}: {}", found.0);
