@@ -41,6 +41,8 @@ enum Command {
     Cfg(crate::cfg::CfgArgs),
     /// Serve functions alone, of any cluster.
     Faas(crate::functions::FaasArgs),
+    /// Bring jobs to Slurm alone, of any cluster.
+    Hpc(crate::hpc::HpcArgs),
     /// Copy everything from one store to another, while no server runs on either.
     MigrateStore(MigrateArgs),
     /// Save everything in a file: objects, and the keys in the data directory. The cluster may go on running.
@@ -53,6 +55,8 @@ enum Command {
     Func(skiff_faas::plugin::FuncArgs),
     /// Call a function and print its answer, as `kubectl trigger`.
     Trigger(skiff_faas::plugin::TriggerArgs),
+    /// Workflows, as `kubectl wf`.
+    Wf(skiff_workflow::plugin::WfArgs),
     /// Print the version.
     Version,
     /// Print a completion script.
@@ -383,7 +387,7 @@ struct KubeconfigArgs {
 impl Cli {
     /// Whether it is a command whose messages are kubectl's.
     pub(crate) fn is_for_kubectl(&self) -> bool {
-        matches!(self.command, Command::Func(_) | Command::Trigger(_))
+        matches!(self.command, Command::Func(_) | Command::Trigger(_) | Command::Wf(_))
     }
 
     /// Carries the command out.
@@ -416,6 +420,7 @@ impl Cli {
                 return Ok(());
             }
             Command::Func(a) => return a.clone().run(),
+            Command::Wf(a) => return a.clone().run(),
             Command::Trigger(a) => return a.clone().run(),
             _ => {}
         }
@@ -438,11 +443,12 @@ impl Cli {
                 Command::Proxy(a) => crate::components::proxy(a).await,
                 Command::Cfg(a) => crate::cfg::run(a).await,
                 Command::Faas(a) => crate::functions::run(a).await,
+                Command::Hpc(a) => crate::hpc::run(a).await,
                 Command::MigrateStore(a) => crate::transfer::migrate(a).await,
                 Command::Backup(a) => crate::transfer::backup(a).await,
                 Command::Restore(a) => crate::transfer::restore(a).await,
                 Command::Kubeconfig(_) | Command::Version | Command::Completion { .. } => Ok(()),
-                Command::Func(_) | Command::Trigger(_) => Ok(()),
+                Command::Func(_) | Command::Trigger(_) | Command::Wf(_) => Ok(()),
             }
         })
     }

@@ -86,6 +86,7 @@ pub(crate) fn spawn_all(
         }
         show_proxy(stop);
     }
+    crate::hpc::start(tasks, server, args, stop);
     crate::functions::start(tasks, server, args, pki, address, node, stop)
 }
 

@@ -7,6 +7,7 @@ mod cluster;
 mod components;
 mod discovery;
 mod functions;
+mod hpc;
 mod join;
 mod kubeconfig;
 mod plugin;

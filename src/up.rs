@@ -220,13 +220,14 @@ fn write_kubeconfigs(args: &UpArgs, pki: &Pki, url: &str, node: &str) -> anyhow:
     let dir = args.data_dir.join("kubeconfig");
     make_private(&dir)?;
     let node_user = format!("system:node:{node}");
-    let identities: [(&str, &str, &[&str]); 6] = [
+    let identities: [(&str, &str, &[&str]); 7] = [
         ("admin", "kubernetes-admin", &["system:masters"]),
         ("controller-manager", "system:kube-controller-manager", &[]),
         ("scheduler", "system:kube-scheduler", &[]),
         ("kubelet", &node_user, &["system:nodes"]),
         ("proxy", "system:kube-proxy", &[]),
         ("functions", crate::functions::USER, &[]),
+        ("hpc", crate::hpc::USER, &[]),
     ];
     for (file, user, groups) in identities {
         let leaf = pki.cluster.client(user, groups)?;

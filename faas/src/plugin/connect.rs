@@ -1,6 +1,5 @@
 //! The way to the cluster and to the gateway of functions.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -9,8 +8,7 @@ use http::Uri;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use tokio::net::TcpStream;
 
 /// The gateway's Service and its namespace.
@@ -20,76 +18,37 @@ const DEFAULT_PORT: u16 = 8443;
 /// Patience for one address of the gateway.
 const CONNECT: Duration = Duration::from_secs(3);
 
-/// Which cluster, as whom.
+/// Which cluster, as whom, and where its gateway is.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Connection {
-    /// Path to the kubeconfig file to use.
-    #[arg(long, global = true)]
-    kubeconfig: Option<PathBuf>,
-    /// Name of the kubeconfig context to use.
-    #[arg(long, global = true)]
-    context: Option<String>,
-    /// Name of the kubeconfig cluster to use.
-    #[arg(long, global = true)]
-    cluster: Option<String>,
-    /// Name of the kubeconfig user to use.
-    #[arg(long, global = true)]
-    user: Option<String>,
-    /// The namespace.
-    #[arg(short, long, global = true)]
-    namespace: Option<String>,
+    #[command(flatten)]
+    cluster: skiff_plugin::Connection,
     /// Where the gateway of functions is, as in https://192.0.2.1:8443. Default: looked up in the cluster.
     #[arg(long, global = true, env = "SKIFF_GATEWAY")]
     gateway: Option<Uri>,
 }
 
-/// A cluster, and a namespace in it.
+/// A cluster, a namespace in it, and the gateway.
 pub(super) struct Session {
-    pub(super) client: Client,
-    pub(super) namespace: String,
-    config: Config,
+    cluster: skiff_plugin::Session,
     gateway: Option<Uri>,
+}
+
+impl std::ops::Deref for Session {
+    type Target = skiff_plugin::Session;
+
+    fn deref(&self) -> &Self::Target {
+        &self.cluster
+    }
 }
 
 impl Connection {
     pub(super) async fn open(self) -> anyhow::Result<Session> {
-        let options = KubeConfigOptions { context: self.context, cluster: self.cluster, user: self.user };
-        let named = self.kubeconfig.is_some() || options.context.is_some() || options.cluster.is_some();
-        let config = match &self.kubeconfig {
-            Some(file) => {
-                let file = Kubeconfig::read_from(file)?;
-                Config::from_custom_kubeconfig(file, &options).await?
-            }
-            None if named => Config::from_kubeconfig(&options).await?,
-            None => match Config::from_kubeconfig(&options).await {
-                Ok(config) => config,
-                // In a pod there is no such file.
-                Err(e) => Config::incluster().map_err(|_| e)?,
-            },
-        };
-        let client = Client::try_from(config.clone())?;
-        let namespace = self.namespace.unwrap_or_else(|| config.default_namespace.clone());
-        Ok(Session { client, namespace, config, gateway: self.gateway })
+        Ok(Session { cluster: self.cluster.open().await?, gateway: self.gateway })
     }
 }
 
 impl Session {
-    /// Objects of a kind in the namespace.
-    pub(super) fn api<K>(&self) -> Api<K>
-    where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
-    {
-        Api::namespaced(self.client.clone(), &self.namespace)
-    }
-
-    /// Objects of a kind in the namespace, or in all.
-    pub(super) fn some<K>(&self, all: bool) -> Api<K>
-    where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
-    {
-        if all { Api::all(self.client.clone()) } else { self.api() }
-    }
-
     /// A client of the gateway with the person's identity: paths of its requests are the gateway's.
     pub(super) async fn gateway(&self) -> anyhow::Result<Client> {
         let mut config = self.config.clone();

@@ -10,26 +10,15 @@ mod change;
 mod connect;
 mod logs;
 mod show;
-mod table;
 
 use clap::{Args, Subcommand};
 
 use connect::{Connection, Session};
+use skiff_plugin::alone;
+pub use skiff_plugin::told;
 
 /// Who writes objects, for server-side apply.
 const MANAGER: &str = "kubectl-func";
-
-/// An error in kubectl's words.
-#[must_use]
-pub fn told(error: &anyhow::Error) -> String {
-    match error.downcast_ref::<kube::Error>() {
-        Some(kube::Error::Api(status)) if !status.reason.is_empty() => {
-            format!("Error from server ({}): {}", status.reason, status.message)
-        }
-        Some(kube::Error::Api(status)) => format!("Error from server: {}", status.message),
-        _ => format!("error: {error:#}"),
-    }
-}
 
 /// `kubectl func`.
 #[derive(Clone, Debug, Args)]
@@ -115,15 +104,6 @@ impl TriggerArgs {
             call::call(&session, self.call).await
         })
     }
-}
-
-/// Runs one thing on a runtime of its own.
-fn alone(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = runtime.block_on(work);
-    // A read of standard input may still wait; nobody does for it.
-    runtime.shutdown_background();
-    done
 }
 
 #[cfg(test)]

@@ -2,16 +2,15 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::api::ListParams;
-use serde::Serialize;
+use skiff_plugin::table::{age, render};
+use skiff_plugin::{Format, nothing_found};
 
 use super::Session;
-use super::table::{age, render};
 use crate::api::{Code, FUNCTION, Function, FunctionInstance, FunctionRevision, Isolation, Trigger};
 
 /// `list`.
@@ -45,28 +44,6 @@ pub(super) struct RevisionsArgs {
     output: Option<Format>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Wide,
-    Json,
-    Yaml,
-    Name,
-}
-
-impl Format {
-    /// Prints a list as data; false where a table is wanted.
-    fn data<K: Serialize + kube::Resource<DynamicType = ()>>(self, items: &[K], kind: &str) -> anyhow::Result<bool> {
-        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": items});
-        match self {
-            Self::Wide => return Ok(false),
-            Self::Json => println!("{}", serde_json::to_string_pretty(&list)?),
-            Self::Yaml => print!("{}", serde_saphyr::to_string(&list).context("cannot write YAML")?),
-            Self::Name => items.iter().for_each(|i| println!("{kind}.skiff.dev/{}", i.name_any())),
-        }
-        Ok(true)
-    }
-}
-
 pub(super) async fn list(session: &Session, args: ListArgs) -> anyhow::Result<()> {
     let params = ListParams { label_selector: args.selector, ..ListParams::default() };
     let functions = session.some::<Function>(args.all_namespaces).list(&params).await?.items;
@@ -76,10 +53,7 @@ pub(super) async fn list(session: &Session, args: ListArgs) -> anyhow::Result<()
         return Ok(());
     }
     if functions.is_empty() {
-        match args.all_namespaces {
-            true => eprintln!("No resources found"),
-            false => eprintln!("No resources found in {} namespace.", session.namespace),
-        }
+        nothing_found((!args.all_namespaces).then_some(session.namespace.as_str()));
         return Ok(());
     }
     let wide = args.output == Some(Format::Wide);

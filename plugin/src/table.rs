@@ -4,7 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 /// Rows under a head, each column as wide as its widest cell, three blanks between.
-pub(super) fn render(head: &[&str], rows: &[Vec<String>]) -> String {
+#[must_use]
+pub fn render(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = head.iter().map(|h| h.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -29,7 +30,8 @@ pub(super) fn render(head: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// How long ago, in kubectl's short form.
-pub(super) fn age(time: Option<&Time>, now: Timestamp) -> String {
+#[must_use]
+pub fn age(time: Option<&Time>, now: Timestamp) -> String {
     let Some(time) = time else { return "<unknown>".into() };
     let s = now.duration_since(time.0).as_secs().max(0);
     let (m, h, d) = (s / 60, s / 3600, s / 86_400);

@@ -1,0 +1,44 @@
+//! The custom resources of the HPC room, group `skiff.dev`, version `v1`: the types are the schema, with bounds and CEL rules.
+//!
+//! [`HpcCluster`] says how a Slurm cluster is reached, [`SlurmPartition`] what it has, [`GpuJob`] what somebody wants to run
+//! there. Every string that reaches a script or a command has a pattern here and is quoted there too: two walls.
+
+// A false alarm: every `printcolumn` has a `type_` and a `json_path`.
+#![allow(clippy::duplicated_attributes)]
+
+mod cluster;
+mod job;
+mod partition;
+mod status;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+
+pub use cluster::{
+    Defaults, FilesAccess, HpcCluster, HpcClusterSpec, HpcClusterStatus, Limits, LocalAccess, PartitionRule, Polling,
+    RestAccess, SecretRef, SshAccess, StoreLimits,
+};
+pub use job::{
+    Archive, Array, Build, BuildPlace, Dependency, DependencyType, EnvVar, EnvVarSource, GpuJob, GpuJobSpec,
+    GpuRequest, GpuScope, Input, KeyRef, Launcher, Make, NameRef, Nvcc, RemoteSource, Resources, Retries, Run,
+    SignalBefore, Source,
+};
+pub use partition::{Counts, GpuCounts, SlurmPartition, SlurmPartitionSpec, SlurmPartitionStatus};
+pub use status::{
+    Class, Decider, GpuJobStatus, Identity, Intent, Outputs, Phase, TaskCounts, Times, Transfer, Waiting, condition,
+};
+
+/// Group of the custom resources.
+pub const GROUP: &str = "skiff.dev";
+/// Finalizer of jobs: what was submitted is cancelled, and that is seen, before the object goes.
+pub const FINALIZER: &str = "skiff.dev/slurm";
+/// Label of partitions: the name of their cluster.
+pub const CLUSTER: &str = "skiff.dev/hpc-cluster";
+/// Annotation of a job: a new value lets a job that is held, or waits for its next try, go at once.
+pub const RELEASE: &str = "skiff.dev/release";
+
+/// The definitions, for whoever installs them.
+#[must_use]
+pub fn definitions() -> [CustomResourceDefinition; 3] {
+    use kube::CustomResourceExt as _;
+    [HpcCluster::crd(), SlurmPartition::crd(), GpuJob::crd()]
+}

@@ -1,0 +1,495 @@
+//! Slurm by its commands, and files by those of any system, wherever there is a [`Shell`].
+//!
+//! One question is one command line: over SSH that is one channel. Parts of an answer are told apart by lines that begin with
+//! [`MARK`]; sbatch runs under `timeout`, so that a submission whose answer is lost is over some time.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+
+use super::{
+    Catalogue, Entry, Facts, Files, Found, Marker, Output, QUICK, SUBMIT, Shell, Slurm, SlurmError, Snapshot, Submitted,
+};
+use crate::api::Decider;
+use crate::catalogue;
+use crate::script::{MARKERS, Script, quote};
+use crate::state::parse::{self, SACCT, SQUEUE};
+use crate::store::Stored;
+
+/// Begins a line between two parts of an answer.
+const MARK: &str = "@@skiff";
+/// Ids that are asked for one by one; more are asked for all together.
+const EACH: usize = 16;
+/// Time for moving a part of a file, and for removing directories.
+const MOVE: Duration = Duration::from_secs(600);
+
+/// Slurm's commands at some place.
+pub struct Text<S> {
+    shell: S,
+    /// What is before every command: where the programs are.
+    place: String,
+    work: String,
+    completion_log: Option<String>,
+}
+
+impl<S: Shell> Text<S> {
+    /// Of the commands in `bin`, or those in `PATH`.
+    pub fn new(shell: S, bin: Option<&str>, conf: Option<&str>, work: &str, completion_log: Option<&str>) -> Self {
+        let mut place = String::from("export LC_ALL=C\n");
+        if let Some(bin) = bin {
+            place.push_str(&format!("PATH={}:\"$PATH\"\n", quote(bin)));
+        }
+        if let Some(conf) = conf {
+            place.push_str(&format!("export SLURM_CONF={}\n", quote(conf)));
+        }
+        let work = work.trim_end_matches('/').to_owned();
+        Self { shell, place, work, completion_log: completion_log.map(str::to_owned) }
+    }
+
+    /// A question: its times come in seconds.
+    async fn ask(&self, script: &str) -> Result<Output, SlurmError> {
+        let script = format!("{}export TZ=UTC SLURM_TIME_FORMAT=%s\n{script}", self.place);
+        self.shell.exec(&script, Bytes::new(), QUICK).await
+    }
+
+    /// A command that says no more than whether it went well.
+    async fn act(&self, script: &str, limit: Duration) -> Result<Output, SlurmError> {
+        let out = self.shell.exec(&format!("{}{script}", self.place), Bytes::new(), limit).await?;
+        if out.code == 0 { Ok(out) } else { Err(refusal(&out)) }
+    }
+
+    fn markers(&self) -> String {
+        format!("{}/{MARKERS}", self.work)
+    }
+}
+
+/// What a failed command of Slurm means.
+#[must_use]
+pub fn refusal(out: &Output) -> SlurmError {
+    let said = out.complaint();
+    let has = |words: &[&str]| words.iter().any(|w| said.contains(w));
+    // Nobody knows whether these were heard.
+    let lost = [
+        "Socket timed out",
+        "Zero Bytes were transmitted",
+        "Communication connection failure",
+        "Unexpected message received",
+        "Connection reset",
+        "Message receive failure",
+        "Unspecified error",
+        "Header lengths are longer",
+    ];
+    if has(&lost) || out.code == 124 || out.code == 137 || out.code == -1 {
+        return SlurmError::Lost(said);
+    }
+    let busy = [
+        "Resource temporarily unavailable",
+        "temporarily unable",
+        "Unable to contact slurm controller",
+        "standby mode",
+        "job submit limit",
+        "Slurm controller not responding",
+        "Unable to contact controller",
+        "Transport endpoint",
+        "Connection refused",
+    ];
+    if has(&busy) {
+        return SlurmError::Busy(said);
+    }
+    if has(&["Access/permission denied", "Invalid authentication credential", "Protocol authentication error"]) {
+        return SlurmError::Denied(said);
+    }
+    if out.code == 127 {
+        return SlurmError::Unsupported(said);
+    }
+    let words = ["sbatch: error: ", "Batch job submission failed: ", "scontrol: error: ", "slurm_load_jobs error: "];
+    let short = words.iter().fold(said.clone(), |s, w| s.replace(w, ""));
+    SlurmError::Refused(short)
+}
+
+/// The parts of an answer: each mark with its words, and what was printed before it.
+fn parts(text: &str) -> Vec<(&str, Vec<&str>)> {
+    let (mut all, mut lines) = (vec![], vec![]);
+    for line in text.lines() {
+        match line.strip_prefix(MARK) {
+            Some(words) => all.push((words.trim(), std::mem::take(&mut lines))),
+            None => lines.push(line),
+        }
+    }
+    all
+}
+
+/// The part that a mark ends, and the exit code in the mark.
+fn part(text: &str, name: &str) -> Option<(i32, String)> {
+    parts(text).into_iter().find_map(|(words, lines)| {
+        let (word, code) = words.split_once(' ')?;
+        (word == name).then(|| (code.parse().unwrap_or(-1), lines.join("\n")))
+    })
+}
+
+/// Markers as `grep -H` prints them.
+fn markers(text: &str) -> Vec<Marker> {
+    let read = |line: &str| {
+        let (path, line) = line.split_once(':')?;
+        Marker::parse(path.rsplit('/').next()?, line)
+    };
+    text.lines().filter_map(read).collect()
+}
+
+#[async_trait]
+impl<S: Shell> Slurm for Text<S> {
+    async fn submit(&self, script: &Script, directories: &[String]) -> Result<Submitted, SlurmError> {
+        let made = directories.iter().map(|d| quote(d)).collect::<Vec<_>>().join(" ");
+        let make = format!("mkdir -p -- {} {made} || exit 99", quote(&self.markers()));
+        let command = format!("{}{make}\nexec timeout -k 5 30 sbatch --parsable", self.place);
+        let out = self.shell.exec(&command, Bytes::from(script.text.clone()), SUBMIT).await?;
+        if out.code == 99 {
+            return Err(SlurmError::Unreachable(format!("the work directory cannot be used: {}", out.complaint())));
+        }
+        if out.code != 0 {
+            return Err(refusal(&out));
+        }
+        let (job_id, cluster) =
+            parse::sbatch(&out.text()).ok_or_else(|| SlurmError::Lost(format!("sbatch said {:?}", out.complaint())))?;
+        Ok(Submitted { job_id, cluster })
+    }
+
+    async fn queue(&self, since: i64) -> Result<Snapshot, SlurmError> {
+        let (format, dir) = (quote(SQUEUE), quote(&self.markers()));
+        let newer = if since > 0 { format!("-newermt @{}", since - 60) } else { String::new() };
+        let script = format!(
+            "squeue -h -a -t all --me -o {format}; echo \"{MARK} queue $?\"\n\
+             find {dir} -maxdepth 1 -name 'skiff-*' ! -name '*.tmp' {newer} -exec grep -H '' {{}} + 2>/dev/null\n\
+             echo \"{MARK} markers $?\"\ndate +%s; echo \"{MARK} clock $?\"\n"
+        );
+        let out = self.ask(&script).await?;
+        let text = out.text();
+        let (code, queue) = part(&text, "queue").ok_or_else(|| SlurmError::Lost(out.complaint()))?;
+        if code != 0 {
+            return Err(refusal(&Output { code, stdout: Bytes::from(queue), stderr: out.stderr }));
+        }
+        let noted = part(&text, "markers").map(|(_, t)| markers(&t)).unwrap_or_default();
+        let clock = part(&text, "clock").and_then(|(_, t)| t.trim().parse().ok()).unwrap_or_default();
+        Ok(Snapshot { reports: parse::squeue(&queue), markers: noted, clock })
+    }
+
+    async fn jobs(&self, ids: &[u64]) -> Result<Vec<crate::state::Report>, SlurmError> {
+        if ids.is_empty() {
+            return Ok(vec![]);
+        }
+        let script = if ids.len() > EACH {
+            "scontrol -a -o show job".to_owned()
+        } else {
+            ids.iter().map(|id| format!("scontrol -a -o show job {id}; ")).collect::<String>()
+        };
+        let out = self.ask(&format!("{script}\necho \"{MARK} jobs 0\"")).await?;
+        let text = out.text();
+        let (_, jobs) = part(&text, "jobs").ok_or_else(|| SlurmError::Lost(out.complaint()))?;
+        let reports = parse::scontrol_jobs(&jobs);
+        let complaint = String::from_utf8_lossy(&out.stderr);
+        let unknown = complaint.lines().filter(|l| !l.trim().is_empty()).all(|l| l.contains("Invalid job id"));
+        if reports.is_empty() && !unknown {
+            return Err(refusal(&Output { code: 1, ..out }));
+        }
+        Ok(reports.into_iter().filter(|r| ids.contains(&r.job_id) || ids.contains(&r.own_id)).collect())
+    }
+
+    async fn find(&self, name: &str) -> Result<Found, SlurmError> {
+        let (n, dir) = (quote(name), quote(&self.markers()));
+        let log = match &self.completion_log {
+            Some(log) => {
+                let line = quote(&format!(" Name={name} "));
+                format!("tail -n 200000 -- {} | grep -F -- {line}; echo \"{MARK} log ${{PIPESTATUS[0]}}\"", quote(log))
+            }
+            None => String::new(),
+        };
+        let script = format!(
+            "squeue -h -a -t all --me -n {n} -o {}; echo \"{MARK} queue $?\"\n\
+             cd {dir} 2>/dev/null && grep -H '' -- {n} {n}.* 2>/dev/null; echo \"{MARK} markers 0\"\n{log}\n\
+             sacct -X -n -P -D -S now-30days --name={n} -o {SACCT} 2>&1; echo \"{MARK} accounting $?\"\n",
+            quote(SQUEUE)
+        );
+        let out = self.ask(&script).await?;
+        let text = out.text();
+        let lost = || SlurmError::Lost(out.complaint());
+        let (code, queue) = part(&text, "queue").ok_or_else(lost)?;
+        if code != 0 {
+            return Err(refusal(&Output { code, stdout: Bytes::from(queue), stderr: out.stderr.clone() }));
+        }
+        let mut found = Found::default();
+        found.reports.extend(parse::squeue(&queue).into_iter().map(|r| (Decider::Queue, r)));
+        found.markers = part(&text, "markers").map(|(_, t)| markers(&t)).ok_or_else(lost)?;
+        found.markers.retain(|m| m.name == name);
+        if self.completion_log.is_some() {
+            let (code, log) = part(&text, "log").ok_or_else(lost)?;
+            found.lasting |= code == 0;
+            found.reports.extend(parse::completion_log(&log).into_iter().map(|r| (Decider::CompletionLog, r)));
+        }
+        let (code, accounting) = part(&text, "accounting").ok_or_else(lost)?;
+        let disabled = accounting.contains("accounting storage is disabled") || code == 127;
+        if code == 0 {
+            found.lasting = true;
+            found.reports.extend(parse::sacct(&accounting).into_iter().map(|r| (Decider::Accounting, r)));
+        } else if !disabled && !found.lasting {
+            return Err(refusal(&Output { code, stdout: Bytes::from(accounting), stderr: Bytes::new() }));
+        }
+        found.reports.retain(|(_, r)| r.name == name);
+        Ok(found)
+    }
+
+    async fn cancel(&self, id: Option<u64>, name: &str) -> Result<(), SlurmError> {
+        let id = id.map(|i| i.to_string()).unwrap_or_default();
+        // By name too: an id may be another's after a reset.
+        let out = self.ask(&format!("scancel --name={} {id}", quote(name))).await?;
+        let said = out.complaint();
+        let gone = ["Invalid job id", "already completing or completed", "No active jobs", "Job/step already"];
+        if out.code == 0 || gone.iter().any(|g| said.contains(g)) { Ok(()) } else { Err(refusal(&out)) }
+    }
+
+    async fn hold(&self, id: u64) -> Result<(), SlurmError> {
+        self.act(&format!("scontrol hold {id}"), QUICK).await.map(drop)
+    }
+
+    async fn release(&self, id: u64) -> Result<(), SlurmError> {
+        self.act(&format!("scontrol release {id}"), QUICK).await.map(drop)
+    }
+
+    async fn catalogue(&self) -> Result<Catalogue, SlurmError> {
+        let script = format!(
+            "scontrol -a -o show partition; echo \"{MARK} partitions $?\"\n\
+             scontrol -a -d -o show node; echo \"{MARK} nodes $?\"\n\
+             squeue -h -a -t PD,R -o %t; echo \"{MARK} queue $?\"\n"
+        );
+        let out = self.ask(&script).await?;
+        let text = out.text();
+        let get = |name: &str| match part(&text, name) {
+            Some((0, text)) => Ok(text),
+            Some((code, said)) => Err(refusal(&Output { code, stdout: Bytes::from(said), stderr: out.stderr.clone() })),
+            None => Err(SlurmError::Lost(out.complaint())),
+        };
+        let (waiting, running) = catalogue::queue_counts(&get("queue")?);
+        Ok(Catalogue {
+            partitions: catalogue::partitions(&get("partitions")?),
+            nodes: catalogue::nodes(&get("nodes")?),
+            waiting,
+            running,
+        })
+    }
+
+    fn credential_expires(&self) -> Option<i64> {
+        self.shell.credential_expires()
+    }
+
+    async fn facts(&self) -> Result<Facts, SlurmError> {
+        let script = format!(
+            "scontrol --version; echo \"{MARK} version $?\"\nscontrol show config; echo \"{MARK} config $?\"\n\
+             mkdir -p -- {}; echo \"{MARK} work $?\"\n",
+            quote(&self.markers())
+        );
+        let out = self.ask(&script).await?;
+        let text = out.text();
+        let fail = |name: &str| match part(&text, name) {
+            Some((0, text)) => Ok(text),
+            Some((code, said)) => Err(refusal(&Output { code, stdout: Bytes::from(said), stderr: out.stderr.clone() })),
+            None => Err(SlurmError::Lost(out.complaint())),
+        };
+        let version = fail("version")?.trim().trim_start_matches("slurm ").to_owned();
+        let config = fail("config")?;
+        fail("work")?;
+        let value = |key: &str| {
+            let line = config.lines().find(|l| l.split_whitespace().next() == Some(key))?;
+            Some(line.split_once('=')?.1.trim().to_owned())
+        };
+        Ok(Facts {
+            version,
+            api_version: None,
+            cluster: value("ClusterName"),
+            accounting: value("AccountingStorageType").is_some_and(|t| t.contains("slurmdbd")),
+        })
+    }
+}
+
+/// What a failed command about files means.
+fn file_error(out: &Output) -> SlurmError {
+    SlurmError::Refused(out.complaint())
+}
+
+#[async_trait]
+impl<S: Shell> Files for Text<S> {
+    async fn unpack(&self, directory: &str, archive: Bytes) -> Result<(), SlurmError> {
+        let d = quote(directory);
+        let script = format!("set -e; umask 077; mkdir -p -- {d}; tar -xzf - -C {d} --no-same-owner");
+        let out = self.shell.exec(&script, archive, MOVE).await?;
+        if out.code == 0 { Ok(()) } else { Err(file_error(&out)) }
+    }
+
+    async fn copy(&self, from: &str, to: &str) -> Result<(), SlurmError> {
+        let script = format!("mkdir -p -- {0} && cp -RP -- {1}/. {0}/", quote(to), quote(from));
+        let out = self.shell.exec(&script, Bytes::new(), MOVE).await?;
+        if out.code == 0 { Ok(()) } else { Err(file_error(&out)) }
+    }
+
+    async fn list(&self, directory: &str, most: usize) -> Result<Vec<Entry>, SlurmError> {
+        let script = format!(
+            "cd -- {} && find . -xdev -path ./{} -prune -o -type f -printf '%s %T@ %P\\0' | head -z -n {most}",
+            quote(directory),
+            crate::script::OWN
+        );
+        let out = self.shell.exec(&script, Bytes::new(), QUICK).await?;
+        if out.code != 0 {
+            return Err(file_error(&out));
+        }
+        let read = |entry: &[u8]| {
+            // A path that is no text cannot be asked for either.
+            let mut f = std::str::from_utf8(entry).ok()?.splitn(3, ' ');
+            let (size, modified, path) = (f.next()?.parse().ok()?, f.next()?, f.next()?.to_owned());
+            let modified = modified.split('.').next()?.parse().ok()?;
+            Some(Entry { path, size, modified })
+        };
+        Ok(out.stdout.split(|b| *b == 0).filter_map(read).collect())
+    }
+
+    async fn read(&self, path: &str, offset: u64, most: u64) -> Result<Bytes, SlurmError> {
+        let p = quote(path);
+        let dd = format!("dd if={p} bs=65536 iflag=skip_bytes,count_bytes skip={offset} count={most} status=none");
+        let out = self.shell.exec(&format!("[ -f {p} ] || exit 0; exec {dd}"), Bytes::new(), QUICK).await?;
+        // An offset beyond the end is the end.
+        if out.code == 0 || out.stdout.is_empty() && out.complaint().contains("cannot skip") {
+            return Ok(out.stdout);
+        }
+        Err(file_error(&out))
+    }
+
+    async fn fetch(
+        &self,
+        path: &str,
+        offset: u64,
+        most: u64,
+        to: &mut (dyn AsyncWrite + Send + Unpin),
+    ) -> Result<u64, SlurmError> {
+        let dd = format!(
+            "exec dd if={} bs=1M iflag=skip_bytes,count_bytes skip={offset} count={most} status=none",
+            quote(path)
+        );
+        let (code, count) = self.shell.stream(&dd, to, MOVE).await?;
+        if code == 0 { Ok(count) } else { Err(SlurmError::Refused(format!("{path} cannot be read"))) }
+    }
+
+    async fn stat(&self, paths: &[String]) -> Result<Vec<Option<Stored>>, SlurmError> {
+        let each = paths.iter().map(|p| {
+            let p = quote(p);
+            format!("[ -f {p} ] && stat -c '%s %Y' -- {p} 2>/dev/null | tr '\\n' ' ' && sha256sum <{p} 2>/dev/null || echo\n")
+        });
+        let out = self.shell.exec(&each.collect::<String>(), Bytes::new(), MOVE).await?;
+        let text = out.text();
+        let read = |line: &str| {
+            let f: Vec<&str> = line.split_whitespace().collect();
+            let [size, modified, digest, _] = f[..] else { return None };
+            let sha256 = Some(digest).filter(|d| d.len() == 64)?.to_owned();
+            Some(Stored { size: size.parse().ok()?, sha256, modified: modified.parse().ok()? })
+        };
+        let all: Vec<_> = text.lines().map(read).collect();
+        if all.len() == paths.len() { Ok(all) } else { Err(SlurmError::Garbled(out.complaint())) }
+    }
+
+    async fn run(&self, script: &str, limit: Duration) -> Result<Output, SlurmError> {
+        let seconds = limit.as_secs().max(1);
+        let bounded = format!("exec timeout -k 5 {seconds} bash -s");
+        self.shell.exec(&bounded, Bytes::from(script.to_owned()), limit + Duration::from_secs(10)).await
+    }
+
+    async fn remove(&self, paths: &[String]) -> Result<(), SlurmError> {
+        let all = paths.iter().map(|p| quote(p)).collect::<Vec<_>>().join(" ");
+        let out = self.shell.exec(&format!("rm -rf -- {all}"), Bytes::new(), MOVE).await?;
+        if out.code == 0 { Ok(()) } else { Err(file_error(&out)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::local::Local;
+
+    fn said(code: i32, text: &'static str) -> SlurmError {
+        refusal(&Output { code, stdout: Bytes::new(), stderr: Bytes::from_static(text.as_bytes()) })
+    }
+
+    #[test]
+    fn refusals_are_told_from_lost_answers() {
+        let bad = said(1, "sbatch: error: Batch job submission failed: Invalid partition name specified\n");
+        assert!(bad.sure());
+        assert_eq!(bad.to_string(), "Slurm says: Invalid partition name specified");
+        let lost = said(1, "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation");
+        assert!(matches!(lost, SlurmError::Lost(_)) && !lost.sure());
+        assert!(matches!(said(124, ""), SlurmError::Lost(_)), "timeout ended it");
+        let busy = said(1, "slurm_load_jobs error: Unable to contact slurm controller (connect failure)");
+        assert!(matches!(busy, SlurmError::Busy(_)) && !busy.sure());
+        assert!(matches!(said(127, "bash: sbatch: command not found"), SlurmError::Unsupported(_)));
+    }
+
+    #[test]
+    fn parts_of_answers() {
+        let text = "a\nb\n@@skiff queue 0\n@@skiff markers 1\nx\n@@skiff clock 17\n";
+        assert_eq!(part(text, "queue"), Some((0, "a\nb".into())));
+        assert_eq!(part(text, "markers"), Some((1, String::new())));
+        assert_eq!(part(text, "clock"), Some((17, "x".into())));
+        assert_eq!(part(text, "none"), None);
+    }
+
+    fn here(dir: &std::path::Path) -> Text<Local> {
+        Text::new(Local::default(), None, None, &dir.display().to_string(), None)
+    }
+
+    #[tokio::test]
+    async fn files_there_and_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = here(dir.path());
+        let at = |p: &str| dir.path().join(p).display().to_string();
+        std::fs::create_dir_all(at("job/.skiff")).unwrap();
+        std::fs::create_dir_all(at("job/sub")).unwrap();
+        std::fs::write(at("job/.skiff/out.1"), "ours").unwrap();
+        std::fs::write(at("job/sub/a 'b'\n$(c)"), "0123456789").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", at("job/link")).unwrap();
+        let all = text.list(&at("job"), 100).await.unwrap();
+        assert_eq!(all.len(), 1, "neither our own nor what links lead to: {all:?}");
+        assert_eq!((all[0].path.as_str(), all[0].size), ("sub/a 'b'\n$(c)", 10));
+        let path = at(&format!("job/{}", all[0].path));
+        assert_eq!(text.read(&path, 4, 3).await.unwrap(), "456");
+        assert_eq!(text.read(&path, 40, 3).await.unwrap(), "");
+        assert_eq!(text.read(&at("none"), 0, 3).await.unwrap(), "");
+        let mut got = vec![];
+        assert_eq!(text.fetch(&path, 7, 100, &mut got).await.unwrap(), 3);
+        assert_eq!(got, b"789");
+        let stats = text.stat(&[path, at("none"), at("job")]).await.unwrap();
+        assert_eq!(stats.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, false]);
+        let stat = stats[0].clone().unwrap();
+        let want = "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882";
+        assert_eq!((stat.size, stat.sha256.as_str()), (10, want));
+        text.copy(&at("job"), &at("copy")).await.unwrap();
+        assert!(std::fs::symlink_metadata(at("copy/link")).unwrap().is_symlink());
+        text.remove(&[at("job"), at("never was")]).await.unwrap();
+        assert!(!std::path::Path::new(&at("job")).exists());
+    }
+
+    #[tokio::test]
+    async fn commands_have_a_deadline_and_no_environment() {
+        let shell = Local::default();
+        let ended = shell.exec("sleep 100", Bytes::new(), Duration::from_millis(50)).await;
+        assert!(matches!(ended, Err(SlurmError::Lost(_))), "{ended:?}");
+        let out = shell.exec("env | cut -d= -f1 | sort", Bytes::new(), QUICK).await.unwrap();
+        assert!(!out.text().contains("CARGO"), "{}", out.text());
+    }
+
+    #[test]
+    fn markers_are_read() {
+        let name = "skiff-6a1f-2";
+        let m = Marker::parse(&format!("{name}.7"), "end 3 run 12 1 100 160").unwrap();
+        assert_eq!((m.name.as_str(), m.task, m.ended, m.code, m.job_id, m.restarts), (name, Some(7), true, 3, 12, 1));
+        assert!(!Marker::parse(name, "begin 0 start 12 0 100 100").unwrap().ended);
+        for (file, line) in [(name, "end 3"), ("other", "end 3 run 12 1 100 160"), (name, "what 3 run 12 1 100 160")] {
+            assert_eq!(Marker::parse(file, line), None, "{file} {line}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Wiring: definitions, clusters, and the rest only while there is a cluster.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::runtime::{conditions, wait::await_condition};
+use kube::{Api, Client};
+use skiff_controllers::runtime::queue::Queue;
+use skiff_controllers::runtime::worker;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{FINALIZER, GpuJob, definitions};
+use crate::clusters::Clusters;
+use crate::controller::Controller;
+use crate::driver::SETTLED;
+use crate::store::Store;
+
+/// Time for the definitions to be served.
+const DEFINED: Duration = Duration::from_secs(30);
+/// Time for first lists.
+const LISTED: Duration = Duration::from_secs(60);
+/// Field manager of the definitions.
+const MANAGER: &str = "skiff-hpc";
+/// Pause between tries to reach the API at the start, and their number.
+const START: (Duration, u32) = (Duration::from_millis(250), 240);
+
+/// Between looks whether jobs of a cluster that is gone are gone too.
+const EMPTY: Duration = Duration::from_secs(10);
+
+/// Settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory for results.
+    pub data: PathBuf,
+    /// How long a submission whose answer was lost may still arrive at Slurm.
+    pub settled: Duration,
+}
+
+impl Config {
+    /// With results in this directory.
+    #[must_use]
+    pub fn new(data: PathBuf) -> Self {
+        Self { data, settled: SETTLED }
+    }
+}
+
+/// Installs the custom resources and waits until they are served.
+async fn define(client: &Client) -> anyhow::Result<()> {
+    let api = Api::<CustomResourceDefinition>::all(client.clone());
+    for definition in definitions() {
+        let name = definition.metadata.name.clone().unwrap_or_default();
+        let parameters = PatchParams::apply(MANAGER).force();
+        let applied = api.patch(&name, &parameters, &Patch::Apply(&definition)).await;
+        applied.with_context(|| format!("cannot define {name}"))?;
+        let established = await_condition(api.clone(), &name, conditions::is_crd_established());
+        let waited = tokio::time::timeout(DEFINED, established).await;
+        waited
+            .with_context(|| format!("{name} is not served in time"))?
+            .with_context(|| format!("cannot watch {name}"))?;
+    }
+    Ok(())
+}
+
+/// Brings jobs to Slurm until `stop`. While there is no HpcCluster, and no job of a former one, nothing runs but one watch.
+///
+/// # Errors
+/// When the API does not answer at the start.
+pub async fn run(client: Client, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut tries = 0;
+    while let Err(error) = define(&client).await {
+        tries += 1;
+        if tries >= START.1 {
+            return Err(error);
+        }
+        // The rights may come a moment later than the server.
+        tracing::debug!(error = format!("{error:#}"), "jobs are not defined yet");
+        if stop.run_until_cancelled(tokio::time::sleep(START.0)).await.is_none() {
+            return Ok(());
+        }
+    }
+    let jobs = Arc::new(Queue::default());
+    let clusters = Arc::new(Clusters::new(client.clone(), Arc::clone(&jobs), &stop));
+    if !clusters.follow(LISTED).await {
+        if stop.is_cancelled() {
+            return Ok(());
+        }
+        bail!("clusters could not be listed in time");
+    }
+    let mut looking = JoinSet::new();
+    worker::spawn(&mut looking, Arc::clone(&clusters) as Arc<dyn worker::Reconcile>, &stop);
+    let mut left = left_over(&client).await;
+    while !stop.is_cancelled() {
+        if clusters.names().is_empty() && !left {
+            if stop.run_until_cancelled(clusters.changed.notified()).await.is_none() {
+                break;
+            }
+            continue;
+        }
+        work(&client, &config, &clusters, &jobs, &stop).await?;
+        left = false;
+    }
+    looking.shutdown().await;
+    Ok(())
+}
+
+/// Whether there are jobs that somebody must let go although there is no cluster any more.
+async fn left_over(client: &Client) -> bool {
+    let list = Api::<GpuJob>::all(client.clone()).list_metadata(&ListParams::default()).await;
+    // When in doubt it is looked at.
+    list.map_or(true, |l| l.items.iter().any(|j| j.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER)))
+}
+
+/// Works on jobs until `stop`, or until there is neither a cluster nor a job that was in one.
+async fn work(
+    client: &Client,
+    config: &Config,
+    clusters: &Arc<Clusters>,
+    queue: &Arc<Queue>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let stop = stop.child_token();
+    let _ended = stop.clone().drop_guard();
+    let store = Store::new(config.data.clone());
+    let controller = Controller::new(client.clone(), Arc::clone(clusters), store, Arc::clone(queue), config.settled);
+    let controller = Arc::new(controller);
+    if !controller.follow(LISTED, &stop).await {
+        if stop.is_cancelled() {
+            return Ok(());
+        }
+        bail!("jobs could not be listed in time");
+    }
+    let mut workers = JoinSet::new();
+    worker::spawn(&mut workers, Arc::clone(&controller) as Arc<dyn worker::Reconcile>, &stop);
+    tracing::info!("jobs go to Slurm");
+    loop {
+        // Without clusters what is left are jobs that go one after the other.
+        let pause = if clusters.names().is_empty() { EMPTY } else { Duration::MAX };
+        let changed = tokio::time::timeout(pause, clusters.changed.notified());
+        if stop.run_until_cancelled(changed).await.is_none() {
+            break;
+        }
+        // A cluster that became ready, or has other partitions, may be what jobs wait for.
+        worker::Reconcile::resync(&*controller);
+        if clusters.names().is_empty() && !controller.holds_any() {
+            break;
+        }
+    }
+    workers.shutdown().await;
+    Ok(())
+}

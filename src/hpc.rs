@@ -1,0 +1,107 @@
+//! Wiring of jobs on Slurm: in `skiff up`, and `skiff hpc` alone against any cluster.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::{Value, json};
+use skiff_apiserver::Server;
+use skiff_apiserver::auth::User;
+use skiff_controllers::runtime::leader::while_leading;
+use skiff_hpc::Config;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::UpArgs;
+use crate::components::{Tasks, alone, client, spawn};
+
+/// The identity of what brings jobs to Slurm.
+pub(crate) const USER: &str = "system:skiff-hpc";
+/// The Lease of the process that does, where there may be several.
+const LEASE: &str = "skiff-hpc";
+
+/// Settings of `hpc`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct HpcArgs {
+    /// kubeconfig with an identity that may do what the ClusterRole skiff:hpc says.
+    #[arg(long)]
+    pub(crate) kubeconfig: PathBuf,
+    /// Directory for results of jobs.
+    #[arg(long, default_value = "/var/lib/skiff/hpc")]
+    pub(crate) data_dir: PathBuf,
+}
+
+/// Brings jobs to Slurm in the process of the server.
+pub(crate) fn start(tasks: &mut Tasks, server: &Server, args: &UpArgs, stop: &CancellationToken) {
+    let config = Config::new(args.data_dir.join("hpc"));
+    let client = server.client(User::new(USER, &[]));
+    let (several, stop) = (args.etcd.used(), stop.clone());
+    spawn(tasks, "controller of jobs on Slurm", &stop.clone(), async move {
+        if !several {
+            return skiff_hpc::run(client, config, stop).await;
+        }
+        let work = |inner| skiff_hpc::run(client.clone(), config.clone(), inner);
+        while_leading(client.clone(), LEASE, &stop, work).await
+    });
+}
+
+/// `skiff hpc`.
+pub(crate) async fn run(args: HpcArgs) -> anyhow::Result<()> {
+    let config = Config::new(args.data_dir);
+    let client = client(&args.kubeconfig).await?;
+    let stop = CancellationToken::new();
+    let work = |inner| skiff_hpc::run(client.clone(), config.clone(), inner);
+    alone("jobs on Slurm", stop.clone(), while_leading(client.clone(), LEASE, &stop, work)).await
+}
+
+/// What [`USER`] may do, and what those may who have the cluster's own roles.
+pub(crate) fn rights() -> Vec<Value> {
+    let all = ["get", "list", "watch", "create", "update", "patch", "delete"];
+    let read = ["get", "list", "watch"];
+    let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": verbs});
+    let role = |name: &str, labels: Value, rules: Vec<Value>| json!({"kind": "ClusterRole", "metadata": {"name": name, "labels": labels}, "rules": rules});
+    let aggregated = |to: &[&str]| -> Value {
+        to.iter().map(|r| (format!("rbac.authorization.k8s.io/aggregate-to-{r}"), json!("true"))).collect()
+    };
+    let group = skiff_hpc::api::GROUP;
+    let (clusters, partitions, jobs) = ("hpcclusters", "slurmpartitions", "gpujobs");
+    let own = [
+        clusters,
+        "hpcclusters/status",
+        partitions,
+        "slurmpartitions/status",
+        jobs,
+        "gpujobs/status",
+        "gpujobs/finalizers",
+    ];
+    let definitions: Vec<String> =
+        skiff_hpc::api::definitions().iter().filter_map(|d| d.metadata.name.clone()).collect();
+    vec![
+        role(
+            "skiff:hpc",
+            json!({}),
+            vec![
+                rule("apiextensions.k8s.io", &["customresourcedefinitions"], &["create", "list", "watch"]),
+                json!({"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"],
+                    "resourceNames": definitions, "verbs": ["get", "update", "patch"]}),
+                rule(group, &own, &all),
+                // Credentials of clusters, and what jobs name. One by one: nothing is listed.
+                rule("", &["secrets", "configmaps"], &["get"]),
+                rule("", &["events"], &["create", "patch", "update"]),
+                rule("coordination.k8s.io", &["leases"], &["get", "create", "update", "patch"]),
+                rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
+                rule("authorization.k8s.io", &["subjectaccessreviews"], &["create"]),
+            ],
+        ),
+        crate::cluster::binding("skiff:hpc", None, "skiff:hpc", &[crate::cluster::subject("User", USER)]),
+        role("skiff:hpc-edit", aggregated(&["admin", "edit"]), vec![rule(group, &[jobs], &all)]),
+        role(
+            "skiff:hpc-view",
+            aggregated(&["view"]),
+            vec![
+                rule(group, &[jobs], &read),
+                rule(group, &["gpujobs/log", "gpujobs/files"], &["get"]),
+                // Where a job could start; how the cluster is reached has no secrets in it, but is its owner's business.
+                rule(group, &[partitions], &read),
+            ],
+        ),
+    ]
+}
