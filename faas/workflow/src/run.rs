@@ -1,5 +1,6 @@
-//! Wiring: definitions, engine.
+//! Wiring: definitions, engine, endpoint.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +9,14 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Patch, PatchParams};
 use kube::runtime::{conditions, wait::await_condition};
 use kube::{Api, Client};
+use skiff_faas::gateway::door::Tls;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::definitions;
+use crate::endpoint::Endpoint;
 use crate::engine::{Engine, NoFaults, Settings};
+use crate::runs::Runs;
 use crate::task::functions::Functions;
 
 /// Time for the definitions to be served.
@@ -26,6 +31,8 @@ const START: (Duration, u32) = (Duration::from_millis(250), 240);
 pub struct Config {
     /// What calls functions.
     pub functions: Arc<dyn Functions>,
+    /// Where the Step Functions API is served; with HTTPS where there are certificates.
+    pub endpoint: Option<(SocketAddr, Option<Tls>)>,
 }
 
 /// Installs the custom resources and waits until they are served.
@@ -67,6 +74,21 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> any
         }
     }
     let settings = Settings { functions: config.functions, faults: Arc::new(NoFaults) };
-    Engine::new(client, settings, stop.child_token()).run().await;
+    let inner = stop.child_token();
+    let engine = Engine::new(client.clone(), settings, inner.clone());
+    let mut door = None;
+    if let Some((address, tls)) = config.endpoint {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} for workflows: is the port taken?"))?;
+        let tls = tls.map(|t| t.acceptor()).transpose().context("certificates of the endpoint of workflows")?;
+        let endpoint = Arc::new(Endpoint::new(client, Arc::clone(&engine) as Arc<dyn Runs>));
+        tracing::info!(%address, "workflows are served");
+        door = Some(tokio::spawn(endpoint.serve(listener, tls, inner.clone())));
+    }
+    engine.run().await;
+    if let Some(door) = door {
+        let _ = door.await;
+    }
     Ok(())
 }
