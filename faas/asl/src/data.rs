@@ -65,7 +65,9 @@ pub fn output(state: &State, input: &Value, value: Value, scope: &Scope<'_>) -> 
     }
 }
 
-/// The variables that the state sets; `input` is what `$` means (in JSONPath the result where the state has one).
+/// The variables that the state sets. `input` is what `$` means in JSONPath: the raw result, before ResultSelector, of
+/// Task, Parallel and Map; the result of Pass; the input after InputPath of Choice and Wait. In JSONata it is the raw
+/// input.
 ///
 /// # Errors
 /// As [`Template::eval`].

@@ -356,3 +356,14 @@ fn a_large_definition_is_read_in_time() {
     assert_eq!(drawn.matches("▼").count(), 9_001);
     assert!(start.elapsed().as_secs() < 30, "quadratic? {:?}", start.elapsed());
 }
+
+#[test]
+fn expressions_cannot_exhaust_the_program() {
+    for deep in ["(".repeat(50_000), "[".repeat(50_000), format!("1{}", "+1".repeat(50_000)), "-".repeat(50_000)] {
+        let (variables, states) = (BTreeMap::new(), json!({}));
+        if skiff_asl::jsonata::check(&deep).is_ok() {
+            _ = skiff_asl::jsonata::evaluate(&deep, &states, &variables);
+        }
+        assert_eq!(skiff_asl::jsonata::evaluate("1 + 1", &states, &variables), Ok(json!(2)));
+    }
+}

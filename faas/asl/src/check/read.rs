@@ -17,7 +17,8 @@ pub(super) fn value(text: &str) -> Result<(Value, Vec<String>), String> {
         Ok(value) => Ok((value, duplicates)),
         // Whoever writes a brace means JSON, and its error is the helpful one.
         Err(e) if text.trim_start().starts_with('{') => Err(format!("The definition is not JSON: {e}")),
-        Err(_) => serde_saphyr::from_str(text)
+        // Words such as `no` and `on` are names of states more often than booleans.
+        Err(_) => serde_saphyr::from_str_with_options(text, serde_saphyr::options! { strict_booleans: true })
             .map(|value| (value, Vec::new()))
             .map_err(|e| format!("The definition is neither JSON nor YAML: {}", e.to_string().trim())),
     }

@@ -62,7 +62,7 @@ pub fn check(expression: &str) -> Result<(), String> {
     }
 }
 
-/// The value of an expression, `states` being `$states`.
+/// The value of an expression, `states` being `$states`. It computes on this thread, for up to [`TIME_LIMIT`].
 ///
 /// # Errors
 /// States.QueryEvaluationError where it fails, takes too long, or has no value.
