@@ -22,8 +22,7 @@ pub struct Decision<'a> {
 /// The first rule that holds, else the default, else nothing (the engine then fails with [`no_match`]).
 ///
 /// # Errors
-/// States.Runtime where a path finds nothing or a `…Path` operand has another type than the operator's,
-/// States.QueryEvaluationError in JSONata.
+/// States.Runtime where a path finds nothing, States.QueryEvaluationError in JSONata.
 pub fn decide<'a>(
     choice: &'a Choice,
     input: &Value,
@@ -88,9 +87,6 @@ pub fn holds(condition: &Condition, input: &Value, scope: &Scope<'_>) -> Result<
                 Operand::Literal(right) => Ok(compare(*operator, &left, right).unwrap_or(false)),
                 Operand::Path(path) => {
                     let right = path.get(input, scope).ok_or_else(|| invalid(path))?;
-                    if !operator.takes(&right) {
-                        return Err(invalid(path));
-                    }
                     Ok(compare(*operator, &left, &right).unwrap_or(false))
                 }
             }
@@ -239,7 +235,7 @@ enum Family {
     Timestamp,
 }
 
-/// Nothing where the value has another type than the operator's: the comparison then does not hold.
+/// Nothing where a side has another type than the operator's: the comparison then does not hold.
 fn compare(operator: Operator, left: &Value, right: &Value) -> Option<bool> {
     let is = |held: bool| Some(held == right.as_bool()?);
     match operator {
