@@ -29,7 +29,11 @@ pub fn decide<'a>(
     scope: &Scope<'_>,
 ) -> Result<Option<Decision<'a>>, ExecutionError> {
     for (i, rule) in choice.choices.iter().enumerate() {
-        if holds(&rule.condition, input, scope)? {
+        let held = match &rule.condition {
+            Condition::Expression(text) => expression(&format!("Choices[{i}]/Condition"), text, input, scope)?,
+            other => holds(other, input, scope)?,
+        };
+        if held {
             return Ok(Some(Decision { next: &rule.next, rule: Some(i) }));
         }
     }
@@ -68,15 +72,7 @@ pub fn holds(condition: &Condition, input: &Value, scope: &Scope<'_>) -> Result<
             Ok(false)
         }
         Condition::Not(one) => holds(one, input, scope).map(|held| !held),
-        Condition::Expression(expression) => {
-            match jsonata::evaluate(expression, &scope.states(input), scope.variables)? {
-                Value::Bool(held) => Ok(held),
-                other => {
-                    let cause = format!("The Condition '{expression}' must give a boolean but gives {other}");
-                    Err(ExecutionError::new(error::QUERY_EVALUATION_ERROR, cause))
-                }
-            }
-        }
+        Condition::Expression(text) => expression("Condition", text, input, scope),
         Condition::Compare { variable, operator, operand } => {
             let left = variable.get(input, scope);
             if *operator == Operator::IsPresent {
@@ -90,6 +86,18 @@ pub fn holds(condition: &Condition, input: &Value, scope: &Scope<'_>) -> Result<
                     Ok(compare(*operator, &left, &right).unwrap_or(false))
                 }
             }
+        }
+    }
+}
+
+fn expression(field: &str, text: &str, input: &Value, scope: &Scope<'_>) -> Result<bool, ExecutionError> {
+    match jsonata::evaluate_for(field, text, &scope.states(input), scope.variables)? {
+        Value::Bool(held) => Ok(held),
+        other => {
+            let cause = format!(
+                "The JSONata expression '{text}' specified for the field '{field}' must give a boolean but gives {other}"
+            );
+            Err(ExecutionError::new(error::QUERY_EVALUATION_ERROR, cause))
         }
     }
 }

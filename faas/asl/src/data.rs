@@ -305,7 +305,9 @@ fn dynamic<T>(
             path.get(input, scope).ok_or_else(|| not_found(field, path.as_str(), input))?.into_owned()
         }
         Setting::Path(source) => source.eval(field, input, scope)?,
-        Setting::Expression(expression) => jsonata::evaluate(expression, &scope.states(input), scope.variables)?,
+        Setting::Expression(expression) => {
+            jsonata::evaluate_for(field, expression, &scope.states(input), scope.variables)?
+        }
     };
     Ok((value, name))
 }

@@ -58,7 +58,8 @@ pub struct Template(Node);
 enum Node {
     Literal(Value),
     Source(String, Source),
-    Expression(String),
+    /// The expression, and the place of it within the state's fields.
+    Expression(String, String),
     Object(Vec<(String, Node)>),
     Array(Vec<Node>),
 }
@@ -72,8 +73,17 @@ impl Template {
     /// # Errors
     /// All that is wrong in it.
     pub fn parse(value: &Value, language: QueryLanguage) -> Result<Self, Vec<TemplateFault>> {
+        Self::parse_for("", value, language)
+    }
+
+    /// Like [`Template::parse`] for a field of a state (`Output`, `Choices[1]/Assign`), which the causes of errors in
+    /// JSONata then name.
+    ///
+    /// # Errors
+    /// As [`Template::parse`].
+    pub fn parse_for(field: &str, value: &Value, language: QueryLanguage) -> Result<Self, Vec<TemplateFault>> {
         let mut faults = Vec::new();
-        let node = compile(value, language, "", 0, &mut faults);
+        let node = compile(value, language, &Place { pointer: String::new(), field: field.to_owned() }, 0, &mut faults);
         if faults.is_empty() { Ok(Self(node)) } else { Err(faults) }
     }
 
@@ -91,7 +101,7 @@ impl Template {
 impl Node {
     fn has_expression(&self) -> bool {
         match self {
-            Self::Expression(_) => true,
+            Self::Expression(..) => true,
             Self::Object(fields) => fields.iter().any(|(_, node)| node.has_expression()),
             Self::Array(items) => items.iter().any(Self::has_expression),
             Self::Literal(_) | Self::Source(..) => false,
@@ -99,35 +109,54 @@ impl Node {
     }
 }
 
-fn compile(value: &Value, language: QueryLanguage, at: &str, depth: usize, faults: &mut Vec<TemplateFault>) -> Node {
+/// Where a value is: as a pointer from the template's root, and in the words of the service.
+struct Place {
+    pointer: String,
+    field: String,
+}
+
+impl Place {
+    fn key(&self, key: &str) -> Self {
+        Self {
+            pointer: format!("{}/{}", self.pointer, crate::definition::escape(key)),
+            field: format!("{}/{key}", self.field),
+        }
+    }
+
+    fn item(&self, i: usize) -> Self {
+        Self { pointer: format!("{}/{i}", self.pointer), field: format!("{}[{i}]", self.field) }
+    }
+}
+
+fn compile(value: &Value, language: QueryLanguage, at: &Place, depth: usize, faults: &mut Vec<TemplateFault>) -> Node {
     if depth > MAX_DEPTH {
-        faults.push((at.to_owned(), format!("Values are nested deeper than {MAX_DEPTH}")));
+        faults.push((at.pointer.clone(), format!("Values are nested deeper than {MAX_DEPTH}")));
         return Node::Literal(Value::Null);
     }
     match value {
         Value::Object(map) => {
             let mut fields = Vec::with_capacity(map.len());
             for (key, value) in map {
-                let here = format!("{at}/{}", crate::definition::escape(key));
+                let here = at.key(key);
                 let name = if language == QueryLanguage::JsonPath { key.strip_suffix(".$") } else { None };
                 let Some(name) = name else {
                     fields.push((key.clone(), compile(value, language, &here, depth + 1, faults)));
                     continue;
                 };
                 if map.contains_key(name) {
-                    faults.push((here.clone(), format!("The fields '{name}' and '{key}' exclude each other")));
+                    faults.push((here.pointer.clone(), format!("The fields '{name}' and '{key}' exclude each other")));
                 }
                 match value.as_str().map(Source::parse) {
                     Some(Ok(source)) => fields.push((name.to_owned(), Node::Source(key.clone(), source))),
                     Some(Err(why)) => faults.push((
-                        here,
+                        here.pointer,
                         format!(
                             "The value for the field '{key}' must be a valid JSONPath or a valid intrinsic function \
                              call: {why}"
                         ),
                     )),
                     None => faults.push((
-                        here,
+                        here.pointer,
                         format!(
                             "The value for the field '{key}' must be a STRING that contains a JSONPath or an \
                              intrinsic function call"
@@ -144,7 +173,7 @@ fn compile(value: &Value, language: QueryLanguage, at: &str, depth: usize, fault
             let items: Vec<Node> = items
                 .iter()
                 .enumerate()
-                .map(|(i, item)| compile(item, language, &format!("{at}/{i}"), depth + 1, faults))
+                .map(|(i, item)| compile(item, language, &at.item(i), depth + 1, faults))
                 .collect();
             if items.iter().all(|node| matches!(node, Node::Literal(_))) {
                 return Node::Literal(value.clone());
@@ -155,12 +184,12 @@ fn compile(value: &Value, language: QueryLanguage, at: &str, depth: usize, fault
             Ok(None) => Node::Literal(value.clone()),
             Ok(Some(expression)) => {
                 if let Err(why) = jsonata::check(expression) {
-                    faults.push((at.to_owned(), why));
+                    faults.push((at.pointer.clone(), why));
                 }
-                Node::Expression(expression.to_owned())
+                Node::Expression(expression.to_owned(), at.field.clone())
             }
             Err(why) => {
-                faults.push((at.to_owned(), why));
+                faults.push((at.pointer.clone(), why));
                 Node::Literal(Value::Null)
             }
         },
@@ -172,7 +201,7 @@ fn eval(node: &Node, input: &Value, scope: &Scope<'_>, states: &Value) -> Result
     match node {
         Node::Literal(value) => Ok(value.clone()),
         Node::Source(field, source) => source.eval(field, input, scope),
-        Node::Expression(expression) => jsonata::evaluate(expression, states, scope.variables),
+        Node::Expression(expression, field) => jsonata::evaluate_for(field, expression, states, scope.variables),
         Node::Object(fields) => fields
             .iter()
             .map(|(key, node)| Ok((key.clone(), eval(node, input, scope, states)?)))

@@ -18,6 +18,8 @@ pub(super) struct Fields<'v, 'c> {
     pub(super) check: &'c mut Check,
     /// The language of the state that the object belongs to.
     pub(super) language: QueryLanguage,
+    /// Where the object is in its state, in the words of the service: `Choices[1]/`, empty for the state itself.
+    place: String,
 }
 
 impl<'v, 'c> Fields<'v, 'c> {
@@ -26,7 +28,7 @@ impl<'v, 'c> Fields<'v, 'c> {
         let at = at.into();
         let language = check.language;
         match value.as_object() {
-            Some(map) => Some(Self { map, used: BTreeSet::new(), at, check, language }),
+            Some(map) => Some(Self { map, used: BTreeSet::new(), at, check, language, place: String::new() }),
             None => {
                 check.error(&at, format!("The value must be an OBJECT but is {}", kind(value)));
                 None
@@ -36,6 +38,10 @@ impl<'v, 'c> Fields<'v, 'c> {
 
     pub(super) fn with_language(self, language: QueryLanguage) -> Self {
         Self { language, ..self }
+    }
+
+    pub(super) fn with_place(self, place: String) -> Self {
+        Self { place, ..self }
     }
 
     pub(super) fn is_jsonata(&self) -> bool {
@@ -170,8 +176,8 @@ impl<'v, 'c> Fields<'v, 'c> {
 
     pub(super) fn object(&mut self, field: &str) -> Option<Fields<'v, '_>> {
         let value = self.get(field)?;
-        let (at, language) = (self.pointer(field), self.language);
-        Fields::new(value, at, self.check).map(|fields| fields.with_language(language))
+        let (at, language, place) = (self.pointer(field), self.language, format!("{}{field}/", self.place));
+        Fields::new(value, at, self.check).map(|fields| fields.with_language(language).with_place(place))
     }
 
     pub(super) fn language(&mut self) -> Option<QueryLanguage> {
@@ -256,7 +262,7 @@ impl<'v, 'c> Fields<'v, 'c> {
         if !self.is_jsonata() {
             self.forgotten_dollars(value, &self.pointer(field));
         }
-        match Template::parse(value, self.language) {
+        match Template::parse_for(&format!("{}{field}", self.place), value, self.language) {
             Ok(template) => Some(template),
             Err(faults) => {
                 let at = self.pointer(field);

@@ -71,8 +71,22 @@ pub fn evaluate(
     states: &Value,
     variables: &BTreeMap<String, Value>,
 ) -> Result<Value, ExecutionError> {
+    evaluate_for("", expression, states, variables)
+}
+
+/// Like [`evaluate`] for a field of a state (`Output/a[0]`), which the error's cause then names.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_for(
+    field: &str,
+    expression: &str,
+    states: &Value,
+    variables: &BTreeMap<String, Value>,
+) -> Result<Value, ExecutionError> {
     let fail = |why: String| {
-        let cause = format!("The JSONata expression '{expression}' {why}");
+        let of = if field.is_empty() { String::new() } else { format!(" specified for the field '{field}'") };
+        let cause = format!("The JSONata expression '{expression}'{of} {why}");
         Err(ExecutionError::new(error::QUERY_EVALUATION_ERROR, cause))
     };
     let variables = serde_json::to_string(variables).unwrap_or_else(|_| "{}".to_owned());
