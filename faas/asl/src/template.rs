@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::definition::QueryLanguage;
 use crate::error::{self, ExecutionError};
+use crate::fault;
 use crate::intrinsics::Call;
 use crate::jsonata;
 use crate::path::Path;
@@ -64,8 +65,26 @@ enum Node {
     Array(Vec<Node>),
 }
 
-/// What is wrong within a template: the JSON pointer from its root, and a text.
-pub type TemplateFault = (String, String);
+/// What is wrong within a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateFault {
+    /// The JSON pointer from the template's root.
+    pub pointer: String,
+    /// A code of [`crate::fault`].
+    pub code: &'static str,
+    /// What people read.
+    pub message: String,
+}
+
+impl TemplateFault {
+    fn new(pointer: &str, message: String) -> Self {
+        Self { pointer: pointer.to_owned(), code: fault::SCHEMA_VALIDATION_FAILED, message }
+    }
+
+    fn of(pointer: &str, why: jsonata::Invalid) -> Self {
+        Self { pointer: pointer.to_owned(), code: why.code, message: why.message }
+    }
+}
 
 impl Template {
     /// Compiles a template.
@@ -130,7 +149,7 @@ impl Place {
 
 fn compile(value: &Value, language: QueryLanguage, at: &Place, depth: usize, faults: &mut Vec<TemplateFault>) -> Node {
     if depth > MAX_DEPTH {
-        faults.push((at.pointer.clone(), format!("Values are nested deeper than {MAX_DEPTH}")));
+        faults.push(TemplateFault::new(&at.pointer, format!("Values are nested deeper than {MAX_DEPTH}")));
         return Node::Literal(Value::Null);
     }
     match value {
@@ -144,19 +163,20 @@ fn compile(value: &Value, language: QueryLanguage, at: &Place, depth: usize, fau
                     continue;
                 };
                 if map.contains_key(name) {
-                    faults.push((here.pointer.clone(), format!("The fields '{name}' and '{key}' exclude each other")));
+                    let message = format!("The fields '{name}' and '{key}' exclude each other");
+                    faults.push(TemplateFault::new(&here.pointer, message));
                 }
                 match value.as_str().map(Source::parse) {
                     Some(Ok(source)) => fields.push((name.to_owned(), Node::Source(key.clone(), source))),
-                    Some(Err(why)) => faults.push((
-                        here.pointer,
+                    Some(Err(why)) => faults.push(TemplateFault::new(
+                        &here.pointer,
                         format!(
                             "The value for the field '{key}' must be a valid JSONPath or a valid intrinsic function \
                              call: {why}"
                         ),
                     )),
-                    None => faults.push((
-                        here.pointer,
+                    None => faults.push(TemplateFault::new(
+                        &here.pointer,
                         format!(
                             "The value for the field '{key}' must be a STRING that contains a JSONPath or an \
                              intrinsic function call"
@@ -184,12 +204,12 @@ fn compile(value: &Value, language: QueryLanguage, at: &Place, depth: usize, fau
             Ok(None) => Node::Literal(value.clone()),
             Ok(Some(expression)) => {
                 if let Err(why) = jsonata::check(expression) {
-                    faults.push((at.pointer.clone(), why));
+                    faults.push(TemplateFault::of(&at.pointer, why));
                 }
                 Node::Expression(expression.to_owned(), at.field.clone())
             }
             Err(why) => {
-                faults.push((at.pointer.clone(), why));
+                faults.push(TemplateFault::of(&at.pointer, why));
                 Node::Literal(Value::Null)
             }
         },

@@ -285,7 +285,7 @@ fn expressions() {
         let around = Around::of(row);
         let expression = text(row, "expression");
         match jsonata::check(expression) {
-            Err(why) => Outcome::Invalid(why),
+            Err(why) => Outcome::Invalid(format!("{}: {}", why.code, why.message)),
             Ok(()) => jsonata::evaluate(expression, &around.scope().states(&input(row)), &around.1).into(),
         }
     });

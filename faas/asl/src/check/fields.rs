@@ -57,6 +57,12 @@ impl<'v, 'c> Fields<'v, 'c> {
         self.check.error(&at, message);
     }
 
+    /// A fault of an expression.
+    pub(super) fn invalid(&mut self, field: &str, why: jsonata::Invalid) {
+        let at = self.pointer(field);
+        self.check.faults.push(Fault::error(why.code, at, why.message));
+    }
+
     /// A fault of the object itself.
     pub(super) fn own_fault(&mut self, message: impl Into<String>) {
         let at = self.at.clone();
@@ -266,8 +272,8 @@ impl<'v, 'c> Fields<'v, 'c> {
             Ok(template) => Some(template),
             Err(faults) => {
                 let at = self.pointer(field);
-                for (within, message) in faults {
-                    self.check.error(&format!("{at}{within}"), message);
+                for fault in faults {
+                    self.check.faults.push(Fault::error(fault.code, format!("{at}{}", fault.pointer), fault.message));
                 }
                 None
             }
@@ -385,13 +391,13 @@ impl<'v, 'c> Fields<'v, 'c> {
                 Ok(Some(expression)) => {
                     self.get(field);
                     if let Err(why) = jsonata::check(expression) {
-                        self.fault(field, why);
+                        self.invalid(field, why);
                     }
                     Some(Some(Setting::Expression(expression.to_owned())))
                 }
                 Err(why) => {
                     self.get(field);
-                    self.fault(field, why);
+                    self.invalid(field, why);
                     Some(None)
                 }
             };

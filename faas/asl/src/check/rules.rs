@@ -42,7 +42,7 @@ fn expression(fields: &mut Fields<'_, '_>) -> Option<Condition> {
         Value::String(text) => match crate::jsonata::unwrap(text) {
             Ok(Some(expression)) => {
                 if let Err(why) = crate::jsonata::check(expression) {
-                    fields.fault("Condition", why);
+                    fields.invalid("Condition", why);
                 }
                 Some(Condition::Expression(expression.to_owned()))
             }
@@ -51,7 +51,7 @@ fn expression(fields: &mut Fields<'_, '_>) -> Option<Condition> {
                 None
             }
             Err(why) => {
-                fields.fault("Condition", why);
+                fields.invalid("Condition", why);
                 None
             }
         },

@@ -29,7 +29,7 @@ pub(super) fn apply(function: Function, arguments: &[Value]) -> Result<Value, St
         }
         (Function::ArrayRange, [first, last, step]) => range(first, last, step),
         (Function::ArrayGetItem, [items, index]) => {
-            let (items, index) = (array(items)?, whole(index, "second")?);
+            let (items, index) = (array(items)?, exact(index)?);
             let item = usize::try_from(index).ok().and_then(|i| items.get(i)).cloned();
             item.ok_or_else(|| format!("the index {index} is out of range for an array of {} items", items.len()))
         }
@@ -68,6 +68,12 @@ fn whole(value: &Value, which: &str) -> Result<i64, String> {
         Some(number.round() as i64)
     });
     rounded.ok_or_else(|| format!("the {which} argument must be an integer but is {value}"))
+}
+
+/// An index, which is not rounded.
+fn exact(value: &Value) -> Result<i64, String> {
+    let index = value.as_i64().or_else(|| crate::data::whole_number(value).and_then(|n| i64::try_from(n).ok()));
+    index.ok_or_else(|| format!("the second argument must be an integer but is {value}"))
 }
 
 /// An integer of 32 bits.

@@ -43,6 +43,7 @@ fn with_engine(work: impl FnOnce(&Engine) -> rquickjs::Result<String>) -> Answer
                 let answer = match (text.get(..1), text.get(1..)) {
                     (Some("="), Some(json)) => Answer::Json(json.to_owned()),
                     (Some("!"), Some(why)) => Answer::Failure(why.to_owned()),
+                    (Some("#"), Some(why)) => Answer::Unsupported(why.to_owned()),
                     _ => Answer::Nothing,
                 };
                 // What an expression caught of the engine's own limits is not to be trusted any further.

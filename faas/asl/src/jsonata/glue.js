@@ -1,5 +1,6 @@
 // What stands between the expression engine (`jsonata`) and the program: texts go in, texts come out. The first
-// character of an answer says what it is: `=` a JSON value, `!` an error for people, `?` nothing.
+// character of an answer says what it is: `=` a JSON value, `!` an error for people, `#` what the service does not
+// support, `?` nothing.
 (function (jsonata, hash, uuid, random, parse) {
   "use strict";
   const known = new Map();
@@ -71,10 +72,61 @@
     return expression;
   }
 
+  // An expression has no data of its own at the top level: a name, `$`, `*` or `**` there would always be nothing.
+  // Only the first step of a path stands at the top; a lambda's body stands where the lambda does.
+  function atTop(node) {
+    if (node === null || typeof node !== "object") return null;
+    const first = (nodes) => {
+      for (const each of nodes) {
+        const found = atTop(each);
+        if (found !== null) return found;
+      }
+      return null;
+    };
+    switch (node.type) {
+      case "name":
+      case "wildcard":
+      case "descendant":
+        return node.value;
+      case "variable":
+        return node.value === "" ? "$" : null;
+      case "path":
+        return atTop(node.steps[0]);
+      case "function":
+      case "partial":
+        return first([node.procedure, ...node.arguments]);
+      case "lambda":
+        return atTop(node.body);
+      case "apply":
+      case "binary":
+        return first([node.lhs, node.rhs]);
+      case "bind":
+        return atTop(node.rhs);
+      case "condition":
+        return first([node.condition, node.then, node.else]);
+      case "block":
+        return first(node.expressions);
+      case "unary":
+        if (node.value === "{") return first(node.lhs.flat());
+        return node.value === "[" ? first(node.expressions) : atTop(node.expression);
+      default:
+        return null;
+    }
+  }
+
+  function uses(node, name) {
+    if (node === null || typeof node !== "object") return false;
+    if (node.type === "variable" && node.value === name) return true;
+    return Object.values(node).some((value) => uses(value, name));
+  }
+
   function check(text) {
     try {
-      jsonata(text);
-      return "?";
+      const ast = jsonata(text).ast();
+      if (uses(ast, "$")) return "#Reference to '$$' is not supported.";
+      if (uses(ast, "eval")) return "#The function $eval is not available, use $parse.";
+      const name = atTop(ast);
+      return name === null ? "?" : "#Reference to '" + name + "' at the top level is not supported.";
     } catch (error) {
       return "!" + message(error);
     }
