@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 
+use crate::budget::Budget;
 use crate::definition::QueryLanguage;
 use crate::error::{self, ExecutionError};
 use crate::fault;
@@ -37,16 +38,31 @@ impl Source {
     /// Its value, for the field `field` in texts of errors.
     ///
     /// # Errors
-    /// States.ParameterPathFailure or States.IntrinsicFailure.
+    /// States.ParameterPathFailure, States.IntrinsicFailure, or States.DataLimitExceeded far above the largest payload.
     pub fn eval(&self, field: &str, input: &Value, scope: &Scope<'_>) -> Result<Value, ExecutionError> {
+        self.eval_within(field, input, scope, &mut Budget::new())
+    }
+
+    fn eval_within(
+        &self,
+        field: &str,
+        input: &Value,
+        scope: &Scope<'_>,
+        budget: &mut Budget,
+    ) -> Result<Value, ExecutionError> {
         match self {
-            Self::Path(path) => path.get(input, scope).map(std::borrow::Cow::into_owned).ok_or_else(|| {
-                let cause = format!(
-                    "The JSONPath '{path}' specified for the field '{field}' could not be found in the input '{input}'"
-                );
-                ExecutionError::new(error::PARAMETER_PATH_FAILURE, cause)
-            }),
-            Self::Call(call) => call.eval(input, scope),
+            Self::Path(path) => {
+                let found = path.get(input, scope).ok_or_else(|| {
+                    let cause = format!(
+                        "The JSONPath '{path}' specified for the field '{field}' could not be found in the input \
+                         '{input}'"
+                    );
+                    ExecutionError::new(error::PARAMETER_PATH_FAILURE, cause)
+                })?;
+                budget.charge(&found)?;
+                Ok(found.into_owned())
+            }
+            Self::Call(call) => call.eval_within(input, scope, budget),
         }
     }
 }
@@ -109,11 +125,12 @@ impl Template {
     /// The value that the template gives for `input`.
     ///
     /// # Errors
-    /// States.ParameterPathFailure, States.IntrinsicFailure, or in JSONata States.QueryEvaluationError.
+    /// States.ParameterPathFailure, States.IntrinsicFailure, in JSONata States.QueryEvaluationError; and
+    /// States.DataLimitExceeded far above the largest payload.
     pub fn eval(&self, input: &Value, scope: &Scope<'_>) -> Result<Value, ExecutionError> {
         // JSONata's `$states` is the same for all expressions of one template.
         let states = if self.0.has_expression() { scope.states(input) } else { Value::Null };
-        eval(&self.0, input, scope, &states)
+        eval(&self.0, input, scope, &states, &mut Budget::new())
     }
 }
 
@@ -217,18 +234,30 @@ fn compile(value: &Value, language: QueryLanguage, at: &Place, depth: usize, fau
     }
 }
 
-fn eval(node: &Node, input: &Value, scope: &Scope<'_>, states: &Value) -> Result<Value, ExecutionError> {
+fn eval(
+    node: &Node,
+    input: &Value,
+    scope: &Scope<'_>,
+    states: &Value,
+    budget: &mut Budget,
+) -> Result<Value, ExecutionError> {
     match node {
         Node::Literal(value) => Ok(value.clone()),
-        Node::Source(field, source) => source.eval(field, input, scope),
-        Node::Expression(expression, field) => jsonata::evaluate_for(field, expression, states, scope.variables),
+        Node::Source(field, source) => source.eval_within(field, input, scope, budget),
+        Node::Expression(expression, field) => {
+            let value = jsonata::evaluate_for(field, expression, states, scope.variables)?;
+            budget.charge(&value)?;
+            Ok(value)
+        }
         Node::Object(fields) => fields
             .iter()
-            .map(|(key, node)| Ok((key.clone(), eval(node, input, scope, states)?)))
+            .map(|(key, node)| Ok((key.clone(), eval(node, input, scope, states, budget)?)))
             .collect::<Result<serde_json::Map<_, _>, _>>()
             .map(Value::Object),
-        Node::Array(items) => {
-            items.iter().map(|item| eval(item, input, scope, states)).collect::<Result<Vec<_>, _>>().map(Value::Array)
-        }
+        Node::Array(items) => items
+            .iter()
+            .map(|item| eval(item, input, scope, states, budget))
+            .collect::<Result<Vec<_>, _>>()
+            .map(Value::Array),
     }
 }

@@ -367,3 +367,46 @@ fn expressions_cannot_exhaust_the_program() {
         assert_eq!(skiff_asl::jsonata::evaluate("1 + 1", &states, &variables), Ok(json!(2)));
     }
 }
+
+/// Definitions and data that would build more than there is memory end with an error, soon.
+#[test]
+fn evaluations_cannot_exhaust_the_program() {
+    let start = std::time::Instant::now();
+    let (context, variables) = (Value::Null, BTreeMap::new());
+    let scope = Scope::new(&context, &variables);
+    let deep = (0..120).fold(Value::Array(vec!["x".into(); 200]), |inner, _| json!([inner]));
+    for path in ["$..*..*..*..*..*..*", "$..[*]..[*]..[0]..*", "$..*"] {
+        _ = Path::parse(path).expect("a path").get(&deep, &scope);
+    }
+    let input = json!({"text": "x".repeat(200_000)});
+    let many: Map<String, Value> = (0..20_000).map(|i| (format!("f{i}.$"), "$".into())).collect();
+    let template = Template::parse(&Value::Object(many), QueryLanguage::JsonPath).expect("a template");
+    assert_eq!(template.eval(&input, &scope).expect_err("too much").error, "States.DataLimitExceeded");
+    let call = format!("States.Array({})", vec!["$"; 20_000].join(","));
+    let source = Source::parse(&call).expect("a call");
+    assert_eq!(source.eval("x.$", &input, &scope).expect_err("too much").error, "States.DataLimitExceeded");
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+}
+
+#[test]
+fn expressions_have_a_time_limit_everywhere() {
+    let (variables, states) = (BTreeMap::new(), json!({"input": {"t": "a".repeat(60) + "b"}}));
+    for expression in [
+        "$match($states.input.t, /(a+)+$/)",
+        "$join([1..1000000].('x' & $string($)))",
+        "$pad('', 1000000000)",
+        "$sum([1..9999999])",
+        "$shuffle([1..900000])",
+        "$reduce([1..100], function($a, $b){$a & $a}, 'x')",
+        "$formatNumber(1, $pad('', 100000, '0'))",
+        "$replace($pad('', 900000, 'a'), /a*?b/, '')",
+        "$split($pad('', 900000, 'a'), 'a')",
+        "$distinct([1..20000])",
+        "$sort([1..200000], function($l, $r){$l < $r})",
+    ] {
+        let start = std::time::Instant::now();
+        _ = skiff_asl::jsonata::evaluate(expression, &states, &variables);
+        println!("{expression}: {:?}", start.elapsed());
+        assert!(start.elapsed().as_secs() < 10, "{expression}: {:?}", start.elapsed());
+    }
+}
