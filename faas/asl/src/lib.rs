@@ -11,6 +11,7 @@ pub mod choice;
 pub mod convert;
 pub mod data;
 pub mod definition;
+pub mod dice;
 pub mod error;
 pub mod fault;
 pub mod graph;

@@ -42,7 +42,7 @@ pub(super) fn apply(function: Function, arguments: &[Value]) -> Result<Value, St
         (Function::MathRandom, [start, end, seed @ ..]) => random(start, end, seed.first()),
         (Function::MathAdd, [left, right]) => Ok((small(left, "first")? + small(right, "second")?).into()),
         (Function::StringSplit, [value, splitter]) => split(text(value, "first")?, text(splitter, "second")?),
-        (Function::Uuid, []) => Ok(Value::String(uuid::Uuid::new_v4().to_string())),
+        (Function::Uuid, []) => Ok(Value::String(crate::dice::uuid())),
         _ => Err("wrong number of arguments".to_owned()),
     }
 }
@@ -231,7 +231,7 @@ fn random(start: &Value, end: &Value, seed: Option<&Value>) -> Result<Value, Str
         return Err(format!("the first argument must be less than the second, but {start} is not less than {end}"));
     }
     Ok(match seed.map(|seed| whole(seed, "third")).transpose()? {
-        None => rand::rng().random_range(start..end).into(),
+        None => crate::dice::throw(|dice| dice.random_range(start..end)).into(),
         Some(seed) => (start + i64::from(Seeded::new(seed).below(end.abs_diff(start)))).into(),
     })
 }
@@ -285,7 +285,7 @@ impl Seeded {
 #[cfg(feature = "jsonata")]
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "53 bits are exact; seeds saturate")]
 pub(crate) fn fraction(seed: Option<f64>) -> f64 {
-    let Some(seed) = seed else { return rand::rng().random() };
+    let Some(seed) = seed else { return crate::dice::throw(|dice| dice.random()) };
     let mut numbers = Seeded::new(seed as i64);
     let bits = (u64::from(numbers.bits(26)) << 27) + u64::from(numbers.bits(27));
     bits as f64 / (1_u64 << 53) as f64

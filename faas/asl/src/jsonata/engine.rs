@@ -115,7 +115,7 @@ impl Engine {
             let hash = Func::from(|text: String, algorithm: String| {
                 crate::intrinsics::digest(&algorithm, text.as_bytes()).unwrap_or_default()
             });
-            let uuid = Func::from(|| uuid::Uuid::new_v4().to_string());
+            let uuid = Func::from(crate::dice::uuid);
             let random = Func::from(|seed: Option<f64>| crate::intrinsics::fraction(seed));
             let parse = Func::from(|text: String| match crate::check::strict_json(&text) {
                 Ok(value) => format!("={value}"),
