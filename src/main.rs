@@ -15,6 +15,7 @@ mod store;
 mod token;
 mod transfer;
 mod up;
+mod workflows;
 
 use clap::Parser;
 

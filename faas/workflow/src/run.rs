@@ -1,5 +1,6 @@
-//! Wiring: definitions, engine.
+//! Wiring: definitions, engine, controller and triggers, endpoint.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +9,18 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Patch, PatchParams};
 use kube::runtime::{conditions, wait::await_condition};
 use kube::{Api, Client};
+use skiff_faas::gateway::serve::Tls;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::definitions;
+use crate::controller;
+use crate::endpoint::Endpoint;
 use crate::engine::{Engine, NoFaults, Settings};
+use crate::runs::Runs;
 use crate::task::functions::Functions;
+use crate::trigger::Triggers;
 
 /// Time for the definitions to be served.
 const DEFINED: Duration = Duration::from_secs(30);
@@ -26,6 +34,8 @@ const START: (Duration, u32) = (Duration::from_millis(250), 240);
 pub struct Config {
     /// What calls functions.
     pub functions: Arc<dyn Functions>,
+    /// Where the Step Functions API is served, with what. Without it there is none.
+    pub endpoint: Option<(SocketAddr, Tls)>,
 }
 
 /// Installs the custom resources and waits until they are served.
@@ -54,6 +64,15 @@ pub async fn define(client: &Client) -> anyhow::Result<()> {
 /// # Errors
 /// When the API does not answer at the start.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    // A port that is taken is told at once.
+    let door = match &config.endpoint {
+        Some((address, tls)) => {
+            let taken = || format!("cannot listen on {address} for workflows: is the port taken?");
+            let listener = TcpListener::bind(address).await.with_context(taken)?;
+            Some((listener, tls.acceptor().context("certificates of the endpoint of workflows")?))
+        }
+        None => None,
+    };
     let mut tries = 0;
     while let Err(error) = define(&client).await {
         tries += 1;
@@ -67,6 +86,15 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> any
         }
     }
     let settings = Settings { functions: config.functions, faults: Arc::new(NoFaults) };
-    Engine::new(client, settings, stop.child_token()).run().await;
+    let engine = Engine::new(client.clone(), settings, stop.child_token());
+    let runs = Arc::clone(&engine) as Arc<dyn Runs>;
+    let mut tasks = JoinSet::new();
+    let triggers = Arc::new(Triggers::new(client.clone(), Arc::clone(&runs)));
+    tasks.spawn(controller::follow(client.clone(), triggers, stop.clone()));
+    if let Some((listener, tls)) = door {
+        tasks.spawn(Arc::new(Endpoint::new(client, runs)).serve(listener, Some(tls), stop.clone()));
+    }
+    engine.run().await;
+    while tasks.join_next().await.is_some() {}
     Ok(())
 }

@@ -27,6 +27,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use self::begin::definition_text;
 pub use self::faults::{Faults, NoFaults, Point};
 use self::hear::Note;
 use crate::runs::Stored;

@@ -207,7 +207,12 @@ fn single(name: &str, state: Value) -> Value {
 fn what_comes_out() {
     let table: Vec<(&str, Value, Value, Value)> = vec![
         ("pass", json!({"Type": "Pass"}), json!({"a": 1}), json!({"a": 1})),
-        ("pass result", json!({"Type": "Pass", "Result": 7, "ResultPath": "$.r"}), json!({"a": 1}), json!({"a": 1, "r": 7})),
+        (
+            "pass result",
+            json!({"Type": "Pass", "Result": 7, "ResultPath": "$.r"}),
+            json!({"a": 1}),
+            json!({"a": 1, "r": 7}),
+        ),
         ("pass parameters", json!({"Type": "Pass", "Parameters": {"b.$": "$.a"}}), json!({"a": 1}), json!({"b": 1})),
         (
             "pass paths",
@@ -262,7 +267,12 @@ fn what_comes_out() {
             json!({"i": [1, 2, 3]}),
             json!([2, 3, 4]),
         ),
-        ("map of nothing", json!({"Type": "Map", "ItemProcessor": single("A", json!({"Type": "Pass"}))}), json!([]), json!([])),
+        (
+            "map of nothing",
+            json!({"Type": "Map", "ItemProcessor": single("A", json!({"Type": "Pass"}))}),
+            json!([]),
+            json!([]),
+        ),
         (
             "map one at a time",
             json!({"Type": "Map", "MaxConcurrency": 1, "ItemProcessor": single("A", task("add", json!({})))}),
@@ -349,7 +359,10 @@ fn what_comes_out() {
         ),
         (
             "catch of data that is too long",
-            task("long_262143", json!({"Catch": [{"ErrorEquals": ["States.DataLimitExceeded"], "Next": "X", "ResultPath": "$.e"}]})),
+            task(
+                "long_262143",
+                json!({"Catch": [{"ErrorEquals": ["States.DataLimitExceeded"], "Next": "X", "ResultPath": "$.e"}]}),
+            ),
             json!({}),
             json!({"e": {"Error": "States.DataLimitExceeded", "Cause":
                 "the task's output is longer than the maximum number of bytes service limit, which is 262144"}, "went": "x"}),
@@ -376,7 +389,13 @@ fn what_comes_out() {
     ];
     for (name, state, input, output) in table {
         let ran = run(&one(state), &input);
-        assert_eq!((ran.phase, ran.output.as_ref()), (Phase::Succeeded, Some(&output)), "{name}: {:?} {:?}", ran.error, ran.types());
+        assert_eq!(
+            (ran.phase, ran.output.as_ref()),
+            (Phase::Succeeded, Some(&output)),
+            "{name}: {:?} {:?}",
+            ran.error,
+            ran.types()
+        );
     }
 }
 
@@ -390,23 +409,58 @@ fn how_it_fails() {
         ("no choice", choice, json!({"a": 2}), "States.NoChoiceMatched"),
         ("task", task("fail_E", json!({})), json!({}), "E"),
         ("timeout", task("never", json!({"TimeoutSeconds": 1})), json!({}), "States.Timeout"),
-        ("heartbeat", task("never", json!({"TimeoutSeconds": 9, "HeartbeatSeconds": 1})), json!({}), "States.HeartbeatTimeout"),
-        ("missing path", json!({"Type": "Pass", "Parameters": {"a.$": "$.b"}}), json!({}), "States.ParameterPathFailure"),
+        (
+            "heartbeat",
+            task("never", json!({"TimeoutSeconds": 9, "HeartbeatSeconds": 1})),
+            json!({}),
+            "States.HeartbeatTimeout",
+        ),
+        (
+            "missing path",
+            json!({"Type": "Pass", "Parameters": {"a.$": "$.b"}}),
+            json!({}),
+            "States.ParameterPathFailure",
+        ),
         ("missing input path", json!({"Type": "Pass", "InputPath": "$.b"}), json!({}), "States.Runtime"),
         ("result path", task("add", json!({"ResultPath": "$.a.b"})), json!({"a": 1}), "States.ResultPathMatchFailure"),
-        ("runtime is not caught by all", {
-            let mut state = task("add", json!({"InputPath": "$.b"}));
-            state["Catch"] = all.clone();
-            state
-        }, json!({}), "States.Runtime"),
-        ("long data is not caught by all", {
-            let mut state = task("long_262143", json!({}));
-            state["Catch"] = all;
-            state
-        }, json!({}), "States.DataLimitExceeded"),
-        ("intrinsic", json!({"Type": "Pass", "Parameters": {"a.$": "States.StringToJson('{')"}}), json!({}), "States.IntrinsicFailure"),
-        ("map over no list", json!({"Type": "Map", "ItemProcessor": single("A", json!({"Type": "Pass"}))}), json!({}), "States.Runtime"),
-        ("map", json!({"Type": "Map", "ItemProcessor": single("A", task("not_2", json!({})))}), json!([1, 2, 3]), "Item"),
+        (
+            "runtime is not caught by all",
+            {
+                let mut state = task("add", json!({"InputPath": "$.b"}));
+                state["Catch"] = all.clone();
+                state
+            },
+            json!({}),
+            "States.Runtime",
+        ),
+        (
+            "long data is not caught by all",
+            {
+                let mut state = task("long_262143", json!({}));
+                state["Catch"] = all;
+                state
+            },
+            json!({}),
+            "States.DataLimitExceeded",
+        ),
+        (
+            "intrinsic",
+            json!({"Type": "Pass", "Parameters": {"a.$": "States.StringToJson('{')"}}),
+            json!({}),
+            "States.IntrinsicFailure",
+        ),
+        (
+            "map over no list",
+            json!({"Type": "Map", "ItemProcessor": single("A", json!({"Type": "Pass"}))}),
+            json!({}),
+            "States.Runtime",
+        ),
+        (
+            "map",
+            json!({"Type": "Map", "ItemProcessor": single("A", task("not_2", json!({})))}),
+            json!([1, 2, 3]),
+            "Item",
+        ),
         (
             "map that tolerates too little",
             json!({"Type": "Map", "ToleratedFailurePercentage": 30, "ItemProcessor":
@@ -416,7 +470,12 @@ fn how_it_fails() {
             "States.ExceedToleratedFailureThreshold",
         ),
         ("parallel", json!({"Type": "Parallel", "Branches": [single("A", task("fail_E", json!({})))]}), json!({}), "E"),
-        ("no such resource", json!({"Type": "Task", "Resource": "arn:aws:states:::sqs:sendMessage"}), json!({}), "States.Runtime"),
+        (
+            "no such resource",
+            json!({"Type": "Task", "Resource": "arn:aws:states:::sqs:sendMessage"}),
+            json!({}),
+            "States.Runtime",
+        ),
     ];
     for (name, state, input, error) in table {
         let ran = run(&one(state), &input);
@@ -432,7 +491,13 @@ fn time_passes_as_it_is_told() {
         (json!({"Type": "Wait", "Timestamp": "1970-01-12T13:47:40Z"}), 60),
         // 1 + 2 + 4.
         (task("flaky_3", json!({"Retry": [{"ErrorEquals": ["Flaky"]}]})), 7),
-        (task("flaky_3", json!({"Retry": [{"ErrorEquals": ["Flaky"], "IntervalSeconds": 10, "BackoffRate": 3, "MaxDelaySeconds": 30}]})), 70),
+        (
+            task(
+                "flaky_3",
+                json!({"Retry": [{"ErrorEquals": ["Flaky"], "IntervalSeconds": 10, "BackoffRate": 3, "MaxDelaySeconds": 30}]}),
+            ),
+            70,
+        ),
         (task("never", json!({"TimeoutSeconds": 7, "Catch": [{"ErrorEquals": ["States.ALL"], "Next": "X"}]})), 7),
         (
             json!({"Type": "Parallel", "Branches": [
@@ -461,7 +526,8 @@ fn an_endless_loop_ends() {
         "A": {"Type": "Pass", "Next": "B"}, "B": {"Type": "Pass", "Next": "A"}}});
     // The language wants an end somewhere.
     let mut definition = definition;
-    definition["States"]["B"] = json!({"Type": "Choice", "Choices": [{"Variable": "$.never", "IsPresent": true, "Next": "C"}], "Default": "A"});
+    definition["States"]["B"] =
+        json!({"Type": "Choice", "Choices": [{"Variable": "$.never", "IsPresent": true, "Next": "C"}], "Default": "A"});
     definition["States"]["C"] = json!({"Type": "Succeed"});
     let mut walk = Walk::new(machine(&definition, &json!({}), 1000));
     walk.take(What::Start);
@@ -485,10 +551,7 @@ fn variables_live_in_their_scope() {
 
 #[test]
 fn events_are_the_services() {
-    let ran = run(
-        &one(json!({"Type": "Map", "ItemProcessor": single("A", task("add", json!({})))})),
-        &json!([1]),
-    );
+    let ran = run(&one(json!({"Type": "Map", "ItemProcessor": single("A", task("add", json!({})))})), &json!([1]));
     let want = [
         "ExecutionStarted",
         "MapStateEntered",
@@ -553,7 +616,10 @@ fn no_step_is_long_however_much_happens() {
 
 #[test]
 fn answers_count_once_and_late_ones_not_at_all() {
-    let state = task("never", json!({"TimeoutSeconds": 10, "Retry": [{"ErrorEquals": ["States.Timeout"], "IntervalSeconds": 1}]}));
+    let state = task(
+        "never",
+        json!({"TimeoutSeconds": 10, "Retry": [{"ErrorEquals": ["States.Timeout"], "IntervalSeconds": 1}]}),
+    );
     let mut walk = Walk::new(machine(&one(state), &json!({}), 1000));
     walk.take(What::Start);
     let Command::Dispatch(first) = walk.commands.remove(0) else { panic!() };
