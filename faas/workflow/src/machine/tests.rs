@@ -183,7 +183,7 @@ fn one(state: Value) -> Value {
     let mut states = json!({"S": state});
     let text = states.to_string();
     for (name, result) in [("X", "x"), ("Y", "y")] {
-        if text.contains(&format!("\"Next\":\"{name}\"")) {
+        if ["Next", "Default"].iter().any(|k| text.contains(&format!("\"{k}\":\"{name}\""))) {
             states[name] = json!({"Type": "Pass", "Result": result, "ResultPath": "$.went", "End": true});
         }
     }
