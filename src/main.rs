@@ -16,6 +16,7 @@ mod store;
 mod token;
 mod transfer;
 mod up;
+mod workflows;
 
 use clap::Parser;
 

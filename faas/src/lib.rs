@@ -23,4 +23,4 @@ pub mod runtime;
 pub mod scale;
 pub mod trigger;
 
-pub use run::{Config, run, serve};
+pub use run::{Callers, Config, run, serve};
