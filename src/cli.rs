@@ -55,6 +55,8 @@ enum Command {
     Func(skiff_faas::plugin::FuncArgs),
     /// Call a function and print its answer, as `kubectl trigger`.
     Trigger(skiff_faas::plugin::TriggerArgs),
+    /// Workflows, as `kubectl wf`.
+    Wf(skiff_workflow::plugin::WfArgs),
     /// Print the version.
     Version,
     /// Print a completion script.
@@ -385,7 +387,7 @@ struct KubeconfigArgs {
 impl Cli {
     /// Whether it is a command whose messages are kubectl's.
     pub(crate) fn is_for_kubectl(&self) -> bool {
-        matches!(self.command, Command::Func(_) | Command::Trigger(_))
+        matches!(self.command, Command::Func(_) | Command::Trigger(_) | Command::Wf(_))
     }
 
     /// Carries the command out.
@@ -418,6 +420,7 @@ impl Cli {
                 return Ok(());
             }
             Command::Func(a) => return a.clone().run(),
+            Command::Wf(a) => return a.clone().run(),
             Command::Trigger(a) => return a.clone().run(),
             _ => {}
         }
@@ -445,7 +448,7 @@ impl Cli {
                 Command::Backup(a) => crate::transfer::backup(a).await,
                 Command::Restore(a) => crate::transfer::restore(a).await,
                 Command::Kubeconfig(_) | Command::Version | Command::Completion { .. } => Ok(()),
-                Command::Func(_) | Command::Trigger(_) => Ok(()),
+                Command::Func(_) | Command::Trigger(_) | Command::Wf(_) => Ok(()),
             }
         })
     }

@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::path::Path;
 
 /// Names of links, and the command that each stands for.
-const PLUGINS: &[(&str, &str)] = &[("kubectl-cfg", "cfg"), ("kubectl-func", "func"), ("kubectl-trigger", "trigger")];
+const PLUGINS: &[(&str, &str)] =
+    &[("kubectl-cfg", "cfg"), ("kubectl-func", "func"), ("kubectl-trigger", "trigger"), ("kubectl-wf", "wf")];
 
 /// The command line as if the program had been called by its own name.
 pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {

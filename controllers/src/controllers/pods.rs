@@ -29,6 +29,12 @@ pub fn active(pod: &Pod) -> bool {
     !finished(pod) && !deleting(pod)
 }
 
+/// Whether it is being deleted and has not ended yet: it still takes what it asked for.
+#[must_use]
+pub fn terminating(pod: &Pod) -> bool {
+    deleting(pod) && !finished(pod)
+}
+
 /// A condition by type.
 #[must_use]
 pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {

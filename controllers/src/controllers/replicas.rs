@@ -263,9 +263,11 @@ impl<K: Replicated> Controller<K> {
             }
         }
         let status = plan_status(&owner.reported(), owner.meta().generation, &wanted, &mine, failure);
-        if status != owner.reported() {
+        let next = owner.with_status(status);
+        // What the kind has no field for is no news.
+        if next.reported() != owner.reported() {
             let api = family::api::<K>(&self.client, split(key).0);
-            found(api.replace_status(&owner.name_any(), &PostParams::default(), &owner.with_status(status)).await)?;
+            found(api.replace_status(&owner.name_any(), &PostParams::default(), &next).await)?;
         }
         result?;
         Ok(family::next_available(&active, wanted.min_ready))
@@ -320,7 +322,10 @@ fn plan_status(
         fully_labeled_replicas: Some(count(&|p| select::subset(template.as_ref(), &p.metadata.labels))).filter(nonzero),
         ready_replicas: Some(count(&pods::ready)).filter(nonzero),
         available_replicas: Some(count(&|p| pods::available(p, wanted.min_ready))).filter(nonzero),
-        terminating_replicas: old.terminating_replicas,
+        // Since KEP-3973, and also when there are none.
+        terminating_replicas: Some(
+            i32::try_from(pods.iter().filter(|p| pods::terminating(p)).count()).unwrap_or(i32::MAX),
+        ),
         observed_generation: generation,
         conditions: Some(conditions).filter(|c| !c.is_empty()),
     }
@@ -422,10 +427,12 @@ mod tests {
             min_ready: 0,
         };
         let leaving = running("l", true, json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}));
-        let pods = [running("x", true, json!({})), running("y", false, json!({"labels": {}})), leaving];
+        let mut gone = Pod::clone(&leaving);
+        gone.status.as_mut().unwrap().phase = Some("Failed".into());
+        let pods = [running("x", true, json!({})), running("y", false, json!({"labels": {}})), leaving, Arc::new(gone)];
         let s = plan_status(&ReplicaSetStatus::default(), Some(4), &wanted, &pods, Some(("FailedCreate", "no".into())));
         assert_eq!((s.replicas, s.ready_replicas, s.fully_labeled_replicas), (2, Some(1), Some(1)));
-        assert_eq!(s.available_replicas, Some(1));
+        assert_eq!((s.available_replicas, s.terminating_replicas), (Some(1), Some(1)));
         assert_eq!(s.observed_generation, Some(4));
         assert_eq!(s.conditions.as_ref().unwrap()[0].reason.as_deref(), Some("FailedCreate"));
         let healed = plan_status(&s, Some(4), &wanted, &pods, None);

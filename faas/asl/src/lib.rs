@@ -7,10 +7,12 @@
 
 pub mod check;
 pub mod choice;
+pub mod convert;
 pub mod data;
 pub mod definition;
 pub mod error;
 pub mod fault;
+pub mod graph;
 pub mod intrinsics;
 pub mod jsonata;
 pub mod path;

@@ -58,6 +58,22 @@ impl User {
     }
 }
 
+/// What somebody may do with objects of group `skiff.dev`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Right {
+    /// Verb.
+    pub verb: &'static str,
+    /// Plural of the kind.
+    pub resource: &'static str,
+    /// Part of the object.
+    pub subresource: Option<&'static str>,
+}
+
+/// Calling a function.
+const INVOKE: Right = Right { verb: "create", resource: "functions", subresource: Some("invoke") };
+/// Reading what its instances print.
+const LOG: Right = Right { verb: "get", resource: "functions", subresource: Some("log") };
+
 /// Answers with their end. When it is full, what has ended goes; when that does not help, all of it.
 struct Memory<K, V> {
     known: HashMap<K, (V, Instant)>,
@@ -89,8 +105,8 @@ impl<K, V> Default for Memory<K, V> {
 /// What somebody wants to do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Act {
-    /// A verb on a subresource of the function NAMESPACE/NAME.
-    Function(&'static str, &'static str, String),
+    /// Something with the object NAMESPACE/NAME.
+    Object(Right, String),
     /// To read a path of this server.
     Path(&'static str),
 }
@@ -99,7 +115,7 @@ impl Act {
     /// What it is done to, in words.
     fn object(&self) -> &str {
         match self {
-            Self::Function(_, _, key) => key,
+            Self::Object(_, key) => key,
             Self::Path(path) => path,
         }
     }
@@ -114,14 +130,14 @@ impl Act {
             ..SubjectAccessReviewSpec::default()
         };
         match self {
-            Self::Function(verb, subresource, key) => {
+            Self::Object(right, key) => {
                 let (namespace, name) = key.split_once('/').unwrap_or(("", key));
                 spec.resource_attributes = Some(ResourceAttributes {
                     group: Some(GROUP.into()),
                     version: Some("v1".into()),
-                    resource: Some("functions".into()),
-                    subresource: Some((*subresource).into()),
-                    verb: Some((*verb).into()),
+                    resource: Some(right.resource.into()),
+                    subresource: right.subresource.map(Into::into),
+                    verb: Some(right.verb.into()),
                     namespace: Some(namespace.to_owned()),
                     name: Some(name.to_owned()),
                     ..ResourceAttributes::default()
@@ -207,7 +223,7 @@ impl Auth {
     /// # Errors
     /// When not, or when nobody says.
     pub async fn permitted(&self, user: User, namespace: &str, name: &str) -> Result<(), InvokeError> {
-        self.may(user, Act::Function("create", "invoke", format!("{namespace}/{name}"))).await
+        self.require(user, INVOKE, namespace, name).await
     }
 
     /// Whether a user may read what a function's instances print: `get` of `functions/log`.
@@ -215,7 +231,7 @@ impl Auth {
     /// # Errors
     /// When not, or when nobody says.
     pub async fn may_read_logs(&self, user: User, namespace: &str, name: &str) -> Result<(), InvokeError> {
-        self.may(user, Act::Function("get", "log", format!("{namespace}/{name}"))).await
+        self.require(user, LOG, namespace, name).await
     }
 
     /// Whether a user may read the counters: `get` of the path `/metrics`, as of every component.
@@ -223,22 +239,35 @@ impl Auth {
     /// # Errors
     /// When not, or when nobody says.
     pub async fn may_read_metrics(&self, user: User) -> Result<(), InvokeError> {
-        self.may(user, Act::Path("/metrics")).await
+        self.demand(user, Act::Path("/metrics")).await
     }
 
-    async fn may(&self, user: User, act: Act) -> Result<(), InvokeError> {
+    async fn require(&self, user: User, right: Right, namespace: &str, name: &str) -> Result<(), InvokeError> {
+        self.demand(user, Act::Object(right, format!("{namespace}/{name}"))).await
+    }
+
+    async fn demand(&self, user: User, act: Act) -> Result<(), InvokeError> {
+        let refused = InvokeError::Forbidden { user: user.name.clone(), name: act.object().to_owned() };
+        self.permits(user, act).await?.then_some(()).ok_or(refused)
+    }
+
+    /// Whether a user has a right on an object of group `skiff.dev`; an empty name means all of the namespace.
+    ///
+    /// # Errors
+    /// When nobody says.
+    pub async fn may(&self, user: User, right: Right, namespace: &str, name: &str) -> Result<bool, InvokeError> {
+        self.permits(user, Act::Object(right, format!("{namespace}/{name}"))).await
+    }
+
+    async fn permits(&self, user: User, act: Act) -> Result<bool, InvokeError> {
         let key = (user, act);
         let known = self.rights.lock().get(&key);
-        let allowed = match known {
-            Some(allowed) => allowed,
-            None => {
-                let allowed = self.ask(&key.0, &key.1).await?;
-                self.rights.lock().put(key.clone(), allowed, if allowed { YES } else { NO });
-                allowed
-            }
-        };
-        let refused = || InvokeError::Forbidden { user: key.0.name.clone(), name: key.1.object().to_owned() };
-        allowed.then_some(()).ok_or_else(refused)
+        if let Some(allowed) = known {
+            return Ok(allowed);
+        }
+        let allowed = self.ask(&key.0, &key.1).await?;
+        self.rights.lock().put(key, allowed, if allowed { YES } else { NO });
+        Ok(allowed)
     }
 
     async fn ask(&self, user: &User, act: &Act) -> Result<bool, InvokeError> {

@@ -7,9 +7,10 @@ use hyper::body::Incoming;
 use serde_json::json;
 
 use super::call::whole;
+use super::door::Client;
 use super::invoke::InvokeError;
 use super::link::Body;
-use super::serve::{Client, Gateway, gather};
+use super::serve::{Gateway, gather};
 use crate::trigger::Event;
 
 impl Gateway {

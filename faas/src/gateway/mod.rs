@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod call;
+pub mod door;
 mod events;
 pub mod fleet;
 pub mod hub;

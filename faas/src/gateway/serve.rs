@@ -4,9 +4,6 @@
 //! `Prefer: respond-async` hand the call to the queue; `/result/NAMESPACE/ID` asks what became of it. `/logs/NAMESPACE/NAME` is
 //! what processes printed. `/healthz` and `/metrics` are for the cluster's owner. What goes wrong here is said as JSON with the request's id.
 
-use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -16,21 +13,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use rustls::server::WebPkiClientVerifier;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::auth::{Auth, User};
+use super::auth::Auth;
 use super::call::{Caller, Outgoing, REQUEST_ID, nothing, strip, wanted_upgrade, whole};
+pub use super::door::Tls;
+use super::door::{self, Behind, Client};
 use super::hub::{Entry, Hub};
 use super::invoke::{Answer, Broker, Call, InvokeError, Sink};
 use super::link::{Body, BoxError};
@@ -38,12 +30,6 @@ use crate::instance::Class;
 
 /// Clients' connections at a time. Further ones are closed.
 const CONNECTIONS: usize = 16_384;
-/// Time for a client to send a request's head, or to say hello.
-const HEAD: Duration = Duration::from_secs(30);
-/// Time for requests under way when the gateway stops.
-const DRAIN: Duration = Duration::from_secs(8);
-/// Wait after a connection could not be accepted, as when there are no file descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of a call that is queued.
 const QUEUED: usize = 1 << 20;
 /// Time for the body of a call that is queued.
@@ -64,14 +50,6 @@ pub struct Gateway {
     logs: OnceLock<Arc<dyn Class>>,
     pub(super) broker: OnceLock<Arc<dyn Broker>>,
     connections: Arc<Semaphore>,
-}
-
-/// Who asks, and how.
-#[derive(Clone, Debug)]
-pub(super) struct Client {
-    address: IpAddr,
-    secure: bool,
-    pub(super) certificate: Option<Arc<User>>,
 }
 
 /// What a request is about.
@@ -202,7 +180,7 @@ impl Gateway {
         by_path(uri.path(), uri.query())
     }
 
-    async fn answer(&self, request: Request<Incoming>, client: Client) -> Response<Body> {
+    async fn respond(&self, request: Request<Incoming>, client: Client) -> Response<Body> {
         let id = request_id(request.headers());
         let mut response = match self.handle(request, client, &id).await {
             Ok(response) => response,
@@ -329,68 +307,16 @@ impl Gateway {
         Ok(super::logs::answer(class.as_ref(), namespace, name, request.uri().query().unwrap_or_default()))
     }
 
-    async fn converse<I>(self: Arc<Self>, io: I, client: Client, stop: CancellationToken)
-    where
-        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        let service = service_fn(move |request| {
-            let (gateway, client) = (Arc::clone(&self), client.clone());
-            async move { Ok::<_, Infallible>(gateway.answer(request, client).await) }
-        });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).half_close(false);
-        builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD);
-        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
-        // Clients that break off are no news.
-        tokio::select! {
-            _ = connection.as_mut() => {}
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                let _ = tokio::time::timeout(DRAIN, connection).await;
-            }
-        }
-    }
-
     /// Serves HTTP, or HTTPS where there is an acceptor, until `stop`.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: Option<TlsAcceptor>, stop: CancellationToken) {
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, peer)) => self.welcome(stream, peer, tls.clone(), stop.clone()),
-                Err(error) => {
-                    tracing::warn!(%error, "the gateway of functions cannot accept");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+        let connections = Arc::clone(&self.connections);
+        door::serve(self, connections, listener, tls, stop).await;
     }
+}
 
-    fn welcome(
-        self: &Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        tls: Option<TlsAcceptor>,
-        stop: CancellationToken,
-    ) {
-        // Beyond the bound it is closed: a queue would only make everyone wait.
-        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else { return };
-        let _ = stream.set_nodelay(true);
-        let gateway = Arc::clone(self);
-        tokio::spawn(async move {
-            let _permit = permit;
-            let address = peer.ip();
-            let Some(tls) = tls else {
-                let client = Client { address, secure: false, certificate: None };
-                return gateway.converse(stream, client, stop).await;
-            };
-            let Ok(Ok(stream)) = tokio::time::timeout(HEAD, tls.accept(stream)).await else { return };
-            let shown = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
-            let certificate = shown.and_then(|c| User::of_certificate(c)).map(Arc::new);
-            gateway.converse(stream, Client { address, secure: true, certificate }, stop).await;
-        });
+impl Behind for Gateway {
+    async fn answer(&self, request: Request<Incoming>, client: Client) -> Response<Body> {
+        self.respond(request, client).await
     }
 }
 
@@ -423,42 +349,6 @@ fn head(headers: &mut HeaderMap, host: &str, client: &Client, upgrade: Option<&H
     }
     if let Ok(id) = HeaderValue::try_from(id) {
         headers.insert(REQUEST_ID, id);
-    }
-}
-
-/// Certificates of the HTTPS door, PEM.
-#[derive(Clone, Debug)]
-pub struct Tls {
-    /// Our certificate and those it leads to.
-    pub certificate: String,
-    /// Its key.
-    pub key: String,
-    /// The CA of clients' certificates.
-    pub client_ca: String,
-}
-
-impl Tls {
-    /// What accepts connections with them. Client certificates stay optional: tokens come without.
-    ///
-    /// # Errors
-    /// When they cannot be used.
-    pub fn acceptor(&self) -> anyhow::Result<TlsAcceptor> {
-        let mut roots = rustls::RootCertStore::empty();
-        for c in CertificateDer::pem_slice_iter(self.client_ca.as_bytes()) {
-            roots.add(c?)?;
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .allow_unauthenticated()
-            .build()?;
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect::<Result<_, _>>()?;
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes())?;
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, key)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(TlsAcceptor::from(Arc::new(config)))
     }
 }
 

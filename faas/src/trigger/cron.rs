@@ -39,7 +39,7 @@ pub(super) async fn run(of: &Of, spec: &Cron, mut known: TriggerStatus) {
             time: at,
             body: body.clone().into_bytes(),
         });
-        known.message = told.await.err().map(|e| e.to_string());
+        known.message = told.await.err();
         known.last_time = Some(Time(at));
         of.report(&known).await;
     }

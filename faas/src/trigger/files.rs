@@ -136,7 +136,7 @@ async fn tell(of: &Of, path: &Path, change: Change, known: &mut TriggerStatus) {
     let kind = format!("file.{}", change.word());
     let id = uuid::Uuid::new_v4().to_string();
     let told = of.tell(Occasion { id, kind, subject: Some(shown.into_owned()), time: now, body }).await;
-    known.message = told.err().map(|e| e.to_string());
+    known.message = told.err();
     known.last_time = Some(Time(now));
 }
 

@@ -12,8 +12,8 @@ mod cron;
 mod events;
 mod files;
 mod objects;
+mod running;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,15 +23,15 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
-use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::task::AbortHandle;
 
-use crate::api::{Function, Trigger, TriggerStatus};
+use crate::api::{Cron, Function, Trigger, TriggerStatus, Watch};
 use crate::archive::digest;
 use crate::asynchronous::{Queue, plan};
 use crate::gateway::invoke::{Broker, Call, InvokeError};
+
 pub use events::Event;
+pub use running::Running;
 
 /// Longest pause between tries of what fails.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -41,76 +41,55 @@ pub struct Triggers {
     client: Client,
     queue: Arc<Queue>,
     files: Option<PathBuf>,
-    running: Mutex<HashMap<String, Watched>>,
-}
-
-/// The triggers of a function that run.
-struct Watched {
-    uid: String,
-    account: Option<String>,
-    tasks: HashMap<String, (Trigger, AbortHandle)>,
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.tasks.values().for_each(|(_, task)| task.abort());
-    }
+    running: Running<Trigger>,
 }
 
 impl Triggers {
     /// None run yet. `files` is the directory below which triggers may look at files.
     #[must_use]
     pub fn new(client: Client, queue: Arc<Queue>, files: Option<PathBuf>) -> Self {
-        Self { client, queue, files, running: Mutex::default() }
+        Self { client, queue, files, running: Running::default() }
     }
 
     /// A function is as it is now: starts and ends what that means. To be called on every change and at the start; quick, on
     /// the runtime.
     pub fn changed(&self, function: &Function) {
-        let key = key_of(function);
         let uid = function.uid().unwrap_or_default();
-        let wanted = &function.spec.triggers;
-        let mut running = self.running.lock();
-        if wanted.is_empty() || function.metadata.deletion_timestamp.is_some() {
-            running.remove(&key);
-            return;
-        }
-        let account = function.spec.code.service_account_name.clone();
-        let same = running.get(&key).is_some_and(|w| w.uid == uid && w.account == account);
-        if !same {
-            running.insert(key.clone(), Watched { uid: uid.clone(), account: account.clone(), tasks: HashMap::new() });
-        }
-        let Some(watched) = running.get_mut(&key) else { return };
-        watched.tasks.retain(|name, (trigger, task)| {
-            let stays = wanted.iter().any(|w| w.name == *name && w == trigger);
-            if !stays {
-                task.abort();
-            }
-            stays
-        });
+        let account = function.spec.code.service_account_name.clone().unwrap_or_else(|| "default".to_owned());
+        let deleted = function.metadata.deletion_timestamp.is_some();
+        let wanted = if deleted { &[][..] } else { &function.spec.triggers };
         let known = function.status.clone().unwrap_or_default().triggers;
-        for trigger in wanted {
-            if watched.tasks.contains_key(&trigger.name) {
-                continue;
-            }
-            let of = Of {
-                client: self.client.clone(),
-                queue: Arc::clone(&self.queue),
-                namespace: function.namespace().unwrap_or_default(),
-                function: function.name_any(),
-                uid: uid.clone(),
-                account: account.clone().unwrap_or_else(|| "default".to_owned()),
-                trigger: trigger.name.clone(),
-            };
-            let known = known.get(&trigger.name).cloned().unwrap_or_default();
-            let task = tokio::spawn(run(of, trigger.clone(), known, self.files.clone()));
-            watched.tasks.insert(trigger.name.clone(), (trigger.clone(), task.abort_handle()));
-        }
+        let identity = format!("{uid}/{account}");
+        self.running.changed(
+            &key_of(function),
+            &identity,
+            wanted,
+            |t| &t.name,
+            |trigger| {
+                let owner = Calls {
+                    client: self.client.clone(),
+                    queue: Arc::clone(&self.queue),
+                    namespace: function.namespace().unwrap_or_default(),
+                    function: function.name_any(),
+                    uid: uid.clone(),
+                    trigger: trigger.name.clone(),
+                };
+                let of = Of {
+                    client: self.client.clone(),
+                    namespace: owner.namespace.clone(),
+                    account: account.clone(),
+                    about: format!("function {}, trigger {}", function.name_any(), trigger.name),
+                    owner: Box::new(owner),
+                };
+                let known = known.get(&trigger.name).cloned().unwrap_or_default();
+                run(of, trigger.clone(), known, self.files.clone())
+            },
+        );
     }
 
     /// A function is gone.
     pub fn gone(&self, function: &Function) {
-        self.running.lock().remove(&key_of(function));
+        self.running.gone(&key_of(function));
     }
 }
 
@@ -118,11 +97,8 @@ fn key_of(function: &Function) -> String {
     format!("{}/{}", function.namespace().unwrap_or_default(), function.name_any())
 }
 
-async fn run(of: Of, trigger: Trigger, mut known: TriggerStatus, files: Option<PathBuf>) {
-    if known.since.is_none() {
-        known.since = Some(plan::after(Duration::ZERO));
-        of.report(&known).await;
-    }
+async fn run(of: Of, trigger: Trigger, known: TriggerStatus, files: Option<PathBuf>) {
+    let known = of.begin(known).await;
     if let Some(spec) = &trigger.cron {
         cron::run(&of, spec, known).await;
     } else if let Some(spec) = &trigger.watch {
@@ -142,16 +118,12 @@ fn call_name(function: &str, trigger: &str, uid: &str, occasion: &str) -> String
 impl Triggers {
     /// The functions of a namespace whose triggers take an event, with the names of their calls.
     fn takers(&self, namespace: &str, event: &Event) -> Vec<(String, String)> {
-        let running = self.running.lock();
-        let of_namespace = running
-            .iter()
-            .filter_map(|(key, watched)| Some((key.split_once('/').filter(|k| k.0 == namespace)?.1, watched)));
-        let taken = of_namespace.flat_map(|(function, watched)| {
-            let triggers = watched.tasks.values().map(|(trigger, _)| trigger);
-            let fit = triggers.filter(|t| t.event.as_ref().is_some_and(|filter| event.matches(filter)));
-            fit.map(move |t| (function.to_owned(), call_name(function, &t.name, &watched.uid, &event.id())))
-        });
-        taken.collect()
+        self.running.filter_map(|key, identity, trigger| {
+            let (_, function) = key.split_once('/').filter(|(of, _)| *of == namespace)?;
+            trigger.event.as_ref().filter(|filter| event.matches(filter))?;
+            let uid = identity.split('/').next().unwrap_or_default();
+            Some((function.to_owned(), call_name(function, &trigger.name, uid, &event.id())))
+        })
     }
 }
 
@@ -166,49 +138,147 @@ impl Broker for Triggers {
     }
 }
 
-/// A trigger of a function.
-struct Of {
+/// A trigger, with what it needs to wait for its occasions.
+pub struct Of {
+    /// Asks the API.
+    pub client: Client,
+    /// Where the owner is.
+    pub namespace: String,
+    /// ServiceAccount with whose rights objects are watched.
+    pub account: String,
+    /// Which trigger of what, for logs.
+    pub about: String,
+    /// Who is told.
+    pub owner: Box<dyn Owner>,
+}
+
+/// Who is told when a trigger's occasion comes.
+#[async_trait]
+pub trait Owner: Send + Sync {
+    /// Takes an occasion, and comes back when it is stored. The same occasion may be told twice; its id is the same then.
+    async fn tell(&self, occasion: &Occasion) -> Result<(), Untold>;
+
+    /// Writes how far the trigger is. What cannot be written now is written with what comes next.
+    async fn report(&self, status: &TriggerStatus);
+}
+
+/// Why an occasion was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Untold {
+    /// The same may succeed later.
+    #[error("{0}")]
+    Yet(String),
+    /// It can never be.
+    #[error("{0}")]
+    Ever(String),
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub struct Occasion {
+    /// The same for the same occasion, however often it is told.
+    pub id: String,
+    /// What kind: the part behind `dev.skiff.`.
+    pub kind: String,
+    /// About what.
+    pub subject: Option<String>,
+    /// When.
+    pub time: Timestamp,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Of {
+    /// Notes since when the trigger is looked after.
+    pub async fn begin(&self, mut known: TriggerStatus) -> TriggerStatus {
+        if known.since.is_none() {
+            known.since = Some(plan::after(Duration::ZERO));
+            self.owner.report(&known).await;
+        }
+        known
+    }
+
+    /// Tells the occasions of a schedule, for ever.
+    pub async fn by_time(&self, spec: &Cron, known: TriggerStatus) {
+        cron::run(self, spec, known).await;
+    }
+
+    /// Tells changes of objects, for ever.
+    pub async fn by_objects(&self, spec: &Watch, known: TriggerStatus) {
+        objects::run(self, spec, known).await;
+    }
+
+    /// Hands an occasion over, and comes back when it is taken or can never be: then the reason.
+    async fn tell(&self, occasion: Occasion) -> Result<(), String> {
+        let mut tries = 0;
+        loop {
+            match self.owner.tell(&occasion).await {
+                Ok(()) => return Ok(()),
+                Err(Untold::Ever(why)) => return Err(why),
+                Err(Untold::Yet(why)) => {
+                    tries += 1;
+                    tracing::debug!(about = self.about, why, "a trigger waits for its occasion to be taken");
+                    tokio::time::sleep(plan::backoff(Duration::from_millis(500), tries).min(PAUSE_MAX)).await;
+                }
+            }
+        }
+    }
+
+    async fn report(&self, status: &TriggerStatus) {
+        self.owner.report(status).await;
+    }
+
+    /// Says why the trigger does not call.
+    async fn fault(&self, known: &mut TriggerStatus, why: String) {
+        if known.message.as_ref() != Some(&why) {
+            tracing::warn!(namespace = self.namespace, about = self.about, why, "a trigger fails");
+            known.message = Some(why);
+            self.report(known).await;
+        }
+    }
+}
+
+/// The status of a trigger as a merge patch of all fields: a merge keeps what is not named.
+#[must_use]
+pub fn patch_of(trigger: &str, status: &TriggerStatus) -> Value {
+    let mut whole = json!(status);
+    for key in ["lastTime", "message", "resourceVersion"] {
+        if whole.get(key).is_none() {
+            whole[key] = Value::Null;
+        }
+    }
+    json!({"status": {"triggers": {trigger: whole}}})
+}
+
+/// Occasions that are calls of a function.
+struct Calls {
     client: Client,
     queue: Arc<Queue>,
     namespace: String,
     function: String,
     uid: String,
-    account: String,
     trigger: String,
 }
 
-/// Something a function is to be told.
-struct Occasion {
-    /// The same for the same occasion, however often it is told.
-    id: String,
-    /// What kind: the part behind `dev.skiff.`.
-    kind: String,
-    /// About what.
-    subject: Option<String>,
-    /// When.
-    time: Timestamp,
-    /// The body.
-    body: Vec<u8>,
-}
-
-impl Of {
-    /// Hands an occasion to the queue, and comes back when it is stored there, or can never be: then the reason.
-    async fn tell(&self, occasion: Occasion) -> Result<(), InvokeError> {
+#[async_trait]
+impl Owner for Calls {
+    async fn tell(&self, occasion: &Occasion) -> Result<(), Untold> {
         let name = call_name(&self.function, &self.trigger, &self.uid, &occasion.id);
-        let call = self.call(occasion);
-        let mut tries = 0;
-        loop {
-            match self.queue.accept_as(&name, &call).await {
-                Err(e) if e.may_pass() => {
-                    tries += 1;
-                    tracing::debug!(call = name, error = &e as &dyn std::error::Error, "a trigger waits for the queue");
-                    tokio::time::sleep(plan::backoff(Duration::from_millis(500), tries).min(PAUSE_MAX)).await;
-                }
-                done => return done,
-            }
-        }
+        let told = self.queue.accept_as(&name, &self.call(occasion.clone())).await;
+        told.map_err(|e| if e.may_pass() { Untold::Yet(e.to_string()) } else { Untold::Ever(e.to_string()) })
     }
 
+    async fn report(&self, status: &TriggerStatus) {
+        let api: Api<Function> = Api::namespaced(self.client.clone(), &self.namespace);
+        let patch = Patch::Merge(patch_of(&self.trigger, status));
+        if let Err(e) = api.patch_status(&self.function, &PatchParams::default(), &patch).await {
+            let e: &dyn std::error::Error = &e;
+            tracing::debug!(function = self.function, trigger = self.trigger, error = e, "a trigger's status waits");
+        }
+    }
+}
+
+impl Calls {
     fn call(&self, occasion: Occasion) -> Call {
         let source = format!("/functions/{}/{}/triggers/{}", self.namespace, self.function, self.trigger);
         let time = occasion.time.to_string();
@@ -230,38 +300,5 @@ impl Of {
             }
         }
         call
-    }
-
-    /// Writes how far the trigger is. What cannot be written now is written with what comes next.
-    async fn report(&self, status: &TriggerStatus) {
-        let mut whole = json!(status);
-        // A merge keeps what is not named.
-        for key in ["lastTime", "message", "resourceVersion"] {
-            if whole.get(key).is_none() {
-                whole[key] = Value::Null;
-            }
-        }
-        let patch = json!({"status": {"triggers": {self.trigger.as_str(): whole}}});
-        let api: Api<Function> = Api::namespaced(self.client.clone(), &self.namespace);
-        let written = api.patch_status(&self.function, &PatchParams::default(), &Patch::Merge(patch)).await;
-        if let Err(e) = written {
-            let e: &dyn std::error::Error = &e;
-            tracing::debug!(function = self.function, trigger = self.trigger, error = e, "a trigger's status waits");
-        }
-    }
-
-    /// Says why the trigger does not call.
-    async fn fault(&self, known: &mut TriggerStatus, why: String) {
-        if known.message.as_ref() != Some(&why) {
-            tracing::warn!(
-                namespace = self.namespace,
-                function = self.function,
-                trigger = self.trigger,
-                why,
-                "a trigger fails"
-            );
-            known.message = Some(why);
-            self.report(known).await;
-        }
     }
 }

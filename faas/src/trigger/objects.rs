@@ -28,6 +28,12 @@ const PAGE: u32 = 100;
 /// Seconds that a watch lasts.
 const LASTS: u32 = 290;
 
+/// Kinds that calls and runs make themselves: watching them would never end.
+const MADE: [&str; 6] =
+    ["FunctionCall", "FunctionInstance", "WorkflowRun", "WorkflowHistory", "WorkflowPayload", "WorkflowSignal"];
+/// Room for what the owner adds to a body.
+const ROOM: usize = 1024;
+
 /// Why a watch ended.
 #[derive(Debug, thiserror::Error)]
 enum Fault {
@@ -192,8 +198,8 @@ impl Follower<'_> {
         let version: GroupVersion =
             spec.api_version.parse().map_err(|_| Fault::Spec(format!("{:?} is no apiVersion", spec.api_version)))?;
         let kind = version.with_kind(&spec.kind);
-        if kind.group == crate::api::GROUP && matches!(kind.kind.as_str(), "FunctionCall" | "FunctionInstance") {
-            return Err(Fault::Spec(format!("{} is what each call makes: it cannot be watched", spec.kind)));
+        if kind.group == crate::api::GROUP && MADE.contains(&kind.kind.as_str()) {
+            return Err(Fault::Spec(format!("{} is what each call or run makes: it cannot be watched", spec.kind)));
         }
         let found = discovery::oneshot::pinned_kind(&self.client, &kind).await;
         let (resource, capabilities) = found.map_err(|e| match e {
@@ -222,7 +228,7 @@ impl Follower<'_> {
             let now = Timestamp::now();
             let kind_of = format!("object.{}", kind.to_lowercase());
             let occasion = Occasion { id, kind: kind_of, subject: Some(subject), time: now, body: body(kind, &object) };
-            self.known.message = self.of.tell(occasion).await.err().map(|e| e.to_string());
+            self.known.message = self.of.tell(occasion).await.err();
             self.known.last_time = Some(Time(now));
         }
         self.known.resource_version = version;
@@ -241,7 +247,7 @@ impl Follower<'_> {
 /// The event as watches have it. Of an object that is too large for a call only the metadata.
 fn body(kind: &str, object: &DynamicObject) -> Vec<u8> {
     let whole = json!({"type": kind, "object": object}).to_string();
-    if whole.len() <= record::BODY_MAX {
+    if whole.len() <= record::BODY_MAX - ROOM {
         return whole.into_bytes();
     }
     let types = object.types.clone().unwrap_or_default();

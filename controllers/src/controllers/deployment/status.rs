@@ -77,7 +77,8 @@ pub fn count(d: &Deployment, all: &[Arc<ReplicaSet>], new: Option<&Arc<ReplicaSe
         ready_replicas: nonzero(sum(all, set_ready)),
         available_replicas: nonzero(available),
         unavailable_replicas: nonzero((sum(all, set_replicas) - available).max(0)),
-        terminating_replicas: old.terminating_replicas,
+        // Unknown as long as one of the sets does not say.
+        terminating_replicas: all.iter().map(|rs| rs.status.as_ref()?.terminating_replicas).sum(),
         collision_count: old.collision_count,
         conditions: old.conditions,
     };
@@ -208,6 +209,19 @@ mod tests {
         let v = json!({"metadata": {"name": "d-1"}, "spec": {"replicas": 2, "selector": {}},
             "status": {"replicas": 2, "availableReplicas": available, "readyReplicas": available}});
         Arc::new(serde_json::from_value(v).unwrap())
+    }
+
+    #[test]
+    fn those_that_terminate_are_counted_once_all_sets_say() {
+        let with = |n: Option<i32>| {
+            let mut rs = ReplicaSet::clone(&set_with(1));
+            rs.status.as_mut().unwrap().terminating_replicas = n;
+            Arc::new(rs)
+        };
+        let total = |sets: &[Arc<ReplicaSet>]| count(&deployment(json!({})), sets, None).terminating_replicas;
+        assert_eq!(total(&[with(Some(2)), with(Some(0)), with(Some(1))]), Some(3));
+        assert_eq!(total(&[with(Some(2)), with(None)]), None);
+        assert_eq!(total(&[]), Some(0));
     }
 
     fn reasons(s: &DeploymentStatus) -> Vec<(&str, &str)> {

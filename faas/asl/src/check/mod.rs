@@ -59,6 +59,11 @@ pub fn text(text: &str) -> (Option<Definition>, Vec<Fault>) {
     }
 }
 
+/// JSON or YAML text as a value; a key that occurs twice has its last value.
+pub(crate) fn value_of(text: &str) -> Result<Value, String> {
+    read::value(text).map(|(value, _)| value)
+}
+
 /// What is known while a definition is read.
 #[derive(Debug, Default)]
 struct Check {

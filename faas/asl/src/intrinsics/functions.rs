@@ -231,11 +231,25 @@ fn random(start: &Value, end: &Value, seed: Option<&Value>) -> Result<Value, Str
 }
 
 /// One number that depends on the seed only, also in later versions (SplitMix64's finaliser).
-pub(crate) fn seeded(seed: i64) -> u64 {
+fn seeded(seed: i64) -> u64 {
     let mut z = seed.cast_unsigned().wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+/// A number from 0 up to 1, the same one for the same seed.
+#[cfg(feature = "jsonata")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "53 bits are exact; a seed is a number"
+)]
+pub(crate) fn fraction(seed: Option<f64>) -> f64 {
+    seed.map_or_else(
+        || rand::rng().random::<f64>(),
+        |seed| (seeded(seed.to_bits().cast_signed()) >> 11) as f64 / (1_u64 << 53) as f64,
+    )
 }
 
 /// Each character of the splitter divides; nothing empty comes out.

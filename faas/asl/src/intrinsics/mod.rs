@@ -11,6 +11,8 @@ use serde_json::Value;
 use crate::error::{self, ExecutionError};
 use crate::path::{Cursor, Path};
 use crate::scope::Scope;
+#[cfg(feature = "jsonata")]
+pub(crate) use functions::{digest, fraction};
 
 /// Calls within calls, the outermost counted.
 pub const MAX_NESTING: usize = 10;

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::error::{self, ExecutionError};
 use crate::scope::Scope;
+pub(crate) use eval::number;
 pub(crate) use filter::order;
 pub(crate) use parse::Cursor;
 

@@ -1,0 +1,137 @@
+//! The interpreter of a thread.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Instant;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rquickjs::context::intrinsic::{Date, Eval, Json, MapSet, Promise as Promises, RegExp, RegExpCompiler};
+use rquickjs::function::Func;
+use rquickjs::{Context, Function, Object, Persistent, Promise, Runtime};
+
+use super::{Answer, MEMORY_LIMIT, TIME_LIMIT};
+
+const LIBRARY: &str = include_str!("jsonata.min.js");
+const GLUE: &str = include_str!("glue.js");
+/// Stack of the interpreter: well below that of the program's threads.
+const STACK: usize = 512 * 1024;
+
+thread_local! {
+    static ENGINE: RefCell<Option<Engine>> = const { RefCell::new(None) };
+}
+
+pub(super) fn check(expression: &str) -> Answer {
+    with_engine(|engine| engine.check(expression))
+}
+
+pub(super) fn evaluate(expression: &str, states: &str, variables: &str) -> Answer {
+    with_engine(|engine| engine.evaluate(expression, states, variables))
+}
+
+fn with_engine(work: impl FnOnce(&Engine) -> rquickjs::Result<String>) -> Answer {
+    ENGINE.with_borrow_mut(|slot| {
+        let engine = match slot.take().map_or_else(Engine::new, Ok) {
+            Ok(engine) => engine,
+            Err(e) => return Answer::Failure(format!("the engine does not start: {e}")),
+        };
+        engine.deadline.set(Some(Instant::now() + TIME_LIMIT));
+        let answer = work(&engine);
+        let late = engine.deadline.take().is_none_or(|deadline| Instant::now() > deadline);
+        match answer {
+            Ok(text) => {
+                let answer = match (text.get(..1), text.get(1..)) {
+                    (Some("="), Some(json)) => Answer::Json(json.to_owned()),
+                    (Some("!"), Some(why)) => Answer::Failure(why.to_owned()),
+                    _ => Answer::Nothing,
+                };
+                // What an expression caught of the engine's own limits is not to be trusted any further.
+                if !late {
+                    *slot = Some(engine);
+                } else if !matches!(answer, Answer::Json(_)) {
+                    return Answer::Failure(too_long());
+                }
+                answer
+            }
+            Err(_) if late => Answer::Failure(too_long()),
+            Err(e) => {
+                Answer::Failure(format!("it needs more memory or stack than it may have, or the engine failed: {e}"))
+            }
+        }
+    })
+}
+
+fn too_long() -> String {
+    format!("it took longer than {} seconds", TIME_LIMIT.as_secs())
+}
+
+/// A browser's `btoa`, which the library needs: characters up to 255 are bytes.
+fn to_base64(text: String) -> rquickjs::Result<String> {
+    let bytes: Result<Vec<u8>, _> = text.chars().map(u8::try_from).collect();
+    let bytes = bytes.map_err(|_| {
+        rquickjs::Error::new_from_js_message("string", "bytes", "$base64encode takes characters up to U+00FF only")
+    })?;
+    Ok(STANDARD.encode(bytes))
+}
+
+/// A browser's `atob`.
+fn from_base64(text: String) -> rquickjs::Result<String> {
+    let bytes = STANDARD
+        .decode(text.trim())
+        .map_err(|e| rquickjs::Error::new_from_js_message("string", "bytes", format!("the text is not Base64: {e}")))?;
+    Ok(bytes.into_iter().map(char::from).collect())
+}
+
+/// Fields are dropped in this order: what lives in the interpreter goes before it.
+struct Engine {
+    check: Persistent<Function<'static>>,
+    evaluate: Persistent<Function<'static>>,
+    context: Context,
+    deadline: Rc<Cell<Option<Instant>>>,
+    _runtime: Runtime,
+}
+
+impl Engine {
+    fn new() -> rquickjs::Result<Self> {
+        let runtime = Runtime::new()?;
+        runtime.set_memory_limit(MEMORY_LIMIT);
+        runtime.set_max_stack_size(STACK);
+        let deadline = Rc::new(Cell::new(None::<Instant>));
+        let watched = Rc::clone(&deadline);
+        runtime.set_interrupt_handler(Some(Box::new(move || {
+            watched.get().is_some_and(|deadline| Instant::now() > deadline)
+        })));
+        let context = Context::custom::<(Eval, Date, RegExp, RegExpCompiler, Json, MapSet, Promises)>(&runtime)?;
+        let (check, evaluate) = context.with(|ctx| {
+            // The library puts itself into `window` where there is no module system.
+            let globals = ctx.globals();
+            globals.set("window", globals.clone())?;
+            globals.set("btoa", Func::from(to_base64))?;
+            globals.set("atob", Func::from(from_base64))?;
+            ctx.eval::<(), _>(LIBRARY)?;
+            let glue: Function<'_> = ctx.eval(GLUE)?;
+            let library: Function<'_> = globals.get("jsonata")?;
+            let hash = Func::from(|text: String, algorithm: String| {
+                crate::intrinsics::digest(&algorithm, text.as_bytes()).unwrap_or_default()
+            });
+            let uuid = Func::from(|| uuid::Uuid::new_v4().to_string());
+            let random = Func::from(|seed: Option<f64>| crate::intrinsics::fraction(seed));
+            let api: Object<'_> = glue.call((library, hash, uuid, random))?;
+            let check: Function<'_> = api.get("check")?;
+            let evaluate: Function<'_> = api.get("evaluate")?;
+            rquickjs::Result::Ok((Persistent::save(&ctx, check), Persistent::save(&ctx, evaluate)))
+        })?;
+        Ok(Self { check, evaluate, context, deadline, _runtime: runtime })
+    }
+
+    fn check(&self, expression: &str) -> rquickjs::Result<String> {
+        self.context.with(|ctx| self.check.clone().restore(&ctx)?.call((expression,)))
+    }
+
+    fn evaluate(&self, expression: &str, states: &str, variables: &str) -> rquickjs::Result<String> {
+        self.context.with(|ctx| {
+            let promise: Promise<'_> = self.evaluate.clone().restore(&ctx)?.call((expression, states, variables))?;
+            promise.finish()
+        })
+    }
+}

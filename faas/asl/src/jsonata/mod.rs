@@ -1,0 +1,103 @@
+//! JSONata expressions, by the language's own implementation inside an interpreter of JavaScript.
+//!
+//! `jsonata.min.js` is the file of that name of the npm package `jsonata` 2.2.2 (MIT, see `jsonata.LICENSE`), as it is
+//! published: it defines the language, and definitions written for the service count on all of it; the ports to Rust
+//! are incomplete or young. The interpreter has no access to anything but the texts that go in: no files, no network,
+//! no modules; and expressions have no access to the interpreter, for the library reads own properties of data only.
+//!
+//! The service's rules: `$states` and the variables are bound, `$` is nothing, `$eval` is refused, and `$partition`,
+//! `$range`, `$hash`, `$random`, `$uuid` and `$parse` are added. An evaluation may take [`TIME_LIMIT`] and
+//! [`MEMORY_LIMIT`] bytes. A thread that evaluates expressions keeps its interpreter (about 3 MiB); a failure that is
+//! not the expression's own (time, memory) throws it away.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::error::{self, ExecutionError};
+
+#[cfg(feature = "jsonata")]
+mod engine;
+
+/// Whether this build has an engine for expressions.
+pub const SUPPORTED: bool = cfg!(feature = "jsonata");
+/// How long an evaluation may take.
+pub const TIME_LIMIT: Duration = Duration::from_secs(2);
+/// How much memory the interpreter of a thread may have.
+pub const MEMORY_LIMIT: usize = 64 * 1024 * 1024;
+
+/// The expression in a string that is wrapped in `{%` and `%}`; nothing for a literal.
+///
+/// # Errors
+/// A string with one of the two only.
+pub fn unwrap(text: &str) -> Result<Option<&str>, String> {
+    match (text.starts_with("{%"), text.ends_with("%}")) {
+        (true, true) if text.len() >= 4 => Ok(Some(text[2..text.len() - 2].trim())),
+        (false, false) => Ok(None),
+        _ => Err(format!("The JSONata expression '{text}' must begin with '{{%' and end with '%}}'")),
+    }
+}
+
+/// What an engine says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(not(feature = "jsonata"), allow(dead_code, reason = "without an engine there are failures only"))]
+enum Answer {
+    Json(String),
+    Nothing,
+    Failure(String),
+}
+
+/// Whether the expression can be read.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub fn check(expression: &str) -> Result<(), String> {
+    if expression.is_empty() {
+        return Err("The JSONata expression is empty".to_owned());
+    }
+    match engine::check(expression) {
+        Answer::Failure(why) => Err(format!("The JSONata expression '{expression}' is not valid: {why}")),
+        Answer::Json(_) | Answer::Nothing => Ok(()),
+    }
+}
+
+/// The value of an expression, `states` being `$states`.
+///
+/// # Errors
+/// States.QueryEvaluationError where it fails, takes too long, or has no value.
+pub fn evaluate(
+    expression: &str,
+    states: &Value,
+    variables: &BTreeMap<String, Value>,
+) -> Result<Value, ExecutionError> {
+    let fail = |why: String| {
+        let cause = format!("The JSONata expression '{expression}' {why}");
+        Err(ExecutionError::new(error::QUERY_EVALUATION_ERROR, cause))
+    };
+    let variables = serde_json::to_string(variables).unwrap_or_else(|_| "{}".to_owned());
+    match engine::evaluate(expression, &states.to_string(), &variables) {
+        Answer::Json(json) => match serde_json::from_str(&json) {
+            Ok(value) => Ok(value),
+            Err(e) => fail(format!("gives no JSON: {e}")),
+        },
+        Answer::Nothing => fail("returned nothing (undefined).".to_owned()),
+        Answer::Failure(why) => fail(format!("threw an error during evaluation. {why}")),
+    }
+}
+
+/// Without an engine nothing can be read, so that no definition with expressions is ever accepted.
+#[cfg(not(feature = "jsonata"))]
+mod engine {
+    use super::Answer;
+
+    const MISSING: &str = "this build has no engine for JSONata";
+
+    pub(super) fn check(_: &str) -> Answer {
+        Answer::Failure(MISSING.to_owned())
+    }
+
+    pub(super) fn evaluate(_: &str, _: &str, _: &str) -> Answer {
+        Answer::Failure(MISSING.to_owned())
+    }
+}

@@ -1,0 +1,303 @@
+//! `lint`, `validate`, `convert`: definitions in files, and what they lack.
+//!
+//! A file is a definition in the States Language, as JSON or YAML, or manifests of Workflows and WorkflowRuns among others.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use skiff_asl::{Definition, Fault, Severity, check, convert as forms};
+use skiff_faas::api::Function;
+use skiff_plugin::Session;
+
+use super::data;
+use super::run::bare;
+use crate::api::{Workflow, WorkflowActivity};
+
+/// `lint`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct LintArgs {
+    /// Files; `-` is standard input.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Warnings are faults too.
+    #[arg(long)]
+    strict: bool,
+}
+
+/// `validate`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ValidateArgs {
+    /// Workflows of the cluster. Default: all of the namespace.
+    workflows: Vec<String>,
+    /// A file instead; `-` is standard input.
+    #[arg(short, long, conflicts_with = "workflows")]
+    file: Option<PathBuf>,
+}
+
+/// `convert`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ConvertArgs {
+    /// The predecessor's workflow; `-` is standard input.
+    file: PathBuf,
+    /// Form of the output.
+    #[arg(short, long, default_value = "yaml")]
+    output: Form,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Yaml,
+    Json,
+}
+
+/// A definition of a file.
+pub(super) struct Found {
+    /// Which, for people: the file, and the object where there is one.
+    pub(super) place: String,
+    /// It, where it has no errors.
+    pub(super) definition: Option<Definition>,
+    pub(super) faults: Vec<Fault>,
+}
+
+/// The definitions of a text.
+pub(super) fn definitions(place: &str, text: &str) -> anyhow::Result<Vec<Found>> {
+    let of = |place: String, (definition, faults)| Found { place, definition, faults };
+    let documents: Vec<Value> = match serde_saphyr::from_multiple(text) {
+        Ok(documents) => documents,
+        // The language says what is wrong with its text.
+        Err(_) => return Ok(vec![of(place.to_owned(), check::text(text))]),
+    };
+    let is_object = |d: &Value| d.get("apiVersion").is_some() && d.get("kind").is_some();
+    if !documents.iter().any(is_object) {
+        return Ok(vec![of(place.to_owned(), check::text(text))]);
+    }
+    let mut found = vec![];
+    for document in &documents {
+        let kind = document["kind"].as_str().unwrap_or_default();
+        let definition = &document["spec"]["definition"];
+        let ours = document["apiVersion"] == "skiff.dev/v1" && matches!(kind, "Workflow" | "WorkflowRun");
+        if !ours || (kind == "WorkflowRun" && definition.is_null()) {
+            continue;
+        }
+        let name = document["metadata"]["name"].as_str().unwrap_or_default();
+        found.push(of(format!("{place}: {kind}/{name}"), checked(definition)));
+    }
+    if found.is_empty() {
+        if forms::text(text).is_ok() {
+            bail!("{place} is a predecessor's workflow: kubectl wf convert {place}");
+        }
+        bail!("there is no Workflow in {place}");
+    }
+    Ok(found)
+}
+
+/// A definition of an object, with its faults.
+pub(super) fn checked(definition: &Value) -> (Option<Definition>, Vec<Fault>) {
+    match definition {
+        Value::String(text) => check::text(text),
+        other => check::definition(other),
+    }
+}
+
+fn told(fault: &Fault) -> String {
+    let word = if fault.severity == Severity::Error { "error" } else { "warning" };
+    format!("{word}: {fault}")
+}
+
+pub(super) fn lint(args: &LintArgs) -> anyhow::Result<()> {
+    let mut bad = 0;
+    for file in &args.files {
+        let place = file.display().to_string();
+        let text = data(None, Some(file))?.unwrap_or_default();
+        for found in definitions(&place, &text)? {
+            let counts = |f: &&Fault| args.strict || f.severity == Severity::Error;
+            bad += found.faults.iter().filter(counts).count();
+            for fault in &found.faults {
+                println!("{}: {}", found.place, told(fault));
+            }
+            if found.faults.is_empty() {
+                println!("{}: ok", found.place);
+            }
+        }
+    }
+    match bad {
+        0 => Ok(()),
+        1 => bail!("1 fault"),
+        n => bail!("{n} faults"),
+    }
+}
+
+pub(super) async fn validate(session: &Session, args: ValidateArgs) -> anyhow::Result<()> {
+    let found = match &args.file {
+        Some(file) => {
+            let text = data(None, Some(file))?.unwrap_or_default();
+            definitions(&file.display().to_string(), &text)?
+        }
+        None => {
+            let api = session.api::<Workflow>();
+            let mut all = vec![];
+            for name in &args.workflows {
+                all.push(api.get(bare(name)).await?);
+            }
+            if args.workflows.is_empty() {
+                all = api.list(&kube::api::ListParams::default()).await?.items;
+            }
+            let of = |w: Workflow| {
+                let (definition, faults) = checked(&w.spec.definition);
+                Found { place: format!("workflow/{}", w.metadata.name.unwrap_or_default()), definition, faults }
+            };
+            all.into_iter().map(of).collect()
+        }
+    };
+    let mut bad = 0;
+    for mut found in found {
+        if let Some(definition) = &found.definition {
+            found.faults.extend(missing(session, definition).await?);
+        }
+        bad += found.faults.iter().filter(|f| f.severity == Severity::Error).count();
+        for fault in &found.faults {
+            println!("{}: {}", found.place, told(fault));
+        }
+        if found.faults.is_empty() {
+            println!("{}: ok", found.place);
+        }
+    }
+    if bad > 0 {
+        bail!("{bad} faults");
+    }
+    Ok(())
+}
+
+/// What a definition calls that the namespace has not.
+async fn missing(session: &Session, definition: &Definition) -> anyhow::Result<Vec<Fault>> {
+    let mut faults = vec![];
+    for (path, kind, name) in needs(definition) {
+        let there = match kind {
+            "function" => session.api::<Function>().get_opt(&name).await?.is_some(),
+            "workflow" => session.api::<Workflow>().get_opt(&name).await?.is_some(),
+            _ => session.api::<WorkflowActivity>().get_opt(&name).await?.is_some(),
+        };
+        if !there {
+            faults.push(Fault::warning(
+                "MISSING_RESOURCE",
+                path,
+                format!("there is no {kind} {name} in {}", session.namespace),
+            ));
+        }
+    }
+    Ok(faults)
+}
+
+/// Functions, workflows and activities that a definition names, with their places.
+fn needs(definition: &Definition) -> Vec<(String, &'static str, String)> {
+    let mut needs = vec![];
+    for (path, resource) in definition.resources() {
+        let at = |pointer: &str| definition.raw.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+        let state = path.trim_end_matches("/Resource");
+        let parameter = |name: &str| {
+            ["Parameters", "Arguments"].iter().find_map(|p| {
+                let pointer = format!("{state}/{p}/{name}");
+                at(&pointer).filter(|v| !v.starts_with("{%")).map(|v| (pointer, v))
+            })
+        };
+        let parts: Vec<&str> = resource.splitn(8, ':').collect();
+        let last = |name: &str| name.rsplit(':').next().unwrap_or_default().to_owned();
+        match parts[..] {
+            ["skiff", "function", name] => needs.push((path, "function", name.to_owned())),
+            ["skiff", "workflow", name] => needs.push((path, "workflow", name.to_owned())),
+            ["arn", _, "lambda", _, _, "function", name, ..] => needs.push((path, "function", name.to_owned())),
+            ["arn", _, "states", _, _, "activity", name] => {
+                needs.push((path, "activity", crate::endpoint::arn::object_name(name)));
+            }
+            ["arn", _, "states", _, _, "lambda", ..] => {
+                if let Some((pointer, name)) = parameter("FunctionName") {
+                    let parts: Vec<&str> = name.split(':').collect();
+                    let name =
+                        if let ["arn", _, "lambda", _, _, "function", name, ..] = parts[..] { name } else { parts[0] };
+                    needs.push((pointer, "function", name.to_owned()));
+                }
+            }
+            ["arn", _, "states", _, _, "states", ..] => {
+                if let Some((pointer, name)) = parameter("StateMachineArn") {
+                    needs.push((pointer, "workflow", crate::endpoint::arn::object_name(&last(&name))));
+                }
+            }
+            _ => {}
+        }
+    }
+    needs
+}
+
+pub(super) fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
+    let text = data(None, Some(&args.file))?.unwrap_or_default();
+    let converted = forms::text(&text).map_err(|why| anyhow::anyhow!("{}: {}", args.file.display(), why.join("; ")))?;
+    for note in &converted.notes {
+        eprintln!("note: {note}");
+    }
+    match args.output {
+        Form::Json => println!("{}", serde_json::to_string_pretty(&converted.workflow)?),
+        Form::Yaml => print!("{}", serde_saphyr::to_string(&converted.workflow).context("cannot write YAML")?),
+    }
+    if let Some(input) = &converted.input {
+        let name = converted.workflow["metadata"]["name"].as_str().unwrap_or_default();
+        eprintln!("note: it ran with this input: kubectl wf run {name} -d '{}'", json!(input));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str =
+        r#"{"StartAt": "A", "States": {"A": {"Type": "Task", "Resource": "skiff:function:f", "End": true}}}"#;
+
+    #[test]
+    fn definitions_are_found_in_files() {
+        let places = |text: &str| -> Vec<(String, bool)> {
+            let found = definitions("f", text).unwrap();
+            found.into_iter().map(|f| (f.place, f.definition.is_some())).collect()
+        };
+        assert_eq!(places(GOOD), [("f".to_owned(), true)]);
+        assert_eq!(places("StartAt: A\nStates: {}\n"), [("f".to_owned(), false)]);
+        let manifests = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c}}\n---\napiVersion: skiff.dev/v1\nkind: Workflow\nmetadata: {{name: w}}\n\
+             spec:\n  definition: {GOOD}\n---\napiVersion: skiff.dev/v1\nkind: Workflow\nmetadata: {{name: x}}\nspec: {{definition: '{{'}}\n"
+        );
+        assert_eq!(places(&manifests), [("f: Workflow/w".to_owned(), true), ("f: Workflow/x".to_owned(), false)]);
+        assert!(definitions("f", "apiVersion: v1\nkind: ConfigMap\n").is_err());
+    }
+
+    #[test]
+    fn what_is_called_is_known() {
+        let state = |resource: &str, parameters: Value| {
+            let whole = json!({"StartAt": "A/B", "States": {"A/B": {"Type": "Task", "Resource": resource, "End": true, "Parameters": parameters}}});
+            needs(&Definition::parse(&whole).unwrap())
+        };
+        for (resource, parameters, kind, name) in [
+            ("skiff:function:f", json!({}), "function", "f"),
+            ("arn:aws:lambda:r:1:function:f:3", json!({}), "function", "f"),
+            ("arn:aws:states:::lambda:invoke", json!({"FunctionName": "f"}), "function", "f"),
+            (
+                "arn:aws:states:::lambda:invoke.waitForTaskToken",
+                json!({"FunctionName": "arn:aws:lambda:r:1:function:f", "Payload": {"t.$": "$$.Task.Token"}}),
+                "function",
+                "f",
+            ),
+            (
+                "arn:aws:states:::states:startExecution",
+                json!({"StateMachineArn": "arn:aws:states:r:1:stateMachine:w"}),
+                "workflow",
+                "w",
+            ),
+            ("arn:aws:states:r:1:activity:a", json!({}), "activity", "a"),
+        ] {
+            let found = state(resource, parameters);
+            assert_eq!((found[0].1, found[0].2.as_str()), (kind, name), "{resource}");
+            assert!(found[0].0.starts_with("/States/A~1B/"), "{}", found[0].0);
+        }
+        assert!(state("arn:aws:states:::lambda:invoke", json!({"FunctionName.$": "$.f"})).is_empty());
+    }
+}
