@@ -15,6 +15,7 @@ pub mod driver;
 pub mod link;
 mod run;
 pub mod script;
+pub mod serve;
 pub mod stage;
 pub mod state;
 pub mod store;

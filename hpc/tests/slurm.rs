@@ -34,11 +34,17 @@ async fn room() -> Room {
     let mut objects: Vec<Value> = manifest.split("\n---\n").map(|d| serde_saphyr::from_str(d).unwrap()).collect();
     let mut cluster = objects.pop().unwrap();
     // Other tests may run beside this one.
-    let work = format!("{}/test-{}-{}", cluster["spec"]["workDirectory"].as_str().unwrap(), std::process::id(), rand::random::<u32>());
+    let work = format!(
+        "{}/test-{}-{}",
+        cluster["spec"]["workDirectory"].as_str().unwrap(),
+        std::process::id(),
+        rand::random::<u32>()
+    );
     cluster["spec"]["workDirectory"] = json!(work);
     cluster["metadata"]["name"] = json!("here");
     for secret in objects {
-        let secrets = Api::<Secret>::namespaced(world.client.clone(), secret["metadata"]["namespace"].as_str().unwrap());
+        let secrets =
+            Api::<Secret>::namespaced(world.client.clone(), secret["metadata"]["namespace"].as_str().unwrap());
         secrets.create(&PostParams::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
     }
     let room = Room { world, stop: stop.clone() };
