@@ -49,7 +49,7 @@ pub(crate) struct HpcArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct HpcFlags {
     /// Port for logs and results of jobs on Slurm, open while there is an HpcCluster; 0 turns it off.
-    #[arg(long, default_value_t = 8445)]
+    #[arg(long, default_value_t = 8444)]
     pub(crate) hpc_port: u16,
 }
 
@@ -76,7 +76,8 @@ pub(crate) fn start(
 ) -> anyhow::Result<()> {
     let mut config = Config::new(args.data_dir.join("hpc"));
     if args.hpc.hpc_port != 0 {
-        let names = ["skiff-hpc".to_owned(), "localhost".to_owned(), node.to_owned()];
+        let service = "skiff-hpc.kube-system.svc";
+        let names = [service.to_owned(), format!("{service}.{}", args.cluster_domain), "localhost".into(), node.into()];
         let leaf = pki.cluster.server("skiff-hpc", &names, &[address, Ipv4Addr::LOCALHOST.into()])?;
         let tls = Tls { certificate: leaf.cert, key: leaf.key, client_ca: pki.cluster.cert.clone() };
         config.door = Some((SocketAddr::from((Ipv4Addr::UNSPECIFIED, args.hpc.hpc_port)), Some(tls)));

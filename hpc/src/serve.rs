@@ -1,6 +1,6 @@
 //! The door: what jobs print and what they made, over HTTPS, for who may read it; and a push when jobs end.
 //!
-//! - `GET /hpc/NAMESPACE/JOB/logs?stream=stdout|stderr&task=N&offset=N&tail=BYTES&follow=true` (right: get `gpujobs/log`)
+//! - `GET /hpc/NAMESPACE/JOB/logs?stream=stdout|stderr&task=N&offset=N&tail=LINES&follow=true` (right: get `gpujobs/log`)
 //! - `GET /hpc/NAMESPACE/JOB/script`: the script of the last attempt, as it is submitted (right: get `gpujobs/log`)
 //! - `GET /hpc/NAMESPACE/JOB/files`: the list, as JSON; `…/files/PATH`: one, with ranges and its digest as ETag
 //!   (right: get `gpujobs/files`)
@@ -48,6 +48,8 @@ const CONNECTIONS: usize = 1024;
 const FOLLOWERS: usize = 128;
 /// Bytes that are read of a log at a time.
 const PIECE: u64 = 1 << 20;
+/// Bytes in which the last lines are looked for.
+const TAIL: u64 = 4 << 20;
 /// Between looks for more of a log.
 const LOOK: Duration = Duration::from_secs(1);
 /// Longest token of a hook.
@@ -92,7 +94,9 @@ impl Refusal {
     }
 
     fn response(&self) -> Response<Body> {
-        let body = json!({"error": {"code": self.status().as_u16(), "message": self.to_string()}});
+        let reason = self.status().canonical_reason().unwrap_or_default().replace(' ', "");
+        let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason,
+            "message": self.to_string(), "code": self.status().as_u16()});
         let mut r = Response::new(whole(format!("{body}\n")));
         *r.status_mut() = self.status();
         r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -194,6 +198,16 @@ fn range(headers: &HeaderMap, size: u64) -> Result<Option<(u64, u64)>, ()> {
         (Err(_), Ok(n)) if first.is_empty() && n > 0 && size > 0 => Ok(Some((size.saturating_sub(n), size - 1))),
         (Err(_), Ok(_)) if first.is_empty() => Err(()),
         _ => Ok(None),
+    }
+}
+
+/// Where the last lines of some text begin.
+fn last_lines(text: &[u8], lines: u64) -> u64 {
+    let body = text.strip_suffix(b"\n").unwrap_or(text);
+    let breaks = body.iter().enumerate().rev().filter(|(_, b)| **b == b'\n').map(|(i, _)| i as u64 + 1);
+    match lines {
+        0 => text.len() as u64,
+        n => breaks.skip(usize::try_from(n - 1).unwrap_or(usize::MAX)).next().unwrap_or(0),
     }
 }
 
@@ -368,7 +382,14 @@ impl Door {
                 return Err(Refusal::NotFound(format!("log {}; there are {known}", wanted.log)));
             };
             let first = match wanted.tail {
-                Some(tail) => stored.size.saturating_sub(tail),
+                Some(lines) => {
+                    let from = stored.size.saturating_sub(TAIL);
+                    let mut file = self.store.open(&uid, stored).await?;
+                    file.seek(SeekFrom::Start(from)).await?;
+                    let mut end = vec![];
+                    file.take(TAIL).read_to_end(&mut end).await?;
+                    from + last_lines(&end, lines)
+                }
                 None => wanted.offset.min(stored.size),
             };
             return Ok(text(self.read_stored(&uid, stored, first, stored.size - first).await?));
@@ -440,11 +461,13 @@ impl Follower {
                         self.wanted.offset = 0;
                     }
                     self.path = Some(path.clone());
-                    if let Some(tail) = self.wanted.tail.take()
+                    if let Some(lines) = self.wanted.tail.take()
                         && let Ok(stats) = files.stat(std::slice::from_ref(&path)).await
                     {
                         let size = stats.into_iter().flatten().next().map_or(0, |s| s.size);
-                        self.wanted.offset = size.saturating_sub(tail);
+                        let from = size.saturating_sub(TAIL);
+                        let end = files.read(&path, from, TAIL).await.unwrap_or_default();
+                        self.wanted.offset = from + last_lines(&end, lines);
                     }
                 }
                 match files.read(&path, self.wanted.offset, PIECE).await {
@@ -529,6 +552,13 @@ mod tests {
             assert_eq!(of(text), want, "{text}");
         }
         assert_eq!(range(&HeaderMap::new(), 10), Ok(None));
+    }
+
+    #[test]
+    fn ends_of_texts() {
+        for (text, lines, want) in [("a\nb\nc\n", 1, "c\n"), ("a\nb\nc", 2, "b\nc"), ("a\n", 5, "a\n"), ("a\nb", 0, ""), ("", 3, "")] {
+            assert_eq!(&text[last_lines(text.as_bytes(), lines) as usize..], want, "{text:?} {lines}");
+        }
     }
 
     #[test]
