@@ -16,6 +16,7 @@ pub mod link;
 pub mod plugin;
 mod run;
 pub mod script;
+pub mod serve;
 pub mod stage;
 pub mod state;
 pub mod store;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
@@ -262,7 +263,18 @@ pub(super) async fn partitions(session: &Session, args: PartitionsArgs) -> anyho
 
 pub(super) async fn script(session: &Session, args: ScriptArgs) -> anyhow::Result<()> {
     let job = match (&args.name, &args.file) {
-        (Some(name), _) => session.api::<GpuJob>().get(name).await?,
+        (Some(name), _) => {
+            let job = session.api::<GpuJob>().get(name).await?;
+            // The one that submits knows best; before that, and where it does not answer, it is made here in the same way.
+            if let Ok(answer) =
+                super::logs::get(session, &format!("/hpc/{}/{name}/script", session.namespace), None).await
+                && let Ok(body) = answer.into_body().collect().await
+            {
+                print!("{}", String::from_utf8_lossy(&body.to_bytes()));
+                return Ok(());
+            }
+            job
+        }
         (None, Some(file)) => of_file(file)?,
         (None, None) => bail!("which job?"),
     };
