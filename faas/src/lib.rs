@@ -9,7 +9,6 @@
 //! (`skiff faas`, container class).
 
 pub mod api;
-pub mod archive;
 pub mod asynchronous;
 pub mod build;
 pub mod container;
@@ -24,3 +23,4 @@ pub mod scale;
 pub mod trigger;
 
 pub use run::{Callers, Config, run, serve};
+pub use skiff_plugin::archive;
