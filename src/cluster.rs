@@ -62,8 +62,8 @@ pub(crate) async fn prepare(client: kube::Client, url: String, ca: String, setti
         for object in rights()
             .into_iter()
             .chain(crate::functions::rights())
-            .chain(crate::workflows::rights())
             .chain(crate::hpc::rights())
+            .chain(crate::workflows::rights())
         {
             create(&client, object).await?;
         }

@@ -1,84 +1,71 @@
-//! Wiring of workflows: in `skiff up`, beside functions, which do most of the work.
+//! Wiring of workflows in `skiff up`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use clap::Args;
-use http::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
+use skiff_apiserver::Server;
+use skiff_apiserver::auth::User;
 use skiff_apiserver::pki::Pki;
-use skiff_faas::Callers;
-use skiff_faas::gateway::invoke::{Call, Invoke as _, InvokeError};
-use skiff_faas::gateway::serve::Tls;
+use skiff_controllers::runtime::leader::while_leading;
+use skiff_faas::gateway::door::Tls;
+use skiff_faas::gateway::invoke::Shared;
 use skiff_workflow::Config;
-use skiff_workflow::task::functions::{FunctionAnswer, FunctionCall, FunctionError, Functions};
+use skiff_workflow::task::functions::Gateway;
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
+use crate::components::{Tasks, spawn};
 
 /// The identity of what runs workflows.
 pub(crate) const USER: &str = "system:skiff-workflows";
+/// The Lease of the process that does, where there may be several.
+const LEASE: &str = "skiff-workflows";
 
-/// How workflows are run.
+/// How workflows are served.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct WorkflowsArgs {
-    /// Port of the Step Functions API and of triggers by HTTP, with TLS; 0 turns them off.
+    /// Port of the Step Functions API with HTTPS; 0 turns that off.
     #[arg(long, default_value_t = 8083)]
-    pub(crate) workflows_https_port: u16,
-    /// Do not run workflows.
+    pub(crate) workflows_port: u16,
+    /// Run no workflows.
     #[arg(long)]
     pub(crate) no_workflows: bool,
 }
 
-/// Functions of this process.
-struct Here(Callers);
-
-#[async_trait]
-impl Functions for Here {
-    async fn call(&self, call: FunctionCall) -> Result<FunctionAnswer, FunctionError> {
-        let caller = self.0.get().ok_or_else(|| FunctionError::Unavailable("functions are not served yet".into()))?;
-        let mut wanted = Call::post(&call.namespace, &call.name, call.payload);
-        wanted.tag = call.qualifier;
-        for (name, value) in call.headers {
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-                wanted.headers.insert(name, value);
-            }
-        }
-        match caller.invoke(wanted).await {
-            Ok(answer) => Ok(FunctionAnswer { status: answer.status.as_u16(), body: answer.body.to_vec() }),
-            Err(error) => Err(unanswered(&error)),
-        }
-    }
-}
-
-fn unanswered(error: &InvokeError) -> FunctionError {
-    let text = error.to_string();
-    match error {
-        InvokeError::NotFound { .. } => FunctionError::NotFound(text),
-        InvokeError::Timeout(_) => FunctionError::Timeout(text),
-        InvokeError::Overloaded { .. } => FunctionError::TooMany(text),
-        InvokeError::Unauthorized(_) | InvokeError::Forbidden { .. } => FunctionError::Forbidden(text),
-        _ => FunctionError::Unavailable(text),
-    }
-}
-
-/// What workflows need, where they are wanted.
-pub(crate) fn config(
+/// Runs workflows in the process of the server, with the functions of the gateway in it.
+#[allow(clippy::too_many_arguments)] // Each is a part of the server that it stands on.
+pub(crate) fn start(
+    tasks: &mut Tasks,
+    server: &Server,
     args: &UpArgs,
     pki: &Arc<Pki>,
     address: IpAddr,
     node: &str,
-    callers: Callers,
-) -> anyhow::Result<Option<Config>> {
+    stop: &CancellationToken,
+    functions: Shared,
+) -> anyhow::Result<()> {
     if args.workflows.no_workflows {
-        return Ok(None);
+        return Ok(());
     }
-    let names = ["localhost".to_owned(), node.to_owned(), "sync-localhost".to_owned(), format!("sync-{node}")];
-    let leaf = pki.cluster.server("skiff-workflows", &names, &[address, Ipv4Addr::LOCALHOST.into()])?;
-    let tls = Tls { certificate: leaf.cert, key: leaf.key, client_ca: pki.cluster.cert.clone() };
-    let port = args.workflows.workflows_https_port;
-    let at = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    Ok(Some(Config { functions: Arc::new(Here(callers)), endpoint: (port != 0).then_some((at, tls)) }))
+    let mut config = Config { functions: Arc::new(Gateway(functions)), endpoint: None };
+    if args.workflows.workflows_port != 0 {
+        let names = ["localhost".to_owned(), node.to_owned()];
+        let leaf = pki.cluster.server("skiff-workflows", &names, &[address, Ipv4Addr::LOCALHOST.into()])?;
+        let tls = Tls { certificate: leaf.cert, key: leaf.key, client_ca: pki.cluster.cert.clone() };
+        config.endpoint = Some((SocketAddr::from((Ipv4Addr::UNSPECIFIED, args.workflows.workflows_port)), Some(tls)));
+    }
+    let client = server.client(User::new(USER, &[]));
+    let (several, stop) = (args.etcd.used(), stop.clone());
+    spawn(tasks, "workflows", &stop.clone(), async move {
+        if !several {
+            return skiff_workflow::run(client, config, stop).await;
+        }
+        let work = |inner| skiff_workflow::run(client.clone(), config.clone(), inner);
+        while_leading(client.clone(), LEASE, &stop, work).await
+    });
+    Ok(())
 }
 
 /// What [`USER`] may do, and what those may who have the cluster's own roles.
@@ -91,21 +78,31 @@ pub(crate) fn rights() -> Vec<Value> {
         to.iter().map(|r| (format!("rbac.authorization.k8s.io/aggregate-to-{r}"), json!("true"))).collect()
     };
     let group = skiff_workflow::api::GROUP;
+    let own = [
+        "workflows",
+        "workflows/status",
+        "workflowversions",
+        "workflowruns",
+        "workflowruns/status",
+        "workflowhistories",
+        "workflowpayloads",
+        "workflowactivities",
+        "workflowsignals",
+    ];
     let people = ["workflows", "workflowversions", "workflowruns", "workflowactivities", "workflowsignals"];
     let kept = ["workflowhistories", "workflowpayloads"];
-    let with_status: Vec<&str> =
-        people.iter().chain(&kept).copied().chain(["workflows/status", "workflowruns/status"]).collect();
     vec![
         role(
             "skiff:workflows",
             json!({}),
             vec![
                 rule("apiextensions.k8s.io", &["customresourcedefinitions"], &all),
-                rule(group, &with_status, &all),
-                // Tasks on objects, and triggers by objects, act as the workflow's account.
+                rule(group, &own, &all),
+                // Pages and payloads belong to their runs.
+                rule(group, &["workflowruns/finalizers", "workflows/finalizers"], &["update"]),
+                rule("", &["secrets", "services", "configmaps"], &read),
+                // Tasks and triggers on objects have the rights of the workflow's account, not these.
                 rule("", &["serviceaccounts"], &["impersonate"]),
-                // Access keys, and tokens of triggers.
-                rule("", &["secrets"], &["get", "list"]),
                 rule("", &["events"], &["create", "patch", "update"]),
                 rule("coordination.k8s.io", &["leases"], &["get", "create", "update", "patch"]),
                 rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
@@ -121,7 +118,10 @@ pub(crate) fn rights() -> Vec<Value> {
         role(
             "skiff:workflows-view",
             aggregated(&["view"]),
-            vec![rule(group, &people[..4], &read), rule(group, &kept, &read)],
+            vec![
+                rule(group, &["workflows", "workflowversions", "workflowruns", "workflowactivities"], &read),
+                rule(group, &kept, &read),
+            ],
         ),
     ]
 }

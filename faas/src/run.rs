@@ -23,7 +23,7 @@ use crate::container::Pods;
 use crate::controller::{Classes, Controller, Place, queue};
 use crate::gateway::call::Caller;
 use crate::gateway::hub::{Context, Hub};
-use crate::gateway::invoke::{Broker, Sink};
+use crate::gateway::invoke::{Broker, Shared, Sink};
 use crate::gateway::serve::{Gateway, Tls};
 use crate::instance::Class;
 use crate::process;
@@ -60,26 +60,8 @@ pub struct Config {
     pub engine: Option<PathBuf>,
     /// Processes of this machine. Without it every function runs in pods.
     pub processes: Option<process::Config>,
-    /// Where others of this process find what calls functions.
-    pub callers: Callers,
-}
-
-/// What calls functions in this process, once there is one. Cloning shares the place.
-#[derive(Clone, Default)]
-pub struct Callers(Arc<RwLock<Option<Arc<Caller>>>>);
-
-impl std::fmt::Debug for Callers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Callers").field(&self.0.read().is_some()).finish()
-    }
-}
-
-impl Callers {
-    /// What calls functions now.
-    #[must_use]
-    pub fn get(&self) -> Option<Arc<Caller>> {
-        self.0.read().clone()
-    }
+    /// Where the gateway is put for others in this process.
+    pub share: Shared,
 }
 
 /// Installs the custom resources and waits until they are served.
@@ -217,8 +199,10 @@ pub async fn serve(
     if let Err(error) = place.announce(&client).await {
         tracing::warn!(%error, "the gateway's Service could not be made");
     }
+    config.share.set(Some(gateway.caller()));
     tracing::info!(http = %config.http, "functions are served");
     stop.cancelled().await;
+    config.share.set(None);
     while tasks.join_next().await.is_some() {}
     workers.shutdown().await;
     Ok(())

@@ -1,4 +1,4 @@
-//! Wiring: definitions, engine, controller and triggers, endpoint.
+//! Wiring: definitions, engine, endpoint.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,13 +9,11 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Patch, PatchParams};
 use kube::runtime::{conditions, wait::await_condition};
 use kube::{Api, Client};
-use skiff_faas::gateway::serve::Tls;
+use skiff_faas::gateway::door::Tls;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::definitions;
-use crate::controller;
 use crate::endpoint::Endpoint;
 use crate::engine::{Engine, NoFaults, Settings};
 use crate::runs::Runs;
@@ -34,8 +32,8 @@ const START: (Duration, u32) = (Duration::from_millis(250), 240);
 pub struct Config {
     /// What calls functions.
     pub functions: Arc<dyn Functions>,
-    /// Where the Step Functions API is served, with what. Without it there is none.
-    pub endpoint: Option<(SocketAddr, Tls)>,
+    /// Where the Step Functions API is served; with HTTPS where there are certificates.
+    pub endpoint: Option<(SocketAddr, Option<Tls>)>,
 }
 
 /// Installs the custom resources and waits until they are served.
@@ -86,15 +84,21 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> any
         }
     }
     let settings = Settings { functions: config.functions, faults: Arc::new(NoFaults) };
-    let engine = Engine::new(client.clone(), settings, stop.child_token());
-    let runs = Arc::clone(&engine) as Arc<dyn Runs>;
-    let mut tasks = JoinSet::new();
-    let triggers = Arc::new(Triggers::new(client.clone(), Arc::clone(&runs)));
-    tasks.spawn(controller::follow(client.clone(), triggers, stop.clone()));
-    if let Some((listener, tls)) = door {
-        tasks.spawn(Arc::new(Endpoint::new(client, runs)).serve(listener, Some(tls), stop.clone()));
+    let inner = stop.child_token();
+    let engine = Engine::new(client.clone(), settings, inner.clone());
+    let mut door = None;
+    if let Some((address, tls)) = config.endpoint {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} for workflows: is the port taken?"))?;
+        let tls = tls.map(|t| t.acceptor()).transpose().context("certificates of the endpoint of workflows")?;
+        let endpoint = Arc::new(Endpoint::new(client, Arc::clone(&engine) as Arc<dyn Runs>));
+        tracing::info!(%address, "workflows are served");
+        door = Some(tokio::spawn(endpoint.serve(listener, tls, inner.clone())));
     }
     engine.run().await;
-    while tasks.join_next().await.is_some() {}
+    if let Some(door) = door {
+        let _ = door.await;
+    }
     Ok(())
 }

@@ -52,7 +52,12 @@ fn table() -> Vec<(&'static str, Value, Value, Result<Value, &'static str>)> {
         ("chain", chain, json!({"x": 1}), Ok(json!({"x": 3}))),
         ("wait", single("W", json!({"Type": "Wait", "Seconds": 1})), json!({"x": 1}), Ok(json!({"x": 1}))),
         ("retry", retry, json!({"error": "E"}), Ok(json!({"error": "E"}))),
-        ("fails", single("X", json!({"Type": "Task", "Resource": "skiff:function:fail"})), json!({"error": "E"}), Err("E")),
+        (
+            "fails",
+            single("X", json!({"Type": "Task", "Resource": "skiff:function:fail"})),
+            json!({"error": "E"}),
+            Err("E"),
+        ),
         (
             "parallel",
             single("P", json!({"Type": "Parallel", "Branches": [single("A", add()), single("B", add())]})),
@@ -103,8 +108,12 @@ async fn whatever_is_killed_is_taken_up() {
                 let second = world.engine();
                 let status = world.over(&run).await.status.unwrap();
                 match &output {
-                    Ok(output) => assert_eq!((status.phase, status.output.as_ref()), (Phase::Succeeded, Some(output)), "{run}"),
-                    Err(error) => assert_eq!((status.phase, status.error.as_deref()), (Phase::Failed, Some(*error)), "{run}"),
+                    Ok(output) => {
+                        assert_eq!((status.phase, status.output.as_ref()), (Phase::Succeeded, Some(output)), "{run}")
+                    }
+                    Err(error) => {
+                        assert_eq!((status.phase, status.error.as_deref()), (Phase::Failed, Some(*error)), "{run}")
+                    }
                 }
                 let types = world.types(&run).await;
                 if matches!(name, "parallel" | "map") {

@@ -43,6 +43,7 @@ fn with_engine(work: impl FnOnce(&Engine) -> rquickjs::Result<String>) -> Answer
                 let answer = match (text.get(..1), text.get(1..)) {
                     (Some("="), Some(json)) => Answer::Json(json.to_owned()),
                     (Some("!"), Some(why)) => Answer::Failure(why.to_owned()),
+                    (Some("#"), Some(why)) => Answer::Unsupported(why.to_owned()),
                     _ => Answer::Nothing,
                 };
                 // What an expression caught of the engine's own limits is not to be trusted any further.
@@ -62,7 +63,7 @@ fn with_engine(work: impl FnOnce(&Engine) -> rquickjs::Result<String>) -> Answer
 }
 
 fn too_long() -> String {
-    format!("it took longer than {} seconds", TIME_LIMIT.as_secs())
+    format!("Expression evaluation timeout: Check for infinite loop (it took longer than {} s)", TIME_LIMIT.as_secs())
 }
 
 /// A browser's `btoa`, which the library needs: characters up to 255 are bytes.
@@ -114,9 +115,13 @@ impl Engine {
             let hash = Func::from(|text: String, algorithm: String| {
                 crate::intrinsics::digest(&algorithm, text.as_bytes()).unwrap_or_default()
             });
-            let uuid = Func::from(|| uuid::Uuid::new_v4().to_string());
+            let uuid = Func::from(crate::dice::uuid);
             let random = Func::from(|seed: Option<f64>| crate::intrinsics::fraction(seed));
-            let api: Object<'_> = glue.call((library, hash, uuid, random))?;
+            let parse = Func::from(|text: String| match crate::check::strict_json(&text) {
+                Ok(value) => format!("={value}"),
+                Err(why) => format!("!{why}"),
+            });
+            let api: Object<'_> = glue.call((library, hash, uuid, random, parse))?;
             let check: Function<'_> = api.get("check")?;
             let evaluate: Function<'_> = api.get("evaluate")?;
             rquickjs::Result::Ok((Persistent::save(&ctx, check), Persistent::save(&ctx, evaluate)))

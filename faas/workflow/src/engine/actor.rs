@@ -59,7 +59,7 @@ pub(super) struct Actor {
     kept: bool,
     me: mpsc::UnboundedSender<Note>,
     /// What is worked on here.
-    live: HashMap<Step, AbortHandle>,
+    live: HashMap<Step, (AbortHandle, Arc<Call>)>,
     written: Written,
     busy: Duration,
     /// Stored with the next step: what came, and what followed.
@@ -401,8 +401,12 @@ impl Actor {
                     self.dispatch(*dispatch);
                 }
                 Command::Cancel(step) => {
-                    if let Some(live) = self.live.remove(&step) {
+                    if let Some((live, call)) = self.live.remove(&step) {
                         live.abort();
+                        let stop = self.engine.stop.clone();
+                        self.engine.tracker.spawn(async move {
+                            stop.run_until_cancelled(call.undo()).await;
+                        });
                     }
                 }
             }
@@ -433,19 +437,20 @@ impl Actor {
             })
         };
         let engine = Arc::clone(&self.engine);
-        let call = Call {
+        let call = Arc::new(Call {
             engine: Arc::clone(&engine),
             owner: self.owner.clone(),
             info: Arc::clone(self.machine.info()),
             dispatch,
             resource,
             report,
-        };
+        });
+        let work = Arc::clone(&call);
         let stop = engine.stop.clone();
         let task = self.engine.tracker.spawn(async move {
             let work = async {
-                let done = call.perform().await;
-                call.engine.reached(Point::Calling, &call.owner.name).await;
+                let done = work.perform().await;
+                work.engine.reached(Point::Calling, &work.owner.name).await;
                 let note = match done {
                     Ok(Done::Output(output)) => {
                         Note::Ended(What::Succeeded { step, output: output.into(), started: Some(started) })
@@ -457,7 +462,7 @@ impl Actor {
             };
             stop.run_until_cancelled(work).await;
         });
-        self.live.insert(step, task.abort_handle());
+        self.live.insert(step, (task.abort_handle(), call));
     }
 
     /// Writes the status of a run that goes on.
@@ -516,7 +521,7 @@ pub(super) async fn express(
 
 impl Drop for Actor {
     fn drop(&mut self) {
-        for live in self.live.values() {
+        for (live, _) in self.live.values() {
             live.abort();
         }
     }

@@ -14,7 +14,7 @@ use crate::machine::{Step, What};
 use crate::token::Token;
 
 /// Objects in one answer of a list: they may be long.
-const PAGE: u32 = 100;
+pub(super) const PAGE: u32 = 100;
 
 /// What an actor is told.
 pub(crate) enum Note {

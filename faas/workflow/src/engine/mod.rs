@@ -14,6 +14,7 @@ mod doors;
 mod faults;
 mod hear;
 mod status;
+mod workflows;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
@@ -30,6 +31,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::begin::definition_text;
 pub use self::faults::{Faults, NoFaults, Point};
 use self::hear::Note;
+pub use self::workflows::judge;
 use crate::runs::Stored;
 use crate::task::functions::Functions;
 
@@ -165,9 +167,16 @@ impl Engine {
                 stop.run_until_cancelled(engine.hear_signals()).await;
             }
         });
+        let workflows = self.tracker.spawn({
+            let (engine, stop) = (Arc::clone(&self), stop.clone());
+            async move {
+                stop.run_until_cancelled(engine.hear_workflows()).await;
+            }
+        });
         stop.run_until_cancelled(self.hear_runs()).await;
         stop.cancel();
         let _ = timers.await;
+        let _ = workflows.await;
         let _ = signals.await;
         self.tracker.close();
         self.tracker.wait().await;

@@ -550,6 +550,16 @@ fn variables_live_in_their_scope() {
 }
 
 #[test]
+fn chance_is_the_same_when_a_run_is_rebuilt() {
+    let state = json!({"Type": "Map", "ItemSelector": {"u.$": "States.UUID()"}, "ItemProcessor": single("A",
+        json!({"Type": "Pass", "Parameters": {"u.$": "$.u", "r.$": "States.MathRandom(1, 1000000)"}}))});
+    // Walk compares with checkpoints and replays.
+    let output = run(&one(state), &json!([1, 2])).output.unwrap();
+    assert_ne!(output[0]["u"], output[1]["u"]);
+    assert_ne!(output[0]["r"], output[1]["r"]);
+}
+
+#[test]
 fn events_are_the_services() {
     let ran = run(&one(json!({"Type": "Map", "ItemProcessor": single("A", task("add", json!({})))})), &json!([1]));
     let want = [

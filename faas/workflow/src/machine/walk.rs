@@ -13,6 +13,10 @@ use super::history::{after, entered, exited};
 use super::model::{At, Doing, Entry};
 use crate::api::DATA_MAX;
 
+/// FNV-1a of 64 bits: quick, and the same in every version of this program.
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0100_0000_01b3;
+
 /// What leaves a state: its output, and the variables it sets.
 pub(super) type Left = (Value, BTreeMap<String, Value>);
 
@@ -87,13 +91,25 @@ impl Machine {
             fields.insert("Map".to_owned(), json!({"Item": item}));
         }
         let state = definition.find(&entry.state).ok_or_else(gone);
-        let found = state.and_then(|state| f(state, &entry, &Seen::new(&context, &variables)));
+        let seed = self.seed(&entry);
+        let found = state
+            .and_then(|state| skiff_asl::dice::with_seed(seed, || f(state, &entry, &Seen::new(&context, &variables))));
         self.done_with(context);
         if let Some(scope) = self.core.scopes.get_mut(&id) {
             scope.at = At::In(entry);
             scope.variables = variables;
         }
         found
+    }
+
+    /// Chance in what a state evaluates: the same when the run is rebuilt.
+    fn seed(&self, entry: &Entry) -> u64 {
+        let mut hash = FNV_OFFSET;
+        let numbers = [entry.id, entry.attempt, self.core.next_event.unsigned_abs(), self.core.next_id];
+        for byte in self.info.secret.bytes().chain(numbers.into_iter().flat_map(u64::to_le_bytes)) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME);
+        }
+        hash
     }
 
     /// Does what a state does.

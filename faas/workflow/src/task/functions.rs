@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use skiff_asl::{ExecutionError, error};
+use skiff_faas::gateway::invoke::{self, InvokeError, Shared};
 
 use super::{Call, Done, failed, until};
 use crate::engine::Engine;
@@ -64,6 +65,37 @@ pub enum FunctionError {
 pub trait Functions: Send + Sync + 'static {
     /// Calls once.
     async fn call(&self, call: FunctionCall) -> Result<FunctionAnswer, FunctionError>;
+}
+
+/// The functions of the gateway in this process, while there is one.
+pub struct Gateway(pub Shared);
+
+#[async_trait]
+impl Functions for Gateway {
+    async fn call(&self, call: FunctionCall) -> Result<FunctionAnswer, FunctionError> {
+        let none = || FunctionError::Unavailable("no gateway of functions runs in this process".to_owned());
+        let gateway = self.0.get().ok_or_else(none)?;
+        let mut request = invoke::Call::post(&call.namespace, &call.name, call.payload.into_bytes());
+        request.tag = call.qualifier;
+        for (name, value) in call.headers {
+            if let (Ok(name), Ok(value)) = (http::HeaderName::try_from(name), http::HeaderValue::try_from(value)) {
+                if name == "idempotency-key" {
+                    request.id = value.to_str().unwrap_or_default().to_owned();
+                }
+                request.headers.insert(name, value);
+            }
+        }
+        match gateway.invoke(request).await {
+            Ok(answer) => Ok(FunctionAnswer { status: answer.status.as_u16(), body: answer.body.to_vec() }),
+            Err(e) => Err(match e {
+                InvokeError::NotFound { .. } => FunctionError::NotFound(e.to_string()),
+                InvokeError::Timeout(_) => FunctionError::Timeout(e.to_string()),
+                InvokeError::Overloaded { .. } => FunctionError::TooMany(e.to_string()),
+                InvokeError::Forbidden { .. } | InvokeError::Unauthorized(_) => FunctionError::Forbidden(e.to_string()),
+                e => FunctionError::Unavailable(e.to_string()),
+            }),
+        }
+    }
 }
 
 /// Functions where there are none.

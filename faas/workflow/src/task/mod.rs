@@ -5,6 +5,8 @@
 //! object's name.
 
 pub mod functions;
+mod http;
+mod objects;
 mod workflow;
 
 use std::sync::Arc;
@@ -115,9 +117,19 @@ impl Call {
                 }
                 Ok(Done::Elsewhere)
             }
-            Target::Http | Target::Kubernetes(_) | Target::Container => {
-                Err(failed(error::RUNTIME, format!("{} is not there yet", self.dispatch.resource)))
-            }
+            Target::Http => self.http().await,
+            Target::Kubernetes(verb) => self.object(*verb).await,
+            Target::Container => self.container().await,
+        }
+    }
+
+    /// Ends what was begun elsewhere, for nobody waits for it any more.
+    pub(crate) async fn undo(&self) {
+        match &self.resource.target {
+            Target::Kubernetes(verb) => self.undo_object(*verb).await,
+            Target::Container => self.undo_container().await,
+            Target::Workflow { .. } | Target::StartExecution { .. } => self.undo_child().await,
+            Target::Function { .. } | Target::Invoke | Target::Http | Target::Activity { .. } => {}
         }
     }
 

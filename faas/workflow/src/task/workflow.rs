@@ -6,10 +6,21 @@ use serde_json::{Value, json};
 use skiff_asl::{ExecutionError, error};
 
 use super::{Call, Done, failed};
-use crate::api::{Parent, Phase, WorkflowRun};
+use crate::api::{Parent, Phase, Stop, WorkflowRun};
 use crate::arn;
 use crate::resource::{Pattern, Target};
 use crate::runs::{Runs as _, RunsError, Start, Started};
+
+/// A run that a task starts.
+struct Child {
+    machine: String,
+    qualifier: Option<String>,
+    name: String,
+    /// Whether the name was made here.
+    own: bool,
+    run: String,
+    input: Value,
+}
 
 fn refused(e: &RunsError) -> ExecutionError {
     let name = match e {
@@ -27,32 +38,8 @@ impl Call {
     /// Starts another workflow; the same attempt starts the same run.
     pub(super) async fn child(&self) -> Result<Done, ExecutionError> {
         let namespace = &self.owner.namespace;
-        let (workflow, input, name) = match &self.resource.target {
-            Target::Workflow { name } => (name.clone(), (*self.dispatch.parameters).clone(), None),
-            _ => {
-                let machine = self.text("StateMachineArn")?;
-                let input = match self.field("Input") {
-                    // The service takes text, too.
-                    Some(Value::String(text)) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
-                    Some(input) => input.clone(),
-                    None => json!({}),
-                };
-                let name = self.field("Name").and_then(Value::as_str).map(str::to_owned);
-                (arn::name(machine).to_owned(), input, name)
-            }
-        };
-        // A run that is named by the definition may be there already; one that is named here is ours.
-        let own = name.is_none();
-        let name = name.unwrap_or_else(|| {
-            let digest = crate::pack::digest(self.key().as_bytes());
-            format!("c-{}", digest.get(..32).unwrap_or_default())
-        });
-        let (machine, qualifier) = match workflow.split_once(':') {
-            Some((machine, qualifier)) => (machine.to_owned(), Some(qualifier.to_owned())),
-            None => (workflow, None),
-        };
+        let Child { machine, qualifier, name, own, run, input } = self.which_child()?;
         let version = qualifier.as_ref().and_then(|q| q.parse().ok());
-        let run = crate::runs::run_name(&machine, &name);
         let parent =
             Parent { run: self.owner.name.clone(), uid: self.owner.uid.clone(), step: self.dispatch.step.to_string() };
         if !self.dispatch.submitted {
@@ -82,7 +69,50 @@ impl Call {
                 Pattern::Sync => self.taken_over(said.to_string()).await,
             }
         }
-        self.over(&run).await
+        self.child_over(&run).await
+    }
+
+    /// Which run this attempt starts.
+    fn which_child(&self) -> Result<Child, ExecutionError> {
+        let (workflow, input, name) = match &self.resource.target {
+            Target::Workflow { name } => (name.clone(), (*self.dispatch.parameters).clone(), None),
+            _ => {
+                let machine = self.text("StateMachineArn")?;
+                let input = match self.field("Input") {
+                    // The service takes text, too.
+                    Some(Value::String(text)) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+                    Some(input) => input.clone(),
+                    None => json!({}),
+                };
+                let name = self.field("Name").and_then(Value::as_str).map(str::to_owned);
+                (arn::name(machine).to_owned(), input, name)
+            }
+        };
+        // A run that is named by the definition may be there already; one that is named here is ours.
+        let own = name.is_none();
+        let name = name.unwrap_or_else(|| {
+            let digest = crate::pack::digest(self.key().as_bytes());
+            format!("c-{}", digest.get(..32).unwrap_or_default())
+        });
+        let (machine, qualifier) = match workflow.split_once(':') {
+            Some((machine, qualifier)) => (machine.to_owned(), Some(qualifier.to_owned())),
+            None => (workflow, None),
+        };
+        let run = crate::runs::run_name(&machine, &name);
+        Ok(Child { machine, qualifier, name, own, run, input })
+    }
+
+    /// Stops the run that was waited for.
+    pub(super) async fn undo_child(&self) {
+        if self.resource.pattern != Pattern::Sync {
+            return;
+        }
+        let Ok(child) = self.which_child() else { return };
+        let cause = Some(format!("the run {} waits for it no more", self.owner.name));
+        let stop = Stop { error: None, cause };
+        if let Err(e) = self.engine.stored().stop(&self.owner.namespace, &child.run, stop).await {
+            tracing::debug!(run = child.run, error = &e as &dyn std::error::Error, "a run is not stopped");
+        }
     }
 
     /// The run that an earlier try of this attempt started.
@@ -98,7 +128,7 @@ impl Call {
     }
 
     /// Waits for the end of a run.
-    async fn over(&self, run: &str) -> Result<Done, ExecutionError> {
+    async fn child_over(&self, run: &str) -> Result<Done, ExecutionError> {
         let namespace = &self.owner.namespace;
         let runs = Api::<WorkflowRun>::namespaced(self.client().clone(), namespace);
         let over = |run: Option<&WorkflowRun>| run.is_none_or(|r| r.status.as_ref().is_some_and(|s| s.phase.is_over()));
