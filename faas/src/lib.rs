@@ -23,5 +23,5 @@ pub mod runtime;
 pub mod scale;
 pub mod trigger;
 
-pub use run::{Callers, Config, run, serve};
+pub use run::{Config, run, serve};
 pub use skiff_plugin::archive;

@@ -10,7 +10,6 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Patch, PatchParams};
 use kube::runtime::{conditions, wait::await_condition};
 use kube::{Api, Client};
-use parking_lot::RwLock;
 use skiff_controllers::runtime::worker;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -21,7 +20,6 @@ use crate::asynchronous::Queue;
 use crate::build::{self, Builder, Docker};
 use crate::container::Pods;
 use crate::controller::{Classes, Controller, Place, queue};
-use crate::gateway::call::Caller;
 use crate::gateway::hub::{Context, Hub};
 use crate::gateway::invoke::{Broker, Shared, Sink};
 use crate::gateway::serve::{Gateway, Tls};
@@ -159,7 +157,6 @@ pub async fn serve(
         }
     });
     let gateway = Arc::new(Gateway::new(Arc::clone(&hub), client.clone()));
-    *config.callers.0.write() = Some(gateway.caller());
     let calls = Queue::new(client.clone(), &config.node);
     if let Some(processes) = &processes {
         gateway.logs_from(Arc::clone(processes));

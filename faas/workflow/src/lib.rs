@@ -2,11 +2,9 @@
 
 pub mod api;
 pub mod arn;
-mod controller;
 pub mod endpoint;
 pub mod engine;
 mod journal;
-pub mod judge;
 pub mod machine;
 pub mod pack;
 pub mod payload;

@@ -18,7 +18,6 @@ use crate::endpoint::Endpoint;
 use crate::engine::{Engine, NoFaults, Settings};
 use crate::runs::Runs;
 use crate::task::functions::Functions;
-use crate::trigger::Triggers;
 
 /// Time for the definitions to be served.
 const DEFINED: Duration = Duration::from_secs(30);
@@ -62,15 +61,6 @@ pub async fn define(client: &Client) -> anyhow::Result<()> {
 /// # Errors
 /// When the API does not answer at the start.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    // A port that is taken is told at once.
-    let door = match &config.endpoint {
-        Some((address, tls)) => {
-            let taken = || format!("cannot listen on {address} for workflows: is the port taken?");
-            let listener = TcpListener::bind(address).await.with_context(taken)?;
-            Some((listener, tls.acceptor().context("certificates of the endpoint of workflows")?))
-        }
-        None => None,
-    };
     let mut tries = 0;
     while let Err(error) = define(&client).await {
         tries += 1;

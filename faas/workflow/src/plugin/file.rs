@@ -16,7 +16,7 @@ use super::run::bare;
 use crate::api::{Workflow, WorkflowActivity};
 use crate::arn;
 use crate::endpoint::arn::object_name;
-use crate::judge::judge;
+use crate::engine::{definition_text, judge};
 use crate::resource::{Resource, Target};
 
 /// `lint`.
@@ -71,11 +71,11 @@ pub(super) fn definitions(place: &str, text: &str) -> anyhow::Result<Vec<Found>>
     let documents: Vec<Value> = match serde_saphyr::from_multiple(text) {
         Ok(documents) => documents,
         // The language says what is wrong with its text.
-        Err(_) => return Ok(vec![of(place.to_owned(), judge(&Value::String(text.to_owned())))]),
+        Err(_) => return Ok(vec![of(place.to_owned(), judge(text))]),
     };
     let is_object = |d: &Value| d.get("apiVersion").is_some() && d.get("kind").is_some();
     if !documents.iter().any(is_object) {
-        return Ok(vec![of(place.to_owned(), judge(&Value::String(text.to_owned())))]);
+        return Ok(vec![of(place.to_owned(), judge(text))]);
     }
     let mut found = vec![];
     for document in &documents {
@@ -86,7 +86,7 @@ pub(super) fn definitions(place: &str, text: &str) -> anyhow::Result<Vec<Found>>
             continue;
         }
         let name = document["metadata"]["name"].as_str().unwrap_or_default();
-        found.push(of(format!("{place}: {kind}/{name}"), judge(definition)));
+        found.push(of(format!("{place}: {kind}/{name}"), judge(&definition_text(definition))));
     }
     if found.is_empty() {
         if forms::text(text).is_ok() {
@@ -141,7 +141,7 @@ pub(super) async fn validate(session: &Session, args: ValidateArgs) -> anyhow::R
                 all = api.list(&kube::api::ListParams::default()).await?.items;
             }
             let of = |w: Workflow| {
-                let (definition, faults) = judge(&w.spec.definition);
+                let (definition, faults) = judge(&definition_text(&w.spec.definition));
                 Found { place: format!("workflow/{}", w.metadata.name.unwrap_or_default()), definition, faults }
             };
             all.into_iter().map(of).collect()

@@ -11,7 +11,7 @@ use skiff_asl::{Definition, ExecutionError, Scope, Severity, choice, data, retry
 
 use super::Call;
 use crate::endpoint::error::{Answer, Fault};
-use crate::judge::judge;
+use crate::engine::judge;
 
 /// The faults that refuse a definition, as the service writes them.
 pub(super) fn errors(faults: &[skiff_asl::Fault]) -> impl Iterator<Item = String> {
@@ -23,7 +23,7 @@ pub(super) fn validate(call: &Call<'_>) -> Answer {
     let warnings = call.text("severity") == Some("WARNING");
     let most = call.request["maxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
     let most = most.unwrap_or(100);
-    let (read, all) = judge(&Value::String(call.required("definition").to_owned()));
+    let (read, all) = judge(call.required("definition"));
     let fails = read.is_none();
     let told = all.iter().filter(|f| f.severity == Severity::Error || warnings).map(|f| {
         let mut told = json!(f);

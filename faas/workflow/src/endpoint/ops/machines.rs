@@ -13,8 +13,7 @@ use crate::api::{Kind, LogLevel, Logging, Workflow, WorkflowSpec};
 use crate::endpoint::arn::{self, Resource};
 use crate::endpoint::error::{Answer, Fault};
 use crate::endpoint::page::{Row, page};
-use crate::engine::definition_text;
-use crate::judge::judge;
+use crate::engine::{definition_text, judge};
 use crate::pack::digest;
 
 /// Path of a role whose last part is a ServiceAccount.
@@ -50,7 +49,7 @@ pub(crate) fn kind_text(kind: Kind) -> &'static str {
 
 /// Whether a definition is one, in the service's words.
 fn refuse(text: &str) -> Result<(), Fault> {
-    let (_, faults) = judge(&Value::String(text.to_owned()));
+    let (_, faults) = judge(text);
     let errors: Vec<String> = super::language::errors(&faults).collect();
     if errors.is_empty() {
         return Ok(());
