@@ -86,7 +86,7 @@ pub(crate) fn spawn_all(
         }
         show_proxy(stop);
     }
-    crate::hpc::start(tasks, server, args, stop);
+    crate::hpc::start(tasks, server, args, pki, address, node, stop)?;
     let share = skiff_faas::gateway::invoke::Shared::default();
     crate::workflows::start(tasks, server, args, pki, address, node, stop, share.clone())?;
     crate::functions::start(tasks, server, args, pki, address, node, stop, share)

@@ -1,12 +1,17 @@
 //! Wiring of jobs on Slurm: in `skiff up`, and `skiff hpc` alone against any cluster.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
+use skiff_apiserver::pki::Pki;
 use skiff_controllers::runtime::leader::while_leading;
+use skiff_faas::gateway::door::Tls;
 use skiff_hpc::Config;
 use tokio_util::sync::CancellationToken;
 
@@ -27,11 +32,56 @@ pub(crate) struct HpcArgs {
     /// Directory for results of jobs.
     #[arg(long, default_value = "/var/lib/skiff/hpc")]
     pub(crate) data_dir: PathBuf,
+    /// Certificate of the door for logs and results. Without it they are served as plain HTTP to this machine only.
+    #[arg(long, requires_all = ["tls_key", "client_ca"])]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Key of that certificate.
+    #[arg(long)]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// CA of clients' certificates.
+    #[arg(long)]
+    pub(crate) client_ca: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) flags: HpcFlags,
+}
+
+/// How logs and results of jobs are served.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct HpcFlags {
+    /// Port for logs and results of jobs on Slurm, open while there is an HpcCluster; 0 turns it off.
+    #[arg(long, default_value_t = 8444)]
+    pub(crate) hpc_port: u16,
+}
+
+impl HpcArgs {
+    fn tls(&self) -> anyhow::Result<Option<Tls>> {
+        let (Some(certificate), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.client_ca) else {
+            return Ok(None);
+        };
+        let read =
+            |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        Ok(Some(Tls { certificate: read(certificate)?, key: read(key)?, client_ca: read(ca)? }))
+    }
 }
 
 /// Brings jobs to Slurm in the process of the server.
-pub(crate) fn start(tasks: &mut Tasks, server: &Server, args: &UpArgs, stop: &CancellationToken) {
-    let config = Config::new(args.data_dir.join("hpc"));
+pub(crate) fn start(
+    tasks: &mut Tasks,
+    server: &Server,
+    args: &UpArgs,
+    pki: &Arc<Pki>,
+    address: IpAddr,
+    node: &str,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut config = Config::new(args.data_dir.join("hpc"));
+    if args.hpc.hpc_port != 0 {
+        let service = "skiff-hpc.kube-system.svc";
+        let names = [service.to_owned(), format!("{service}.{}", args.cluster_domain), "localhost".into(), node.into()];
+        let leaf = pki.cluster.server("skiff-hpc", &names, &[address, Ipv4Addr::LOCALHOST.into()])?;
+        let tls = Tls { certificate: leaf.cert, key: leaf.key, client_ca: pki.cluster.cert.clone() };
+        config.door = Some((SocketAddr::from((Ipv4Addr::UNSPECIFIED, args.hpc.hpc_port)), Some(tls)));
+    }
     let client = server.client(User::new(USER, &[]));
     let (several, stop) = (args.etcd.used(), stop.clone());
     spawn(tasks, "controller of jobs on Slurm", &stop.clone(), async move {
@@ -41,11 +91,17 @@ pub(crate) fn start(tasks: &mut Tasks, server: &Server, args: &UpArgs, stop: &Ca
         let work = |inner| skiff_hpc::run(client.clone(), config.clone(), inner);
         while_leading(client.clone(), LEASE, &stop, work).await
     });
+    Ok(())
 }
 
 /// `skiff hpc`.
 pub(crate) async fn run(args: HpcArgs) -> anyhow::Result<()> {
-    let config = Config::new(args.data_dir);
+    let mut config = Config::new(args.data_dir.clone());
+    if args.flags.hpc_port != 0 {
+        let tls = args.tls()?;
+        let host = if tls.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+        config.door = Some((SocketAddr::from((host, args.flags.hpc_port)), tls));
+    }
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
     let work = |inner| skiff_hpc::run(client.clone(), config.clone(), inner);

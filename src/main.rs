@@ -1,6 +1,7 @@
 //! Skiff: a Kubernetes-compatible cluster in one program. Parse, build, run, drain; everything else is in the rooms.
 
 mod accounts;
+mod audit;
 mod cfg;
 mod cli;
 mod cluster;

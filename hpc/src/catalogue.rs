@@ -206,9 +206,9 @@ pub fn rest_partitions(answer: &Value) -> Vec<Partition> {
             default: flags.into_iter().any(|f| f.eq_ignore_ascii_case("default")),
             max_time: minutes(first(&["/maximums/time", "/max_time_limit"])),
             default_time: minutes(first(&["/defaults/time", "/default_time_limit"])),
-            min_nodes: count(&["/minimums/nodes", "/min_nodes_per_job"]),
-            max_nodes: count(&["/maximums/nodes", "/max_nodes_per_job"]),
-            max_cpus_per_node: count(&["/maximums/cpus_per_node", "/max_cpus_per_node"]),
+            min_nodes: count(&["/minimums/nodes", "/min_nodes_per_job", "/min nodes per job"]),
+            max_nodes: count(&["/maximums/nodes", "/maximum_nodes_per_job", "/max_nodes_per_job"]),
+            max_cpus_per_node: count(&["/maximums/cpus_per_node", "/maximum_cpus_per_node", "/max_cpus_per_node"]),
         }
     })
     .collect()
@@ -385,7 +385,7 @@ mod tests {
     #[test]
     fn slurmrestd_says_the_same() {
         let old = json!({"partitions": [{"name": "gpu", "flags": ["default"], "state": "UP", "max_time_limit": 60,
-            "max_nodes_per_job": -1, "min_nodes_per_job": 1}]});
+            "maximum_nodes_per_job": -1, "min nodes per job": 1}]});
         let new = json!({"partitions": [{"name": "gpu", "flags": ["DEFAULT"], "partition": {"state": ["UP"]},
             "maximums": {"time": {"set": true, "infinite": false, "number": 60}, "nodes": {"set": false, "infinite": true, "number": 0}},
             "minimums": {"nodes": 1}}]});

@@ -23,11 +23,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{
     CLUSTER, HpcCluster, HpcClusterSpec, HpcClusterStatus, LocalAccess, SecretRef, SlurmPartition, SlurmPartitionSpec,
-    SlurmPartitionStatus,
+    SlurmPartitionStatus, SshAccess,
 };
 use crate::catalogue::add_up;
 use crate::controller::{now, set};
 use crate::driver::local::Local;
+use crate::driver::rest::Rest;
+use crate::driver::ssh::Ssh;
 use crate::driver::text::Text;
 use crate::driver::{Catalogue, Files, Slurm, SlurmError};
 use crate::link::{Drivers, Link};
@@ -352,13 +354,40 @@ fn local(access: &LocalAccess, spec: &HpcClusterSpec) -> Arc<Text<Local>> {
     Arc::new(Text::new(shell, bin, conf, &spec.work_directory, spec.completion_log.as_deref()))
 }
 
+fn ssh(
+    access: &SshAccess,
+    spec: &HpcClusterSpec,
+    secret: &BTreeMap<String, Vec<u8>>,
+) -> Result<Arc<Text<Ssh>>, SlurmError> {
+    let shell = Ssh::new(access.clone(), secret)?;
+    let (bin, conf) = (access.bin_directory.as_deref(), access.conf.as_deref());
+    Ok(Arc::new(Text::new(shell, bin, conf, &spec.work_directory, spec.completion_log.as_deref())))
+}
+
 /// The ways to a cluster, as its spec says. `credentials`: of SSH, of slurmrestd, of SSH for files.
-fn drivers(spec: &HpcClusterSpec, _credentials: &[BTreeMap<String, Vec<u8>>]) -> Result<Drivers, SlurmError> {
+fn drivers(spec: &HpcClusterSpec, credentials: &[BTreeMap<String, Vec<u8>>]) -> Result<Drivers, SlurmError> {
+    let none = BTreeMap::new();
+    let secret = |i: usize| credentials.get(i).unwrap_or(&none);
     if let Some(access) = &spec.local {
         let text = local(access, spec);
         return Ok(Drivers { slurm: Arc::clone(&text) as Arc<dyn Slurm>, files: Some(text as Arc<dyn Files>) });
     }
-    Err(SlurmError::Unsupported("this way to Slurm is not there yet".into()))
+    if let Some(access) = &spec.ssh {
+        let text = ssh(access, spec, secret(0))?;
+        return Ok(Drivers { slurm: Arc::clone(&text) as Arc<dyn Slurm>, files: Some(text as Arc<dyn Files>) });
+    }
+    let Some(access) = &spec.rest else {
+        return Err(SlurmError::Unsupported("the cluster does not say how it is reached".into()));
+    };
+    let access_files = spec.files.clone().unwrap_or_default();
+    let files: Option<Arc<dyn Files>> = match (&access_files.local, &access_files.ssh) {
+        (Some(a), _) => Some(local(a, spec)),
+        (None, Some(a)) => Some(ssh(a, spec, secret(2))?),
+        (None, None) => None,
+    };
+    let slurm =
+        Rest::new(access.clone(), secret(1), files.clone(), &spec.work_directory, spec.completion_log.as_deref())?;
+    Ok(Drivers { slurm: Arc::new(slurm), files })
 }
 
 impl Reconcile for Clusters {

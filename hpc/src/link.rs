@@ -68,6 +68,8 @@ pub struct Link {
     drivers: RwLock<Drivers>,
     known: Mutex<Known>,
     wake: Notify,
+    /// When the next submission may begin.
+    turn: Mutex<Instant>,
     tell: Box<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -80,7 +82,20 @@ impl Link {
         tell: impl Fn(&str) + Send + Sync + 'static,
     ) -> Self {
         let (known, wake) = (Mutex::default(), Notify::new());
-        Self { name: name.to_owned(), spec, drivers: RwLock::new(drivers), known, wake, tell: Box::new(tell) }
+        let turn = Mutex::new(Instant::now());
+        Self { name: name.to_owned(), spec, drivers: RwLock::new(drivers), known, wake, turn, tell: Box::new(tell) }
+    }
+
+    /// Waits for the turn of a submission: there are so many a second.
+    pub async fn turn(&self) {
+        let rate = self.spec.limits.as_ref().and_then(|l| l.submissions_per_second).unwrap_or(50).max(1);
+        let at = {
+            let mut next = self.turn.lock();
+            let at = (*next).max(Instant::now());
+            *next = at + Duration::from_secs(1) / rate;
+            at
+        };
+        tokio::time::sleep_until(at).await;
     }
 
     /// The way to Slurm.

@@ -1,5 +1,6 @@
 //! Wiring: definitions, clusters, and the rest only while there is a cluster.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,8 @@ use kube::runtime::{conditions, wait::await_condition};
 use kube::{Api, Client};
 use skiff_controllers::runtime::queue::Queue;
 use skiff_controllers::runtime::worker;
+use skiff_faas::gateway::door::Tls;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +21,7 @@ use crate::api::{FINALIZER, GpuJob, definitions};
 use crate::clusters::Clusters;
 use crate::controller::Controller;
 use crate::driver::SETTLED;
+use crate::serve::Door;
 use crate::store::Store;
 
 /// Time for the definitions to be served.
@@ -35,6 +39,8 @@ const EMPTY: Duration = Duration::from_secs(10);
 /// Settings.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Where logs and results are served, with what; plain HTTP without certificates. `None`: nowhere.
+    pub door: Option<(SocketAddr, Option<Tls>)>,
     /// Directory for results.
     pub data: PathBuf,
     /// How long a submission whose answer was lost may still arrive at Slurm.
@@ -45,7 +51,7 @@ impl Config {
     /// With results in this directory.
     #[must_use]
     pub fn new(data: PathBuf) -> Self {
-        Self { data, settled: SETTLED }
+        Self { door: None, data, settled: SETTLED }
     }
 }
 
@@ -135,6 +141,15 @@ async fn work(
         bail!("jobs could not be listed in time");
     }
     let mut workers = JoinSet::new();
+    if let Some((address, tls)) = &config.door {
+        let listener = TcpListener::bind(address).await;
+        let listener =
+            listener.with_context(|| format!("cannot listen on {address} for results of jobs: is the port taken?"))?;
+        let tls = tls.as_ref().map(Tls::acceptor).transpose().context("certificates of the door for results")?;
+        let door =
+            Door::new(client.clone(), Arc::clone(&controller), Arc::clone(clusters), Store::new(config.data.clone()));
+        workers.spawn(Arc::new(door).serve(listener, tls, stop.clone()));
+    }
     worker::spawn(&mut workers, Arc::clone(&controller) as Arc<dyn worker::Reconcile>, &stop);
     tracing::info!("jobs go to Slurm");
     loop {

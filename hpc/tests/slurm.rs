@@ -1,8 +1,10 @@
-//! Jobs on a real Slurm. `hack/slurm.sh up` makes one; SKIFF_SLURM_CONF is its slurm.conf. Without it there is nothing to test.
+//! Jobs on a real Slurm, by any driver. `hack/slurm.sh up --ssh --rest` makes one; SKIFF_SLURM_MANIFEST is a file with what
+//! `hack/slurm.sh manifest local|ssh|rest` prints. Without it there is nothing to test.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -16,7 +18,6 @@ mod support;
 struct Room {
     world: World,
     stop: CancellationToken,
-    work: tempfile::TempDir,
 }
 
 impl Drop for Room {
@@ -27,13 +28,26 @@ impl Drop for Room {
 
 async fn room() -> Room {
     let world = world().await;
-    let work = tempfile::Builder::new().prefix("skiff-hpc-").tempdir_in("/var/tmp").unwrap();
     let stop = CancellationToken::new();
-    let conf = std::env::var("SKIFF_SLURM_CONF").expect("SKIFF_SLURM_CONF names the slurm.conf of a cluster for tests");
-    let clusters = Api::<HpcCluster>::all(world.client.clone());
-    let cluster = json!({"apiVersion": "skiff.dev/v1", "kind": "HpcCluster", "metadata": {"name": "here"},
-        "spec": {"local": {"conf": conf}, "workDirectory": work.path()}});
-    let room = Room { world, stop: stop.clone(), work };
+    let manifest = std::env::var("SKIFF_SLURM_MANIFEST").expect("SKIFF_SLURM_MANIFEST names a file with an HpcCluster");
+    let manifest = std::fs::read_to_string(manifest).unwrap();
+    let mut objects: Vec<Value> = manifest.split("\n---\n").map(|d| serde_saphyr::from_str(d).unwrap()).collect();
+    let mut cluster = objects.pop().unwrap();
+    // Other tests may run beside this one.
+    let work = format!(
+        "{}/test-{}-{}",
+        cluster["spec"]["workDirectory"].as_str().unwrap(),
+        std::process::id(),
+        rand::random::<u32>()
+    );
+    cluster["spec"]["workDirectory"] = json!(work);
+    cluster["metadata"]["name"] = json!("here");
+    for secret in objects {
+        let secrets =
+            Api::<Secret>::namespaced(world.client.clone(), secret["metadata"]["namespace"].as_str().unwrap());
+        secrets.create(&PostParams::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
+    }
+    let room = Room { world, stop: stop.clone() };
     let config = Config { settled: Duration::from_secs(3), ..Config::new(room.world.dir.path().join("results")) };
     let client = room.world.client.clone();
     tokio::spawn(async move { run(client, config, stop).await.unwrap() });
@@ -129,7 +143,6 @@ async fn deletion_cancels_and_suspension_holds() {
     };
     tokio::time::timeout(support::PATIENCE, gone).await.unwrap();
     assert!(!std::path::Path::new(&directory).exists());
-    assert!(room.work.path().exists());
 
     room.submit("held", json!({"run": {"command": ["true"]}, "suspend": true})).await;
     let held = room.phase("held", Phase::Suspended).await;

@@ -32,6 +32,7 @@ use crate::driver::SlurmError;
 use crate::link::Link;
 use crate::script::faults;
 use crate::store::Store;
+pub(crate) use finish::log_files;
 pub(crate) use status::{clear, now, set};
 
 /// A copy of an object from before our own write: the watch brings a newer one.

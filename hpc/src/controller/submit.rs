@@ -231,6 +231,7 @@ impl Controller {
             Ok(script) => script,
             Err(why) => return self.give_up(case, "InvalidSpec", why.to_string()).await,
         };
+        link.turn().await;
         let digest = Some(script.digest());
         case.status.intent = Some(Intent { attempt, name: name.clone(), digest, since: Some(micro_now()), sent: true });
         case.clear(condition::UNKNOWN, "Known");

@@ -5,6 +5,8 @@
 //! Errors carry Slurm's own words. Nothing is cached here.
 
 pub mod local;
+pub mod rest;
+pub mod ssh;
 pub mod text;
 
 use std::time::Duration;

@@ -25,13 +25,80 @@ const EACH: usize = 16;
 /// Time for moving a part of a file, and for removing directories.
 const MOVE: Duration = Duration::from_secs(600);
 
+/// What is known of jobs without Slurm's commands: markers and the completion log.
+#[derive(Clone, Debug)]
+pub(super) struct Beside {
+    markers: String,
+    completion_log: Option<String>,
+}
+
+impl Beside {
+    /// Below this work directory.
+    pub(super) fn new(work: &str, completion_log: Option<&str>) -> Self {
+        let markers = format!("{}/{MARKERS}", work.trim_end_matches('/'));
+        Self { markers, completion_log: completion_log.map(str::to_owned) }
+    }
+
+    /// Makes directories that jobs need before they are submitted.
+    pub(super) fn make(&self, directories: &[String]) -> String {
+        let made = directories.iter().map(|d| quote(d)).collect::<Vec<_>>().join(" ");
+        format!("mkdir -p -- {} {made} || exit 99\n", quote(&self.markers))
+    }
+
+    /// Asks for markers since a time there, and for the clock.
+    pub(super) fn ask_markers(&self, since: i64) -> String {
+        let dir = quote(&self.markers);
+        let newer = if since > 0 { format!("-newermt @{}", since - 60) } else { String::new() };
+        format!(
+            "find {dir} -maxdepth 1 -name 'skiff-*' ! -name '*.tmp' {newer} -exec grep -H '' {{}} + 2>/dev/null\n\
+             echo \"{MARK} markers $?\"\ndate +%s; echo \"{MARK} clock $?\"\n"
+        )
+    }
+
+    /// Reads the answer.
+    pub(super) fn read_markers(text: &str) -> (Vec<Marker>, i64) {
+        let noted = part(text, "markers").map(|(_, t)| markers(&t)).unwrap_or_default();
+        (noted, part(text, "clock").and_then(|(_, t)| t.trim().parse().ok()).unwrap_or_default())
+    }
+
+    /// Asks for everything under a name.
+    pub(super) fn ask_name(&self, name: &str) -> String {
+        let (n, dir) = (quote(name), quote(&self.markers));
+        let log = match &self.completion_log {
+            Some(log) => {
+                let line = quote(&format!(" Name={name} "));
+                format!(
+                    "tail -n 200000 -- {} | grep -F -- {line}; echo \"{MARK} log ${{PIPESTATUS[0]}}\"\n",
+                    quote(log)
+                )
+            }
+            None => String::new(),
+        };
+        format!("(cd {dir} 2>/dev/null && grep -H '' -- {n} {n}.* 2>/dev/null); echo \"{MARK} markers 0\"\n{log}")
+    }
+
+    /// Reads the answer.
+    pub(super) fn read_name(&self, out: &Output, name: &str, found: &mut Found) -> Result<(), SlurmError> {
+        let text = out.text();
+        let lost = || SlurmError::Lost(out.complaint());
+        found.markers = part(&text, "markers").map(|(_, t)| markers(&t)).ok_or_else(lost)?;
+        found.markers.retain(|m| m.name == name);
+        if self.completion_log.is_some() {
+            let (code, log) = part(&text, "log").ok_or_else(lost)?;
+            found.lasting |= code == 0;
+            let reports = parse::completion_log(&log).into_iter().filter(|r| r.name == name);
+            found.reports.extend(reports.map(|r| (Decider::CompletionLog, r)));
+        }
+        Ok(())
+    }
+}
+
 /// Slurm's commands at some place.
 pub struct Text<S> {
     shell: S,
     /// What is before every command: where the programs are.
     place: String,
-    work: String,
-    completion_log: Option<String>,
+    beside: Beside,
 }
 
 impl<S: Shell> Text<S> {
@@ -44,8 +111,7 @@ impl<S: Shell> Text<S> {
         if let Some(conf) = conf {
             place.push_str(&format!("export SLURM_CONF={}\n", quote(conf)));
         }
-        let work = work.trim_end_matches('/').to_owned();
-        Self { shell, place, work, completion_log: completion_log.map(str::to_owned) }
+        Self { shell, place, beside: Beside::new(work, completion_log) }
     }
 
     /// A question: its times come in seconds.
@@ -58,10 +124,6 @@ impl<S: Shell> Text<S> {
     async fn act(&self, script: &str, limit: Duration) -> Result<Output, SlurmError> {
         let out = self.shell.exec(&format!("{}{script}", self.place), Bytes::new(), limit).await?;
         if out.code == 0 { Ok(out) } else { Err(refusal(&out)) }
-    }
-
-    fn markers(&self) -> String {
-        format!("{}/{MARKERS}", self.work)
     }
 }
 
@@ -141,9 +203,8 @@ fn markers(text: &str) -> Vec<Marker> {
 #[async_trait]
 impl<S: Shell> Slurm for Text<S> {
     async fn submit(&self, script: &Script, directories: &[String]) -> Result<Submitted, SlurmError> {
-        let made = directories.iter().map(|d| quote(d)).collect::<Vec<_>>().join(" ");
-        let make = format!("mkdir -p -- {} {made} || exit 99", quote(&self.markers()));
-        let command = format!("{}{make}\nexec timeout -k 5 30 sbatch --parsable", self.place);
+        let make = self.beside.make(directories);
+        let command = format!("{}{make}exec timeout -k 5 30 sbatch --parsable", self.place);
         let out = self.shell.exec(&command, Bytes::from(script.text.clone()), SUBMIT).await?;
         if out.code == 99 {
             return Err(SlurmError::Unreachable(format!("the work directory cannot be used: {}", out.complaint())));
@@ -157,12 +218,10 @@ impl<S: Shell> Slurm for Text<S> {
     }
 
     async fn queue(&self, since: i64) -> Result<Snapshot, SlurmError> {
-        let (format, dir) = (quote(SQUEUE), quote(&self.markers()));
-        let newer = if since > 0 { format!("-newermt @{}", since - 60) } else { String::new() };
         let script = format!(
-            "squeue -h -a -t all --me -o {format}; echo \"{MARK} queue $?\"\n\
-             find {dir} -maxdepth 1 -name 'skiff-*' ! -name '*.tmp' {newer} -exec grep -H '' {{}} + 2>/dev/null\n\
-             echo \"{MARK} markers $?\"\ndate +%s; echo \"{MARK} clock $?\"\n"
+            "squeue -h -a -t all --me -o {}; echo \"{MARK} queue $?\"\n{}",
+            quote(SQUEUE),
+            self.beside.ask_markers(since)
         );
         let out = self.ask(&script).await?;
         let text = out.text();
@@ -170,8 +229,7 @@ impl<S: Shell> Slurm for Text<S> {
         if code != 0 {
             return Err(refusal(&Output { code, stdout: Bytes::from(queue), stderr: out.stderr }));
         }
-        let noted = part(&text, "markers").map(|(_, t)| markers(&t)).unwrap_or_default();
-        let clock = part(&text, "clock").and_then(|(_, t)| t.trim().parse().ok()).unwrap_or_default();
+        let (noted, clock) = Beside::read_markers(&text);
         Ok(Snapshot { reports: parse::squeue(&queue), markers: noted, clock })
     }
 
@@ -197,19 +255,12 @@ impl<S: Shell> Slurm for Text<S> {
     }
 
     async fn find(&self, name: &str) -> Result<Found, SlurmError> {
-        let (n, dir) = (quote(name), quote(&self.markers()));
-        let log = match &self.completion_log {
-            Some(log) => {
-                let line = quote(&format!(" Name={name} "));
-                format!("tail -n 200000 -- {} | grep -F -- {line}; echo \"{MARK} log ${{PIPESTATUS[0]}}\"", quote(log))
-            }
-            None => String::new(),
-        };
         let script = format!(
-            "squeue -h -a -t all --me -n {n} -o {}; echo \"{MARK} queue $?\"\n\
-             cd {dir} 2>/dev/null && grep -H '' -- {n} {n}.* 2>/dev/null; echo \"{MARK} markers 0\"\n{log}\n\
+            "squeue -h -a -t all --me -n {n} -o {}; echo \"{MARK} queue $?\"\n{}\
              sacct -X -n -P -D -S now-30days --name={n} -o {SACCT} 2>&1; echo \"{MARK} accounting $?\"\n",
-            quote(SQUEUE)
+            quote(SQUEUE),
+            self.beside.ask_name(name),
+            n = quote(name)
         );
         let out = self.ask(&script).await?;
         let text = out.text();
@@ -220,13 +271,7 @@ impl<S: Shell> Slurm for Text<S> {
         }
         let mut found = Found::default();
         found.reports.extend(parse::squeue(&queue).into_iter().map(|r| (Decider::Queue, r)));
-        found.markers = part(&text, "markers").map(|(_, t)| markers(&t)).ok_or_else(lost)?;
-        found.markers.retain(|m| m.name == name);
-        if self.completion_log.is_some() {
-            let (code, log) = part(&text, "log").ok_or_else(lost)?;
-            found.lasting |= code == 0;
-            found.reports.extend(parse::completion_log(&log).into_iter().map(|r| (Decider::CompletionLog, r)));
-        }
+        self.beside.read_name(&out, name, &mut found)?;
         let (code, accounting) = part(&text, "accounting").ok_or_else(lost)?;
         let disabled = accounting.contains("accounting storage is disabled") || code == 127;
         if code == 0 {
@@ -286,7 +331,7 @@ impl<S: Shell> Slurm for Text<S> {
         let script = format!(
             "scontrol --version; echo \"{MARK} version $?\"\nscontrol show config; echo \"{MARK} config $?\"\n\
              mkdir -p -- {}; echo \"{MARK} work $?\"\n",
-            quote(&self.markers())
+            quote(&self.beside.markers)
         );
         let out = self.ask(&script).await?;
         let text = out.text();

@@ -28,6 +28,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use self::begin::definition_text;
 pub use self::faults::{Faults, NoFaults, Point};
 use self::hear::Note;
 pub use self::workflows::judge;

@@ -17,6 +17,7 @@ use super::begin::definition_text;
 use super::hear::PAGE;
 use super::{Engine, Key};
 use crate::api::Workflow;
+use crate::endpoint::latest_version;
 use crate::pack;
 use crate::resource::Resource;
 use crate::trigger::Triggers;
@@ -90,7 +91,10 @@ impl Engine {
     async fn judged(&self, workflow: &Workflow) {
         let status = workflow.status.clone().unwrap_or_default();
         let generation = workflow.metadata.generation;
-        if workflow.metadata.deletion_timestamp.is_some() || status.observed_generation == generation {
+        // Who publishes notes the number in an annotation.
+        let version = latest_version(workflow).max(status.latest_version);
+        let said = status.observed_generation == generation && version == status.latest_version;
+        if workflow.metadata.deletion_timestamp.is_some() || said {
             return;
         }
         let text = definition_text(&workflow.spec.definition);
@@ -116,6 +120,7 @@ impl Engine {
         };
         let patch = json!({"status": {
             "observedGeneration": generation, "conditions": [condition], "revision": pack::digest(text.as_bytes()),
+            "latestVersion": version,
         }});
         let (namespace, name) = key_of(workflow);
         let api = Api::<Workflow>::namespaced(self.client.clone(), &namespace);
