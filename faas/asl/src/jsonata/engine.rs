@@ -1,6 +1,6 @@
-//! The interpreter of a thread.
+//! An interpreter with the library in it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use rquickjs::context::intrinsic::{Date, Eval, Json, MapSet, Promise as Promises
 use rquickjs::function::Func;
 use rquickjs::{Context, Function, Object, Persistent, Promise, Runtime};
 
+use super::pool::Work;
 use super::{Answer, MEMORY_LIMIT, TIME_LIMIT};
 
 const LIBRARY: &str = include_str!("jsonata.min.js");
@@ -17,26 +18,22 @@ const GLUE: &str = include_str!("glue.js");
 /// Stack of the interpreter: well below that of the program's threads.
 const STACK: usize = 512 * 1024;
 
-thread_local! {
-    static ENGINE: RefCell<Option<Engine>> = const { RefCell::new(None) };
-}
+/// An interpreter, or none yet.
+#[derive(Default)]
+pub(super) struct Slot(Option<Engine>);
 
-pub(super) fn check(expression: &str) -> Answer {
-    with_engine(|engine| engine.check(expression))
-}
-
-pub(super) fn evaluate(expression: &str, states: &str, variables: &str) -> Answer {
-    with_engine(|engine| engine.evaluate(expression, states, variables))
-}
-
-fn with_engine(work: impl FnOnce(&Engine) -> rquickjs::Result<String>) -> Answer {
-    ENGINE.with_borrow_mut(|slot| {
-        let engine = match slot.take().map_or_else(Engine::new, Ok) {
+impl Slot {
+    /// Does the work. A failure that is not the expression's own (time, memory) throws the interpreter away.
+    pub(super) fn run(&mut self, work: &Work) -> Answer {
+        let engine = match self.0.take().map_or_else(Engine::new, Ok) {
             Ok(engine) => engine,
             Err(e) => return Answer::Failure(format!("the engine does not start: {e}")),
         };
         engine.deadline.set(Some(Instant::now() + TIME_LIMIT));
-        let answer = work(&engine);
+        let answer = match work {
+            Work::Check { expression } => engine.check(expression),
+            Work::Evaluate { expression, states, variables } => engine.evaluate(expression, states, variables),
+        };
         let late = engine.deadline.take().is_none_or(|deadline| Instant::now() > deadline);
         match answer {
             Ok(text) => {
@@ -48,7 +45,7 @@ fn with_engine(work: impl FnOnce(&Engine) -> rquickjs::Result<String>) -> Answer
                 };
                 // What an expression caught of the engine's own limits is not to be trusted any further.
                 if !late {
-                    *slot = Some(engine);
+                    self.0 = Some(engine);
                 } else if !matches!(answer, Answer::Json(_)) {
                     return Answer::Failure(too_long());
                 }
@@ -59,7 +56,7 @@ fn with_engine(work: impl FnOnce(&Engine) -> rquickjs::Result<String>) -> Answer
                 Answer::Failure(format!("it needs more memory or stack than it may have, or the engine failed: {e}"))
             }
         }
-    })
+    }
 }
 
 fn too_long() -> String {
