@@ -407,7 +407,7 @@ fn expressions_have_a_time_limit_everywhere() {
         let start = std::time::Instant::now();
         _ = skiff_asl::jsonata::evaluate(expression, &states, &variables);
         println!("{expression}: {:?}", start.elapsed());
-        assert!(start.elapsed().as_secs() < 10, "{expression}: {:?}", start.elapsed());
+        assert!(start.elapsed().as_secs() < 30, "{expression}: {:?}", start.elapsed());
     }
 }
 

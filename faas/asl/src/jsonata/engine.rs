@@ -25,6 +25,16 @@ pub(super) struct Slot(Option<Engine>);
 impl Slot {
     /// Does the work. A failure that is not the expression's own (time, memory) throws the interpreter away.
     pub(super) fn run(&mut self, work: &Work) -> Answer {
+        let used = self.0.is_some();
+        let answer = self.once(work);
+        // What earlier work left behind counts against the limit, too: the verdict is that of a fresh interpreter.
+        if used && self.0.is_none() && matches!(&answer, Answer::Failure(why) if why == NO_MEMORY) {
+            return self.once(work);
+        }
+        answer
+    }
+
+    fn once(&mut self, work: &Work) -> Answer {
         let engine = match self.0.take().map_or_else(Engine::new, Ok) {
             Ok(engine) => engine,
             Err(e) => return Answer::Failure(format!("the engine does not start: {e}")),
@@ -35,29 +45,32 @@ impl Slot {
             Work::Evaluate { expression, states, variables } => engine.evaluate(expression, states, variables),
         };
         let late = engine.deadline.take().is_none_or(|deadline| Instant::now() > deadline);
+        let answer = match answer {
+            Ok(text) => match (text.get(..1), text.get(1..)) {
+                (Some("="), Some(json)) => Answer::Json(json.to_owned()),
+                (Some("!"), Some("out of memory")) => Answer::Failure(NO_MEMORY.to_owned()),
+                (Some("!"), Some(why)) => Answer::Failure(why.to_owned()),
+                (Some("#"), Some(why)) => Answer::Unsupported(why.to_owned()),
+                _ => Answer::Nothing,
+            },
+            // An exception that the glue could not catch: memory or stack.
+            Err(_) => Answer::Failure(NO_MEMORY.to_owned()),
+        };
         match answer {
-            Ok(text) => {
-                let answer = match (text.get(..1), text.get(1..)) {
-                    (Some("="), Some(json)) => Answer::Json(json.to_owned()),
-                    (Some("!"), Some(why)) => Answer::Failure(why.to_owned()),
-                    (Some("#"), Some(why)) => Answer::Unsupported(why.to_owned()),
-                    _ => Answer::Nothing,
-                };
-                // What an expression caught of the engine's own limits is not to be trusted any further.
+            Answer::Failure(_) | Answer::Nothing if late => Answer::Failure(too_long()),
+            Answer::Failure(why) if why == NO_MEMORY => Answer::Failure(why),
+            answer => {
+                // An interpreter that was interrupted is not to be trusted any further.
                 if !late {
                     self.0 = Some(engine);
-                } else if !matches!(answer, Answer::Json(_)) {
-                    return Answer::Failure(too_long());
                 }
                 answer
-            }
-            Err(_) if late => Answer::Failure(too_long()),
-            Err(e) => {
-                Answer::Failure(format!("it needs more memory or stack than it may have, or the engine failed: {e}"))
             }
         }
     }
 }
+
+const NO_MEMORY: &str = "Expression evaluation memory limit exceeded: Check for excessive memory usage";
 
 fn too_long() -> String {
     format!("Expression evaluation timeout: Check for infinite loop (it took longer than {} s)", TIME_LIMIT.as_secs())

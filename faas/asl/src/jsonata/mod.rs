@@ -28,7 +28,7 @@ pub const SUPPORTED: bool = cfg!(feature = "jsonata");
 /// How long an evaluation may take.
 pub const TIME_LIMIT: Duration = Duration::from_secs(2);
 /// How much memory an interpreter may have.
-pub const MEMORY_LIMIT: usize = 64 * 1024 * 1024;
+pub const MEMORY_LIMIT: usize = 96 * 1024 * 1024;
 
 /// Why an expression is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
