@@ -556,7 +556,9 @@ mod tests {
 
     #[test]
     fn ends_of_texts() {
-        for (text, lines, want) in [("a\nb\nc\n", 1, "c\n"), ("a\nb\nc", 2, "b\nc"), ("a\n", 5, "a\n"), ("a\nb", 0, ""), ("", 3, "")] {
+        for (text, lines, want) in
+            [("a\nb\nc\n", 1, "c\n"), ("a\nb\nc", 2, "b\nc"), ("a\n", 5, "a\n"), ("a\nb", 0, ""), ("", 3, "")]
+        {
             assert_eq!(&text[last_lines(text.as_bytes(), lines) as usize..], want, "{text:?} {lines}");
         }
     }
