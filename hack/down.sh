@@ -18,7 +18,7 @@ for profile in "${SKIFF_PROFILE:-release}" release debug; do
 done
 [ -n "$binary" ] || fail "no built skiff below $CARGO_TARGET_DIR: nothing to stop with"
 if engine_answers || [ -d "$data" ]; then "$binary" --log warn down --data-dir "$data" --context "$context" "$@"; fi
-for plugin in /usr/local/bin/kubectl-{cfg,func,trigger}; do
+for plugin in /usr/local/bin/kubectl-{cfg,func,trigger,wf,gpu}; do
   [ "$(readlink "$plugin" || true)" != "$binary" ] || rm -f "$plugin"
 done
 # The engine is stopped only if hack/up.sh had to start it.

@@ -25,7 +25,7 @@ step "build ($profile)" env -C "$root" "${build[@]}"
 binary=$CARGO_TARGET_DIR/$profile/skiff
 step "images" "$root/hack/images.sh"
 # `kubectl cfg` is this program under another name.
-for plugin in cfg func trigger wf; do ln -sfn "$binary" "/usr/local/bin/kubectl-$plugin"; done
+for plugin in cfg func trigger wf gpu; do ln -sfn "$binary" "/usr/local/bin/kubectl-$plugin"; done
 
 mkdir -p "$run"
 setsid "$binary" up --data-dir "$data" --listen "0.0.0.0:$port" --context "$context" "$@" >"$run/skiff.log" 2>&1 </dev/null &

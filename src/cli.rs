@@ -57,6 +57,8 @@ enum Command {
     Trigger(skiff_faas::plugin::TriggerArgs),
     /// Workflows, as `kubectl wf`.
     Wf(skiff_workflow::plugin::WfArgs),
+    /// Jobs on Slurm, as `kubectl gpu`.
+    Gpu(skiff_hpc::plugin::GpuArgs),
     /// Print the version.
     Version,
     /// Print a completion script.
@@ -72,6 +74,8 @@ pub(crate) struct UpArgs {
     /// Where everything is kept.
     #[arg(long, env = "SKIFF_DATA_DIR", default_value = "/var/lib/skiff")]
     pub(crate) data_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) audit: crate::audit::AuditArgs,
     /// Address and port of the API server.
     #[arg(long, default_value = "0.0.0.0:6443")]
     pub(crate) listen: SocketAddr,
@@ -114,6 +118,8 @@ pub(crate) struct UpArgs {
     pub(crate) ingress: IngressArgs,
     #[command(flatten)]
     pub(crate) functions: crate::functions::FunctionsArgs,
+    #[command(flatten)]
+    pub(crate) workflows: crate::workflows::WorkflowsArgs,
     #[command(flatten)]
     pub(crate) hpc: crate::hpc::HpcFlags,
     #[command(flatten)]
@@ -389,7 +395,7 @@ struct KubeconfigArgs {
 impl Cli {
     /// Whether it is a command whose messages are kubectl's.
     pub(crate) fn is_for_kubectl(&self) -> bool {
-        matches!(self.command, Command::Func(_) | Command::Trigger(_) | Command::Wf(_))
+        matches!(self.command, Command::Func(_) | Command::Trigger(_) | Command::Wf(_) | Command::Gpu(_))
     }
 
     /// Carries the command out.
@@ -423,6 +429,7 @@ impl Cli {
             }
             Command::Func(a) => return a.clone().run(),
             Command::Wf(a) => return a.clone().run(),
+            Command::Gpu(a) => return a.clone().run(),
             Command::Trigger(a) => return a.clone().run(),
             _ => {}
         }
@@ -450,7 +457,7 @@ impl Cli {
                 Command::Backup(a) => crate::transfer::backup(a).await,
                 Command::Restore(a) => crate::transfer::restore(a).await,
                 Command::Kubeconfig(_) | Command::Version | Command::Completion { .. } => Ok(()),
-                Command::Func(_) | Command::Trigger(_) | Command::Wf(_) => Ok(()),
+                Command::Func(_) | Command::Trigger(_) | Command::Wf(_) | Command::Gpu(_) => Ok(()),
             }
         })
     }

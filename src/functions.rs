@@ -65,6 +65,7 @@ impl FunctionsArgs {
             },
             engine: None,
             processes: None,
+            callers: skiff_faas::Callers::default(),
         }
     }
 }
@@ -127,12 +128,22 @@ pub(crate) fn start(
     config.engine = Some(args.engine.clone());
     config.processes = Some(skiff_faas::process::Config::new(node, args.data_dir.join("functions")));
     let client = server.client(User::new(USER, &[]));
+    let workflows = crate::workflows::config(args, pki, address, node, config.callers.clone())?;
+    let workflows = workflows.map(|config| (server.client(User::new(crate::workflows::USER, &[])), config));
     let (several, stop) = (args.etcd.used(), stop.clone());
     spawn(tasks, "functions", &stop.clone(), async move {
+        // Workflows call functions in this process: one lease is for both.
+        let work = |inner: CancellationToken| {
+            let functions = skiff_faas::run(client.clone(), config.clone(), inner.clone());
+            let workflows = workflows.clone();
+            async move {
+                let Some((client, config)) = workflows else { return functions.await };
+                tokio::try_join!(functions, skiff_workflow::run(client, config, inner)).map(drop)
+            }
+        };
         if !several {
-            return skiff_faas::run(client, config, stop).await;
+            return work(stop).await;
         }
-        let work = |inner| skiff_faas::run(client.clone(), config.clone(), inner);
         while_leading(client.clone(), LEASE, &stop, work).await
     });
     Ok(())

@@ -5,8 +5,13 @@ use std::ffi::OsString;
 use std::path::Path;
 
 /// Names of links, and the command that each stands for.
-const PLUGINS: &[(&str, &str)] =
-    &[("kubectl-cfg", "cfg"), ("kubectl-func", "func"), ("kubectl-trigger", "trigger"), ("kubectl-wf", "wf")];
+const PLUGINS: &[(&str, &str)] = &[
+    ("kubectl-cfg", "cfg"),
+    ("kubectl-func", "func"),
+    ("kubectl-trigger", "trigger"),
+    ("kubectl-wf", "wf"),
+    ("kubectl-gpu", "gpu"),
+];
 
 /// The command line as if the program had been called by its own name.
 pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {

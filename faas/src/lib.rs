@@ -9,7 +9,6 @@
 //! (`skiff faas`, container class).
 
 pub mod api;
-pub mod archive;
 pub mod asynchronous;
 pub mod build;
 pub mod container;
@@ -23,4 +22,5 @@ pub mod runtime;
 pub mod scale;
 pub mod trigger;
 
-pub use run::{Config, run, serve};
+pub use run::{Callers, Config, run, serve};
+pub use skiff_plugin::archive;

@@ -10,6 +10,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Patch, PatchParams};
 use kube::runtime::{conditions, wait::await_condition};
 use kube::{Api, Client};
+use parking_lot::RwLock;
 use skiff_controllers::runtime::worker;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -20,6 +21,7 @@ use crate::asynchronous::Queue;
 use crate::build::{self, Builder, Docker};
 use crate::container::Pods;
 use crate::controller::{Classes, Controller, Place, queue};
+use crate::gateway::call::Caller;
 use crate::gateway::hub::{Context, Hub};
 use crate::gateway::invoke::{Broker, Sink};
 use crate::gateway::serve::{Gateway, Tls};
@@ -58,6 +60,26 @@ pub struct Config {
     pub engine: Option<PathBuf>,
     /// Processes of this machine. Without it every function runs in pods.
     pub processes: Option<process::Config>,
+    /// Where others of this process find what calls functions.
+    pub callers: Callers,
+}
+
+/// What calls functions in this process, once there is one. Cloning shares the place.
+#[derive(Clone, Default)]
+pub struct Callers(Arc<RwLock<Option<Arc<Caller>>>>);
+
+impl std::fmt::Debug for Callers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Callers").field(&self.0.read().is_some()).finish()
+    }
+}
+
+impl Callers {
+    /// What calls functions now.
+    #[must_use]
+    pub fn get(&self) -> Option<Arc<Caller>> {
+        self.0.read().clone()
+    }
 }
 
 /// Installs the custom resources and waits until they are served.
@@ -155,6 +177,7 @@ pub async fn serve(
         }
     });
     let gateway = Arc::new(Gateway::new(Arc::clone(&hub), client.clone()));
+    *config.callers.0.write() = Some(gateway.caller());
     let calls = Queue::new(client.clone(), &config.node);
     if let Some(processes) = &processes {
         gateway.logs_from(Arc::clone(processes));

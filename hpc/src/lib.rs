@@ -13,6 +13,7 @@ pub mod clusters;
 pub mod controller;
 pub mod driver;
 pub mod link;
+pub mod plugin;
 mod run;
 pub mod script;
 pub mod serve;

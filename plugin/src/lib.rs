@@ -3,11 +3,15 @@
 //! A plugin is this program under another name, which kubectl finds on the PATH. It knows the cluster only by the person's
 //! kubeconfig, as kubectl does. Messages and exit codes are kubectl's: `error: …`, or `Error from server (NotFound): …`, and 1.
 
+pub mod archive;
 mod connect;
+mod door;
 mod output;
+pub mod parts;
 pub mod table;
 
 pub use connect::{Connection, Session};
+pub use door::Door;
 pub use output::{Format, nothing_found};
 
 /// An error in kubectl's words.

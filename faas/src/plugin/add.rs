@@ -4,15 +4,14 @@
 //! named after their content. So nothing that an older revision needs is ever overwritten, and a roll-back finds its code. The
 //! ConfigMaps belong to the function and go with it; those that no revision names any more go with the next upload.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
-use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, EnvVar};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
@@ -20,9 +19,8 @@ use serde_json::{Value, json};
 use super::{MANAGER, Session};
 use crate::api::{Archive, FUNCTION, Function, FunctionRevision, Isolation, Source};
 use crate::archive::{self, Entry, Files};
+use skiff_plugin::parts::PART;
 
-/// Bytes of an archive in one ConfigMap; with names and base64 it stays below the 1 MiB and more that stores take.
-const PART: usize = 900 * 1024;
 /// Parts that an archive may have.
 const PARTS_MAX: usize = 64;
 /// Bytes of a file that goes into the function itself.
@@ -367,36 +365,16 @@ fn archive_name(function: &str, sha256: &str) -> String {
 /// Stores an archive, before a function names it.
 async fn put_parts(session: &Session, function: &str, upload: Option<&Upload>) -> anyhow::Result<()> {
     let Some(Upload { source: Source { archive: Some(archive), .. }, parts, .. }) = upload else { return Ok(()) };
-    let api = session.api::<ConfigMap>();
-    for (number, part) in parts.iter().enumerate() {
-        let mut object = ConfigMap::default();
-        object.metadata.name = Some(format!("{}-{number}", archive.name));
-        let labels = [(FUNCTION, function), (ARCHIVE, archive.name.as_str())];
-        object.metadata.labels = Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
-        object.binary_data = Some(BTreeMap::from([("data".to_owned(), ByteString(part.clone()))]));
-        object.immutable = Some(true);
-        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        match api.create(&params, &object).await {
-            // The name says what is in it.
-            Err(kube::Error::Api(s)) if s.code == 409 && s.reason == "AlreadyExists" => {}
-            made => drop(made?),
-        }
-    }
-    Ok(())
+    let labels = [(FUNCTION, function), (ARCHIVE, archive.name.as_str())];
+    skiff_plugin::parts::put(session, &archive.name, parts, &labels, MANAGER).await
 }
 
 /// Gives the archive to its function, and removes those that nobody names any more.
 async fn adopt_parts(session: &Session, function: &Function, upload: Option<&Upload>) -> anyhow::Result<()> {
     let Some(Upload { source: Source { archive: Some(archive), .. }, .. }) = upload else { return Ok(()) };
-    let owner = function.controller_owner_ref(&()).map(|mut o| {
-        o.controller = None;
-        o
-    });
-    let patch = json!({"metadata": {"ownerReferences": owner.into_iter().collect::<Vec<_>>()}});
+    let owner = function.controller_owner_ref(&());
+    skiff_plugin::parts::adopt(session, &archive.name, archive.parts, owner).await?;
     let api: Api<ConfigMap> = session.api();
-    for number in 0..archive.parts {
-        api.patch(&format!("{}-{number}", archive.name), &PatchParams::default(), &Patch::Merge(&patch)).await?;
-    }
     let name = function.name_any();
     let revisions = session.api::<FunctionRevision>().list(&ListParams::default()).await?;
     let mine = revisions.items.into_iter().filter(|r| r.spec.function == name);

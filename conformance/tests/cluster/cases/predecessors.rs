@@ -1,4 +1,4 @@
-//! The commands of docs/predecessors.md, run as they stand there.
+//! The commands of pages of documentation, run as they stand there: docs/predecessors.md, and others of the kind.
 //!
 //! A block ```` ```console tested ```` holds commands after `$ `, each with the lines after `> ` that continue it and the
 //! lines that its output must have, in that order; `...` in a line stands for anything. Each section (`## `) has a namespace
@@ -76,9 +76,28 @@ fn looks(command: &str) -> bool {
     match words.next() {
         Some("curl") => true,
         Some("kubectl") => {
+            let mut word = words.next();
+            if matches!(word, Some("wf" | "func")) {
+                word = words.next();
+            }
             matches!(
-                words.next(),
-                Some("get" | "describe" | "logs" | "top" | "exec" | "events" | "wait" | "explain" | "auth" | "cfg")
+                word,
+                Some(
+                    "get"
+                        | "describe"
+                        | "logs"
+                        | "top"
+                        | "exec"
+                        | "events"
+                        | "wait"
+                        | "explain"
+                        | "auth"
+                        | "cfg"
+                        | "list"
+                        | "history"
+                        | "graph"
+                        | "lint"
+                )
             ) && !command.contains("cfg sched=")
         }
         _ => false,
@@ -123,15 +142,20 @@ fn play(c: &Cluster, dir: &Path, ns: &str, step: &Step) -> Result<()> {
     }
 }
 
-/// Every tested command of the page.
+/// What the predecessors offered.
 pub(crate) fn predecessors(c: &mut Cluster, _ns: &str) -> Result<()> {
     syntax()?;
-    let page = std::fs::read_to_string(repository().join("docs/predecessors.md"))?;
+    page(c, "predecessors", 10)
+}
+
+/// Every tested command of a page, which has at least so many sections with some.
+pub(crate) fn page(c: &mut Cluster, name: &str, least: usize) -> Result<()> {
+    let page = std::fs::read_to_string(repository().join(format!("docs/{name}.md")))?;
     let sections = sections(&page)?;
-    ensure!(sections.len() >= 10, "only {} sections have tested commands", sections.len());
+    ensure!(sections.len() >= least, "only {} sections have tested commands", sections.len());
     let mut faults = String::new();
     for (n, (title, steps)) in sections.iter().enumerate() {
-        let ns = format!("predecessors-{n}");
+        let ns = format!("{name}-{n}");
         let dir = tempfile::tempdir()?;
         c.namespace(&ns)?;
         let begun = std::time::Instant::now();
