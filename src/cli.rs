@@ -121,6 +121,8 @@ pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) workflows: crate::workflows::WorkflowsArgs,
     #[command(flatten)]
+    pub(crate) hpc: crate::hpc::HpcFlags,
+    #[command(flatten)]
     pub(crate) cni: CniArgs,
     /// kubeconfig file to merge the context into. Default: $KUBECONFIG, else ~/.kube/config.
     #[arg(long)]
