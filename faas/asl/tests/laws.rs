@@ -407,6 +407,21 @@ fn expressions_have_a_time_limit_everywhere() {
         let start = std::time::Instant::now();
         _ = skiff_asl::jsonata::evaluate(expression, &states, &variables);
         println!("{expression}: {:?}", start.elapsed());
-        assert!(start.elapsed().as_secs() < 10, "{expression}: {:?}", start.elapsed());
+        assert!(start.elapsed().as_secs() < 30, "{expression}: {:?}", start.elapsed());
     }
+}
+
+#[test]
+fn many_threads_ask_at_once() {
+    std::thread::scope(|scope| {
+        for i in 0..16_i64 {
+            scope.spawn(move || {
+                for n in 0..20 {
+                    let variables = BTreeMap::from([("i".to_owned(), json!(i)), ("n".to_owned(), json!(n))]);
+                    let value = skiff_asl::jsonata::evaluate("$i * 100 + $n", &json!({}), &variables);
+                    assert_eq!(value, Ok(json!(i * 100 + n)));
+                }
+            });
+        }
+    });
 }

@@ -7,8 +7,8 @@
 //!
 //! The service's rules: `$states` and the variables are bound, `$` is nothing, `$eval` is refused, and `$partition`,
 //! `$range`, `$hash`, `$random`, `$uuid` and `$parse` are added. An evaluation may take [`TIME_LIMIT`] and
-//! [`MEMORY_LIMIT`] bytes. A thread that evaluates expressions keeps its interpreter (about 3 MiB); a failure that is
-//! not the expression's own (time, memory) throws it away.
+//! [`MEMORY_LIMIT`] bytes. Up to four threads have an interpreter (about 3 MiB each) while there is work; whoever asks
+//! waits for the answer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,13 +20,15 @@ use crate::fault;
 
 #[cfg(feature = "jsonata")]
 mod engine;
+#[cfg(feature = "jsonata")]
+mod pool;
 
 /// Whether this build has an engine for expressions.
 pub const SUPPORTED: bool = cfg!(feature = "jsonata");
 /// How long an evaluation may take.
 pub const TIME_LIMIT: Duration = Duration::from_secs(2);
-/// How much memory the interpreter of a thread may have.
-pub const MEMORY_LIMIT: usize = 64 * 1024 * 1024;
+/// How much memory an interpreter may have.
+pub const MEMORY_LIMIT: usize = 96 * 1024 * 1024;
 
 /// Why an expression is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,14 +75,15 @@ pub fn check(expression: &str) -> Result<(), Invalid> {
     if expression.is_empty() {
         return invalid(fault::INVALID_JSONATA_EXPRESSION, "it is empty");
     }
-    match engine::check(expression) {
+    match read(expression) {
         Answer::Failure(why) => invalid(fault::INVALID_JSONATA_EXPRESSION, &why),
         Answer::Unsupported(why) => invalid(fault::UNSUPPORTED_JSONATA_EXPRESSION, &why),
         Answer::Json(_) | Answer::Nothing => Ok(()),
     }
 }
 
-/// The value of an expression, `states` being `$states`. It computes on this thread, for up to [`TIME_LIMIT`].
+/// The value of an expression, `states` being `$states`. The thread waits, up to [`TIME_LIMIT`]
+/// and longer where others ask too.
 ///
 /// # Errors
 /// States.QueryEvaluationError where it fails, takes too long, or has no value.
@@ -108,7 +111,7 @@ pub fn evaluate_for(
         Err(ExecutionError::new(error::QUERY_EVALUATION_ERROR, cause))
     };
     let variables = serde_json::to_string(variables).unwrap_or_else(|_| "{}".to_owned());
-    match engine::evaluate(expression, &states.to_string(), &variables) {
+    match run(expression, states.to_string(), variables) {
         Answer::Json(json) => match serde_json::from_str(&json) {
             Ok(value) => Ok(value),
             Err(e) => fail(format!("gives no JSON: {e}")),
@@ -118,18 +121,23 @@ pub fn evaluate_for(
     }
 }
 
+#[cfg(feature = "jsonata")]
+fn read(expression: &str) -> Answer {
+    pool::run(pool::Work::Check { expression: expression.to_owned() })
+}
+
+#[cfg(feature = "jsonata")]
+fn run(expression: &str, states: String, variables: String) -> Answer {
+    pool::run(pool::Work::Evaluate { expression: expression.to_owned(), states, variables })
+}
+
 /// Without an engine nothing can be read, so that no definition with expressions is ever accepted.
 #[cfg(not(feature = "jsonata"))]
-mod engine {
-    use super::Answer;
+fn read(_: &str) -> Answer {
+    Answer::Failure("this build has no engine for JSONata".to_owned())
+}
 
-    const MISSING: &str = "this build has no engine for JSONata";
-
-    pub(super) fn check(_: &str) -> Answer {
-        Answer::Failure(MISSING.to_owned())
-    }
-
-    pub(super) fn evaluate(_: &str, _: &str, _: &str) -> Answer {
-        Answer::Failure(MISSING.to_owned())
-    }
+#[cfg(not(feature = "jsonata"))]
+fn run(expression: &str, _: String, _: String) -> Answer {
+    read(expression)
 }

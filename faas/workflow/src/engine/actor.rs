@@ -266,6 +266,8 @@ impl Actor {
                 return Ok(End::Over);
             }
             if self.machine.more() || self.machine.wake().is_some_and(|at| at <= now()) {
+                // What is not stored waits for nothing: others must have their turn.
+                tokio::task::yield_now().await;
                 continue;
             }
             let wake = self.machine.wake();

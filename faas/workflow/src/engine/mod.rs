@@ -145,7 +145,8 @@ impl Engine {
         if let Some(found) = self.definitions.lock().get(revision).and_then(Weak::upgrade) {
             return Ok(found);
         }
-        let parsed = Arc::new(Definition::from_text(text)?);
+        let (parsed, faults) = judge(text);
+        let parsed = Arc::new(parsed.ok_or(faults)?);
         let mut known = self.definitions.lock();
         known.retain(|_, d| d.strong_count() > 0);
         known.insert(revision.to_owned(), Arc::downgrade(&parsed));

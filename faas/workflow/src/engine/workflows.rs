@@ -9,7 +9,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
-use skiff_asl::{Definition, Fault, Severity, fault};
+use skiff_asl::{Definition, Fault, Severity, StateKind, fault};
 use skiff_controllers::runtime::events::Level;
 use skiff_controllers::runtime::{now, worker::not_found};
 
@@ -33,6 +33,16 @@ pub fn judge(text: &str) -> (Option<Definition>, Vec<Fault>) {
         if let Err(why) = Resource::parse(resource) {
             faults.push(Fault::error(fault::INVALID_RESOURCE, path, why));
         }
+    }
+    for definition in &definition {
+        definition.machine.visit("", &mut |pointer, state| {
+            let StateKind::Map(map) = &state.kind else { return };
+            let missing = [("ItemReader", map.item_reader.is_some()), ("ResultWriter", map.result_writer.is_some())];
+            for (field, _) in missing.iter().filter(|(_, given)| *given) {
+                let why = format!("{field} is not supported: items come from the input, results are the output");
+                faults.push(Fault::error(fault::SCHEMA_VALIDATION_FAILED, format!("{pointer}/{field}"), why));
+            }
+        });
     }
     let valid = faults.iter().all(|f| f.severity != Severity::Error);
     (definition.filter(|_| valid), faults)

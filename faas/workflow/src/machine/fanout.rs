@@ -60,6 +60,12 @@ impl Machine {
             Ok(planned) => planned,
             Err(error) => return self.fail(id, error),
         };
+        let batched = self.batches(id, &input, &items);
+        let (items, batched) = match batched {
+            Ok(None) => (items, false),
+            Ok(Some(batches)) => (batches, true),
+            Err(error) => return self.fail(id, error),
+        };
         let length = items.len();
         let step = MapStep {
             next: 0,
@@ -69,12 +75,63 @@ impl Machine {
             failed: 0,
             tolerated: tolerated(length, count, percentage),
             items,
+            batched,
             input,
         };
         let Some(entry) = self.core.scopes.get_mut(&id).and_then(Scope::entry_mut) else { return };
         entry.doing = Doing::Map(Box::new(step));
         self.note(id, "MapStateStarted", Some(("mapStateStartedEventDetails", json!({"length": length}))), None);
         self.launch(id);
+    }
+
+    /// The items of a Map in batches, where it wants them so.
+    fn batches(&mut self, id: u64, input: &Value, items: &[Value]) -> Result<Option<Vec<Value>>, ExecutionError> {
+        let definition = std::sync::Arc::clone(&self.definition);
+        let state = self.core.scopes.get(&id).and_then(Scope::entry).and_then(|e| definition.find(&e.state));
+        let Some(StateKind::Map(map)) = state.map(|s| &s.kind) else { return Ok(None) };
+        let Some(batcher) = &map.item_batcher else { return Ok(None) };
+        let (shared, most, bytes) = self.look(id, false, None, |_, _, seen| {
+            let whole = |field, setting| data::whole(field, setting, 1, u64::from(u32::MAX), input, seen);
+            let shared = batcher.batch_input.as_ref().map(|b| b.eval(input, seen)).transpose()?;
+            let most = batcher.max_items_per_batch.as_ref();
+            let bytes = batcher.max_input_bytes_per_batch.as_ref();
+            Ok((
+                shared,
+                most.map(|s| whole("MaxItemsPerBatch", s)).transpose()?,
+                bytes.map(|s| whole("MaxInputBytesPerBatch", s)).transpose()?,
+            ))
+        })?;
+        let most = most.map_or(usize::MAX, |m| usize::try_from(m).unwrap_or(usize::MAX));
+        let bytes = bytes.map_or(usize::MAX, |b| usize::try_from(b).unwrap_or(usize::MAX)).min(crate::api::DATA_MAX);
+        let around = shared.as_ref().map_or(16, |s| s.to_string().len() + 32);
+        let (mut batches, mut batch, mut length) = (vec![], vec![], around);
+        let close = |batch: &mut Vec<Value>| {
+            let mut whole = json!({"Items": std::mem::take(batch)});
+            if let (Some(shared), Some(whole)) = (&shared, whole.as_object_mut()) {
+                whole.insert("BatchInput".to_owned(), shared.clone());
+            }
+            whole
+        };
+        for (index, item) in items.iter().enumerate() {
+            let item = match &map.item_selector {
+                None => item.clone(),
+                Some(selector) => {
+                    let of = self.contextual.then(|| json!({"Index": index, "Value": item}));
+                    self.look(id, false, of, |_, _, seen| selector.eval(input, seen))?
+                }
+            };
+            let size = item.to_string().len() + 1;
+            if !batch.is_empty() && (batch.len() >= most || length + size > bytes) {
+                batches.push(close(&mut batch));
+                length = around;
+            }
+            length += size;
+            batch.push(item);
+        }
+        if !batch.is_empty() {
+            batches.push(close(&mut batch));
+        }
+        Ok(Some(batches))
     }
 
     /// Begins as many iterations as may run, and ends the Map when there are none.
@@ -110,8 +167,7 @@ impl Machine {
             let item = step.items.get_mut(index).map(Value::take).unwrap_or_default();
             let of = self.contextual.then(|| json!({"Index": index, "Value": item}));
             let input = match &map.item_selector {
-                None => Ok(item),
-                Some(selector) => {
+                Some(selector) if !step.batched => {
                     let input = std::mem::take(&mut step.input);
                     let selected = self.look(id, false, of.clone(), |_, _, seen| selector.eval(&input, seen));
                     if let Some(Doing::Map(step)) =
@@ -121,6 +177,7 @@ impl Machine {
                     }
                     selected
                 }
+                _ => Ok(item),
             };
             let input = match input {
                 Ok(input) => input,

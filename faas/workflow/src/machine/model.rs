@@ -297,6 +297,9 @@ pub(super) struct MapStep {
     pub(super) outputs: Vec<Option<Value>>,
     pub(super) failed: usize,
     pub(super) tolerated: Option<usize>,
+    /// Whether the items are batches, whose items ItemSelector has made already.
+    #[serde(default)]
+    pub(super) batched: bool,
     /// The state's effective input, for ItemSelector.
     pub(super) input: Value,
 }

@@ -303,6 +303,15 @@ fn what_comes_out() {
             json!([1, {"Error": "Item", "Cause": "told to"}, 3]),
         ),
         (
+            "map in batches",
+            json!({"Type": "Map", "ItemsPath": "$.i", "ItemSelector": {"v.$": "$$.Map.Item.Value"},
+                   "ItemBatcher": {"MaxItemsPerBatch": 2, "BatchInput": {"k.$": "$.k"}}, "ItemProcessor":
+                   {"ProcessorConfig": {"Mode": "DISTRIBUTED", "ExecutionType": "STANDARD"}, "StartAt": "A",
+                    "States": {"A": {"Type": "Pass", "End": true}}}}),
+            json!({"i": [1, 2, 3], "k": 9}),
+            json!([{"BatchInput": {"k": 9}, "Items": [{"v": 1}, {"v": 2}]}, {"BatchInput": {"k": 9}, "Items": [{"v": 3}]}]),
+        ),
+        (
             "retry",
             task("flaky_2", json!({"Retry": [{"ErrorEquals": ["Flaky"], "IntervalSeconds": 5, "MaxAttempts": 2}]})),
             json!({}),
