@@ -3,6 +3,7 @@
 #   hack/test.sh            all
 #   hack/test.sh cluster    only kubectl against a real cluster (further words: names of cases)
 #   hack/test.sh nodes      only several nodes on one machine (further words: names of cases)
+#   hack/test.sh hpc        only jobs on a real Slurm (further words: names of cases)
 #   hack/test.sh vectors    only the recorded exchanges (further words: areas or scenarios)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,6 +25,8 @@ prepare_cluster() {
   need curl curl
   need nsenter util-linux
   need jq jq
+  need make make
+  need g++ g++
   need prometheus prometheus
   need /usr/lib/cni/bridge containernetworking-plugins
   need etcd etcd-server
@@ -47,6 +50,7 @@ trap '[ -f "$run/dockerd.pid" ] && [ "${started_engine:-}" = 1 ] && kill "$(cat 
 case "${1:-all}" in
   cluster) shift; prepare_cluster; cargo build -p skiff; exec cargo test -p skiff-conformance --test cluster -- "$@" ;;
   nodes) shift; prepare_cluster; cargo build -p skiff; exec cargo test -p skiff-conformance --test nodes -- "$@" ;;
+  hpc) shift; prepare_cluster; cargo build -p skiff -p skiff-fake-slurm; exec cargo test -p skiff-conformance --test hpc -- "$@" ;;
   vectors) shift; exec cargo test -p skiff-conformance --test vectors -- "$@" ;;
   all) ;;
   *) fail "unknown part: $1" ;;
@@ -63,7 +67,7 @@ if command -v cargo-deny >/dev/null 2>&1; then
 else
   say "cargo-deny could not be installed: licences are not checked in this run"
 fi
-cargo build -p skiff
+cargo build -p skiff -p skiff-fake-slurm
 export SKIFF_REQUIRE_ENGINE=1 SKIFF_REQUIRE_ETCD=1
 # Programs of the AWS SDK are tried where it can be had.
 boto3="${CARGO_TARGET_DIR:-$PWD/target}/boto3"

@@ -175,7 +175,7 @@ impl Cluster {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&path).map(|d| d.join(&self.kubectl)).find(|p| p.is_file());
         let kubectl = found.context("no kubectl on the PATH")?;
-        let plugins = ["kubectl-cfg", "kubectl-func", "kubectl-trigger", "kubectl-wf", "skiff"];
+        let plugins = ["kubectl-cfg", "kubectl-func", "kubectl-gpu", "kubectl-trigger", "kubectl-wf", "skiff"];
         let links = plugins.map(|p| (p, &self.binary));
         for (link, program) in links.into_iter().chain([("kubectl", &kubectl)]) {
             let link = bin.join(link);

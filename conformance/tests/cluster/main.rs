@@ -9,6 +9,7 @@
 
 mod cases;
 mod cluster;
+mod page;
 
 use std::process::ExitCode;
 
