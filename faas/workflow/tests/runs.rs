@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
-use skiff_workflow::api::{Phase, Stop, Workflow, WorkflowActivity, WorkflowHistory, WorkflowPayload, WorkflowSignal};
+use skiff_workflow::api::{
+    Phase, Stop, Workflow, WorkflowActivity, WorkflowHistory, WorkflowPayload, WorkflowRun, WorkflowSignal,
+};
 use skiff_workflow::runs::{Answer, Runs as _, RunsError, Start, Stored};
 
 mod support;
@@ -265,6 +267,31 @@ async fn there_are_no_more_runs_than_there_may_be() {
     hold.notify_waiters();
     for run in [&first.run, &strict.run, &second.run] {
         assert_eq!(world.over(run).await.status.unwrap().phase, Phase::Succeeded);
+    }
+}
+
+#[tokio::test]
+async fn finished_runs_go_with_what_they_own() {
+    let world = support::world().await;
+    let running = world.engine();
+    world.workflow("few", single(json!({"Type": "Pass"})), json!({"retention": {"runs": 1}})).await;
+    let mut last = String::new();
+    for i in 0..3 {
+        last = running.engine.start(start("few", Some(&format!("r{i}")), &json!(i))).await.unwrap().run;
+        // It may be gone as soon as it is over.
+        let over = |r: Option<&WorkflowRun>| r.is_none_or(|r| r.status.as_ref().is_some_and(|s| s.phase.is_over()));
+        let waited = kube::runtime::wait::await_condition(world.api::<WorkflowRun>(), &last, over);
+        tokio::time::timeout(support::PATIENCE, waited).await.unwrap().unwrap();
+    }
+    let deadline = tokio::time::Instant::now() + support::PATIENCE;
+    loop {
+        let left = world.api::<WorkflowRun>().list(&ListParams::default()).await.unwrap().items;
+        let left: Vec<String> = left.into_iter().filter_map(|r| r.metadata.name).collect();
+        if left == [last.clone()] {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{left:?}");
+        tokio::task::yield_now().await;
     }
 }
 

@@ -80,6 +80,7 @@ impl Engine {
         let uid = run.uid().unwrap_or_default();
         if over || run.metadata.deletion_timestamp.is_some() {
             self.finished(&key);
+            self.keep(run);
             return None;
         }
         if status.is_some_and(|s| s.phase == Phase::Running) {

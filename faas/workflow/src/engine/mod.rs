@@ -13,6 +13,7 @@ pub(crate) mod begin;
 mod doors;
 mod faults;
 mod hear;
+mod retention;
 mod status;
 mod workflows;
 
@@ -69,6 +70,7 @@ pub struct Engine {
     stop: CancellationToken,
     tracker: TaskTracker,
     activities: activities::Activities,
+    kept: retention::Kept,
 }
 
 /// The runs that are not over.
@@ -112,6 +114,7 @@ impl Engine {
             stop,
             tracker: TaskTracker::new(),
             activities: activities::Activities::default(),
+            kept: retention::Kept::default(),
         })
     }
 
@@ -174,8 +177,15 @@ impl Engine {
                 stop.run_until_cancelled(engine.hear_workflows()).await;
             }
         });
+        let retiring = self.tracker.spawn({
+            let (engine, stop) = (Arc::clone(&self), stop.clone());
+            async move {
+                stop.run_until_cancelled(engine.retire()).await;
+            }
+        });
         stop.run_until_cancelled(self.hear_runs()).await;
         stop.cancel();
+        let _ = retiring.await;
         let _ = timers.await;
         let _ = workflows.await;
         let _ = signals.await;

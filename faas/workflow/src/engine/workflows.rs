@@ -34,7 +34,7 @@ pub fn judge(text: &str) -> (Option<Definition>, Vec<Fault>) {
             faults.push(Fault::error(fault::INVALID_RESOURCE, path, why));
         }
     }
-    for definition in &definition {
+    if let Some(definition) = &definition {
         definition.machine.visit("", &mut |pointer, state| {
             let StateKind::Map(map) = &state.kind else { return };
             let missing = [("ItemReader", map.item_reader.is_some()), ("ResultWriter", map.result_writer.is_some())];
@@ -65,21 +65,25 @@ impl Engine {
                 Ok(Event::InitApply(workflow)) => {
                     triggers.changed(&workflow);
                     self.judged(&workflow).await;
+                    self.keeps(&workflow).await;
                     listed.insert(key_of(&workflow), named(&workflow));
                 }
                 Ok(Event::InitDone) => {
                     let old = std::mem::replace(&mut known, std::mem::take(&mut listed));
                     for (_, gone) in old.iter().filter(|(k, _)| !known.contains_key(*k)) {
                         triggers.gone(gone);
+                        self.keeps_nothing(&key_of(gone));
                     }
                 }
                 Ok(Event::Apply(workflow)) => {
                     triggers.changed(&workflow);
                     self.judged(&workflow).await;
+                    self.keeps(&workflow).await;
                     known.insert(key_of(&workflow), named(&workflow));
                 }
                 Ok(Event::Delete(workflow)) => {
                     triggers.gone(&workflow);
+                    self.keeps_nothing(&key_of(&workflow));
                     known.remove(&key_of(&workflow));
                 }
                 Err(e) => tracing::debug!(error = &e as &dyn std::error::Error, "the watch of workflows begins anew"),
