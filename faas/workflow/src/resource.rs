@@ -1,5 +1,7 @@
 //! Resources of tasks: which there are, how they are waited for, what the history calls them.
 
+use crate::endpoint::arn::object_name;
+
 /// What does a task's work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -110,7 +112,9 @@ impl Resource {
             ["skiff", "workflow", name] => named(name).map(|name| Target::Workflow { name }),
             ["arn", _, "states", "", "", "http", "invoke"] | ["skiff", "http"] => Some(Target::Http),
             ["skiff", "container"] => Some(Target::Container),
-            ["arn", _, "states", _, _, "activity", name] => named(name).map(|name| Target::Activity { name }),
+            ["arn", _, "states", _, _, "activity", name] => {
+                named(name).map(|name| Target::Activity { name: object_name(&name) })
+            }
             ["skiff", "activity", name] => named(name).map(|name| Target::Activity { name }),
             ["skiff", "kubernetes", verb] => match *verb {
                 "create" => Some(Target::Kubernetes(Verb::Create)),

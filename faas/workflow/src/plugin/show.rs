@@ -84,7 +84,7 @@ pub(super) async fn list(session: &Session, args: ListArgs) -> anyhow::Result<()
         if let Some(workflow) = args.workflow.as_deref().map(bare) {
             runs.retain(|r| r.spec.workflow.as_deref() == Some(workflow));
         }
-        runs.sort_by_key(|r| std::cmp::Reverse(r.creation_timestamp().map(|t| t.0)));
+        runs.sort_by_key(|r| std::cmp::Reverse(began(r)));
         if args.output.map_or(Ok(false), |f| f.data(&runs, "workflowrun"))? {
             return Ok(());
         }
@@ -157,6 +157,12 @@ fn kind(kind: Kind) -> &'static str {
 
 fn condition(all: &[Condition], name: &str) -> String {
     all.iter().find(|c| c.type_ == name).map(|c| c.status.clone()).unwrap_or_default()
+}
+
+/// When a run began, more exactly than its object's creation where that is known.
+fn began(run: &WorkflowRun) -> Option<Timestamp> {
+    let started = run.status.as_ref().and_then(|s| s.start_time.as_ref()).map(|t| t.0);
+    started.or_else(|| run.creation_timestamp().map(|t| t.0))
 }
 
 const RUN_HEAD: [&str; 7] = ["NAME", "WORKFLOW", "PHASE", "STATE", "EVENTS", "DURATION", "AGE"];
@@ -263,7 +269,7 @@ async fn describe_workflow(session: &Session, workflow: Workflow) -> anyhow::Res
     }
     let mut runs = runs?.items;
     runs.retain(|r| r.spec.workflow.as_deref() == Some(&name));
-    runs.sort_by_key(|r| std::cmp::Reverse(r.creation_timestamp().map(|t| t.0)));
+    runs.sort_by_key(|r| std::cmp::Reverse(began(r)));
     let more = runs.len().saturating_sub(RUNS);
     runs.truncate(RUNS);
     if runs.is_empty() {

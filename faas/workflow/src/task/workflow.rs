@@ -8,6 +8,7 @@ use skiff_asl::{ExecutionError, error};
 use super::{Call, Done, failed};
 use crate::api::{Parent, Phase, Stop, WorkflowRun};
 use crate::arn;
+use crate::endpoint::arn::object_name;
 use crate::resource::{Pattern, Target};
 use crate::runs::{Runs as _, RunsError, Start, Started};
 
@@ -95,8 +96,8 @@ impl Call {
             format!("c-{}", digest.get(..32).unwrap_or_default())
         });
         let (machine, qualifier) = match workflow.split_once(':') {
-            Some((machine, qualifier)) => (machine.to_owned(), Some(qualifier.to_owned())),
-            None => (workflow, None),
+            Some((machine, qualifier)) => (object_name(machine), Some(qualifier.to_owned())),
+            None => (object_name(&workflow), None),
         };
         let run = crate::runs::run_name(&machine, &name);
         Ok(Child { machine, qualifier, name, own, run, input })

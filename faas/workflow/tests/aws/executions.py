@@ -107,6 +107,12 @@ assert json.loads(old["output"])["is"] == "large", old
 assert (old["stateMachineVersionArn"], old["stateMachineAliasArn"]) == (first, alias), old
 assert [e["name"] for e in c.list_executions(stateMachineArn=alias)["executions"]] == [old["name"]]
 
+# A machine starts another, whose name no object can have.
+outer = create("Outer", machine(("Call", {"Type": "Task", "Resource": "arn:aws:states:::states:startExecution.sync:2",
+                                          "Parameters": {"StateMachineArn": branch, "Input": {"x": 1}},
+                                          "OutputPath": "$.Output"})))
+assert json.loads(run(outer, {})["output"]) == "new"
+
 # A worker fetches work, and answers.
 activity = c.create_activity(name="By_Hand")["activityArn"]
 manual = create("Manual", machine(("Work", {"Type": "Task", "Resource": activity, "HeartbeatSeconds": 60})))
