@@ -290,10 +290,9 @@ impl Link {
                             let old = known.markers.get(name).map(Vec::as_slice).unwrap_or_default();
                             new.iter().any(|m| !old.contains(m))
                         });
-                        // A job that Slurm does not know is asked for by itself.
-                        let missing =
-                            !reports.contains_key(name) && *since < began && known.asked.is_none_or(|a| a < *since);
-                        if !same || noted || missing || recovered {
+                        // The first answer since something was done to it counts even when it is what an earlier one said.
+                        let first = *since < began && known.asked.is_none_or(|a| a < *since);
+                        if !same || noted || first || recovered {
                             tell.insert(key.clone());
                         }
                     }

@@ -204,10 +204,10 @@ fn range(headers: &HeaderMap, size: u64) -> Result<Option<(u64, u64)>, ()> {
 /// Where the last lines of some text begin.
 fn last_lines(text: &[u8], lines: u64) -> u64 {
     let body = text.strip_suffix(b"\n").unwrap_or(text);
-    let breaks = body.iter().enumerate().rev().filter(|(_, b)| **b == b'\n').map(|(i, _)| i as u64 + 1);
+    let mut breaks = body.iter().enumerate().rev().filter(|(_, b)| **b == b'\n').map(|(i, _)| i as u64 + 1);
     match lines {
         0 => text.len() as u64,
-        n => breaks.skip(usize::try_from(n - 1).unwrap_or(usize::MAX)).next().unwrap_or(0),
+        n => breaks.nth(usize::try_from(n - 1).unwrap_or(usize::MAX)).unwrap_or(0),
     }
 }
 

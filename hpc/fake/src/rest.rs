@@ -406,8 +406,8 @@ const FIELDS: [(&str, Option<&str>); 50] = [
 ];
 
 /// Names that only v0.0.38, or only later versions, know.
-const EARLY: [&str; 3] = ["gres", "exclusive", "signal"];
-const LATE: [&str; 4] = ["tres_per_node", "tres_per_job", "tres_per_task", "minimum_nodes"];
+const EARLY: &[&str] = &["gres", "exclusive", "signal"];
+const LATE: &[&str] = &["tres_per_node", "tres_per_job", "tres_per_task", "minimum_nodes"];
 
 fn submit(mut locked: Locked, api: &Api<'_>, body: &[u8]) -> anyhow::Result<Outcome> {
     let parse = |first: Value| {
@@ -428,7 +428,7 @@ fn submit(mut locked: Locked, api: &Api<'_>, body: &[u8]) -> anyhow::Result<Outc
     let _ = options(&directives(&script), &mut ignored);
     for (name, value) in job {
         let known = FIELDS.iter().find(|f| f.0 == name);
-        let other = if api.late { &EARLY } else { &LATE };
+        let other = if api.late { EARLY } else { LATE };
         let Some((_, option)) = known.filter(|_| !other.contains(&name.as_str())) else {
             return Ok(parse(json!({"description": format!("Unknown key \"{name}\""), "source": "hsearch_r"})));
         };

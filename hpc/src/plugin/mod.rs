@@ -62,6 +62,8 @@ impl Session {
     }
 }
 
+// There is one, for the life of the program.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, Subcommand)]
 enum Gpu {
     /// Submit a directory, a ZIP file, a batch script with its #SBATCH lines, or a manifest.

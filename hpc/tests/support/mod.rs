@@ -24,7 +24,7 @@ pub(crate) struct World {
 
 pub(crate) async fn world() -> World {
     let dir = tempfile::tempdir().unwrap();
-    let store = Embedded::open(&dir.path().join("store"), Options::default()).unwrap();
+    let store = Embedded::open(dir.path().join("store"), Options::default()).unwrap();
     let server = Server::builder(Arc::new(store)).start().await.unwrap();
     let client = server.client(User::new("admin", &["system:masters"]));
     let all = Api::<CustomResourceDefinition>::all(client.clone());
