@@ -74,6 +74,8 @@ pub(crate) struct UpArgs {
     /// Where everything is kept.
     #[arg(long, env = "SKIFF_DATA_DIR", default_value = "/var/lib/skiff")]
     pub(crate) data_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) audit: crate::audit::AuditArgs,
     /// Address and port of the API server.
     #[arg(long, default_value = "0.0.0.0:6443")]
     pub(crate) listen: SocketAddr,
@@ -116,6 +118,8 @@ pub(crate) struct UpArgs {
     pub(crate) ingress: IngressArgs,
     #[command(flatten)]
     pub(crate) functions: crate::functions::FunctionsArgs,
+    #[command(flatten)]
+    pub(crate) workflows: crate::workflows::WorkflowsArgs,
     #[command(flatten)]
     pub(crate) hpc: crate::hpc::HpcFlags,
     #[command(flatten)]

@@ -59,7 +59,12 @@ impl Settings {
 /// Makes what is missing. `url` is how other machines reach the server, `ca` its CA.
 pub(crate) async fn prepare(client: kube::Client, url: String, ca: String, settings: Settings) -> anyhow::Result<()> {
     let work = async {
-        for object in rights().into_iter().chain(crate::functions::rights()).chain(crate::hpc::rights()) {
+        for object in rights()
+            .into_iter()
+            .chain(crate::functions::rights())
+            .chain(crate::hpc::rights())
+            .chain(crate::workflows::rights())
+        {
             create(&client, object).await?;
         }
         let info = [("kubeconfig", info(&url, &ca))].into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();

@@ -87,7 +87,9 @@ pub(crate) fn spawn_all(
         show_proxy(stop);
     }
     crate::hpc::start(tasks, server, args, pki, address, node, stop)?;
-    crate::functions::start(tasks, server, args, pki, address, node, stop)
+    let share = skiff_faas::gateway::invoke::Shared::default();
+    crate::workflows::start(tasks, server, args, pki, address, node, stop, share.clone())?;
+    crate::functions::start(tasks, server, args, pki, address, node, stop, share)
 }
 
 /// Ports of metrics of controllers, scheduler and proxy, as everywhere.

@@ -12,7 +12,8 @@ use skiff_apiserver::auth::User;
 use skiff_apiserver::pki::Pki;
 use skiff_controllers::runtime::leader::while_leading;
 use skiff_faas::Config;
-use skiff_faas::gateway::serve::Tls;
+use skiff_faas::gateway::door::Tls;
+use skiff_faas::gateway::invoke::Shared;
 use skiff_faas::runtime::Images;
 use tokio_util::sync::CancellationToken;
 
@@ -65,6 +66,7 @@ impl FunctionsArgs {
             },
             engine: None,
             processes: None,
+            share: Shared::default(),
         }
     }
 }
@@ -106,6 +108,7 @@ impl FaasArgs {
 }
 
 /// Serves functions in the process of the server.
+#[allow(clippy::too_many_arguments)] // Each is a part of the server that it stands on.
 pub(crate) fn start(
     tasks: &mut Tasks,
     server: &Server,
@@ -114,6 +117,7 @@ pub(crate) fn start(
     address: IpAddr,
     node: &str,
     stop: &CancellationToken,
+    share: Shared,
 ) -> anyhow::Result<()> {
     if args.functions.functions_http_port == 0 {
         return Ok(());
@@ -125,6 +129,7 @@ pub(crate) fn start(
     let tls = Tls { certificate: leaf.cert, key: leaf.key, client_ca: pki.cluster.cert.clone() };
     let mut config = args.functions.config(address, node, &args.cluster_domain, Some(tls));
     config.engine = Some(args.engine.clone());
+    config.share = share;
     config.processes = Some(skiff_faas::process::Config::new(node, args.data_dir.join("functions")));
     let client = server.client(User::new(USER, &[]));
     let (several, stop) = (args.etcd.used(), stop.clone());

@@ -1,6 +1,7 @@
 //! Skiff: a Kubernetes-compatible cluster in one program. Parse, build, run, drain; everything else is in the rooms.
 
 mod accounts;
+mod audit;
 mod cfg;
 mod cli;
 mod cluster;
@@ -15,6 +16,7 @@ mod store;
 mod token;
 mod transfer;
 mod up;
+mod workflows;
 
 use clap::Parser;
 

@@ -57,6 +57,7 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
         .service_cidr(args.service_cidr)
         .kubelet_client(kubelet_client)
         .extras()
+        .audit(args.audit.open()?)
         .start()
         .await?;
     let serving = serving_certificate(&pki, &args, &server, address, &node)?;

@@ -15,6 +15,7 @@ pub mod container;
 pub mod controller;
 pub mod gateway;
 pub mod instance;
+pub mod outside;
 pub mod plugin;
 pub mod process;
 mod run;

@@ -21,7 +21,7 @@ use crate::build::{self, Builder, Docker};
 use crate::container::Pods;
 use crate::controller::{Classes, Controller, Place, queue};
 use crate::gateway::hub::{Context, Hub};
-use crate::gateway::invoke::{Broker, Sink};
+use crate::gateway::invoke::{Broker, Shared, Sink};
 use crate::gateway::serve::{Gateway, Tls};
 use crate::instance::Class;
 use crate::process;
@@ -58,6 +58,8 @@ pub struct Config {
     pub engine: Option<PathBuf>,
     /// Processes of this machine. Without it every function runs in pods.
     pub processes: Option<process::Config>,
+    /// Where the gateway is put for others in this process.
+    pub share: Shared,
 }
 
 /// Installs the custom resources and waits until they are served.
@@ -194,8 +196,10 @@ pub async fn serve(
     if let Err(error) = place.announce(&client).await {
         tracing::warn!(%error, "the gateway's Service could not be made");
     }
+    config.share.set(Some(gateway.caller()));
     tracing::info!(http = %config.http, "functions are served");
     stop.cancelled().await;
+    config.share.set(None);
     while tasks.join_next().await.is_some() {}
     workers.shutdown().await;
     Ok(())

@@ -136,6 +136,7 @@ impl Cluster {
             images: Images::default(),
             engine: None,
             processes: None,
+            share: skiff_faas::gateway::invoke::Shared::default(),
         };
         let (class, stop) = (Arc::new(Tasks::default()), CancellationToken::new());
         let processes = Some(Arc::clone(&class) as Arc<dyn Class>);

@@ -268,7 +268,11 @@ impl Link {
                     let recovered = known.error.take().is_some();
                     known.clock = snapshot.clock;
                     let mut reports: HashMap<String, Vec<Report>> = HashMap::new();
-                    for report in snapshot.reports {
+                    for mut report in snapshot.reports {
+                        // Guesses of a start change all the time; who waits is told of whole minutes.
+                        if report.words.iter().any(|w| w == "PENDING") {
+                            report.started = report.started.map(|s| s / 60 * 60);
+                        }
                         if known.active.contains_key(&report.name) {
                             reports.entry(report.name.clone()).or_default().push(report);
                         }

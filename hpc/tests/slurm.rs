@@ -51,6 +51,7 @@ async fn room() -> Room {
     let config = Config { settled: Duration::from_secs(3), ..Config::new(room.world.dir.path().join("results")) };
     let client = room.world.client.clone();
     tokio::spawn(async move { run(client, config, stop).await.unwrap() });
+    let clusters = Api::<HpcCluster>::all(room.world.client.clone());
     clusters.create(&PostParams::default(), &serde_json::from_value(cluster).unwrap()).await.unwrap();
     room
 }

@@ -1,6 +1,6 @@
 //! The gates, in order, and the dispatch behind them.
 //!
-//! [`handle`] reads as a list: limits, identity, impersonation, the body, authorisation, the verb. Every request passes
+//! [`handle`] reads as a list: limits, identity, audit, impersonation, the body, authorisation, the verb. Every request passes
 //! here, whether it came over TLS or from a client in the same process.
 
 use std::panic::AssertUnwindSafe;
@@ -17,6 +17,7 @@ use skiff_core::resources::Verbs;
 use skiff_core::status::Status;
 
 use crate::aggregate::{self, Remote};
+use crate::audit::{About, Record};
 use crate::auth::rbac::Attributes;
 use crate::auth::{self, User};
 use crate::body::Body;
@@ -52,13 +53,29 @@ where
     let method = request.method().clone();
     let audit = audit_id(request.headers());
     let seen = server.metrics.begin(&method);
+    let (parts, body) = request.into_parts();
+    let record = Record::begin(server.config.audit.as_ref(), &audit, &parts);
+    let gzip = parts.headers.get("accept-encoding").and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("gzip"));
+    let work = pass(Arc::clone(&server), http::Request::from_parts(parts, body), record.as_deref());
     // A panicking handler costs one answer, not the process.
-    let answered = AssertUnwindSafe(pass(Arc::clone(&server), request)).catch_unwind().await;
-    let (mut response, label) = answered.unwrap_or_else(|_| {
-        tracing::error!(%method, audit, "a handler panicked");
-        let s = Status::internal("this request caused apiserver to panic. Look in the logs for details.");
-        (respond::status(&s, PLAIN), Label::default())
-    });
+    let answered = AssertUnwindSafe(Record::scope(record.clone(), work)).catch_unwind().await;
+    let (mut response, label) = match answered {
+        Ok((response, label)) => match record {
+            None => (response, label),
+            Some(record) => (record.answer(response, label.long).await, label),
+        },
+        Err(_) => {
+            tracing::error!(%method, audit, "a handler panicked");
+            if let Some(record) = record {
+                record.panicked().await;
+            }
+            let s = Status::internal("this request caused apiserver to panic. Look in the logs for details.");
+            (respond::status(&s, PLAIN), Label::default())
+        }
+    };
+    if gzip && !label.long {
+        response = compress(response);
+    }
     if let Ok(v) = HeaderValue::from_str(&audit) {
         response.headers_mut().insert(HeaderName::from_static("audit-id"), v);
     }
@@ -106,7 +123,7 @@ fn audit_id(headers: &HeaderMap) -> String {
     given.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
 }
 
-async fn pass<B>(server: Arc<Inner>, mut request: http::Request<B>) -> (Response, Label)
+async fn pass<B>(server: Arc<Inner>, mut request: http::Request<B>, record: Option<&Record>) -> (Response, Label)
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -122,10 +139,7 @@ where
     let path = parts.uri.path().to_owned();
     let mut label = Label::default();
     let peer = parts.extensions.get::<Peer>().cloned();
-    let user = match authenticate(&server, &parts.headers, peer) {
-        Ok(u) => u,
-        Err(s) => return (respond::status(&s, plain), label),
-    };
+    let authenticated = authenticate(&server, &parts.headers, peer);
     let known = matches!(parts.method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
     let target = Target::parse(&parts.method, &path, &query);
     let action = match &target {
@@ -134,9 +148,22 @@ where
             Attributes { verb: parts.method.as_str().to_lowercase(), path: path.clone(), ..Attributes::default() }
         }
     };
-    let user = match auth::impersonation::impersonate(&server, &parts.headers, user, &action) {
+    if let Some(record) = record {
+        record.received(authenticated.as_ref().ok(), about(&target, &action, &path)).await;
+    }
+    let user = match authenticated.and_then(|u| auth::impersonation::impersonate(&server, &parts.headers, u, &action)) {
         Ok(u) => u,
         Err(s) => return (respond::status(&s, plain), label),
+    };
+    if let Some(record) = record {
+        record.impersonates(&user);
+    }
+    let authorise = || {
+        let decision = server.authorise(&user, &action);
+        if let Some(record) = record {
+            record.decided(&decision);
+        }
+        decision
     };
     let path_and_query = parts.uri.path_and_query().map_or_else(|| path.clone(), |p| p.as_str().to_owned());
     let target = match target {
@@ -144,7 +171,7 @@ where
         _ => {
             label.verb = "GET";
             if let Some(remote) = whole_version(&server, &parts.method, &path) {
-                if let Err(s) = server.authorise(&user, &action) {
+                if let Err(s) = authorise() {
                     return (respond::status(&s, plain), label);
                 }
                 let (headers, body, warnings) = (parts.headers, Bytes::new(), vec![]);
@@ -169,7 +196,7 @@ where
         _ => "cluster",
     };
     label.long = target.verb == Verb::Watch;
-    if let Err(s) = server.authorise(&user, &action) {
+    if let Err(s) = authorise() {
         return (respond::status(&s, plain), label);
     }
     let limit = BODY_MAX;
@@ -191,6 +218,9 @@ where
         Ok(b) => b,
         Err(s) => return (respond::status(&s, plain), label),
     };
+    if let Some(record) = record {
+        record.body(&body, &parts.headers);
+    }
     let mut call = Call { user, target, query, headers: parts.headers, body, warnings: vec![], upgrade };
     let method = parts.method;
     let upgrades = remote.is_some() && call.headers.contains_key("upgrade");
@@ -217,7 +247,25 @@ where
         respond::status(&s, plain)
     });
     add_warnings(&mut response, &call.warnings);
-    compress(&call.headers, response, &mut label)
+    (response, label)
+}
+
+/// What a request is about, for the audit policy.
+fn about(target: &Target, action: &Attributes, path: &str) -> About {
+    let path = path.to_owned();
+    match target {
+        Target::Path => About { verb: action.verb.clone(), path, ..About::default() },
+        Target::Resource(t) => About {
+            verb: action.verb.clone(),
+            group: t.group.clone(),
+            version: t.version.clone(),
+            resource: t.resource.clone(),
+            subresource: t.subresource.clone(),
+            namespace: t.namespace.clone(),
+            name: action.name.clone(),
+            path,
+        },
+    }
 }
 
 fn overdue() -> Status {
@@ -236,11 +284,10 @@ fn whole_version(server: &Inner, method: &Method, path: &str) -> Option<Arc<Remo
 /// Bodies larger than this are compressed when the client can read it.
 const GZIP_MIN: usize = 128 * 1024;
 
-fn compress(headers: &HeaderMap, response: Response, label: &mut Label) -> (Response, Label) {
-    let wants = headers.get("accept-encoding").and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("gzip"));
-    let label = std::mem::take(label);
-    if !wants || label.long || response.headers().contains_key("content-encoding") {
-        return (response, label);
+/// A large answer in fewer bytes, for who can read it.
+fn compress(response: Response) -> Response {
+    if response.headers().contains_key("content-encoding") {
+        return response;
     }
     let (mut parts, body) = response.into_parts();
     let body = match body {
@@ -260,7 +307,7 @@ fn compress(headers: &HeaderMap, response: Response, label: &mut Label) -> (Resp
         }
         other => other,
     };
-    (http::Response::from_parts(parts, body), label)
+    http::Response::from_parts(parts, body)
 }
 
 fn verb_label(v: Verb) -> &'static str {

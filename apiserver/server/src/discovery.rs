@@ -152,7 +152,11 @@ fn route(
                 }
             }
             objects.sort();
-            let mut r = text(200, server.metrics.render(&objects));
+            let mut all = server.metrics.render(&objects);
+            if let Some(audit) = &server.config.audit {
+                audit.render(&mut all);
+            }
+            let mut r = text(200, all);
             r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
             Ok(Some(r))
         }

@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod aggregate;
+pub mod audit;
 pub mod auth;
 pub mod backup;
 pub mod body;
@@ -79,9 +80,17 @@ pub struct Builder {
     issuer: String,
     kubelet_client: Option<Leaf>,
     extras: bool,
+    audit: Option<Arc<audit::Audit>>,
 }
 
 impl Builder {
+    /// What is recorded of requests. Default: nothing.
+    #[must_use]
+    pub fn audit(mut self, audit: Option<Arc<audit::Audit>>) -> Self {
+        self.audit = audit;
+        self
+    }
+
     /// Authorities and keys; by default they are made for this process alone.
     #[must_use]
     pub fn pki(mut self, pki: Arc<Pki>) -> Self {
@@ -140,6 +149,7 @@ impl Builder {
             front_ca: pki.front_proxy.cert.clone(),
             kubelet_client: self.kubelet_client,
             request_timeout: Duration::from_secs(60),
+            audit: self.audit,
         };
         let tokens = Tokens::new(&self.issuer, &pki.token_key)?;
         let kubelets = kubelets::Kubelets::new(&pki.cluster.cert, config.kubelet_client.as_ref())?;
@@ -219,6 +229,7 @@ impl Server {
             issuer: auth::token::ISSUER.to_owned(),
             kubelet_client: None,
             extras: false,
+            audit: None,
         }
     }
 

@@ -35,6 +35,8 @@ pub struct Config {
     pub kubelet_client: Option<crate::pki::Leaf>,
     /// Upper bound for ordinary requests.
     pub request_timeout: Duration,
+    /// What is recorded of requests.
+    pub audit: Option<Arc<crate::audit::Audit>>,
 }
 
 /// Shared state.

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
+use crate::audit::From;
 use crate::auth::User;
 use crate::chain::{self, Peer};
 use crate::pki::Leaf;
@@ -69,7 +70,7 @@ pub async fn serve(server: Arc<Inner>, listener: TcpListener, acceptor: TlsAccep
             a = listener.accept() => a,
             () = server.shutdown.cancelled() => break,
         };
-        let (tcp, _) = match accepted {
+        let (tcp, from) = match accepted {
             Ok(a) => a,
             Err(e) => {
                 // Out of descriptors, most likely: give connections a moment to end.
@@ -80,7 +81,7 @@ pub async fn serve(server: Arc<Inner>, listener: TcpListener, acceptor: TlsAccep
         };
         let (server, acceptor) = (Arc::clone(&server), acceptor.clone());
         tracker.spawn(async move {
-            connection(server, tcp, acceptor).await;
+            connection(server, tcp, From(from.ip().to_canonical()), acceptor).await;
             drop(permit);
         });
     }
@@ -89,7 +90,7 @@ pub async fn serve(server: Arc<Inner>, listener: TcpListener, acceptor: TlsAccep
     let _ = tokio::time::timeout(Duration::from_secs(5), tracker.wait()).await;
 }
 
-async fn connection(server: Arc<Inner>, tcp: tokio::net::TcpStream, acceptor: TlsAcceptor) {
+async fn connection(server: Arc<Inner>, tcp: tokio::net::TcpStream, from: From, acceptor: TlsAcceptor) {
     // Without it a small answer may wait 40 ms for an acknowledgement.
     let _ = tcp.set_nodelay(true);
     let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await else { return };
@@ -98,6 +99,7 @@ async fn connection(server: Arc<Inner>, tcp: tokio::net::TcpStream, acceptor: Tl
     let state = Arc::clone(&server);
     let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         let server = Arc::clone(&state);
+        request.extensions_mut().insert(from);
         if let Some(p) = &peer {
             request.extensions_mut().insert(p.clone());
         }

@@ -175,12 +175,9 @@ impl Cluster {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&path).map(|d| d.join(&self.kubectl)).find(|p| p.is_file());
         let kubectl = found.context("no kubectl on the PATH")?;
-        for (link, program) in [
-            ("kubectl", &kubectl),
-            ("kubectl-cfg", &self.binary),
-            ("kubectl-gpu", &self.binary),
-            ("skiff", &self.binary),
-        ] {
+        let plugins = ["kubectl-cfg", "kubectl-func", "kubectl-gpu", "kubectl-trigger", "kubectl-wf", "skiff"];
+        let links = plugins.map(|p| (p, &self.binary));
+        for (link, program) in links.into_iter().chain([("kubectl", &kubectl)]) {
             let link = bin.join(link);
             if !link.exists() {
                 std::os::unix::fs::symlink(program.canonicalize()?, link)?;

@@ -70,27 +70,20 @@ fn missing<'a>(shows: &'a [String], output: &str) -> Result<Option<&'a str>> {
     Ok(None)
 }
 
+/// Commands of kubectl, and of its plugins, that change nothing.
+const LOOKS: [&str; 10] = ["get", "describe", "logs", "top", "exec", "events", "wait", "explain", "auth", "cfg"];
+const PLUGINS_LOOK: [&str; 9] =
+    ["list", "describe", "logs", "history", "graph", "lint", "files", "partitions", "script"];
+
 /// Whether a command changes nothing, so that it may be repeated.
 fn looks(command: &str) -> bool {
     let mut words = command.split_whitespace();
-    match words.next() {
-        Some("curl") => true,
-        Some("kubectl") => {
-            matches!(
-                words.next(),
-                Some("get" | "describe" | "logs" | "top" | "exec" | "events" | "wait" | "explain" | "auth" | "cfg")
-            ) && !command.contains("cfg sched=")
-                || words_after(command, "gpu")
-                    .is_some_and(|w| matches!(w, "list" | "describe" | "logs" | "files" | "partitions" | "script"))
-        }
+    match (words.next(), words.next()) {
+        (Some("curl"), _) => true,
+        (Some("kubectl"), Some("func" | "gpu" | "wf")) => words.next().is_some_and(|w| PLUGINS_LOOK.contains(&w)),
+        (Some("kubectl"), Some(word)) => LOOKS.contains(&word) && !command.contains("cfg sched="),
         _ => false,
     }
-}
-
-/// The word after a plugin's name.
-fn words_after<'a>(command: &'a str, plugin: &str) -> Option<&'a str> {
-    let mut words = command.split_whitespace().skip(1);
-    (words.next() == Some(plugin)).then(|| words.next())?
 }
 
 fn fails(step: &Step) -> bool {

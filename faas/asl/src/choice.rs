@@ -22,15 +22,18 @@ pub struct Decision<'a> {
 /// The first rule that holds, else the default, else nothing (the engine then fails with [`no_match`]).
 ///
 /// # Errors
-/// States.Runtime where a path finds nothing or a `…Path` operand has another type than the operator's,
-/// States.QueryEvaluationError in JSONata.
+/// States.Runtime where a path finds nothing, States.QueryEvaluationError in JSONata.
 pub fn decide<'a>(
     choice: &'a Choice,
     input: &Value,
     scope: &Scope<'_>,
 ) -> Result<Option<Decision<'a>>, ExecutionError> {
     for (i, rule) in choice.choices.iter().enumerate() {
-        if holds(&rule.condition, input, scope)? {
+        let held = match &rule.condition {
+            Condition::Expression(text) => expression(&format!("Choices[{i}]/Condition"), text, input, scope)?,
+            other => holds(other, input, scope)?,
+        };
+        if held {
             return Ok(Some(Decision { next: &rule.next, rule: Some(i) }));
         }
     }
@@ -69,15 +72,7 @@ pub fn holds(condition: &Condition, input: &Value, scope: &Scope<'_>) -> Result<
             Ok(false)
         }
         Condition::Not(one) => holds(one, input, scope).map(|held| !held),
-        Condition::Expression(expression) => {
-            match jsonata::evaluate(expression, &scope.states(input), scope.variables)? {
-                Value::Bool(held) => Ok(held),
-                other => {
-                    let cause = format!("The Condition '{expression}' must give a boolean but gives {other}");
-                    Err(ExecutionError::new(error::QUERY_EVALUATION_ERROR, cause))
-                }
-            }
-        }
+        Condition::Expression(text) => expression("Condition", text, input, scope),
         Condition::Compare { variable, operator, operand } => {
             let left = variable.get(input, scope);
             if *operator == Operator::IsPresent {
@@ -88,12 +83,21 @@ pub fn holds(condition: &Condition, input: &Value, scope: &Scope<'_>) -> Result<
                 Operand::Literal(right) => Ok(compare(*operator, &left, right).unwrap_or(false)),
                 Operand::Path(path) => {
                     let right = path.get(input, scope).ok_or_else(|| invalid(path))?;
-                    if !operator.takes(&right) {
-                        return Err(invalid(path));
-                    }
                     Ok(compare(*operator, &left, &right).unwrap_or(false))
                 }
             }
+        }
+    }
+}
+
+fn expression(field: &str, text: &str, input: &Value, scope: &Scope<'_>) -> Result<bool, ExecutionError> {
+    match jsonata::evaluate_for(field, text, &scope.states(input), scope.variables)? {
+        Value::Bool(held) => Ok(held),
+        other => {
+            let cause = format!(
+                "The JSONata expression '{text}' specified for the field '{field}' must give a boolean but gives {other}"
+            );
+            Err(ExecutionError::new(error::QUERY_EVALUATION_ERROR, cause))
         }
     }
 }
@@ -239,7 +243,7 @@ enum Family {
     Timestamp,
 }
 
-/// Nothing where the value has another type than the operator's: the comparison then does not hold.
+/// Nothing where a side has another type than the operator's: the comparison then does not hold.
 fn compare(operator: Operator, left: &Value, right: &Value) -> Option<bool> {
     let is = |held: bool| Some(held == right.as_bool()?);
     match operator {

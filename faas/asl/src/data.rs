@@ -65,7 +65,9 @@ pub fn output(state: &State, input: &Value, value: Value, scope: &Scope<'_>) -> 
     }
 }
 
-/// The variables that the state sets; `input` is what `$` means (in JSONPath the result where the state has one).
+/// The variables that the state sets. `input` is what `$` means in JSONPath: the raw result, before ResultSelector, of
+/// Task, Parallel and Map; the result of Pass; the input after InputPath of Choice and Wait. In JSONata it is the raw
+/// input.
 ///
 /// # Errors
 /// As [`Template::eval`].
@@ -303,7 +305,9 @@ fn dynamic<T>(
             path.get(input, scope).ok_or_else(|| not_found(field, path.as_str(), input))?.into_owned()
         }
         Setting::Path(source) => source.eval(field, input, scope)?,
-        Setting::Expression(expression) => jsonata::evaluate(expression, &scope.states(input), scope.variables)?,
+        Setting::Expression(expression) => {
+            jsonata::evaluate_for(field, expression, &scope.states(input), scope.variables)?
+        }
     };
     Ok((value, name))
 }

@@ -48,6 +48,10 @@ pub const INVALID_LABEL_NAME: &str = "INVALID_LABEL_NAME";
 pub const MISSING_TRANSITION_TARGET: &str = "MISSING_TRANSITION_TARGET";
 /// Machines within machines beyond what is supported.
 pub const TOO_DEEPLY_NESTED: &str = "TOO_DEEPLY_NESTED";
+/// A JSONata expression does not parse.
+pub const INVALID_JSONATA_EXPRESSION: &str = "INVALID_JSONATA_EXPRESSION";
+/// A JSONata expression refers to what expressions of a definition do not have.
+pub const UNSUPPORTED_JSONATA_EXPRESSION: &str = "UNSUPPORTED_JSONATA_EXPRESSION";
 /// Warning: a field's value looks like a path or an intrinsic function, its name does not end with `.$`.
 pub const NO_DOLLAR: &str = "NO_DOLLAR";
 /// Warning: a field's value looks like a path, its name does not end with `Path`.

@@ -5,11 +5,13 @@
 //! functions. What depends on chance (`States.MathRandom`, `States.UUID`) is drawn when it is evaluated: an engine
 //! that replays has to keep the results of stages, not evaluate them again.
 
+mod budget;
 pub mod check;
 pub mod choice;
 pub mod convert;
 pub mod data;
 pub mod definition;
+pub mod dice;
 pub mod error;
 pub mod fault;
 pub mod graph;

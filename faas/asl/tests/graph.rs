@@ -72,6 +72,14 @@ fn a_svg_names_every_state_once_with_its_colour() {
     assert!(drawn.contains("1 min 1 s"));
 }
 
+#[test]
+fn wide_characters_keep_the_frame() {
+    let definition = Definition::parse(&json!({"StartAt": "图像处理", "States": {"图像处理": {"Type": "Succeed"}}}));
+    let drawn = text(&definition.expect("a definition"), &Status::new(), Colors::Plain);
+    let wanted = "      ●\n      ▼\n┌───────────┐\n│ 图像处理  │\n│ Succeed ◉ │\n└───────────┘\n";
+    assert!(drawn == wanted, "{drawn}");
+}
+
 /// A machine of `count` Pass and Choice states with arbitrary transitions, every state reachable and one that ends.
 fn machines() -> impl Strategy<Value = Value> {
     (2..14_usize).prop_flat_map(|count| {

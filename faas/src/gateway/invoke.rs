@@ -5,11 +5,13 @@
 //! and time, is answered or fails with the same codes. Nobody is asked whether it is permitted: who accepted it has done
 //! that.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
+use parking_lot::RwLock;
 
 use crate::trigger::Event;
 
@@ -202,6 +204,29 @@ pub trait Invoke: Send + Sync + 'static {
 pub trait Broker: Send + Sync + 'static {
     /// Stores a call for each function that takes the event. How many do; none is no error. Publishing it again does no harm.
     async fn publish(&self, namespace: &str, event: &Event) -> Result<usize, InvokeError>;
+}
+
+/// The gateway of this process, for others in it. Cloning shares the place; it is empty while there is no gateway.
+#[derive(Clone, Default)]
+pub struct Shared(Arc<RwLock<Option<Arc<dyn Invoke>>>>);
+
+impl Shared {
+    /// From now on calls go here, or nowhere.
+    pub fn set(&self, invoke: Option<Arc<dyn Invoke>>) {
+        *self.0.write() = invoke;
+    }
+
+    /// Where calls go.
+    #[must_use]
+    pub fn get(&self) -> Option<Arc<dyn Invoke>> {
+        self.0.read().clone()
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Shared").field(&self.0.read().is_some()).finish()
+    }
 }
 
 /// What takes calls nobody waits for.

@@ -6,11 +6,9 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use http::{HeaderValue, Request};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, WatchEvent, WatchParams};
-use kube::client::Body;
 use kube::core::{DynamicObject, GroupVersion, Selector};
 use kube::{Api, Client, ResourceExt as _, discovery};
 use serde_json::json;
@@ -19,6 +17,7 @@ use tokio::time::Instant;
 use super::{Occasion, Of, PAUSE_MAX};
 use crate::api::{TriggerStatus, Watch};
 use crate::asynchronous::{plan, record};
+use crate::outside::as_account;
 
 /// How often at most the position is written while there are events, and while there are none.
 const WRITTEN: Duration = Duration::from_secs(5);
@@ -59,7 +58,14 @@ impl Fault {
 }
 
 pub(super) async fn run(of: &Of, spec: &Watch, known: TriggerStatus) {
-    let mut follower = Follower { of, spec, client: as_account(of), known, written: Instant::now(), dirty: false };
+    let mut follower = Follower {
+        of,
+        spec,
+        client: as_account(&of.client, &of.namespace, &of.account),
+        known,
+        written: Instant::now(),
+        dirty: false,
+    };
     let mut failures = 0;
     loop {
         let before = follower.known.resource_version.clone();
@@ -78,22 +84,6 @@ pub(super) async fn run(of: &Of, spec: &Watch, known: TriggerStatus) {
         }
         tokio::time::sleep(plan::backoff(Duration::from_millis(500), failures).min(PAUSE_MAX)).await;
     }
-}
-
-/// A client that asks as the function's ServiceAccount.
-fn as_account(of: &Of) -> Client {
-    // Names of accounts are lower case letters, digits, dots and dashes: always a header. What is none is nobody.
-    let user = HeaderValue::try_from(format!("system:serviceaccount:{}:{}", of.namespace, of.account));
-    let user = user.unwrap_or(HeaderValue::from_static("system:anonymous"));
-    let inner = of.client.clone();
-    let service = tower::service_fn(move |mut request: Request<Body>| {
-        let (inner, user) = (inner.clone(), user.clone());
-        async move {
-            request.headers_mut().insert("impersonate-user", user);
-            inner.send(request).await
-        }
-    });
-    Client::new(service, of.namespace.clone())
 }
 
 struct Follower<'a> {

@@ -7,13 +7,29 @@ mod support;
 use std::process::Stdio;
 use std::sync::Arc;
 
-use skiff_workflow::endpoint::Endpoint;
-use skiff_workflow::runs::Stored;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::json;
+use skiff_workflow::endpoint::{CREDENTIALS, Endpoint};
+use skiff_workflow::runs::Runs;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 /// Time for one program.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// An access key of a namespace.
+async fn key(w: &support::World, namespace: &str, id: &str, secret: &str, account: Option<&str>) {
+    let mut data = json!({"accessKeyId": id, "secretAccessKey": secret});
+    if let Some(account) = account {
+        data["serviceAccountName"] = account.into();
+    }
+    let whole = json!({"metadata": {"name": id.to_lowercase()}, "type": CREDENTIALS, "stringData": data});
+    let secret: Secret = serde_json::from_value(whole).unwrap();
+    let api = Api::<Secret>::namespaced(w.client.clone(), namespace);
+    api.create(&PostParams::default(), &secret).await.unwrap();
+}
 
 async fn program(name: &str) {
     let Some(python) = std::env::var_os("SKIFF_BOTO3_PYTHON") else {
@@ -22,15 +38,16 @@ async fn program(name: &str) {
         return;
     };
     let w = support::world().await;
-    for (namespace, key) in [("default", "AKIDEXAMPLE"), ("kube-public", "AKIDOTHER")] {
-        w.key(namespace, key, "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY", None).await;
+    for (namespace, id) in [("default", "AKIDEXAMPLE"), ("kube-public", "AKIDOTHER")] {
+        key(&w, namespace, id, "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY", None).await;
     }
-    w.key("default", "AKIDREADER", "another-secret-access-key", Some("reader")).await;
+    key(&w, "default", "AKIDREADER", "another-secret-access-key", Some("reader")).await;
+    let running = w.engine();
     let stop = CancellationToken::new();
     let _guard = stop.clone().drop_guard();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let endpoint = Arc::new(Endpoint::new(w.client.clone(), Arc::new(Stored::new(w.client.clone()))));
+    let endpoint = Arc::new(Endpoint::new(w.client.clone(), Arc::clone(&running.engine) as Arc<dyn Runs>));
     tokio::spawn(endpoint.serve(listener, None, stop));
     let script = format!("{}/tests/aws/{name}.py", env!("CARGO_MANIFEST_DIR"));
     let child = Command::new(python)
@@ -48,6 +65,11 @@ async fn program(name: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn machines_versions_aliases_tags() {
     program("machines").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn executions_from_start_to_end() {
+    program("executions").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -406,7 +406,7 @@ const FIELDS: [(&str, Option<&str>); 50] = [
 ];
 
 /// Names that only v0.0.38, or only later versions, know.
-const EARLY: [&str; 4] = ["gres", "exclusive", "open_mode", "signal"];
+const EARLY: [&str; 3] = ["gres", "exclusive", "signal"];
 const LATE: [&str; 4] = ["tres_per_node", "tres_per_job", "tres_per_task", "minimum_nodes"];
 
 fn submit(mut locked: Locked, api: &Api<'_>, body: &[u8]) -> anyhow::Result<Outcome> {

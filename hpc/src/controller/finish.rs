@@ -238,7 +238,11 @@ impl Controller {
                 }
                 self.clean(case, &link).await;
             }
-            (None, true) => return Ok(Some(UNREACHABLE)),
+            (None, true) if sent.is_some() && !case.status.phase.is_some_and(Phase::ended) => {
+                return Ok(Some(UNREACHABLE));
+            }
+            // Nothing of it is in Slurm; what was moved there stays.
+            (None, true) => {}
             (None, false) => {
                 if sent.is_some() && !case.status.phase.is_some_and(Phase::ended) {
                     let message = format!("HpcCluster {cluster} is gone: nobody can cancel the job in Slurm");

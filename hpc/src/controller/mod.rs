@@ -41,6 +41,8 @@ const BEHIND: Duration = Duration::from_millis(200);
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// While Slurm does not answer.
 const UNREACHABLE: Duration = Duration::from_secs(5);
+/// After an answer was lost.
+const LOST: Duration = Duration::from_secs(1);
 
 /// The controller of jobs.
 pub struct Controller {
@@ -281,7 +283,8 @@ impl Controller {
         case.status.phase.get_or_insert_default();
         case.set(condition::UNKNOWN, true, error.reason(), error.to_string());
         self.save(case).await?;
-        Ok(Some(UNREACHABLE))
+        // A connection that broke is soon another; a host that cannot be reached is left alone.
+        Ok(Some(if matches!(error, SlurmError::Lost(_)) { LOST } else { UNREACHABLE }))
     }
 }
 

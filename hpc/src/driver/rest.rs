@@ -47,7 +47,7 @@ mod number {
     /// It has ended already.
     pub(super) const ALREADY_DONE: i64 = 2021;
     /// The controller does not answer, in its several forms.
-    pub(super) const AWAY: [i64; 8] = [1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008];
+    pub(super) const AWAY: [i64; 7] = [1001, 1002, 1003, 1004, 1005, 1006, 1008];
     /// Nobody knows whether it was heard.
     pub(super) const LOST: [i64; 3] = [5004, 5005, 1900];
     /// Credentials.

@@ -1,8 +1,8 @@
 //! PodSecurity: the labels of a namespace say at which level its pods are refused, warned of or audited.
 //!
 //! Pods are refused; what makes pods (Deployments and so on) is only warned of, because the pods are refused later. A
-//! namespace that gets a stricter level hears of the pods that break it. Nobody is exempt. There is no audit log yet, so
-//! the audit level is checked for being well-formed and no more.
+//! namespace that gets a stricter level hears of the pods that break it. Nobody is exempt. What breaks the audit level is an
+//! annotation in the audit log.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +14,7 @@ use skiff_core::path::Path;
 use skiff_core::status::Status;
 
 use super::{Operation, Review};
+use crate::audit::annotate;
 
 const PREFIX: &str = "pod-security.kubernetes.io/";
 /// How many pods of a namespace are looked at when its level changes.
@@ -24,6 +25,7 @@ const PODS_MAX: usize = 3000;
 struct Policy {
     enforce: Standard,
     warn: Standard,
+    audit: Standard,
 }
 
 /// Reads the labels. Values that cannot be read are reported; the strictest is enforced then.
@@ -49,13 +51,13 @@ fn policy(labels: &Value, errors: &mut Errors) -> Policy {
         (standard, level.is_some())
     };
     let (enforce, _) = read("enforce", Level::Restricted);
-    read("audit", Level::Privileged);
+    let (audit, _) = read("audit", Level::Privileged);
     let (mut warn, given) = read("warn", Level::Privileged);
     // What will be refused is warned of.
     if !given && enforce.level > warn.level {
         warn = enforce;
     }
-    Policy { enforce, warn }
+    Policy { enforce, warn, audit }
 }
 
 /// The template of an object that makes pods.
@@ -109,7 +111,13 @@ pub(super) fn check(r: &Review<'_>, obj: &Value, warnings: &mut Vec<String>) -> 
     };
     let Some(ns) = r.server.peek("", "namespaces", "", &r.call.target.namespace) else { return Ok(()) };
     let policy = policy(&ns["metadata"]["labels"], &mut Errors::new());
+    let broken = violations(policy.audit, subject);
+    if !broken.is_empty() {
+        let said = format!("would violate PodSecurity \"{}\": {}", policy.audit, details(&broken));
+        annotate(format!("{PREFIX}audit-violations"), said);
+    }
     if pod {
+        annotate(format!("{PREFIX}enforce-policy"), policy.enforce.to_string());
         let broken = violations(policy.enforce, subject);
         if !broken.is_empty() {
             let why = format!("violates PodSecurity \"{}\": {}", policy.enforce, details(&broken));
@@ -183,9 +191,12 @@ mod tests {
             (policy(&labels, &mut e), e.len())
         };
         let baseline = Standard { level: Level::Baseline, minor: None };
-        assert_eq!(of(json!({})), (Policy { enforce: Standard::PRIVILEGED, warn: Standard::PRIVILEGED }, 0));
+        assert_eq!(
+            of(json!({})),
+            (Policy { enforce: Standard::PRIVILEGED, warn: Standard::PRIVILEGED, audit: Standard::PRIVILEGED }, 0)
+        );
         let (p, n) = of(json!({"pod-security.kubernetes.io/enforce": "baseline"}));
-        assert_eq!((p, n), (Policy { enforce: baseline, warn: baseline }, 0));
+        assert_eq!((p, n), (Policy { enforce: baseline, warn: baseline, audit: Standard::PRIVILEGED }, 0));
         let (p, n) =
             of(json!({"pod-security.kubernetes.io/enforce": "x", "pod-security.kubernetes.io/warn-version": "y"}));
         assert_eq!((p.enforce.level, n), (Level::Restricted, 2));

@@ -16,6 +16,7 @@ mod predecessors;
 mod probes;
 mod terminal;
 mod volumes;
+mod workflows;
 mod workloads;
 
 use anyhow::{Result, ensure};
@@ -58,6 +59,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("policies", policies::policies),
     ("monitoring", monitoring::monitoring),
     ("predecessors", predecessors::predecessors),
+    ("workflows", workflows::workflows),
     ("helm", helm::helm),
     ("functions", functions::functions),
     ("functions_of_files", functions::functions_of_files),

@@ -18,6 +18,8 @@ pub(super) struct Fields<'v, 'c> {
     pub(super) check: &'c mut Check,
     /// The language of the state that the object belongs to.
     pub(super) language: QueryLanguage,
+    /// Where the object is in its state, in the words of the service: `Choices[1]/`, empty for the state itself.
+    place: String,
 }
 
 impl<'v, 'c> Fields<'v, 'c> {
@@ -26,7 +28,7 @@ impl<'v, 'c> Fields<'v, 'c> {
         let at = at.into();
         let language = check.language;
         match value.as_object() {
-            Some(map) => Some(Self { map, used: BTreeSet::new(), at, check, language }),
+            Some(map) => Some(Self { map, used: BTreeSet::new(), at, check, language, place: String::new() }),
             None => {
                 check.error(&at, format!("The value must be an OBJECT but is {}", kind(value)));
                 None
@@ -36,6 +38,10 @@ impl<'v, 'c> Fields<'v, 'c> {
 
     pub(super) fn with_language(self, language: QueryLanguage) -> Self {
         Self { language, ..self }
+    }
+
+    pub(super) fn with_place(self, place: String) -> Self {
+        Self { place, ..self }
     }
 
     pub(super) fn is_jsonata(&self) -> bool {
@@ -49,6 +55,12 @@ impl<'v, 'c> Fields<'v, 'c> {
     pub(super) fn fault(&mut self, field: &str, message: impl Into<String>) {
         let at = self.pointer(field);
         self.check.error(&at, message);
+    }
+
+    /// A fault of an expression.
+    pub(super) fn invalid(&mut self, field: &str, why: jsonata::Invalid) {
+        let at = self.pointer(field);
+        self.check.faults.push(Fault::error(why.code, at, why.message));
     }
 
     /// A fault of the object itself.
@@ -170,8 +182,8 @@ impl<'v, 'c> Fields<'v, 'c> {
 
     pub(super) fn object(&mut self, field: &str) -> Option<Fields<'v, '_>> {
         let value = self.get(field)?;
-        let (at, language) = (self.pointer(field), self.language);
-        Fields::new(value, at, self.check).map(|fields| fields.with_language(language))
+        let (at, language, place) = (self.pointer(field), self.language, format!("{}{field}/", self.place));
+        Fields::new(value, at, self.check).map(|fields| fields.with_language(language).with_place(place))
     }
 
     pub(super) fn language(&mut self) -> Option<QueryLanguage> {
@@ -256,12 +268,12 @@ impl<'v, 'c> Fields<'v, 'c> {
         if !self.is_jsonata() {
             self.forgotten_dollars(value, &self.pointer(field));
         }
-        match Template::parse(value, self.language) {
+        match Template::parse_for(&format!("{}{field}", self.place), value, self.language) {
             Ok(template) => Some(template),
             Err(faults) => {
                 let at = self.pointer(field);
-                for (within, message) in faults {
-                    self.check.error(&format!("{at}{within}"), message);
+                for fault in faults {
+                    self.check.faults.push(Fault::error(fault.code, format!("{at}{}", fault.pointer), fault.message));
                 }
                 None
             }
@@ -379,13 +391,13 @@ impl<'v, 'c> Fields<'v, 'c> {
                 Ok(Some(expression)) => {
                     self.get(field);
                     if let Err(why) = jsonata::check(expression) {
-                        self.fault(field, why);
+                        self.invalid(field, why);
                     }
                     Some(Some(Setting::Expression(expression.to_owned())))
                 }
                 Err(why) => {
                     self.get(field);
-                    self.fault(field, why);
+                    self.invalid(field, why);
                     Some(None)
                 }
             };

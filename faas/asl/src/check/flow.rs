@@ -107,11 +107,12 @@ fn transitions(
         let place = format!("{at}/States/{}", escape(name));
         check.faults.push(Fault::error(fault::MISSING_TRANSITION_TARGET, place, message));
     }
-    // A state that could not be read may be one that ends.
+    // A state that could not be read may be one that ends, and one with Next and End has its fault already.
     let ends = |name: &&str| {
-        states.get(*name).is_none_or(|state| {
-            state.next == Transition::End
-                || matches!(&state.kind, StateKind::Choice(choice) if choice.choices.is_empty())
+        let said = map.get(*name).and_then(|state| state.get("End")) == Some(&Value::Bool(true));
+        said || states.get(*name).is_none_or(|state| {
+            let no_rules = matches!(&state.kind, StateKind::Choice(choice) if choice.choices.is_empty());
+            state.next == Transition::End || no_rules
         })
     };
     if !reached.iter().any(ends) {

@@ -10,8 +10,6 @@ use crate::template::Template;
 const MAX_LABEL_CHARS: usize = 40;
 /// The most items of a reader or a batch.
 const MAX_ITEMS: u64 = 100_000_000;
-/// The most executions side by side that can be asked for.
-const MAX_CONCURRENCY: u64 = 10_000;
 /// The largest batch in bytes.
 const MAX_BATCH_BYTES: u64 = 262_144;
 
@@ -49,7 +47,7 @@ pub(super) fn map(fields: &mut Fields<'_, '_>) -> Option<Map> {
         let selector = fields.payload("ItemSelector");
         (fields.reference("ItemsPath"), None, selector.or(fields.payload("Parameters")))
     };
-    let max_concurrency = fields.whole_setting("MaxConcurrency", 0, MAX_CONCURRENCY);
+    let max_concurrency = fields.whole_setting("MaxConcurrency", 0, u64::MAX);
     let tolerated_failure_count = fields.whole_setting("ToleratedFailureCount", 0, MAX_ITEMS);
     let tolerated_failure_percentage = fields.fraction_setting("ToleratedFailurePercentage", 0.0, 100.0);
     let item_reader = reader(fields);

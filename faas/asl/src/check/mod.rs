@@ -64,6 +64,12 @@ pub(crate) fn value_of(text: &str) -> Result<Value, String> {
     read::value(text).map(|(value, _)| value)
 }
 
+/// JSON text as a value; a key that occurs twice is an error.
+#[cfg(feature = "jsonata")]
+pub(crate) fn strict_json(text: &str) -> Result<Value, String> {
+    read::strict(text)
+}
+
 /// What is known while a definition is read.
 #[derive(Debug, Default)]
 struct Check {

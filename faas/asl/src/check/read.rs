@@ -9,18 +9,34 @@ use crate::definition::escape;
 
 /// The value, and the pointers of keys that occurred before in their object.
 pub(super) fn value(text: &str) -> Result<(Value, Vec<String>), String> {
-    let mut duplicates = Vec::new();
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let seed = Seed { at: String::new(), duplicates: &mut duplicates };
-    let json = seed.deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
-    match json {
-        Ok(value) => Ok((value, duplicates)),
+    match json(text) {
+        Ok(read) => Ok(read),
         // Whoever writes a brace means JSON, and its error is the helpful one.
         Err(e) if text.trim_start().starts_with('{') => Err(format!("The definition is not JSON: {e}")),
-        Err(_) => serde_saphyr::from_str(text)
+        // Words such as `no` and `on` are names of states more often than booleans.
+        Err(_) => serde_saphyr::from_str_with_options(text, serde_saphyr::options! { strict_booleans: true })
             .map(|value| (value, Vec::new()))
             .map_err(|e| format!("The definition is neither JSON nor YAML: {}", e.to_string().trim())),
     }
+}
+
+/// JSON without repeated keys.
+#[cfg(feature = "jsonata")]
+pub(super) fn strict(text: &str) -> Result<Value, String> {
+    match json(text) {
+        Ok((value, duplicates)) if duplicates.is_empty() => Ok(value),
+        Ok((_, duplicates)) => Err(format!("the key at {} occurs more than once", duplicates.join(", "))),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn json(text: &str) -> serde_json::Result<(Value, Vec<String>)> {
+    let mut duplicates = Vec::new();
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let seed = Seed { at: String::new(), duplicates: &mut duplicates };
+    let value = seed.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok((value, duplicates))
 }
 
 struct Seed<'d> {

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
-
 use super::fields::Fields;
-use super::{Check, state};
-use crate::definition::{Catcher, Jitter, MAX_SECONDS, QueryLanguage, ResultPath, Retrier};
+use super::state;
+use crate::definition::{Catcher, Jitter, MAX_SECONDS, ResultPath, Retrier};
 use crate::error;
 use crate::fault::{self, Fault};
 
@@ -14,8 +12,7 @@ use crate::fault::{self, Fault};
 const MAX_DELAY: u64 = 31_622_399;
 
 pub(super) fn retriers(fields: &mut Fields<'_, '_>) -> Vec<Retrier> {
-    entries(fields, "Retry", |value, at, last, language, check| {
-        let mut fields = Fields::new(value, at, check)?.with_language(language);
+    entries(fields, "Retry", |mut fields, last| {
         let error_equals = errors(&mut fields, last);
         fields.string("Comment");
         let interval_seconds = fields.whole("IntervalSeconds", 1, MAX_SECONDS).unwrap_or(1);
@@ -41,8 +38,7 @@ pub(super) fn retriers(fields: &mut Fields<'_, '_>) -> Vec<Retrier> {
 }
 
 pub(super) fn catchers(fields: &mut Fields<'_, '_>) -> Vec<Catcher> {
-    entries(fields, "Catch", |value, at, last, language, check| {
-        let mut fields = Fields::new(value, at, check)?.with_language(language);
+    entries(fields, "Catch", |mut fields, last| {
         let error_equals = errors(&mut fields, last);
         let comment = fields.string("Comment");
         let next = fields.required_string("Next");
@@ -58,21 +54,17 @@ pub(super) fn catchers(fields: &mut Fields<'_, '_>) -> Vec<Catcher> {
     })
 }
 
-type Entry<'f, T> = &'f mut dyn FnMut(&Value, String, bool, QueryLanguage, &mut Check) -> Option<T>;
-
-fn entries<T>(
-    fields: &mut Fields<'_, '_>,
-    field: &str,
-    mut entry: impl FnMut(&Value, String, bool, QueryLanguage, &mut Check) -> Option<T>,
-) -> Vec<T> {
+/// The entries of a list, read one by one with whether it is the last.
+fn entries<T>(fields: &mut Fields<'_, '_>, field: &str, entry: impl Fn(Fields<'_, '_>, bool) -> Option<T>) -> Vec<T> {
     let Some(items) = fields.array(field) else { return Vec::new() };
     let (at, language) = (fields.pointer(field), fields.language);
-    let entry: Entry<'_, T> = &mut entry;
-    items
-        .iter()
-        .enumerate()
-        .filter_map(|(i, item)| entry(item, format!("{at}/{i}"), i + 1 == items.len(), language, fields.check))
-        .collect()
+    let mut out = Vec::new();
+    for (i, item) in items.iter().enumerate() {
+        let Some(inner) = Fields::new(item, format!("{at}/{i}"), fields.check) else { continue };
+        let inner = inner.with_language(language).with_place(format!("{field}[{i}]/"));
+        out.extend(entry(inner, i + 1 == items.len()));
+    }
+    out
 }
 
 /// `ErrorEquals`: States.ALL stands alone and in the last entry.

@@ -18,16 +18,13 @@ pub(super) fn choice(fields: &mut Fields<'_, '_>) -> Option<Choice> {
         fields.fault("Choices", "A Choice state has at least one rule");
     }
     let (at, language) = (fields.pointer("Choices"), fields.language);
-    let choices = items
-        .iter()
-        .enumerate()
-        .filter_map(|(i, item)| rule(item, format!("{at}/{i}"), language, fields.check))
-        .collect();
+    let choices = items.iter().enumerate().filter_map(|(i, item)| rule(item, &at, i, language, fields.check)).collect();
     Some(Choice { choices, default })
 }
 
-fn rule(value: &Value, at: String, language: QueryLanguage, check: &mut Check) -> Option<ChoiceRule> {
-    let mut fields = Fields::new(value, at, check)?.with_language(language);
+fn rule(value: &Value, at: &str, i: usize, language: QueryLanguage, check: &mut Check) -> Option<ChoiceRule> {
+    let fields = Fields::new(value, format!("{at}/{i}"), check)?;
+    let mut fields = fields.with_language(language).with_place(format!("Choices[{i}]/"));
     let next = fields.required_string("Next");
     let comment = fields.string("Comment");
     let assign = state::assign(&mut fields);
@@ -45,7 +42,7 @@ fn expression(fields: &mut Fields<'_, '_>) -> Option<Condition> {
         Value::String(text) => match crate::jsonata::unwrap(text) {
             Ok(Some(expression)) => {
                 if let Err(why) = crate::jsonata::check(expression) {
-                    fields.fault("Condition", why);
+                    fields.invalid("Condition", why);
                 }
                 Some(Condition::Expression(expression.to_owned()))
             }
@@ -54,7 +51,7 @@ fn expression(fields: &mut Fields<'_, '_>) -> Option<Condition> {
                 None
             }
             Err(why) => {
-                fields.fault("Condition", why);
+                fields.invalid("Condition", why);
                 None
             }
         },

@@ -90,10 +90,28 @@ fn details(type_name: &str, status: Option<&StateStatus>) -> String {
     out
 }
 
-/// A text of at most that many characters.
+/// The columns that a character takes in a terminal: two for those of East Asian scripts and pictures.
+fn columns_of(c: char) -> usize {
+    let wide = matches!(u32::from(c),
+        0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff | 0xfe30..=0xfe6f | 0xff00..=0xff60
+        | 0xffe0..=0xffe6 | 0x1f300..=0x1f64f | 0x1f900..=0x1f9ff | 0x20000..=0x3fffd);
+    if wide { 2 } else { 1 }
+}
+
+/// The columns that a text takes in a terminal.
+fn columns(text: &str) -> usize {
+    text.chars().map(columns_of).sum()
+}
+
+/// A text of at most that many columns.
 fn shorten(text: &str, most: usize) -> String {
-    if text.chars().count() <= most {
+    if columns(text) <= most {
         return text.to_owned();
     }
-    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+    let mut used = 1;
+    let kept = text.chars().take_while(|c| {
+        used += columns_of(*c);
+        used <= most
+    });
+    kept.chain(['…']).collect()
 }

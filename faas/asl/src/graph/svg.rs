@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::layers::{Layers, arrange};
 use super::sketch::{Node, Sketch, sketch};
-use super::{Phase, Status, details, shorten};
+use super::{Phase, Status, columns, details, shorten};
 use crate::definition::Definition;
 
 /// Sizes in pixels.
@@ -175,7 +175,7 @@ fn state(node: &Node<'_>, status: &Status) -> Piece {
     let inner: Vec<Piece> = node.inner.iter().map(|sketch| machine(sketch, status)).collect();
     let inner_width = inner.iter().map(|piece| piece.width + 2 * PAD).sum::<i64>();
     let inner_height = inner.iter().map(|piece| piece.height + 2 * PAD).max().unwrap_or(0);
-    let text = CHAR * pixels(name.chars().count().max(second.chars().count())) + 2 * PAD;
+    let text = CHAR * pixels(columns(&name).max(columns(&second))) + 2 * PAD;
     let width = text.max(inner_width + PAD).max(96);
     let header = 2 * LINE + PAD;
     let height = header + if inner.is_empty() { 0 } else { inner_height + PAD };

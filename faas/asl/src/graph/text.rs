@@ -2,7 +2,7 @@
 
 use super::layers::{Layers, arrange};
 use super::sketch::{Node, Sketch, sketch};
-use super::{Phase, Status, details, shorten};
+use super::{Phase, Status, columns, columns_of, details, shorten};
 use crate::definition::Definition;
 
 /// Whether the text has escape sequences for colours.
@@ -17,6 +17,8 @@ pub enum Colors {
 
 /// The longest line in a box.
 const MAX_LINE: usize = 44;
+/// The right half of a character of two columns.
+const COVERED: char = '\0';
 /// Columns between boxes.
 const GAP: i64 = 3;
 
@@ -67,9 +69,17 @@ impl Canvas {
     }
 
     fn put(&mut self, x: usize, y: usize, text: &str, color: Option<Phase>) {
-        for (i, c) in text.chars().enumerate() {
-            if let Some(cell) = self.at(x + i, y) {
-                *cell = Cell { glyph: Some(c), lines: 0, color };
+        let mut x = x;
+        for c in text.chars() {
+            if let Some(cell) = self.at(x, y) {
+                *cell = Cell { glyph: Some(if c.is_control() { ' ' } else { c }), lines: 0, color };
+            }
+            x += 1;
+            if columns_of(c) == 2 {
+                if let Some(cell) = self.at(x, y) {
+                    *cell = Cell { glyph: Some(COVERED), lines: 0, color };
+                }
+                x += 1;
             }
         }
     }
@@ -112,7 +122,9 @@ impl Canvas {
                     out.push_str(cell.color.map_or("\u{1b}[0m", ansi));
                     current = cell.color;
                 }
-                out.push(glyph);
+                if glyph != COVERED {
+                    out.push(glyph);
+                }
             }
             if current.is_some() {
                 out.push_str("\u{1b}[0m");
@@ -304,7 +316,7 @@ fn state(node: &Node<'_>, notes: &[String], status: &Status) -> Canvas {
     let inner: Vec<Canvas> = node.inner.iter().map(|sketch| machine(sketch, status)).collect();
     let inner_width = inner.iter().map(|canvas| canvas.width).sum::<usize>() + 2 * inner.len().saturating_sub(1);
     let inner_height = inner.iter().map(Canvas::height).max().unwrap_or(0);
-    let text_width = content.iter().map(|line| line.chars().count()).max().unwrap_or(0);
+    let text_width = content.iter().map(|line| columns(line)).max().unwrap_or(0);
     let width = text_width.max(inner_width) + 4;
     let height = content.len() + inner_height + 2;
     let mut canvas = Canvas::new(width, height);

@@ -29,7 +29,7 @@ pub(super) fn apply(function: Function, arguments: &[Value]) -> Result<Value, St
         }
         (Function::ArrayRange, [first, last, step]) => range(first, last, step),
         (Function::ArrayGetItem, [items, index]) => {
-            let (items, index) = (array(items)?, whole(index, "second")?);
+            let (items, index) = (array(items)?, exact(index)?);
             let item = usize::try_from(index).ok().and_then(|i| items.get(i)).cloned();
             item.ok_or_else(|| format!("the index {index} is out of range for an array of {} items", items.len()))
         }
@@ -42,7 +42,7 @@ pub(super) fn apply(function: Function, arguments: &[Value]) -> Result<Value, St
         (Function::MathRandom, [start, end, seed @ ..]) => random(start, end, seed.first()),
         (Function::MathAdd, [left, right]) => Ok((small(left, "first")? + small(right, "second")?).into()),
         (Function::StringSplit, [value, splitter]) => split(text(value, "first")?, text(splitter, "second")?),
-        (Function::Uuid, []) => Ok(Value::String(uuid::Uuid::new_v4().to_string())),
+        (Function::Uuid, []) => Ok(Value::String(crate::dice::uuid())),
         _ => Err("wrong number of arguments".to_owned()),
     }
 }
@@ -68,6 +68,12 @@ fn whole(value: &Value, which: &str) -> Result<i64, String> {
         Some(number.round() as i64)
     });
     rounded.ok_or_else(|| format!("the {which} argument must be an integer but is {value}"))
+}
+
+/// An index, which is not rounded.
+fn exact(value: &Value) -> Result<i64, String> {
+    let index = value.as_i64().or_else(|| crate::data::whole_number(value).and_then(|n| i64::try_from(n).ok()));
+    index.ok_or_else(|| format!("the second argument must be an integer but is {value}"))
 }
 
 /// An integer of 32 bits.
@@ -225,31 +231,64 @@ fn random(start: &Value, end: &Value, seed: Option<&Value>) -> Result<Value, Str
         return Err(format!("the first argument must be less than the second, but {start} is not less than {end}"));
     }
     Ok(match seed.map(|seed| whole(seed, "third")).transpose()? {
-        None => rand::rng().random_range(start..end).into(),
-        Some(seed) => (start + i64::try_from(seeded(seed) % end.abs_diff(start)).unwrap_or(0)).into(),
+        None => crate::dice::throw(|dice| dice.random_range(start..end)).into(),
+        Some(seed) => (start + i64::from(Seeded::new(seed).below(end.abs_diff(start)))).into(),
     })
 }
 
-/// One number that depends on the seed only, also in later versions (SplitMix64's finaliser).
-fn seeded(seed: i64) -> u64 {
-    let mut z = seed.cast_unsigned().wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+/// The numbers of the service for a seed: those of `java.util.Random`, whose documentation gives the algorithm (a
+/// linear congruence of 48 bits).
+struct Seeded(u64);
+
+impl Seeded {
+    const MULTIPLIER: u64 = 0x5_deec_e66d;
+    const MASK: u64 = (1 << 48) - 1;
+
+    fn new(seed: i64) -> Self {
+        Self((seed.cast_unsigned() ^ Self::MULTIPLIER) & Self::MASK)
+    }
+
+    /// The next bits, at most 32.
+    fn bits(&mut self, count: u32) -> u32 {
+        self.0 = self.0.wrapping_mul(Self::MULTIPLIER).wrapping_add(0xb) & Self::MASK;
+        u32::try_from(self.0 >> (48 - count)).unwrap_or(u32::MAX)
+    }
+
+    /// A number below the bound.
+    fn below(&mut self, bound: u64) -> u32 {
+        let bound = u32::try_from(bound).unwrap_or(u32::MAX);
+        if bound.is_power_of_two() && bound < 1 << 31 {
+            let bits = u64::from(self.bits(31)) * u64::from(bound);
+            return u32::try_from(bits >> 31).unwrap_or(0);
+        }
+        if bound > 1 << 31 {
+            // More than Java's bound: whole words until one is below.
+            loop {
+                let bits = self.bits(32);
+                if bits < bound {
+                    return bits;
+                }
+            }
+        }
+        loop {
+            let bits = self.bits(31);
+            let value = bits % bound;
+            // The last, incomplete run of remainders would favour the small ones.
+            if u64::from(bits - value) + u64::from(bound) <= 1 << 31 {
+                return value;
+            }
+        }
+    }
 }
 
 /// A number from 0 up to 1, the same one for the same seed.
 #[cfg(feature = "jsonata")]
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    reason = "53 bits are exact; a seed is a number"
-)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "53 bits are exact; seeds saturate")]
 pub(crate) fn fraction(seed: Option<f64>) -> f64 {
-    seed.map_or_else(
-        || rand::rng().random::<f64>(),
-        |seed| (seeded(seed.to_bits().cast_signed()) >> 11) as f64 / (1_u64 << 53) as f64,
-    )
+    let Some(seed) = seed else { return crate::dice::throw(|dice| dice.random()) };
+    let mut numbers = Seeded::new(seed as i64);
+    let bits = (u64::from(numbers.bits(26)) << 27) + u64::from(numbers.bits(27));
+    bits as f64 / (1_u64 << 53) as f64
 }
 
 /// Each character of the splitter divides; nothing empty comes out.

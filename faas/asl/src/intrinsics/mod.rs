@@ -8,6 +8,7 @@ mod functions;
 
 use serde_json::Value;
 
+use crate::budget::Budget;
 use crate::error::{self, ExecutionError};
 use crate::path::{Cursor, Path};
 use crate::scope::Scope;
@@ -149,22 +150,34 @@ impl Call {
     /// # Errors
     /// States.IntrinsicFailure, also where a path among the arguments finds nothing.
     pub fn eval(&self, input: &Value, scope: &Scope<'_>) -> Result<Value, ExecutionError> {
+        self.eval_within(input, scope, &mut Budget::new())
+    }
+
+    pub(crate) fn eval_within(
+        &self,
+        input: &Value,
+        scope: &Scope<'_>,
+        budget: &mut Budget,
+    ) -> Result<Value, ExecutionError> {
         let mut values = Vec::with_capacity(self.arguments.len());
         for (i, argument) in self.arguments.iter().enumerate() {
             values.push(match argument {
                 Argument::Text(raw) if i == 0 && self.function == Function::Format => Value::String(raw.clone()),
                 Argument::Text(raw) => Value::String(unescape(raw)),
                 Argument::Value(value) => value.clone(),
-                Argument::Call(call) => call.eval(input, scope)?,
+                Argument::Call(call) => call.eval_within(input, scope, budget)?,
                 Argument::Path(path) => {
                     let found = path.get(input, scope).ok_or_else(|| {
                         self.fail(&format!("the JSONPath '{path}' could not be found in the input '{input}'"))
                     })?;
+                    budget.charge(&found)?;
                     found.into_owned()
                 }
             });
         }
-        functions::apply(self.function, &values).map_err(|why| self.fail(&why))
+        let value = functions::apply(self.function, &values).map_err(|why| self.fail(&why))?;
+        budget.charge(&value)?;
+        Ok(value)
     }
 
     fn fail(&self, why: &str) -> ExecutionError {

@@ -1,6 +1,6 @@
-//! The interpreter of a thread.
+//! An interpreter with the library in it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use rquickjs::context::intrinsic::{Date, Eval, Json, MapSet, Promise as Promises
 use rquickjs::function::Func;
 use rquickjs::{Context, Function, Object, Persistent, Promise, Runtime};
 
+use super::pool::Work;
 use super::{Answer, MEMORY_LIMIT, TIME_LIMIT};
 
 const LIBRARY: &str = include_str!("jsonata.min.js");
@@ -17,52 +18,62 @@ const GLUE: &str = include_str!("glue.js");
 /// Stack of the interpreter: well below that of the program's threads.
 const STACK: usize = 512 * 1024;
 
-thread_local! {
-    static ENGINE: RefCell<Option<Engine>> = const { RefCell::new(None) };
-}
+/// An interpreter, or none yet.
+#[derive(Default)]
+pub(super) struct Slot(Option<Engine>);
 
-pub(super) fn check(expression: &str) -> Answer {
-    with_engine(|engine| engine.check(expression))
-}
+impl Slot {
+    /// Does the work. A failure that is not the expression's own (time, memory) throws the interpreter away.
+    pub(super) fn run(&mut self, work: &Work) -> Answer {
+        let used = self.0.is_some();
+        let answer = self.once(work);
+        // What earlier work left behind counts against the limit, too: the verdict is that of a fresh interpreter.
+        if used && self.0.is_none() && matches!(&answer, Answer::Failure(why) if why == NO_MEMORY) {
+            return self.once(work);
+        }
+        answer
+    }
 
-pub(super) fn evaluate(expression: &str, states: &str, variables: &str) -> Answer {
-    with_engine(|engine| engine.evaluate(expression, states, variables))
-}
-
-fn with_engine(work: impl FnOnce(&Engine) -> rquickjs::Result<String>) -> Answer {
-    ENGINE.with_borrow_mut(|slot| {
-        let engine = match slot.take().map_or_else(Engine::new, Ok) {
+    fn once(&mut self, work: &Work) -> Answer {
+        let engine = match self.0.take().map_or_else(Engine::new, Ok) {
             Ok(engine) => engine,
             Err(e) => return Answer::Failure(format!("the engine does not start: {e}")),
         };
         engine.deadline.set(Some(Instant::now() + TIME_LIMIT));
-        let answer = work(&engine);
+        let answer = match work {
+            Work::Check { expression } => engine.check(expression),
+            Work::Evaluate { expression, states, variables } => engine.evaluate(expression, states, variables),
+        };
         let late = engine.deadline.take().is_none_or(|deadline| Instant::now() > deadline);
+        let answer = match answer {
+            Ok(text) => match (text.get(..1), text.get(1..)) {
+                (Some("="), Some(json)) => Answer::Json(json.to_owned()),
+                (Some("!"), Some("out of memory")) => Answer::Failure(NO_MEMORY.to_owned()),
+                (Some("!"), Some(why)) => Answer::Failure(why.to_owned()),
+                (Some("#"), Some(why)) => Answer::Unsupported(why.to_owned()),
+                _ => Answer::Nothing,
+            },
+            // An exception that the glue could not catch: memory or stack.
+            Err(_) => Answer::Failure(NO_MEMORY.to_owned()),
+        };
         match answer {
-            Ok(text) => {
-                let answer = match (text.get(..1), text.get(1..)) {
-                    (Some("="), Some(json)) => Answer::Json(json.to_owned()),
-                    (Some("!"), Some(why)) => Answer::Failure(why.to_owned()),
-                    _ => Answer::Nothing,
-                };
-                // What an expression caught of the engine's own limits is not to be trusted any further.
+            Answer::Failure(_) | Answer::Nothing if late => Answer::Failure(too_long()),
+            Answer::Failure(why) if why == NO_MEMORY => Answer::Failure(why),
+            answer => {
+                // An interpreter that was interrupted is not to be trusted any further.
                 if !late {
-                    *slot = Some(engine);
-                } else if !matches!(answer, Answer::Json(_)) {
-                    return Answer::Failure(too_long());
+                    self.0 = Some(engine);
                 }
                 answer
             }
-            Err(_) if late => Answer::Failure(too_long()),
-            Err(e) => {
-                Answer::Failure(format!("it needs more memory or stack than it may have, or the engine failed: {e}"))
-            }
         }
-    })
+    }
 }
 
+const NO_MEMORY: &str = "Expression evaluation memory limit exceeded: Check for excessive memory usage";
+
 fn too_long() -> String {
-    format!("it took longer than {} seconds", TIME_LIMIT.as_secs())
+    format!("Expression evaluation timeout: Check for infinite loop (it took longer than {} s)", TIME_LIMIT.as_secs())
 }
 
 /// A browser's `btoa`, which the library needs: characters up to 255 are bytes.
@@ -114,9 +125,13 @@ impl Engine {
             let hash = Func::from(|text: String, algorithm: String| {
                 crate::intrinsics::digest(&algorithm, text.as_bytes()).unwrap_or_default()
             });
-            let uuid = Func::from(|| uuid::Uuid::new_v4().to_string());
+            let uuid = Func::from(crate::dice::uuid);
             let random = Func::from(|seed: Option<f64>| crate::intrinsics::fraction(seed));
-            let api: Object<'_> = glue.call((library, hash, uuid, random))?;
+            let parse = Func::from(|text: String| match crate::check::strict_json(&text) {
+                Ok(value) => format!("={value}"),
+                Err(why) => format!("!{why}"),
+            });
+            let api: Object<'_> = glue.call((library, hash, uuid, random, parse))?;
             let check: Function<'_> = api.get("check")?;
             let evaluate: Function<'_> = api.get("evaluate")?;
             rquickjs::Result::Ok((Persistent::save(&ctx, check), Persistent::save(&ctx, evaluate)))

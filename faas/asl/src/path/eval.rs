@@ -5,6 +5,10 @@ use std::borrow::Cow;
 use serde_json::{Value, json};
 
 use super::Segment;
+use crate::budget::Budget;
+
+/// The most values that a step may find: more than the largest payload could hold.
+const MAX_FOUND: usize = 262_144;
 
 /// What may close a path.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -76,7 +80,8 @@ pub(crate) fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 9_007_199_254_740_992.0 { json!(value as i64) } else { json!(value) }
 }
 
-/// What the segments select from `start`; `whole` is what `$` means in filters.
+/// What the segments select from `start`; `whole` is what `$` means in filters. Paths that find more than any payload
+/// could hold find nothing.
 pub(crate) fn select<'a>(segments: &[Segment], start: &'a Value, whole: &'a Value) -> Option<Cow<'a, Value>> {
     let mut at = start;
     let mut rest = segments;
@@ -95,16 +100,24 @@ pub(crate) fn select<'a>(segments: &[Segment], start: &'a Value, whole: &'a Valu
     let mut found = vec![at];
     for segment in rest {
         if let Segment::Function(f) = segment {
-            let all = Value::Array(found.into_iter().cloned().collect());
-            return f.apply(&all).map(Cow::Owned);
+            return f.apply(&copies(&found)?).map(Cow::Owned);
         }
         let mut next = Vec::new();
         for value in found {
             step(segment, value, whole, &mut next);
+            if next.len() > MAX_FOUND {
+                return None;
+            }
         }
         found = next;
     }
-    Some(Cow::Owned(Value::Array(found.into_iter().cloned().collect())))
+    copies(&found).map(Cow::Owned)
+}
+
+fn copies(found: &[&Value]) -> Option<Value> {
+    let mut budget = Budget::new();
+    let fits = found.iter().all(|value| budget.take(value));
+    fits.then(|| Value::Array(found.iter().map(|value| (*value).clone()).collect()))
 }
 
 fn item(items: &[Value], index: i64) -> Option<&Value> {

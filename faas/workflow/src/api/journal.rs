@@ -52,6 +52,9 @@ pub struct WorkflowHistorySpec {
     /// Whether it is full.
     #[serde(default)]
     pub sealed: bool,
+    /// Who wrote it, and its how manieth write: an engine that was not answered finds its own again.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub writer: String,
     /// What the run was when this page began: deflated JSON in base64. Not every page has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,

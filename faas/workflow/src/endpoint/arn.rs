@@ -11,22 +11,13 @@ use std::fmt;
 
 use skiff_core::names;
 
+pub use crate::arn::{REGION, account};
 use crate::pack::digest;
 
-/// The region of ARNs that are not made for a caller.
-pub const REGION: &str = "skiff";
 /// Annotation of an object whose name for the service is another: that name.
 pub const NAME: &str = "states.skiff.dev/name";
 /// What a name must not have, beside control characters and blanks.
 const FORBIDDEN: &str = "<>{}[]?*\"#%\\^|~`$&,;:/";
-
-/// The account that stands for a namespace.
-#[must_use]
-pub fn account(namespace: &str) -> String {
-    let digits = digest(format!("account/{namespace}").as_bytes());
-    let number = u64::from_str_radix(digits.get(..15).unwrap_or_default(), 16).unwrap_or_default();
-    format!("{:012}", number % 1_000_000_000_000)
-}
 
 /// Whether the service takes this name of a machine, an execution or an activity.
 #[must_use]
@@ -219,15 +210,6 @@ mod tests {
         ] {
             assert_eq!(Arn::parse(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn accounts_are_twelve_digits_and_differ() {
-        for namespace in ["default", "shop", "kube-system"] {
-            let account = account(namespace);
-            assert!(account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit()), "{account}");
-        }
-        assert_ne!(account("a"), account("b"));
     }
 
     #[test]

@@ -16,8 +16,37 @@ pub(crate) struct Operation {
     /// The shape of its request.
     pub(crate) input: &'static Shape,
     /// Names of the errors that it may answer beside those common to all.
-    #[cfg_attr(not(test), allow(dead_code))]
     pub(crate) errors: &'static [&'static str],
+}
+
+/// Errors that any operation may answer.
+const COMMON: [&str; 16] = [
+    "AccessDeniedException",
+    "IncompleteSignatureException",
+    "InternalFailure",
+    "InvalidSignatureException",
+    "MalformedHttpRequestException",
+    "MissingAuthenticationTokenException",
+    "MissingRequiredParameter",
+    "RequestEntityTooLargeException",
+    "RequestTimeoutException",
+    "SerializationException",
+    "ServiceQuotaExceededException",
+    "ServiceUnavailable",
+    "ThrottlingException",
+    "UnknownOperationException",
+    "UnrecognizedClientException",
+    "ValidationException",
+];
+
+impl Operation {
+    /// A fault as clients of this operation know it: one that the model has not there becomes the general one.
+    pub(crate) fn known(&self, fault: Fault) -> Fault {
+        if self.errors.contains(&fault.name) || COMMON.contains(&fault.name) {
+            return fault;
+        }
+        Fault::validation(format!("{}: {}", fault.name, fault.message))
+    }
 }
 
 /// What a value may look like.
@@ -248,6 +277,14 @@ mod tests {
             patterns(o.input);
         }
         assert!(operation("Nothing").is_none());
+    }
+
+    #[test]
+    fn faults_are_those_of_the_operation() {
+        let fault = |name| operation("StartExecution").unwrap().known(Fault::new(name, "m")).to_string();
+        assert_eq!(fault("ExecutionAlreadyExists"), "ExecutionAlreadyExists: m");
+        assert_eq!(fault("AccessDeniedException"), "AccessDeniedException: m");
+        assert_eq!(fault("TooManyTags"), "ValidationException: TooManyTags: m");
     }
 
     fn patterns(shape: &Shape) {

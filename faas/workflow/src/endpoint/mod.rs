@@ -20,6 +20,7 @@ mod sigv4;
 
 pub use error::Fault;
 pub use keys::TYPE as CREDENTIALS;
+pub(crate) use ops::versions::latest_version;
 pub use ops::versions::publish;
 pub use serve::Endpoint;
 pub(crate) use serve::gather;

@@ -87,7 +87,7 @@ impl Endpoint {
         let (right, ours) = ops::right(operation.name, &request);
         self.permit(&caller, right, &ours, operation.name).await?;
         let call = ops::Call { endpoint: self, namespace: caller.namespace, region: claim.region, request };
-        ops::run(operation.name, call).await
+        ops::run(operation.name, call).await.map_err(|fault| operation.known(fault))
     }
 
     /// Whether the caller's account may.

@@ -7,13 +7,17 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use skiff_asl::{Definition, Fault, Severity, check, convert as forms};
+use skiff_asl::{Definition, Fault, Severity, convert as forms};
 use skiff_faas::api::Function;
 use skiff_plugin::Session;
 
 use super::data;
 use super::run::bare;
 use crate::api::{Workflow, WorkflowActivity};
+use crate::arn;
+use crate::endpoint::arn::object_name;
+use crate::engine::{definition_text, judge};
+use crate::resource::{Resource, Target};
 
 /// `lint`.
 #[derive(Clone, Debug, Args)]
@@ -67,11 +71,11 @@ pub(super) fn definitions(place: &str, text: &str) -> anyhow::Result<Vec<Found>>
     let documents: Vec<Value> = match serde_saphyr::from_multiple(text) {
         Ok(documents) => documents,
         // The language says what is wrong with its text.
-        Err(_) => return Ok(vec![of(place.to_owned(), check::text(text))]),
+        Err(_) => return Ok(vec![of(place.to_owned(), judge(text))]),
     };
     let is_object = |d: &Value| d.get("apiVersion").is_some() && d.get("kind").is_some();
     if !documents.iter().any(is_object) {
-        return Ok(vec![of(place.to_owned(), check::text(text))]);
+        return Ok(vec![of(place.to_owned(), judge(text))]);
     }
     let mut found = vec![];
     for document in &documents {
@@ -82,7 +86,7 @@ pub(super) fn definitions(place: &str, text: &str) -> anyhow::Result<Vec<Found>>
             continue;
         }
         let name = document["metadata"]["name"].as_str().unwrap_or_default();
-        found.push(of(format!("{place}: {kind}/{name}"), checked(definition)));
+        found.push(of(format!("{place}: {kind}/{name}"), judge(&definition_text(definition))));
     }
     if found.is_empty() {
         if forms::text(text).is_ok() {
@@ -91,14 +95,6 @@ pub(super) fn definitions(place: &str, text: &str) -> anyhow::Result<Vec<Found>>
         bail!("there is no Workflow in {place}");
     }
     Ok(found)
-}
-
-/// A definition of an object, with its faults.
-pub(super) fn checked(definition: &Value) -> (Option<Definition>, Vec<Fault>) {
-    match definition {
-        Value::String(text) => check::text(text),
-        other => check::definition(other),
-    }
 }
 
 fn told(fault: &Fault) -> String {
@@ -145,7 +141,7 @@ pub(super) async fn validate(session: &Session, args: ValidateArgs) -> anyhow::R
                 all = api.list(&kube::api::ListParams::default()).await?.items;
             }
             let of = |w: Workflow| {
-                let (definition, faults) = checked(&w.spec.definition);
+                let (definition, faults) = judge(&definition_text(&w.spec.definition));
                 Found { place: format!("workflow/{}", w.metadata.name.unwrap_or_default()), definition, faults }
             };
             all.into_iter().map(of).collect()
@@ -202,16 +198,11 @@ fn needs(definition: &Definition) -> Vec<(String, &'static str, String)> {
                 at(&pointer).filter(|v| !v.starts_with("{%")).map(|v| (pointer, v))
             })
         };
-        let parts: Vec<&str> = resource.splitn(8, ':').collect();
-        let last = |name: &str| name.rsplit(':').next().unwrap_or_default().to_owned();
-        match parts[..] {
-            ["skiff", "function", name] => needs.push((path, "function", name.to_owned())),
-            ["skiff", "workflow", name] => needs.push((path, "workflow", name.to_owned())),
-            ["arn", _, "lambda", _, _, "function", name, ..] => needs.push((path, "function", name.to_owned())),
-            ["arn", _, "states", _, _, "activity", name] => {
-                needs.push((path, "activity", crate::endpoint::arn::object_name(name)));
-            }
-            ["arn", _, "states", _, _, "lambda", ..] => {
+        match Resource::parse(resource).map(|r| r.target) {
+            Ok(Target::Function { name, .. }) => needs.push((path, "function", name)),
+            Ok(Target::Workflow { name }) => needs.push((path, "workflow", name)),
+            Ok(Target::Activity { name }) => needs.push((path, "activity", object_name(&name))),
+            Ok(Target::Invoke) => {
                 if let Some((pointer, name)) = parameter("FunctionName") {
                     let parts: Vec<&str> = name.split(':').collect();
                     let name =
@@ -219,9 +210,10 @@ fn needs(definition: &Definition) -> Vec<(String, &'static str, String)> {
                     needs.push((pointer, "function", name.to_owned()));
                 }
             }
-            ["arn", _, "states", _, _, "states", ..] => {
+            Ok(Target::StartExecution { .. }) => {
                 if let Some((pointer, name)) = parameter("StateMachineArn") {
-                    needs.push((pointer, "workflow", crate::endpoint::arn::object_name(&last(&name))));
+                    let name = arn::name(&name).split(':').next().unwrap_or_default();
+                    needs.push((pointer, "workflow", object_name(name)));
                 }
             }
             _ => {}

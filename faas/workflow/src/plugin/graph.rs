@@ -14,9 +14,10 @@ use skiff_asl::graph::{Colors, Phase as Mark, StateStatus, Status, svg, text};
 use skiff_plugin::Session;
 
 use super::data;
-use super::file::{checked, definitions};
+use super::file::definitions;
 use super::show::{all_events, details, time};
 use crate::api::{Phase, Workflow, WorkflowRun};
+use crate::engine::{definition_text, judge};
 use crate::runs::{Runs as _, RunsError, Stored};
 
 /// `graph`.
@@ -74,7 +75,7 @@ pub(super) async fn of_cluster(session: &Session, args: GraphArgs) -> anyhow::Re
     let (of, name) = given.split_once('/').unwrap_or(("", &given));
     let run = matches!(of, "wfr" | "run" | "workflowrun" | "workflowruns");
     if !run && let Some(workflow) = session.api::<Workflow>().get_opt(name).await? {
-        let definition = whole(&format!("workflow/{name}"), checked(&workflow.spec.definition))?;
+        let definition = whole(&format!("workflow/{name}"), judge(&definition_text(&workflow.spec.definition)))?;
         return draw(&args, &definition, &Status::new());
     }
     if !run && (!of.is_empty() || session.api::<WorkflowRun>().get_opt(name).await?.is_none()) {
@@ -88,7 +89,7 @@ pub(super) async fn of_cluster(session: &Session, args: GraphArgs) -> anyhow::Re
         Err(RunsError::Unavailable(_)) if phase == Phase::Pending => bail!("workflowrun/{name} has not begun"),
         Err(e) => return Err(e.into()),
     };
-    let definition = whole(&format!("workflowrun/{name}"), checked(&definition))?;
+    let definition = whole(&format!("workflowrun/{name}"), judge(&definition_text(&definition)))?;
     let events = all_events(session, name, false, None).await?;
     draw(&args, &definition, &status(&events, phase, Timestamp::now()))
 }

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
+pub(crate) use stored::parsed;
 pub use stored::{Stored, run_name};
 
 use crate::api::{Kind, Parent, Phase, Stop, WorkflowRun};
@@ -85,6 +86,20 @@ pub struct Pinned {
     pub definition: String,
     /// SHA-256 of it, in hexadecimal.
     pub revision: String,
+    /// Name of the execution.
+    pub name: String,
+    /// The input as JSON text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<String>,
+    /// The same where it is long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_ref: Option<crate::api::PayloadRef>,
+    /// What task tokens are made with.
+    #[serde(default)]
+    pub secret: String,
+    /// Tracing header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_header: Option<String>,
     /// Name of the workflow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workflow: Option<String>,

@@ -1,27 +1,32 @@
-//! An API server in this process with the definitions of workflows.
+//! An API server in this process, engines on it, and functions that do what a test says.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Secret;
+use async_trait::async_trait;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, PostParams};
 use kube::runtime::{conditions, wait::await_condition};
-use serde_json::json;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
 use skiff_storage::embedded::{Embedded, Options};
-use skiff_workflow::api::definitions;
-use skiff_workflow::endpoint::CREDENTIALS;
+use skiff_workflow::api::{Phase, Workflow, WorkflowRun, definitions};
+use skiff_workflow::engine::{Engine, Faults, NoFaults, Settings};
+use skiff_workflow::runs::{Runs as _, Stored};
+use skiff_workflow::task::functions::{FunctionAnswer, FunctionCall, FunctionError, Functions};
+use tokio_util::sync::CancellationToken;
 
 /// Patience for what happens by itself.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server that ends with its value.
 pub(crate) struct World {
     pub(crate) server: Server,
     pub(crate) client: kube::Client,
+    pub(crate) functions: Arc<Fake>,
     _dir: tempfile::TempDir,
 }
 
@@ -37,7 +42,27 @@ pub(crate) async fn world() -> World {
         let established = await_condition(all.clone(), &name, conditions::is_crd_established());
         tokio::time::timeout(PATIENCE, established).await.unwrap().unwrap();
     }
-    World { server, client, _dir: dir }
+    World { server, client, functions: Arc::default(), _dir: dir }
+}
+
+/// An engine that runs until it is dropped.
+pub(crate) struct Running {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    /// Ends it as a kill does, and waits until nothing of it is left.
+    pub(crate) async fn kill(self) {
+        self.stop.cancel();
+        tokio::time::timeout(PATIENCE, self.task).await.unwrap().unwrap();
+    }
+
+    /// Waits until it ended by itself.
+    pub(crate) async fn ended(self) {
+        tokio::time::timeout(PATIENCE, self.task).await.unwrap().unwrap();
+    }
 }
 
 impl World {
@@ -48,15 +73,124 @@ impl World {
         Api::namespaced(self.client.clone(), "default")
     }
 
-    /// An access key of a namespace.
-    pub(crate) async fn key(&self, namespace: &str, id: &str, secret: &str, account: Option<&str>) {
-        let mut data = json!({"accessKeyId": id, "secretAccessKey": secret});
-        if let Some(account) = account {
-            data["serviceAccountName"] = account.into();
+    pub(crate) fn engine(&self) -> Running {
+        self.engine_with(Arc::new(NoFaults))
+    }
+
+    pub(crate) fn engine_with(&self, faults: Arc<dyn Faults>) -> Running {
+        let stop = CancellationToken::new();
+        let settings = Settings { functions: Arc::clone(&self.functions) as Arc<dyn Functions>, faults };
+        let engine = Engine::new(self.client.clone(), settings, stop.clone());
+        let task = tokio::spawn(Arc::clone(&engine).run());
+        Running { engine, stop, task }
+    }
+
+    pub(crate) async fn workflow(&self, name: &str, definition: Value, more: Value) -> Workflow {
+        let mut spec = json!({"definition": definition});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let whole = json!({"apiVersion": "skiff.dev/v1", "kind": "Workflow", "metadata": {"name": name}, "spec": spec});
+        self.api::<Workflow>().create(&PostParams::default(), &serde_json::from_value(whole).unwrap()).await.unwrap()
+    }
+
+    /// Makes a run with a definition of its own.
+    pub(crate) async fn start(&self, name: &str, definition: &Value, input: &Value) -> WorkflowRun {
+        let spec = json!({"definition": definition, "input": input});
+        let whole =
+            json!({"apiVersion": "skiff.dev/v1", "kind": "WorkflowRun", "metadata": {"name": name}, "spec": spec});
+        self.api::<WorkflowRun>().create(&PostParams::default(), &serde_json::from_value(whole).unwrap()).await.unwrap()
+    }
+
+    /// Waits for the end of a run.
+    pub(crate) async fn over(&self, name: &str) -> WorkflowRun {
+        until(&self.api::<WorkflowRun>(), name, |r| r.status.as_ref().is_some_and(|s| s.phase.is_over())).await
+    }
+
+    /// Waits for a phase of a run.
+    pub(crate) async fn phase(&self, name: &str, phase: Phase) -> WorkflowRun {
+        until(&self.api::<WorkflowRun>(), name, |r| r.status.as_ref().is_some_and(|s| s.phase == phase)).await
+    }
+
+    /// The whole history of a run.
+    pub(crate) async fn history(&self, name: &str) -> Vec<Value> {
+        Stored::new(self.client.clone()).history("default", name, None, false, usize::MAX).await.unwrap().events
+    }
+
+    /// The types of a run's events.
+    pub(crate) async fn types(&self, name: &str) -> Vec<String> {
+        self.history(name).await.iter().map(|e| e["type"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+/// Waits until an object is as it should be.
+pub(crate) async fn until<K>(api: &Api<K>, name: &str, is: impl Fn(&K) -> bool) -> K
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + kube::Resource + Send + 'static,
+{
+    let wanted = |k: Option<&K>| k.is_some_and(&is);
+    let waited = tokio::time::timeout(PATIENCE, await_condition(api.clone(), name, wanted)).await;
+    match waited {
+        Ok(found) => found.unwrap().unwrap(),
+        Err(_) => panic!("{name} is not as it should be: {:?}", api.get(name).await),
+    }
+}
+
+/// What a function of the test does.
+type Does = Box<dyn Fn(&str, &FunctionCall) -> Option<Result<FunctionAnswer, FunctionError>> + Send + Sync>;
+
+/// Functions: `add` adds one to `x`, `echo` gives back what it gets, `fail` raises the error it is told, anything else is
+/// what a test says, or is not there.
+#[derive(Default)]
+pub(crate) struct Fake {
+    pub(crate) calls: Mutex<Vec<FunctionCall>>,
+    pub(crate) does: Mutex<Option<Does>>,
+    pub(crate) hold: Mutex<Option<Arc<tokio::sync::Notify>>>,
+    pub(crate) called: tokio::sync::Notify,
+}
+
+pub(crate) fn answer(status: u16, body: &Value) -> FunctionAnswer {
+    FunctionAnswer { status, body: body.to_string().into_bytes() }
+}
+
+impl Fake {
+    /// How often each attempt was called.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        let key = |c: &FunctionCall| c.headers.iter().find(|(k, _)| k == "idempotency-key").unwrap().1.clone();
+        self.calls.lock().iter().map(key).collect()
+    }
+
+    pub(crate) async fn until(&self, calls: usize) {
+        let enough = async {
+            loop {
+                let called = self.called.notified();
+                if self.calls.lock().len() >= calls {
+                    return;
+                }
+                called.await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, enough).await.unwrap_or_else(|_| panic!("not called {calls} times"));
+    }
+}
+
+#[async_trait]
+impl Functions for Fake {
+    async fn call(&self, call: FunctionCall) -> Result<FunctionAnswer, FunctionError> {
+        self.calls.lock().push(call.clone());
+        self.called.notify_waiters();
+        self.called.notify_one();
+        let hold = self.hold.lock().clone();
+        if let Some(hold) = hold {
+            hold.notified().await;
         }
-        let whole = json!({"metadata": {"name": id.to_lowercase()}, "type": CREDENTIALS, "stringData": data});
-        let secret: Secret = serde_json::from_value(whole).unwrap();
-        let api = Api::<Secret>::namespaced(self.client.clone(), namespace);
-        api.create(&PostParams::default(), &secret).await.unwrap();
+        if let Some(done) = self.does.lock().as_ref().and_then(|d| d(&call.name, &call)) {
+            return done;
+        }
+        let payload: Value = serde_json::from_str(&call.payload).unwrap();
+        match call.name.as_str() {
+            "add" => Ok(answer(200, &json!({"x": payload["x"].as_i64().unwrap() + 1}))),
+            "echo" => Ok(answer(200, &payload)),
+            "fail" => Ok(answer(500, &json!({"errorType": payload["error"], "errorMessage": "as it was told"}))),
+            name => Err(FunctionError::NotFound(format!("there is no function {name}"))),
+        }
     }
 }

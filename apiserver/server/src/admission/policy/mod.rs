@@ -8,7 +8,7 @@ mod params;
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use skiff_core::custom::cel::expression::{Env, Expression, Facts, Outcome, Run, Want};
 use skiff_core::meta;
 use skiff_core::status::Status;
@@ -18,6 +18,7 @@ use self::params::ParamRef;
 use super::Seen;
 use super::action::Action;
 use super::matching::Criteria;
+use crate::audit::annotate;
 use crate::registry::Kind;
 
 /// Longest text that a messageExpression may make.
@@ -59,6 +60,7 @@ pub(super) struct Binding {
     params: Option<ParamRef>,
     deny: bool,
     warn: bool,
+    audit: bool,
 }
 
 impl Policy {
@@ -168,6 +170,7 @@ impl Binding {
             params: spec["paramRef"].as_object().map(|_| ParamRef::parse(&spec["paramRef"])),
             deny: acts("Deny"),
             warn: acts("Warn"),
+            audit: acts("Audit"),
         }
     }
 }
@@ -183,11 +186,13 @@ pub(super) struct Bound {
 struct Refusal {
     message: String,
     reason: String,
+    /// Which of the policy's validations it was.
+    index: usize,
 }
 
 impl Refusal {
     fn plain(message: String) -> Self {
-        Self { message, reason: String::new() }
+        Self { message, reason: String::new(), index: 0 }
     }
 }
 
@@ -268,6 +273,7 @@ pub(super) async fn validate(
         known.push((kind, facts(a, kind, seen.as_deref(), before.as_deref())?));
     }
     let mut refused: Option<Status> = None;
+    let mut failures: Vec<Value> = vec![];
     for (policy, broken, uses) in steps {
         let mut refuse = |binding: Option<&Binding>, r: &Refusal| {
             refused.get_or_insert_with(|| refusal(a, object.or(old), policy, binding, r));
@@ -281,6 +287,9 @@ pub(super) async fn validate(
                 if one.binding.deny {
                     refuse(Some(one.binding), &r);
                 }
+                if one.binding.audit {
+                    failures.push(failed(policy, one.binding, &r));
+                }
                 if one.binding.warn {
                     warnings.push(format!(
                         "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
@@ -290,7 +299,18 @@ pub(super) async fn validate(
             }
         }
     }
+    if !failures.is_empty() {
+        annotate("validation.policy.admission.k8s.io/validation_failure", Value::from(failures).to_string());
+    }
     refused.map_or(Ok(()), Err)
+}
+
+/// What the audit log says of a validation that failed.
+fn failed(policy: &Policy, binding: &Binding, r: &Refusal) -> Value {
+    let actions = [("Deny", binding.deny), ("Warn", binding.warn), ("Audit", binding.audit)];
+    let actions: Vec<&str> = actions.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
+    json!({"message": r.message, "policy": policy.name, "binding": binding.name, "expressionIndex": r.index,
+        "validationActions": actions})
 }
 
 /// What one use of a policy has against the request.
@@ -312,18 +332,23 @@ fn evaluate(one: &Use<'_>, facts: &Facts) -> Vec<Refusal> {
                 continue;
             }
         }
-        for v in &policy.validations {
+        for (index, v) in policy.validations.iter().enumerate() {
             match run.evaluate(&v.expression) {
                 Ok(Outcome::True) => {}
-                Ok(Outcome::Other(_)) => out.push(Refusal { message: v.said(&run), reason: v.reason.clone() }),
+                Ok(Outcome::Other(_)) => {
+                    out.push(Refusal { message: v.said(&run), reason: v.reason.clone(), index });
+                }
                 Err(why) => fail(failure(&v.expression, &why), &mut out),
             }
         }
-        // Nothing records annotations; one that comes to nothing fails like anything else.
         for (key, e) in &policy.annotations {
-            if let Err(why) = run.evaluate(e) {
-                let key = skiff_core::invalid::quote_str(key);
-                fail(format!("{} (audit annotation {key})", failure(e, &why)), &mut out);
+            match run.evaluate(e) {
+                Ok(Outcome::Other(Value::String(said))) => annotate(format!("{}/{key}", policy.name), said.trim()),
+                Ok(_) => {}
+                Err(why) => {
+                    let key = skiff_core::invalid::quote_str(key);
+                    fail(format!("{} (audit annotation {key})", failure(e, &why)), &mut out);
+                }
             }
         }
     }

@@ -162,6 +162,7 @@ pub(super) async fn mutate(
             continue;
         }
         let Some(answer) = hook.ask(a, &kind, seen.as_deref(), before.as_deref(), true).await? else { continue };
+        answer.annotate(&hook.name);
         warnings.extend(answer.warnings);
         if let Some(refusal) = answer.refusal {
             return Err(review::refused(&hook.name, refusal));
@@ -209,6 +210,7 @@ pub(super) async fn validate(
         let found = match outcome {
             Ok((_, None)) => Ok(()),
             Ok((hook, Some(answer))) => {
+                answer.annotate(&hook.name);
                 warnings.extend(answer.warnings);
                 answer.refusal.map_or(Ok(()), |r| Err(review::refused(&hook.name, r)))
             }

@@ -22,6 +22,17 @@ pub(super) struct Answer {
     /// A JSON patch.
     pub(super) patch: Option<Vec<u8>>,
     pub(super) warnings: Vec<String>,
+    /// What the audit log is to say.
+    pub(super) audit: Vec<(String, String)>,
+}
+
+impl Answer {
+    /// Puts what the webhook has to say on the request's record, under its name.
+    pub(super) fn annotate(&self, webhook: &str) {
+        for (key, value) in &self.audit {
+            crate::audit::annotate(format!("{webhook}/{key}"), value.as_str());
+        }
+    }
 }
 
 /// The request as JSON.
@@ -68,6 +79,8 @@ pub(super) fn answer(v: &Value, version: &str, uid: &str, mutating: bool) -> Res
     }
     let warnings = response["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let mut out = Answer { warnings: warnings.take(WARNINGS_MAX).map(str::to_owned).collect(), ..Answer::default() };
+    let annotations = response["auditAnnotations"].as_object().into_iter().flatten();
+    out.audit = annotations.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect();
     let (patch, sort) = (text(response, "patch"), text(response, "patchType"));
     if !beta && !patch.is_empty() && !mutating {
         return Err("validating webhook may not return response.patch".to_owned());

@@ -7,40 +7,30 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 use skiff_asl::definition::{ResultPath, State, StateKind, Transition};
-use skiff_asl::{Definition, ExecutionError, Scope, Severity, check, choice, data, retry};
+use skiff_asl::{Definition, ExecutionError, Scope, Severity, choice, data, retry};
 
 use super::Call;
 use crate::endpoint::error::{Answer, Fault};
+use crate::engine::judge;
 
-/// A fault of a definition.
-pub(crate) struct Told {
-    pub(crate) is_error: bool,
-    pub(crate) code: String,
-    pub(crate) message: String,
-    pub(crate) path: String,
-}
-
-/// All faults of a definition.
-pub(crate) fn faults(text: &str) -> Vec<Told> {
-    let (_, faults) = check::text(text);
-    let told = |f: skiff_asl::Fault| Told {
-        is_error: f.severity == Severity::Error,
-        code: f.code,
-        message: f.message,
-        path: f.path,
-    };
-    faults.into_iter().map(told).collect()
+/// The faults that refuse a definition, as the service writes them.
+pub(super) fn errors(faults: &[skiff_asl::Fault]) -> impl Iterator<Item = String> {
+    let errors = faults.iter().filter(|f| f.severity == Severity::Error);
+    errors.map(|f| format!("{}: {} at {}", f.code, f.message, f.path))
 }
 
 pub(super) fn validate(call: &Call<'_>) -> Answer {
     let warnings = call.text("severity") == Some("WARNING");
     let most = call.request["maxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
     let most = most.unwrap_or(100);
-    let all = faults(call.required("definition"));
-    let fails = all.iter().any(|f| f.is_error);
-    let told = all.into_iter().filter(|f| f.is_error || warnings).map(|f| {
-        let severity = if f.is_error { "ERROR" } else { "WARNING" };
-        json!({"severity": severity, "code": f.code, "message": f.message, "location": f.path})
+    let (read, all) = judge(call.required("definition"));
+    let fails = read.is_none();
+    let told = all.iter().filter(|f| f.severity == Severity::Error || warnings).map(|f| {
+        let mut told = json!(f);
+        if let (true, Some(members)) = (f.path.is_empty(), told.as_object_mut()) {
+            members.remove("location");
+        }
+        told
     });
     let mut told: Vec<Value> = told.collect();
     let truncated = told.len() > most;
@@ -60,10 +50,8 @@ fn subject(call: &Call<'_>) -> Result<(Definition, String), Fault> {
     } else {
         (around(&given), "State".to_owned())
     };
-    let definition = Definition::parse(&whole).map_err(|faults| {
-        let errors = faults.iter().filter(|f| f.severity == Severity::Error);
-        invalid(errors.map(|f| format!("{}: {} at {}", f.code, f.message, f.path)).collect::<Vec<_>>().join(", "))
-    })?;
+    let definition =
+        Definition::parse(&whole).map_err(|faults| invalid(errors(&faults).collect::<Vec<_>>().join(", ")))?;
     if definition.find(&name).is_none() {
         return Err(Fault::validation(format!("There is no state '{name}' in the definition.")));
     }

@@ -13,6 +13,7 @@ use crate::api::{Kind, LogLevel, Logging, Workflow, WorkflowSpec};
 use crate::endpoint::arn::{self, Resource};
 use crate::endpoint::error::{Answer, Fault};
 use crate::endpoint::page::{Row, page};
+use crate::engine::{definition_text, judge};
 use crate::pack::digest;
 
 /// Path of a role whose last part is a ServiceAccount.
@@ -36,7 +37,7 @@ pub(crate) fn text_of(definition: &Value) -> String {
 
 /// The revision of a workflow as it is now.
 pub(crate) fn revision(workflow: &Workflow) -> String {
-    digest(text_of(&workflow.spec.definition).as_bytes())
+    digest(definition_text(&workflow.spec.definition).as_bytes())
 }
 
 pub(crate) fn kind_text(kind: Kind) -> &'static str {
@@ -47,10 +48,9 @@ pub(crate) fn kind_text(kind: Kind) -> &'static str {
 }
 
 /// Whether a definition is one, in the service's words.
-fn judge(text: &str) -> Result<(), Fault> {
-    let faults = super::language::faults(text);
-    let errors: Vec<String> =
-        faults.iter().filter(|f| f.is_error).map(|f| format!("{}: {} at {}", f.code, f.message, f.path)).collect();
+fn refuse(text: &str) -> Result<(), Fault> {
+    let (_, faults) = judge(text);
+    let errors: Vec<String> = super::language::errors(&faults).collect();
     if errors.is_empty() {
         return Ok(());
     }
@@ -117,7 +117,7 @@ pub(super) async fn create(call: &Call<'_>) -> Answer {
     }
     check_role(call)?;
     check_settings(&call.request)?;
-    judge(call.required("definition"))?;
+    refuse(call.required("definition"))?;
     let publish = call.request["publish"].as_bool().unwrap_or_default();
     let description = call.text("versionDescription");
     if description.is_some() && !publish {
@@ -177,7 +177,7 @@ pub(super) async fn update(call: &Call<'_>) -> Answer {
     check_role(call)?;
     check_settings(&call.request)?;
     if let Some(definition) = call.text("definition") {
-        judge(definition)?;
+        refuse(definition)?;
     }
     let api = call.api::<Workflow>();
     let mut tries = 0;

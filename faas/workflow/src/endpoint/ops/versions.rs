@@ -8,12 +8,13 @@ use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::machines::{revision, text_of};
+use super::machines::revision;
 use super::{Call, created, machine_name, seconds};
 use crate::api::{Alias, Route, WORKFLOW, Workflow, WorkflowVersion, WorkflowVersionSpec};
 use crate::endpoint::arn::Resource;
 use crate::endpoint::error::{Answer, Fault};
 use crate::endpoint::page::{Row, newest_first, page};
+use crate::engine::definition_text;
 
 /// Annotation of a workflow: the highest number that a version ever had.
 const LATEST: &str = "states.skiff.dev/latest-version";
@@ -33,6 +34,11 @@ async fn all(client: &Client, namespace: &str, workflow: &str) -> Result<Vec<Wor
     let api = Api::<WorkflowVersion>::namespaced(client.clone(), namespace);
     let found = api.list(&ListParams::default()).await?.items;
     Ok(found.into_iter().filter(|v| v.spec.workflow == workflow).collect())
+}
+
+/// The highest number that a version of a workflow ever had, as far as its annotation says.
+pub(crate) fn latest_version(workflow: &Workflow) -> Option<i64> {
+    workflow.annotations().get(LATEST).and_then(|n| n.parse().ok())
 }
 
 /// Makes a version of what a workflow is now. Where there is one of the same definition, that is it. Numbers rise, also when
@@ -61,7 +67,7 @@ pub async fn publish(
                 format!("there are {VERSIONS_MAX} versions already"),
             ));
         }
-        let noted = workflow.annotations().get(LATEST).and_then(|n| n.parse().ok());
+        let noted = latest_version(&workflow);
         let told = workflow.status.as_ref().and_then(|s| s.latest_version);
         let number = there.iter().map(|v| v.spec.number).chain(noted).chain(told).max().unwrap_or(0) + 1;
         // The number is taken first: two that publish at once meet here.
@@ -79,7 +85,7 @@ pub async fn publish(
             number,
             description: description.map(str::to_owned),
             revision,
-            definition: text_of(&workflow.spec.definition),
+            definition: definition_text(&workflow.spec.definition),
             kind: workflow.spec.kind,
         };
         let metadata = ObjectMeta {

@@ -1,0 +1,564 @@
+//! The actor of a run: holds its machine, takes what comes for it, stores each step, does what follows.
+//!
+//! What came while a step was stored is taken together in the next. Nothing outside happens before the step that asks for it
+//! is stored: tasks are dispatched, signals deleted, the status written afterwards.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use skiff_asl::{ExecutionError, error};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::begin::{self, Refusal};
+use super::hear::Note;
+use super::status::Written;
+use super::{Engine, Key, Point};
+use crate::api::{Kind, WorkflowRun, WorkflowSignalSpec};
+use crate::journal::load::Pages;
+use crate::journal::record::now;
+use crate::journal::{Journal, JournalError};
+use crate::machine::{Command, Dispatch, Event, Input, Machine, Step, What};
+use crate::payload::{self, Owner};
+use crate::resource::Resource;
+use crate::runs::{ActivityTask, Pinned};
+use crate::task::{Call, Done};
+use crate::token::Token;
+
+/// A run to which nothing happens for so long leaves memory.
+const IDLE: Duration = Duration::from_secs(2);
+/// Bytes of inputs and events that are stored together.
+const BATCH: usize = 12 * 1024;
+/// Pauses between tries of what does not go now.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// Why an actor ends.
+enum End {
+    /// The run is over, or gone.
+    Over,
+    /// It waits for long.
+    Parked(Option<Timestamp>),
+}
+
+/// A run in memory.
+pub(super) struct Actor {
+    engine: Arc<Engine>,
+    owner: Owner,
+    machine: Machine,
+    /// None for what is kept in memory only.
+    journal: Option<Journal>,
+    pinned: Pinned,
+    generation: Option<i64>,
+    /// The redrive that was asked for last, whether it was possible or not.
+    asked: u32,
+    /// Whether there is an object whose status says how it ended.
+    kept: bool,
+    me: mpsc::UnboundedSender<Note>,
+    /// What is worked on here.
+    live: HashMap<Step, (AbortHandle, Arc<Call>)>,
+    written: Written,
+    busy: Duration,
+    /// Stored with the next step: what came, and what followed.
+    inputs: Vec<Input>,
+    events: Vec<Event>,
+    bytes: usize,
+    commands: Vec<Command>,
+    /// Done when that is stored.
+    signals: Vec<String>,
+    replies: Vec<oneshot::Sender<()>>,
+    polls: Vec<(oneshot::Sender<ActivityTask>, ActivityTask)>,
+}
+
+/// Runs the actor of a run until the run is over or waits for long.
+pub(super) async fn drive(
+    engine: Arc<Engine>,
+    key: Key,
+    uid: String,
+    me: mpsc::UnboundedSender<Note>,
+    mut notes: mpsc::UnboundedReceiver<Note>,
+) {
+    let mut pause = PAUSE.0;
+    loop {
+        let ended = attempt(&engine, &key, &uid, &me, &mut notes).await;
+        match ended {
+            Ok(End::Over) | Err(JournalError::Gone) => {
+                if engine.ended(&key, &uid, &mut notes) {
+                    return;
+                }
+                continue;
+            }
+            Ok(End::Parked(wake)) => {
+                if engine.parked(&key, &uid, wake, &mut notes) {
+                    return;
+                }
+                pause = PAUSE.0;
+                continue;
+            }
+            Err(JournalError::Fenced) => tracing::info!(namespace = key.0, run = key.1, "another engine had the run"),
+            Err(e) => {
+                tracing::warn!(namespace = key.0, run = key.1, error = &e as &dyn std::error::Error, "a run waits");
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+async fn attempt(
+    engine: &Arc<Engine>,
+    key: &Key,
+    uid: &str,
+    me: &mpsc::UnboundedSender<Note>,
+    notes: &mut mpsc::UnboundedReceiver<Note>,
+) -> Result<End, JournalError> {
+    let api = |e| JournalError::Api(Box::new(e));
+    let permit = engine.loads.acquire().await;
+    let runs = Api::<WorkflowRun>::namespaced(engine.client.clone(), &key.0);
+    let Some(run) = runs.get_opt(&key.1).await.map_err(api)? else { return Ok(End::Over) };
+    let owner = Owner::of(&run);
+    if owner.uid != uid {
+        return Ok(End::Over);
+    }
+    let status = run.status.as_ref();
+    let pages = status.map_or(0, |s| s.history_pages);
+    let mut first = vec![];
+    let found = Pages::read(&engine.client, &owner, pages).await?;
+    let mut actor = match found {
+        Some(pages) => {
+            let pinned = pages.pinned.clone();
+            let damaged = |why: String| JournalError::Damaged { page: 1, why };
+            let definition = engine.definition(&pinned.revision, &pinned.definition);
+            let definition = definition.map_err(|faults| damaged(begin::told(&faults)))?;
+            let input = serde_json::from_str(&pages.input).map_err(|e| damaged(e.to_string()))?;
+            let info = Arc::new(begin::info(&owner, &pinned, input));
+            let fresh = Machine::new(Arc::clone(&definition), Arc::clone(&info));
+            let restore = |text: &str| Machine::restore(Arc::clone(&definition), Arc::clone(&info), text);
+            let (machine, journal) = pages.rebuild(fresh, &restore).await?;
+            engine.in_line(&run);
+            Actor::new(Arc::clone(engine), owner, machine, Some(journal), pinned, me.clone())
+        }
+        None => {
+            if let Some(stop) = &run.spec.stop {
+                let name = stop.error.clone().unwrap_or_default();
+                let error = ExecutionError { error: name, cause: stop.cause.clone().unwrap_or_default() };
+                engine.refuse(&run, &owner, &error).await.map_err(api)?;
+                return Ok(End::Over);
+            }
+            let begun = match engine.begin(&run, &owner).await {
+                Ok(begun) => begun,
+                Err(Refusal::Waits) => return Ok(End::Parked(None)),
+                Err(Refusal::Later(why)) => return Err(JournalError::Damaged { page: 0, why }),
+                Err(Refusal::Fails(error)) => {
+                    engine.refuse(&run, &owner, &error).await.map_err(api)?;
+                    return Ok(End::Over);
+                }
+            };
+            let input = serde_json::from_str(&begun.input).unwrap_or_default();
+            let info = Arc::new(begin::info(&owner, &begun.pinned, input));
+            let machine = Machine::new(begun.definition, info);
+            let journal = match begun.pinned.kind {
+                Kind::Standard => {
+                    engine.reached(Point::Begin, &key.1).await;
+                    let pinned = serde_json::to_string(&begun.pinned).unwrap_or_default();
+                    Some(Journal::begin(engine.client.clone(), owner.clone(), &pinned).await?)
+                }
+                Kind::Express => None,
+            };
+            first.push(What::Start);
+            Actor::new(Arc::clone(engine), owner, machine, journal, begun.pinned, me.clone())
+        }
+    };
+    drop(permit);
+    actor.generation = run.metadata.generation;
+    if let Some(stop) = &run.spec.stop {
+        first.push(What::Stop { error: stop.error.clone(), cause: stop.cause.clone() });
+    }
+    actor.asked = run.spec.redrive.unwrap_or(0);
+    if let Some(count) = run.spec.redrive.filter(|c| *c > actor.machine.redrives().0) {
+        first.push(What::Redrive { count });
+    }
+    let outstanding = actor.machine.outstanding();
+    actor.commands.extend(outstanding);
+    for what in first {
+        actor.take(what);
+    }
+    actor.work(notes).await
+}
+
+impl Actor {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        owner: Owner,
+        machine: Machine,
+        journal: Option<Journal>,
+        pinned: Pinned,
+        me: mpsc::UnboundedSender<Note>,
+    ) -> Self {
+        Self {
+            engine,
+            owner,
+            machine,
+            journal,
+            pinned,
+            generation: None,
+            asked: 0,
+            kept: true,
+            me,
+            live: HashMap::new(),
+            written: Written::new(),
+            busy: Duration::ZERO,
+            inputs: vec![],
+            events: vec![],
+            bytes: 0,
+            commands: vec![],
+            signals: vec![],
+            replies: vec![],
+            polls: vec![],
+        }
+    }
+
+    /// Gives the machine something, now. False when it says nothing to it.
+    pub(super) fn take(&mut self, what: What) -> bool {
+        let input = Input { at: now(), what };
+        if !self.machine.apply(&input) {
+            return false;
+        }
+        let events = self.machine.events();
+        self.bytes +=
+            200 + events.iter().map(|e| 200 + e.data.as_ref().map_or(0, |(_, t)| t.len().min(4096))).sum::<usize>();
+        if self.journal.is_some() {
+            self.inputs.push(input);
+            self.events.extend(events);
+        }
+        self.commands.extend(self.machine.commands());
+        true
+    }
+
+    /// Until the run is over, or waits for long.
+    async fn work(&mut self, notes: &mut mpsc::UnboundedReceiver<Note>) -> Result<End, JournalError> {
+        let mut idle = Instant::now() + IDLE;
+        loop {
+            // Everything that is there, in one step.
+            while self.bytes < BATCH && self.machine.over().is_none() {
+                if self.machine.more() {
+                    self.take(What::Go);
+                } else if self.machine.wake().is_some_and(|at| at <= now()) {
+                    if !self.take(What::Timer) {
+                        break;
+                    }
+                } else if let Ok(note) = notes.try_recv() {
+                    idle = Instant::now() + IDLE;
+                    self.heard(note).await?;
+                } else {
+                    break;
+                }
+            }
+            if !self.inputs.is_empty() || self.bytes > 0 {
+                self.store().await?;
+            }
+            self.follow().await;
+            if self.machine.over().is_some() {
+                self.finish().await?;
+                return Ok(End::Over);
+            }
+            if self.machine.more() || self.machine.wake().is_some_and(|at| at <= now()) {
+                // What is not stored waits for nothing: others must have their turn.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let wake = self.machine.wake();
+            if wake.is_some() {
+                self.engine.reached(Point::Armed, &self.owner.name).await;
+            }
+            let timer = wake.map(|at| Instant::now() + crate::task::until(at) + Duration::from_micros(10));
+            let status = self.journal.as_ref().and_then(|_| self.written.due(&self.machine));
+            // What is worked on here, and what is kept nowhere else, stays.
+            let park = (self.live.is_empty() && self.journal.is_some()).then_some(idle);
+            let far = Instant::now() + Duration::from_secs(86_400);
+            tokio::select! {
+                note = notes.recv() => {
+                    let Some(note) = note else { return Ok(End::Over) };
+                    idle = Instant::now() + IDLE;
+                    self.heard(note).await?;
+                }
+                () = tokio::time::sleep_until(timer.unwrap_or(far)), if timer.is_some() => {}
+                () = tokio::time::sleep_until(status.unwrap_or(far)), if status.is_some() => self.tell().await?,
+                () = tokio::time::sleep_until(park.unwrap_or(far)), if park.is_some() => {
+                    if wake.is_none_or(|at| crate::task::until(at) > IDLE) {
+                        return Ok(End::Parked(wake));
+                    }
+                    idle = Instant::now() + IDLE;
+                }
+            }
+        }
+    }
+
+    async fn heard(&mut self, note: Note) -> Result<(), JournalError> {
+        match note {
+            Note::Wake => {}
+            Note::Input(what, reply) => {
+                if let What::Redrive { count } = &what {
+                    self.asked = self.asked.max(*count);
+                }
+                if self.take(what) {
+                    self.replies.extend(reply);
+                }
+            }
+            Note::Ended(what) => {
+                if let What::Succeeded { step, .. } | What::Failed { step, .. } = &what {
+                    self.live.remove(step);
+                }
+                self.engine.reached(Point::Answered, &self.owner.name).await;
+                self.take(what);
+            }
+            Note::Released(step) => {
+                self.live.remove(&step);
+            }
+            Note::Signal(name, spec) => {
+                if let Some(what) = self.signal(*spec).await? {
+                    self.take(what);
+                }
+                // Whether it said something or not: nobody waits for it any more once this step is stored.
+                self.signals.push(name);
+                self.bytes += 1;
+            }
+            Note::Poll(step, worker, reply) => {
+                let input = self.machine.parameters(step).map(|p| p.to_string());
+                if let Some(input) = input
+                    && self.take(What::Taken { step, worker })
+                {
+                    let Owner { namespace, name, .. } = &self.owner;
+                    let token = Token::new(namespace, name, &step.to_string(), &self.pinned.secret).to_string();
+                    self.polls.push((reply, ActivityTask { token, input }));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What an answer to a token says to the machine.
+    async fn signal(&self, spec: WorkflowSignalSpec) -> Result<Option<What>, JournalError> {
+        let token = Token::parse(&spec.token).filter(|t| t.run == self.owner.name && t.is_genuine(&self.pinned.secret));
+        let Some(step) = token.and_then(|t| t.step.parse().ok()) else { return Ok(None) };
+        if spec.heartbeat {
+            return Ok(Some(What::Heartbeat { step }));
+        }
+        if let Some(error) = spec.error {
+            let error = ExecutionError { error, cause: spec.cause.unwrap_or_default() };
+            return Ok(Some(What::Failed { step, error, started: None }));
+        }
+        let output = match (&spec.output, &spec.output_ref) {
+            (_, Some(long)) => payload::load(&self.engine.client, &self.owner, long).await?,
+            (Some(output), None) => output.to_string(),
+            (None, None) => "null".to_owned(),
+        };
+        Ok(Some(What::Succeeded { step, output: output.into(), started: None }))
+    }
+
+    /// Stores what came and what followed.
+    async fn store(&mut self) -> Result<(), JournalError> {
+        let began = Instant::now();
+        let (inputs, events) = (std::mem::take(&mut self.inputs), std::mem::take(&mut self.events));
+        self.bytes = 0;
+        if let Some(journal) = &mut self.journal
+            && !inputs.is_empty()
+        {
+            let name = &self.owner.name;
+            if events.iter().any(|e| matches!(e.kind, "ParallelStateSucceeded" | "MapStateSucceeded")) {
+                self.engine.reached(Point::Join, name).await;
+            }
+            let permit = self.engine.commits.acquire().await;
+            journal.commit(&inputs, &events, &self.machine).await?;
+            drop(permit);
+            if inputs.iter().any(|i| i.what == What::Start) {
+                self.engine.reached(Point::Begun, name).await;
+            }
+            if inputs.iter().any(|i| matches!(i.what, What::Succeeded { .. } | What::Failed { .. })) {
+                self.engine.reached(Point::Persisted, name).await;
+            }
+        }
+        self.busy += began.elapsed();
+        Ok(())
+    }
+
+    /// Does what is stored now.
+    async fn follow(&mut self) {
+        for reply in self.replies.drain(..) {
+            let _ = reply.send(());
+        }
+        for (reply, task) in self.polls.drain(..) {
+            let _ = reply.send(task);
+        }
+        for name in std::mem::take(&mut self.signals) {
+            self.engine.consume(&self.owner.namespace, &name).await;
+        }
+        for command in std::mem::take(&mut self.commands) {
+            match command {
+                Command::Dispatch(dispatch) => {
+                    self.engine.reached(Point::Scheduled, &self.owner.name).await;
+                    self.dispatch(*dispatch);
+                }
+                Command::Cancel(step) => {
+                    if let Some((live, call)) = self.live.remove(&step) {
+                        live.abort();
+                        let stop = self.engine.stop.clone();
+                        self.engine.tracker.spawn(async move {
+                            stop.run_until_cancelled(call.undo()).await;
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Begins the work of a task.
+    fn dispatch(&mut self, dispatch: Dispatch) {
+        let step = dispatch.step;
+        if self.live.contains_key(&step) {
+            return;
+        }
+        let started = now();
+        let resource = match Resource::parse(&dispatch.resource) {
+            Ok(resource) => resource,
+            Err(cause) => {
+                let error = ExecutionError::new(error::RUNTIME, cause);
+                let _ = self.me.send(Note::Ended(What::Failed { step, error, started: Some(started) }));
+                return;
+            }
+        };
+        let me = self.me.clone();
+        let report = {
+            let me = me.clone();
+            Box::new(move |output: String, stored| {
+                let what = What::Submitted { step, output: output.into(), started };
+                let _ = me.send(Note::Input(what, Some(stored)));
+            })
+        };
+        let engine = Arc::clone(&self.engine);
+        let call = Arc::new(Call {
+            engine: Arc::clone(&engine),
+            owner: self.owner.clone(),
+            info: Arc::clone(self.machine.info()),
+            dispatch,
+            resource,
+            report,
+        });
+        let work = Arc::clone(&call);
+        let stop = engine.stop.clone();
+        let task = self.engine.tracker.spawn(async move {
+            let work = async {
+                let done = work.perform().await;
+                work.engine.reached(Point::Calling, &work.owner.name).await;
+                let note = match done {
+                    Ok(Done::Output(output)) => {
+                        Note::Ended(What::Succeeded { step, output: output.into(), started: Some(started) })
+                    }
+                    Ok(Done::Elsewhere) => Note::Released(step),
+                    Err(error) => Note::Ended(What::Failed { step, error, started: Some(started) }),
+                };
+                let _ = me.send(note);
+            };
+            stop.run_until_cancelled(work).await;
+        });
+        self.live.insert(step, (task.abort_handle(), call));
+    }
+
+    /// Writes the status of a run that goes on.
+    async fn tell(&mut self) -> Result<(), JournalError> {
+        let status = self.status().await?;
+        self.written.wrote(&self.machine);
+        if let Err(e) = self.engine.write_status(&self.owner, &status).await {
+            tracing::debug!(run = self.owner.name, error = &e as &dyn std::error::Error, "a status is not written");
+        }
+        Ok(())
+    }
+
+    async fn status(&self) -> Result<crate::api::RunStatus, JournalError> {
+        let pages = self.journal.as_ref().map_or(0, Journal::pages);
+        let pinned = (self.pinned.revision.as_str(), self.pinned.version);
+        let millis = self.busy.as_secs_f64() * 1000.0;
+        let status = self.engine.status_of(&self.owner, &self.machine, pages, self.generation, millis, pinned);
+        let mut status = status.await?;
+        if self.machine.over().is_some() {
+            // What was impossible is answered, too.
+            status.redrive_count = status.redrive_count.max(self.asked);
+        }
+        Ok(status)
+    }
+
+    /// The run is over and that is stored.
+    async fn finish(&mut self) -> Result<(), JournalError> {
+        if !self.kept {
+            return Ok(());
+        }
+        self.engine.reached(Point::Terminal, &self.owner.name).await;
+        let status = self.status().await?;
+        let written = self.engine.write_status(&self.owner, &status).await;
+        if let Some(run) = written.map_err(|e| JournalError::Api(Box::new(e)))? {
+            self.engine.announce(&run);
+        }
+        Ok(())
+    }
+}
+
+/// Runs a machine to its end in memory, without an object.
+pub(super) async fn express(
+    engine: Arc<Engine>,
+    owner: Owner,
+    machine: Machine,
+    pinned: Pinned,
+) -> Result<Machine, JournalError> {
+    let (me, mut notes) = mpsc::unbounded_channel();
+    let mut actor = Actor::new(engine, owner, machine, None, pinned, me);
+    actor.kept = false;
+    actor.take(What::Start);
+    actor.work(&mut notes).await?;
+    let fresh = Machine::new(Arc::clone(actor.machine.definition()), Arc::clone(actor.machine.info()));
+    Ok(std::mem::replace(&mut actor.machine, fresh))
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        for (live, _) in self.live.values() {
+            live.abort();
+        }
+    }
+}
+
+impl Engine {
+    /// An actor is done with a run that is over or gone. False when something came for it meanwhile, as a redrive.
+    fn ended(&self, key: &Key, uid: &str, notes: &mut mpsc::UnboundedReceiver<Note>) -> bool {
+        let mut state = self.state.lock();
+        if !notes.is_empty() {
+            while notes.try_recv().is_ok() {}
+            return false;
+        }
+        if state.places.get(key).is_some_and(|p| p.uid == uid) {
+            super::remove(&mut state, key);
+        }
+        drop(state);
+        self.leave_line(key);
+        true
+    }
+
+    /// An actor is done with a run that waits. False when something came for it meanwhile.
+    fn parked(&self, key: &Key, uid: &str, wake: Option<Timestamp>, notes: &mut mpsc::UnboundedReceiver<Note>) -> bool {
+        let mut state = self.state.lock();
+        if !notes.is_empty() {
+            return false;
+        }
+        let Some(place) = state.places.get_mut(key).filter(|p| p.uid == uid) else { return true };
+        place.sender = None;
+        place.wake = wake;
+        if let Some(at) = wake {
+            state.timers.insert((at, key.clone()));
+            drop(state);
+            self.changed.notify_one();
+        }
+        true
+    }
+}

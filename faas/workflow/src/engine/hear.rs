@@ -1,0 +1,190 @@
+//! What the engine hears: runs that are made, changed and deleted, and answers to task tokens.
+
+use std::collections::HashSet;
+
+use futures::StreamExt as _;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt as _, watcher as watch};
+use kube::{Api, ResourceExt as _};
+use tokio::sync::oneshot;
+
+use super::{Engine, Key, Place};
+use crate::api::{Phase, WorkflowRun, WorkflowSignal, WorkflowSignalSpec};
+use crate::machine::{Step, What};
+use crate::token::Token;
+
+/// Objects in one answer of a list: they may be long.
+pub(super) const PAGE: u32 = 100;
+
+/// What an actor is told.
+pub(crate) enum Note {
+    /// Something happened; `stored` is told when that is stored, or dropped where it says nothing to the run.
+    Input(What, Option<oneshot::Sender<()>>),
+    /// A task ended here, as [`What::Succeeded`] or [`What::Failed`].
+    Ended(What),
+    /// A task ended here that goes on elsewhere.
+    Released(Step),
+    /// An answer to a token: an object that is to be deleted when the run has it.
+    Signal(String, Box<WorkflowSignalSpec>),
+    /// A worker asks for an activity's task; it gets the input.
+    Poll(Step, Option<String>, oneshot::Sender<crate::runs::ActivityTask>),
+    /// Its time has come, or there is room for it.
+    Wake,
+}
+
+impl Engine {
+    /// Follows the runs until it is dropped.
+    pub(super) async fn hear_runs(&self) {
+        let all = Api::<WorkflowRun>::all(self.client.clone());
+        let config = watcher::Config::default().page_size(PAGE);
+        let mut events = Box::pin(watch(all, config).default_backoff());
+        let mut listed: Option<HashSet<Key>> = None;
+        // Those that are new in a list begin when all are known: what goes on already comes before what waits.
+        let mut fresh = vec![];
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Init) => listed = Some(HashSet::new()),
+                Ok(Event::InitApply(run)) => {
+                    if let Some(listed) = &mut listed {
+                        listed.insert(key_of(&run));
+                    }
+                    fresh.extend(self.seen(&run));
+                }
+                Ok(Event::InitDone) => {
+                    for key in std::mem::take(&mut fresh) {
+                        self.tell(&key, Note::Wake);
+                    }
+                    let Some(listed) = listed.take() else { continue };
+                    let gone: Vec<Key> =
+                        self.state.lock().places.keys().filter(|k| !listed.contains(*k)).cloned().collect();
+                    gone.iter().for_each(|k| self.forget(k));
+                }
+                Ok(Event::Apply(run)) => {
+                    if let Some(key) = self.seen(&run) {
+                        self.tell(&key, Note::Wake);
+                    }
+                }
+                Ok(Event::Delete(run)) => self.forget(&key_of(&run)),
+                Err(e) => tracing::debug!(error = &e as &dyn std::error::Error, "the watch of runs begins anew"),
+            }
+        }
+    }
+
+    /// A run as it is now. Its key where it is new: then it is to be woken.
+    fn seen(&self, run: &WorkflowRun) -> Option<Key> {
+        let key = key_of(run);
+        let status = run.status.as_ref();
+        let redrive = run.spec.redrive.unwrap_or(0);
+        let redriven = status.map_or(0, |s| s.redrive_count);
+        let over = status.is_some_and(|s| s.phase.is_over()) && redrive <= redriven;
+        let uid = run.uid().unwrap_or_default();
+        if over || run.metadata.deletion_timestamp.is_some() {
+            self.finished(&key);
+            return None;
+        }
+        if status.is_some_and(|s| s.phase == Phase::Running) {
+            self.in_line(run);
+        }
+        let (fresh, notes) = {
+            let mut state = self.state.lock();
+            if state.places.get(&key).is_some_and(|p| p.uid != uid) {
+                // Deleted and made again: the old one's actor finds nothing of its own any more.
+                super::remove(&mut state, &key);
+            }
+            let fresh = !state.places.contains_key(&key);
+            let stopped = run.spec.stop.is_some();
+            let place = state.places.entry(key.clone()).or_insert_with(|| Place {
+                uid,
+                sender: None,
+                wake: None,
+                stopped,
+                redrive,
+            });
+            let mut notes = vec![];
+            if !fresh && stopped && !place.stopped {
+                let stop = run.spec.stop.clone().unwrap_or_default();
+                notes.push(What::Stop { error: stop.error, cause: stop.cause });
+            }
+            if !fresh && redrive > place.redrive {
+                notes.push(What::Redrive { count: redrive });
+            }
+            place.stopped |= stopped;
+            place.redrive = place.redrive.max(redrive);
+            (fresh, notes)
+        };
+        for what in notes {
+            self.tell(&key, Note::Input(what, None));
+        }
+        fresh.then_some(key)
+    }
+
+    /// A run is over: nothing is to be done, unless its actor has not said so itself yet.
+    fn finished(&self, key: &Key) {
+        let mut state = self.state.lock();
+        if state.places.get(key).is_some_and(|p| p.sender.is_none()) {
+            super::remove(&mut state, key);
+        }
+    }
+
+    /// A run is gone.
+    pub(super) fn forget(&self, key: &Key) {
+        let mut state = self.state.lock();
+        super::remove(&mut state, key);
+        drop(state);
+        self.leave_line(key);
+    }
+
+    /// Follows the answers to task tokens until it is dropped.
+    pub(super) async fn hear_signals(&self) {
+        let all = Api::<WorkflowSignal>::all(self.client.clone());
+        let config = watcher::Config::default().page_size(PAGE);
+        let mut events = Box::pin(watch(all, config).default_backoff());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::InitApply(signal) | Event::Apply(signal)) => self.signalled(signal).await,
+                Ok(_) => {}
+                Err(e) => tracing::debug!(error = &e as &dyn std::error::Error, "the watch of signals begins anew"),
+            }
+        }
+    }
+
+    async fn signalled(&self, signal: WorkflowSignal) {
+        let (namespace, name) = (signal.namespace().unwrap_or_default(), signal.name_any());
+        // Who may answer in one namespace may not in another.
+        let token = Token::parse(&signal.spec.token).filter(|t| t.namespace == namespace);
+        let told = match token {
+            Some(token) => {
+                let key = (namespace.clone(), token.run);
+                let mut told = self.tell(&key, Note::Signal(name.clone(), Box::new(signal.spec.clone())));
+                if !told {
+                    // The watch of runs may be behind.
+                    let runs = Api::<WorkflowRun>::namespaced(self.client.clone(), &namespace);
+                    if let Ok(Some(run)) = runs.get_opt(&key.1).await {
+                        self.seen(&run);
+                        told = self.tell(&key, Note::Signal(name.clone(), Box::new(signal.spec)));
+                    }
+                }
+                told
+            }
+            None => false,
+        };
+        if !told {
+            self.consume(&namespace, &name).await;
+        }
+    }
+
+    /// Deletes an answer that is stored, or that nobody waits for.
+    pub(super) async fn consume(&self, namespace: &str, name: &str) {
+        let signals = Api::<WorkflowSignal>::namespaced(self.client.clone(), namespace);
+        if let Err(e) = signals.delete(name, &kube::api::DeleteParams::default()).await
+            && !skiff_controllers::runtime::worker::not_found(&e)
+        {
+            // It is heard again when the watch begins anew, and says nothing to its run then.
+            tracing::debug!(namespace, name, error = &e as &dyn std::error::Error, "a signal stays");
+        }
+    }
+}
+
+pub(super) fn key_of(run: &WorkflowRun) -> Key {
+    (run.namespace().unwrap_or_default(), run.name_any())
+}

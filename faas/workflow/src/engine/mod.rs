@@ -1,0 +1,265 @@
+//! The engine: takes up runs, walks them, stores each step before the next, does their work.
+//!
+//! One watch of WorkflowRuns tells what there is. A run that is not over has a place here: while something happens to it, an
+//! actor that holds its machine (see [`actor`]); while it waits for long, only its name and when it wakes. Answers to task tokens
+//! arrive as WorkflowSignals, which another watch sees.
+//!
+//! Which engine: of several processes the one that holds the Lease. One that lost it and does not know cannot store anything
+//! that another has changed meanwhile ([`crate::journal`]), so at worst work is done twice, which it may be anyway.
+
+mod activities;
+mod actor;
+pub(crate) mod begin;
+mod doors;
+mod faults;
+mod hear;
+mod status;
+mod workflows;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Weak};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use parking_lot::Mutex;
+use skiff_asl::Definition;
+use skiff_controllers::runtime::events::Recorder;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use self::begin::definition_text;
+pub use self::faults::{Faults, NoFaults, Point};
+use self::hear::Note;
+pub use self::workflows::judge;
+use crate::runs::Stored;
+use crate::task::functions::Functions;
+
+/// Runs that are read at a time.
+const LOADS: usize = 32;
+/// Steps that are stored at a time.
+const COMMITS: usize = 64;
+
+/// Namespace and name.
+pub(crate) type Key = (String, String);
+
+/// What an engine is made of.
+#[derive(Clone)]
+pub struct Settings {
+    /// What calls functions.
+    pub functions: Arc<dyn Functions>,
+    /// Where it is to break off, for tests.
+    pub faults: Arc<dyn Faults>,
+}
+
+/// The engine. There is one in a process.
+pub struct Engine {
+    /// For the tasks it starts.
+    me: Weak<Engine>,
+    client: Client,
+    stored: Stored,
+    settings: Settings,
+    state: Mutex<State>,
+    /// A timer is earlier than before.
+    changed: Notify,
+    definitions: Mutex<HashMap<String, Weak<Definition>>>,
+    loads: Semaphore,
+    commits: Semaphore,
+    recorder: Recorder,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+    activities: activities::Activities,
+}
+
+/// The runs that are not over.
+#[derive(Default)]
+struct State {
+    places: HashMap<Key, Place>,
+    /// When those wake that have no actor.
+    timers: BTreeSet<(Timestamp, Key)>,
+    /// Runs of workflows that have a limit: those that run, and those that wait.
+    limits: HashMap<Key, begin::Line>,
+}
+
+/// A run that is not over.
+struct Place {
+    uid: String,
+    /// Its actor.
+    sender: Option<mpsc::UnboundedSender<Note>>,
+    /// When it wakes where it has none.
+    wake: Option<Timestamp>,
+    /// What it was told already.
+    stopped: bool,
+    redrive: u32,
+}
+
+impl Engine {
+    /// An engine for the cluster that the client reaches. [`Engine::run`] makes it work.
+    #[must_use]
+    pub fn new(client: Client, settings: Settings, stop: CancellationToken) -> Arc<Self> {
+        let recorder = Recorder::start(client.clone(), "skiff-workflows");
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            stored: Stored::new(client.clone()),
+            client,
+            settings,
+            state: Mutex::default(),
+            changed: Notify::new(),
+            definitions: Mutex::default(),
+            loads: Semaphore::new(LOADS),
+            commits: Semaphore::new(COMMITS),
+            recorder,
+            stop,
+            tracker: TaskTracker::new(),
+            activities: activities::Activities::default(),
+        })
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn stored(&self) -> &Stored {
+        &self.stored
+    }
+
+    pub(crate) fn functions(&self) -> &dyn Functions {
+        self.settings.functions.as_ref()
+    }
+
+    /// Itself, for tasks of its own. None while it is dropped.
+    fn shared(&self) -> Option<Arc<Self>> {
+        self.me.upgrade()
+    }
+
+    /// Breaks off where a test wants that: then this never returns.
+    async fn reached(&self, point: Point, run: &str) {
+        if self.settings.faults.reached(point, run) {
+            self.stop.cancel();
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// A definition by its text, parsed once while anybody uses it.
+    pub(crate) fn definition(&self, revision: &str, text: &str) -> Result<Arc<Definition>, Vec<skiff_asl::Fault>> {
+        if let Some(found) = self.definitions.lock().get(revision).and_then(Weak::upgrade) {
+            return Ok(found);
+        }
+        let (parsed, faults) = judge(text);
+        let parsed = Arc::new(parsed.ok_or(faults)?);
+        let mut known = self.definitions.lock();
+        known.retain(|_, d| d.strong_count() > 0);
+        known.insert(revision.to_owned(), Arc::downgrade(&parsed));
+        Ok(parsed)
+    }
+
+    /// Works until it is stopped. What it does then is broken off, and is taken up again by the next.
+    pub async fn run(self: Arc<Self>) {
+        let stop = self.stop.clone();
+        let timers = self.tracker.spawn({
+            let (engine, stop) = (Arc::clone(&self), stop.clone());
+            async move {
+                stop.run_until_cancelled(engine.timers()).await;
+            }
+        });
+        let signals = self.tracker.spawn({
+            let (engine, stop) = (Arc::clone(&self), stop.clone());
+            async move {
+                stop.run_until_cancelled(engine.hear_signals()).await;
+            }
+        });
+        let workflows = self.tracker.spawn({
+            let (engine, stop) = (Arc::clone(&self), stop.clone());
+            async move {
+                stop.run_until_cancelled(engine.hear_workflows()).await;
+            }
+        });
+        stop.run_until_cancelled(self.hear_runs()).await;
+        stop.cancel();
+        let _ = timers.await;
+        let _ = workflows.await;
+        let _ = signals.await;
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    /// Wakes runs whose time has come.
+    async fn timers(&self) {
+        loop {
+            let changed = self.changed.notified();
+            let now = Timestamp::now();
+            let (due, next) = {
+                let mut state = self.state.lock();
+                let mut due = vec![];
+                while let Some((at, _)) = state.timers.first()
+                    && *at <= now
+                    && let Some((_, key)) = state.timers.pop_first()
+                {
+                    due.push(key);
+                }
+                (due, state.timers.first().map(|(at, _)| *at))
+            };
+            for key in due {
+                self.tell(&key, Note::Wake);
+            }
+            match next {
+                Some(at) => {
+                    tokio::select! {
+                        () = tokio::time::sleep(crate::task::until(at)) => {}
+                        () = changed => {}
+                    }
+                }
+                None => changed.await,
+            }
+        }
+    }
+
+    /// Tells a run something; wakes it where it sleeps. False where there is no such run.
+    pub(crate) fn tell(&self, key: &Key, note: Note) -> bool {
+        let mut state = self.state.lock();
+        let State { places, timers, .. } = &mut *state;
+        let Some(place) = places.get_mut(key) else { return false };
+        let note = match &place.sender {
+            Some(sender) => match sender.send(note) {
+                Ok(()) => return true,
+                Err(mpsc::error::SendError(note)) => note,
+            },
+            None => note,
+        };
+        if let Some(at) = place.wake.take() {
+            timers.remove(&(at, key.clone()));
+        }
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let _ = sender.send(note);
+        place.sender = Some(sender.clone());
+        let uid = place.uid.clone();
+        drop(state);
+        self.drive(key.clone(), uid, sender, receiver);
+        true
+    }
+
+    /// Starts the actor of a run.
+    fn drive(
+        &self,
+        key: Key,
+        uid: String,
+        sender: mpsc::UnboundedSender<Note>,
+        receiver: mpsc::UnboundedReceiver<Note>,
+    ) {
+        let Some(engine) = self.shared() else { return };
+        let stop = self.stop.clone();
+        self.tracker.spawn(async move {
+            let work = actor::drive(engine, key, uid, sender, receiver);
+            stop.run_until_cancelled(work).await;
+        });
+    }
+}
+
+/// Takes a run out.
+fn remove(state: &mut State, key: &Key) {
+    if let Some(place) = state.places.remove(key)
+        && let Some(at) = place.wake
+    {
+        state.timers.remove(&(at, key.clone()));
+    }
+}

@@ -1,0 +1,171 @@
+//! Workflows themselves: whether their definitions are valid, and what triggers them.
+
+use std::collections::HashMap;
+
+use futures::StreamExt as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt as _, watcher as watch};
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
+use skiff_asl::{Definition, Fault, Severity, StateKind, fault};
+use skiff_controllers::runtime::events::Level;
+use skiff_controllers::runtime::{now, worker::not_found};
+
+use super::begin::definition_text;
+use super::hear::PAGE;
+use super::{Engine, Key};
+use crate::api::Workflow;
+use crate::endpoint::latest_version;
+use crate::pack;
+use crate::resource::Resource;
+use crate::trigger::Triggers;
+
+/// Characters of a message.
+const MESSAGE: usize = 16 * 1024;
+
+/// A definition, if it can run, and everything that is to be said about it: also resources that nothing here does.
+#[must_use]
+pub fn judge(text: &str) -> (Option<Definition>, Vec<Fault>) {
+    let (definition, mut faults) = skiff_asl::check::text(text);
+    for (path, resource) in definition.iter().flat_map(Definition::resources) {
+        if let Err(why) = Resource::parse(resource) {
+            faults.push(Fault::error(fault::INVALID_RESOURCE, path, why));
+        }
+    }
+    for definition in &definition {
+        definition.machine.visit("", &mut |pointer, state| {
+            let StateKind::Map(map) = &state.kind else { return };
+            let missing = [("ItemReader", map.item_reader.is_some()), ("ResultWriter", map.result_writer.is_some())];
+            for (field, _) in missing.iter().filter(|(_, given)| *given) {
+                let why = format!("{field} is not supported: items come from the input, results are the output");
+                faults.push(Fault::error(fault::SCHEMA_VALIDATION_FAILED, format!("{pointer}/{field}"), why));
+            }
+        });
+    }
+    let valid = faults.iter().all(|f| f.severity != Severity::Error);
+    (definition.filter(|_| valid), faults)
+}
+
+impl Engine {
+    /// Follows the workflows until it is dropped.
+    pub(super) async fn hear_workflows(&self) {
+        let Some(runs) = self.shared() else { return };
+        let triggers = Triggers::new(self.client.clone(), runs);
+        let all = Api::<Workflow>::all(self.client.clone());
+        let config = watcher::Config::default().page_size(PAGE);
+        let mut events = Box::pin(watch(all, config).default_backoff());
+        // What each is called, so that those that are missing in a list are known.
+        let mut known: HashMap<Key, Workflow> = HashMap::new();
+        let mut listed: HashMap<Key, Workflow> = HashMap::new();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Init) => listed.clear(),
+                Ok(Event::InitApply(workflow)) => {
+                    triggers.changed(&workflow);
+                    self.judged(&workflow).await;
+                    listed.insert(key_of(&workflow), named(&workflow));
+                }
+                Ok(Event::InitDone) => {
+                    let old = std::mem::replace(&mut known, std::mem::take(&mut listed));
+                    for (_, gone) in old.iter().filter(|(k, _)| !known.contains_key(*k)) {
+                        triggers.gone(gone);
+                    }
+                }
+                Ok(Event::Apply(workflow)) => {
+                    triggers.changed(&workflow);
+                    self.judged(&workflow).await;
+                    known.insert(key_of(&workflow), named(&workflow));
+                }
+                Ok(Event::Delete(workflow)) => {
+                    triggers.gone(&workflow);
+                    known.remove(&key_of(&workflow));
+                }
+                Err(e) => tracing::debug!(error = &e as &dyn std::error::Error, "the watch of workflows begins anew"),
+            }
+        }
+    }
+
+    /// Says in a workflow's status whether it is valid, where that is not said yet.
+    async fn judged(&self, workflow: &Workflow) {
+        let status = workflow.status.clone().unwrap_or_default();
+        let generation = workflow.metadata.generation;
+        // Who publishes notes the number in an annotation.
+        let version = latest_version(workflow).max(status.latest_version);
+        let said = status.observed_generation == generation && version == status.latest_version;
+        if workflow.metadata.deletion_timestamp.is_some() || said {
+            return;
+        }
+        let text = definition_text(&workflow.spec.definition);
+        let (definition, faults) = judge(&text);
+        let valid = definition.is_some();
+        let message: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        let message: String = message.join("\n").chars().take(MESSAGE).collect();
+        let reason = match (valid, faults.is_empty()) {
+            (true, true) => "Valid",
+            (true, false) => "Warnings",
+            (false, _) => "InvalidDefinition",
+        };
+        let word = if valid { "True" } else { "False" };
+        let before = status.conditions.iter().find(|c| c.type_ == "Valid");
+        let since = before.filter(|c| c.status == word).map_or_else(now, |c| c.last_transition_time.clone());
+        let condition = Condition {
+            type_: "Valid".to_owned(),
+            status: word.to_owned(),
+            reason: reason.to_owned(),
+            message: message.clone(),
+            last_transition_time: since,
+            observed_generation: generation,
+        };
+        let patch = json!({"status": {
+            "observedGeneration": generation, "conditions": [condition], "revision": pack::digest(text.as_bytes()),
+            "latestVersion": version,
+        }});
+        let (namespace, name) = key_of(workflow);
+        let api = Api::<Workflow>::namespaced(self.client.clone(), &namespace);
+        match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => {}
+            Err(e) if not_found(&e) => return,
+            Err(e) => {
+                tracing::warn!(namespace, name, error = &e as &dyn std::error::Error, "a workflow is not judged");
+                return;
+            }
+        }
+        if !valid {
+            let message: String = message.chars().take(1024).collect();
+            self.recorder.note(workflow, Level::Warning, "InvalidDefinition", message);
+        }
+    }
+}
+
+fn key_of(workflow: &Workflow) -> Key {
+    (workflow.namespace().unwrap_or_default(), workflow.name_any())
+}
+
+/// As much of a workflow as says which it is.
+fn named(workflow: &Workflow) -> Workflow {
+    let (namespace, name) = key_of(workflow);
+    let mut named = Workflow::new(&name, crate::api::WorkflowSpec::default());
+    named.metadata.namespace = Some(namespace);
+    named.metadata.uid.clone_from(&workflow.metadata.uid);
+    named
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_that_nothing_does_are_faults() {
+        let with = |resource: &str| {
+            format!(r#"{{"StartAt":"A","States":{{"A":{{"Type":"Task","Resource":"{resource}","End":true}}}}}}"#)
+        };
+        let (definition, faults) = judge(&with("arn:aws:states:::sqs:sendMessage"));
+        assert!(definition.is_none());
+        assert_eq!(faults.len(), 1);
+        assert_eq!(faults[0].path, "/States/A/Resource");
+        let (definition, faults) = judge(&with("skiff:function:add"));
+        assert!(definition.is_some() && faults.is_empty(), "{faults:?}");
+    }
+}

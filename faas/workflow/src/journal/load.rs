@@ -1,0 +1,200 @@
+//! A run from its pages.
+
+use std::collections::HashSet;
+
+use kube::{Api, Client};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::record::Record;
+use super::{Journal, JournalError};
+use crate::api::{PayloadRef, WorkflowHistory, WorkflowHistorySpec};
+use crate::machine::Machine;
+use crate::pack;
+use crate::payload::{self, Owner};
+use crate::runs::Pinned;
+
+/// What the pages of a run are.
+pub(crate) struct Pages {
+    client: Client,
+    owner: Owner,
+    /// From the last checkpoint on, or from the first page.
+    pages: Vec<WorkflowHistory>,
+    /// What the first page pinned.
+    pub(crate) pinned: Pinned,
+    /// The input as JSON text.
+    pub(crate) input: String,
+}
+
+fn damaged(page: i64, why: impl std::fmt::Display) -> JournalError {
+    JournalError::Damaged { page, why: why.to_string() }
+}
+
+async fn text(
+    client: &Client,
+    owner: &Owner,
+    page: i64,
+    packed: Option<&String>,
+    long: Option<&PayloadRef>,
+) -> Result<Option<String>, JournalError> {
+    Ok(match (packed, long) {
+        (Some(packed), _) => Some(pack::unpack(packed).map_err(|e| damaged(page, e))?),
+        (None, Some(long)) => Some(payload::load(client, owner, long).await?),
+        (None, None) => None,
+    })
+}
+
+impl Pages {
+    /// Reads what is needed of a run's pages. `hint` is a page that is there, or 0. None when there is no page.
+    pub(crate) async fn read(client: &Client, owner: &Owner, hint: i64) -> Result<Option<Self>, JournalError> {
+        let api = Api::<WorkflowHistory>::namespaced(client.clone(), &owner.namespace);
+        let get = async |number: i64| -> Result<Option<WorkflowHistory>, JournalError> {
+            let name = WorkflowHistory::name_of(&owner.name, number);
+            let found = api.get_opt(&name).await.map_err(|e| JournalError::Api(Box::new(e)))?;
+            Ok(found.filter(|p| p.spec.run_uid == owner.uid))
+        };
+        let mut number = hint.max(1);
+        let mut pages = match get(number).await? {
+            Some(page) => vec![page],
+            None if number == 1 => return Ok(None),
+            None => {
+                number = 1;
+                match get(1).await? {
+                    Some(page) => vec![page],
+                    None => return Ok(None),
+                }
+            }
+        };
+        let mut last = number;
+        while let Some(page) = get(last + 1).await? {
+            last += 1;
+            pages.push(page);
+        }
+        let begins =
+            |p: &WorkflowHistory| p.spec.number == 1 || p.spec.checkpoint.is_some() || p.spec.checkpoint_ref.is_some();
+        while !pages.iter().any(begins) {
+            number -= 1;
+            pages.insert(0, get(number).await?.ok_or_else(|| damaged(number, "it is missing"))?);
+        }
+        let first = if number == 1 { pages.first().cloned() } else { get(1).await? };
+        let first = first.ok_or_else(|| damaged(1, "it is missing"))?.spec;
+        let pinned = text(client, owner, 1, first.pinned.as_ref(), first.pinned_ref.as_ref()).await?;
+        let pinned = pinned.ok_or_else(|| damaged(1, "nothing is pinned"))?;
+        let pinned: Pinned = serde_json::from_str(&pinned).map_err(|e| damaged(1, e))?;
+        let input = match (&pinned.input, &pinned.input_ref) {
+            (Some(input), _) => input.clone(),
+            (None, Some(long)) => payload::load(client, owner, long).await?,
+            (None, None) => "{}".to_owned(),
+        };
+        if let Some(from) = pages.iter().rposition(begins) {
+            pages.drain(..from);
+        }
+        Ok(Some(Self { client: client.clone(), owner: owner.clone(), pages, pinned, input }))
+    }
+
+    /// The run as it is, and where it is written on. `fresh` is what it was before its start.
+    pub(crate) async fn rebuild(
+        self,
+        fresh: Machine,
+        restore: Restore<'_>,
+    ) -> Result<(Machine, Journal), JournalError> {
+        let mut machine = fresh;
+        let mut journal = Journal {
+            client: self.client,
+            owner: self.owner,
+            writer: uuid::Uuid::new_v4().simple().to_string(),
+            writes: 0,
+            number: 1,
+            version: None,
+            first: 1,
+            last: 0,
+            events: String::new(),
+            inputs: String::new(),
+            more: vec![],
+            since: 0,
+            checkpoint: 0,
+            known: HashSet::new(),
+        };
+        for (i, page) in self.pages.into_iter().enumerate() {
+            let WorkflowHistory { metadata, spec } = page;
+            let number = spec.number;
+            if i == 0 {
+                let (packed, long) = (spec.checkpoint.as_ref(), spec.checkpoint_ref.as_ref());
+                if let Some(checkpoint) = text(&journal.client, &journal.owner, number, packed, long).await? {
+                    journal.checkpoint = checkpoint.len();
+                    machine = restore(&checkpoint).map_err(|e| damaged(number, e))?;
+                }
+            }
+            journal.number = number;
+            journal.first = spec.first_event;
+            journal.last = spec.last_event;
+            journal.version = metadata.resource_version;
+            journal.more = fields(&spec);
+            let sealed = spec.sealed;
+            let last = spec.last_event;
+            let content = content(spec)?;
+            journal.events.clear();
+            journal.inputs.clear();
+            for event in &content.events {
+                super::add(&mut journal.events, &event.to_string());
+            }
+            for input in &content.inputs {
+                super::add(&mut journal.inputs, &input.to_string());
+            }
+            journal.since += journal.events.len() + journal.inputs.len();
+            for input in content.inputs {
+                let record: Record = serde_json::from_value(input).map_err(|e| damaged(number, e))?;
+                let long = match record.long() {
+                    Some(long) => Some(payload::load(&journal.client, &journal.owner, long).await?.into()),
+                    None => None,
+                };
+                if !machine.apply(&record.input(long)) {
+                    return Err(damaged(number, "an input says nothing to the run"));
+                }
+                machine.events();
+                machine.commands();
+            }
+            if machine.last_event() != last {
+                let why = format!("its last event is {last}, not {}", machine.last_event());
+                return Err(damaged(number, why));
+            }
+            if sealed {
+                journal.number += 1;
+                journal.version = None;
+                journal.first = last + 1;
+                journal.events.clear();
+                journal.inputs.clear();
+                journal.more.clear();
+            }
+        }
+        Ok((machine, journal))
+    }
+}
+
+/// Makes a machine of a checkpoint.
+pub(crate) type Restore<'a> = &'a (dyn Fn(&str) -> Result<Machine, serde_json::Error> + Sync);
+
+/// Fields of an open page that stay as they are.
+fn fields(spec: &WorkflowHistorySpec) -> Vec<(&'static str, Value)> {
+    let text = |t: &Option<String>| t.clone().map(Value::String);
+    let long = |p: &Option<PayloadRef>| p.as_ref().map(|p| serde_json::json!(p));
+    let all = [
+        ("checkpoint", text(&spec.checkpoint)),
+        ("checkpointRef", long(&spec.checkpoint_ref)),
+        ("pinned", text(&spec.pinned)),
+        ("pinnedRef", long(&spec.pinned_ref)),
+    ];
+    all.into_iter().filter_map(|(k, v)| Some((k, v?))).collect()
+}
+
+#[derive(Deserialize)]
+struct Content {
+    events: Vec<Value>,
+    inputs: Vec<Value>,
+}
+
+fn content(spec: WorkflowHistorySpec) -> Result<Content, JournalError> {
+    let Some(packed) = spec.packed else { return Ok(Content { events: spec.events, inputs: spec.inputs }) };
+    let text = pack::unpack(&packed).map_err(|e| damaged(spec.number, e))?;
+    serde_json::from_str(&text).map_err(|e| damaged(spec.number, e))
+}

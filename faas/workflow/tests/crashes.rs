@@ -1,0 +1,165 @@
+//! An engine ends as if it was killed, at each point around what must be stored, in runs of every type of state; another
+//! takes over. The history must come out the same, but for attempts and times.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use skiff_workflow::api::Phase;
+use skiff_workflow::engine::{Faults, Point};
+
+mod support;
+
+/// Ends the engine when a point is reached for the n-th time.
+struct Once {
+    point: Point,
+    after: usize,
+    reached: AtomicUsize,
+}
+
+impl Faults for Once {
+    fn reached(&self, point: Point, _: &str) -> bool {
+        point == self.point && self.reached.fetch_add(1, Ordering::SeqCst) == self.after
+    }
+}
+
+fn single(name: &str, state: Value) -> Value {
+    let mut state = state;
+    state["End"] = json!(true);
+    json!({"StartAt": name, "States": {name: state}})
+}
+
+fn add() -> Value {
+    json!({"Type": "Task", "Resource": "skiff:function:add"})
+}
+
+/// Definitions with every type of state that has to do with the outside, inputs and outputs.
+fn table() -> Vec<(&'static str, Value, Value, Result<Value, &'static str>)> {
+    let chain = json!({"StartAt": "A", "States": {
+        "A": {"Type": "Task", "Resource": "skiff:function:add", "Next": "B"},
+        "B": {"Type": "Choice", "Choices": [{"Variable": "$.x", "NumericEquals": 2, "Next": "C"}], "Default": "D"},
+        "C": {"Type": "Pass", "Next": "E"},
+        "D": {"Type": "Fail"},
+        "E": {"Type": "Task", "Resource": "skiff:function:add", "Next": "F"},
+        "F": {"Type": "Succeed"}}});
+    let retry = json!({"Type": "Task", "Resource": "skiff:function:fail",
+        "Retry": [{"ErrorEquals": ["E"], "IntervalSeconds": 1, "MaxAttempts": 1}],
+        "Catch": [{"ErrorEquals": ["E"], "Next": "Y", "ResultPath": null}], "Next": "Y"});
+    let retry = json!({"StartAt": "X", "States": {"X": retry, "Y": {"Type": "Pass", "End": true}}});
+    vec![
+        ("chain", chain, json!({"x": 1}), Ok(json!({"x": 3}))),
+        ("wait", single("W", json!({"Type": "Wait", "Seconds": 1})), json!({"x": 1}), Ok(json!({"x": 1}))),
+        ("retry", retry, json!({"error": "E"}), Ok(json!({"error": "E"}))),
+        (
+            "fails",
+            single("X", json!({"Type": "Task", "Resource": "skiff:function:fail"})),
+            json!({"error": "E"}),
+            Err("E"),
+        ),
+        (
+            "parallel",
+            single("P", json!({"Type": "Parallel", "Branches": [single("A", add()), single("B", add())]})),
+            json!({"x": 1}),
+            Ok(json!([{"x": 2}, {"x": 2}])),
+        ),
+        (
+            "map",
+            single("M", json!({"Type": "Map", "MaxConcurrency": 2, "ItemProcessor": single("A", add())})),
+            json!([{"x": 1}, {"x": 2}, {"x": 3}]),
+            Ok(json!([{"x": 2}, {"x": 3}, {"x": 4}])),
+        ),
+    ]
+}
+
+/// How often each type of event is there: what does not depend on which of several came first.
+fn counted(types: &[String]) -> BTreeMap<String, usize> {
+    types.iter().fold(BTreeMap::new(), |mut all, t| {
+        *all.entry(t.clone()).or_default() += 1;
+        all
+    })
+}
+
+#[tokio::test]
+async fn whatever_is_killed_is_taken_up() {
+    let world = support::world().await;
+    let mut broken = 0;
+    for (name, definition, input, output) in table() {
+        let engine = world.engine();
+        world.start(name, &definition, &input).await;
+        world.over(name).await;
+        let want = world.types(name).await;
+        engine.kill().await;
+        for point in Point::ALL {
+            for after in 0..2 {
+                let run = format!("{name}-{}-{after}", format!("{point:?}").to_lowercase());
+                world.functions.calls.lock().clear();
+                let faults = Arc::new(Once { point, after, reached: AtomicUsize::new(0) });
+                let first = world.engine_with(Arc::clone(&faults) as Arc<dyn Faults>);
+                world.start(&run, &definition, &input).await;
+                // It ends at the point, or the run does not come there.
+                let stop = first.stop.clone();
+                tokio::select! {
+                    () = stop.cancelled() => broken += 1,
+                    _ = world.over(&run) => {}
+                }
+                first.kill().await;
+                let second = world.engine();
+                let status = world.over(&run).await.status.unwrap();
+                match &output {
+                    Ok(output) => {
+                        assert_eq!((status.phase, status.output.as_ref()), (Phase::Succeeded, Some(output)), "{run}")
+                    }
+                    Err(error) => {
+                        assert_eq!((status.phase, status.error.as_deref()), (Phase::Failed, Some(*error)), "{run}")
+                    }
+                }
+                let types = world.types(&run).await;
+                if matches!(name, "parallel" | "map") {
+                    assert_eq!(counted(&types), counted(&want), "{run}");
+                } else {
+                    assert_eq!(types, want, "{run}");
+                }
+                let ids: Vec<i64> = world.history(&run).await.iter().map(|e| e["id"].as_i64().unwrap()).collect();
+                assert_eq!(ids, (1..=i64::try_from(types.len()).unwrap()).collect::<Vec<_>>(), "{run}");
+                // Done again is only what was under way, and under the same key.
+                let mut keys: BTreeMap<String, usize> = BTreeMap::new();
+                for key in world.functions.keys() {
+                    *keys.entry(key).or_default() += 1;
+                }
+                assert!(keys.values().all(|n| *n <= 2), "{run}: {keys:?}");
+                second.kill().await;
+            }
+        }
+    }
+    assert!(broken > 50, "only {broken} engines were killed");
+}
+
+#[tokio::test]
+async fn two_engines_cannot_both_write_a_run() {
+    let world = support::world().await;
+    let first = world.engine();
+    let second = world.engine();
+    let states: serde_json::Map<String, Value> = (0..20)
+        .map(|i| {
+            let next = if i == 19 { json!({"End": true}) } else { json!({"Next": format!("S{}", i + 1)}) };
+            let mut state = add();
+            state.as_object_mut().unwrap().extend(next.as_object().unwrap().clone());
+            (format!("S{i}"), state)
+        })
+        .collect();
+    let definition = json!({"StartAt": "S0", "States": states});
+    for i in 0..5 {
+        world.start(&format!("r{i}"), &definition, &json!({"x": 0})).await;
+    }
+    for i in 0..5 {
+        let run = format!("r{i}");
+        let status = world.over(&run).await.status.unwrap();
+        assert_eq!((status.phase, status.output), (Phase::Succeeded, Some(json!({"x": 20}))));
+        let types = world.types(&run).await;
+        assert_eq!(types.len(), 2 + 20 * 5, "{types:?}");
+    }
+    first.kill().await;
+    second.kill().await;
+}
