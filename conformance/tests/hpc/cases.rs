@@ -188,7 +188,7 @@ fn node_lost(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
     // The first attempt waits for its end; the second succeeds. Slurm itself does not start it again.
     p.make(
         "tough",
-        json!({"cluster": "local", "run": {"script": "[ -e ../was-here-$SLURM_JOB_NAME ] || case $SLURM_JOB_NAME in *-1) sleep 600;; esac"},
+        json!({"cluster": "local", "run": {"script": "case $SLURM_JOB_NAME in *-1) sleep 600;; esac"},
             "resources": {"nodeList": "n3", "requeue": false}, "retries": {"infrastructure": 2, "backoffSeconds": 1}}),
     )?;
     p.until("tough", "Running")?;
@@ -273,9 +273,12 @@ fn credentials(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "slurm-ssh", "namespace": "default"},
         "stringData": {"ssh-privatekey": key, "ssh-certificate": certificate.trim()}});
     let cluster = good.split("---\n").nth(1).context("the manifest has two objects")?;
+    // A connection that is open would go on.
+    c.ok(&["delete", "hpccluster", "ssh", "--ignore-not-found"])?;
     let o = c.apply(&["apply"], &format!("{secret}\n---\n{cluster}"))?;
     ensure!(o.code == 0, "{}", o.err);
     c.ok(&["wait", "--for=condition=Ready=false", "hpccluster/ssh", "--timeout=90s"])?;
+    c.ok(&["delete", "hpccluster", "ssh"])?;
     let o = c.apply(&["apply"], &good)?;
     ensure!(o.code == 0, "{}", o.err);
     c.ok(&["wait", "--for=condition=Ready", "hpccluster/ssh", "--timeout=90s"])?;

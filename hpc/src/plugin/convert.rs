@@ -20,7 +20,7 @@ pub(super) struct ConvertArgs {
     file: PathBuf,
     /// The HpcCluster that jobs are for.
     #[arg(long)]
-    cluster: Option<String>,
+    on: Option<String>,
     /// Partition, where the file names none.
     #[arg(long)]
     partition: Option<String>,
@@ -54,7 +54,7 @@ pub(super) fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
         }
     }
     for (i, job) in out.iter_mut().enumerate() {
-        job.spec.cluster.clone_from(&args.cluster);
+        job.spec.cluster.clone_from(&args.on);
         if let Some(partition) = &args.partition {
             job.spec.resources.get_or_insert_default().partition.get_or_insert_with(|| partition.clone());
         }

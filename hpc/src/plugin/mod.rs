@@ -140,4 +140,13 @@ mod tests {
     fn the_commands_are_sound() {
         GpuArgs::augment_args(clap::Command::new("gpu")).debug_assert();
     }
+
+    #[test]
+    fn a_cluster_of_slurm_is_none_of_kubectl() {
+        for words in [&["submit", "d", "--on", "c"][..], &["partitions", "--on", "c"], &["convert", "f", "--on", "c"]] {
+            let command = GpuArgs::augment_args(clap::Command::new("gpu"));
+            let found = command.try_get_matches_from([&["gpu"], words].concat()).unwrap();
+            assert!(found.get_one::<String>("cluster").is_none(), "{words:?}");
+        }
+    }
 }

@@ -43,8 +43,8 @@ pub(super) struct DescribeArgs {
 #[derive(Clone, Debug, Args)]
 pub(super) struct PartitionsArgs {
     /// Of this HpcCluster.
-    #[arg(long = "on")]
-    cluster: Option<String>,
+    #[arg(long)]
+    on: Option<String>,
     /// Form of the output.
     #[arg(short, long)]
     output: Option<Format>,
@@ -226,7 +226,7 @@ fn described(job: &GpuJob) -> anyhow::Result<String> {
 
 pub(super) async fn partitions(session: &Session, args: PartitionsArgs) -> anyhow::Result<()> {
     let mut params = ListParams::default();
-    if let Some(cluster) = &args.cluster {
+    if let Some(cluster) = &args.on {
         params = params.labels(&format!("{CLUSTER}={cluster}"));
     }
     let all = Api::<SlurmPartition>::all(session.client.clone()).list(&params).await?.items;

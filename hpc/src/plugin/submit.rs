@@ -39,8 +39,8 @@ pub(super) struct SubmitArgs {
     #[arg(long)]
     name: Option<String>,
     /// The HpcCluster (the only one there is).
-    #[arg(long = "on")]
-    cluster: Option<String>,
+    #[arg(long)]
+    on: Option<String>,
     /// Partition.
     #[arg(short, long)]
     partition: Option<String>,
@@ -209,8 +209,8 @@ impl SubmitArgs {
 
     /// Writes what was said on the command line over what the file says.
     fn change(&self, spec: &mut GpuJobSpec) -> anyhow::Result<()> {
-        if self.cluster.is_some() {
-            spec.cluster.clone_from(&self.cluster);
+        if self.on.is_some() {
+            spec.cluster.clone_from(&self.on);
         }
         let mut r = spec.resources.clone().unwrap_or_default();
         fn over<T: Clone>(field: &mut Option<T>, said: &Option<T>) {
