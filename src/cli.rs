@@ -488,3 +488,14 @@ pub(crate) fn node_name(given: Option<String>) -> anyhow::Result<String> {
     };
     Ok(name.trim().to_lowercase())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every command can be parsed: names of arguments and groups are told apart.
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

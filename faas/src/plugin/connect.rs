@@ -16,6 +16,8 @@ const GATEWAY: Door = Door {
 
 /// Which cluster, as whom, and where its gateway is.
 #[derive(Clone, Debug, Args)]
+// clap names groups after types, and what is flattened here has the same name.
+#[group(skip)]
 pub(super) struct Connection {
     #[command(flatten)]
     cluster: skiff_plugin::Connection,
