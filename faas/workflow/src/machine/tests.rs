@@ -559,6 +559,16 @@ fn variables_live_in_their_scope() {
 }
 
 #[test]
+fn assign_sees_the_result_as_it_came() {
+    let mut state = task("echo", json!({"Parameters": {"a": 1, "b": 2}, "ResultSelector": {"only.$": "$.a"}}));
+    state["Assign"] = json!({"whole.$": "$"});
+    state["Next"] = json!("Z");
+    let end = json!({"Type": "Pass", "Parameters": {"whole.$": "$whole", "left.$": "$"}, "End": true});
+    let ran = run(&json!({"StartAt": "S", "States": {"S": state, "Z": end}}), &json!({}));
+    assert_eq!(ran.output, Some(json!({"whole": {"a": 1, "b": 2}, "left": {"only": 1}})), "{:?}", ran.error);
+}
+
+#[test]
 fn chance_is_the_same_when_a_run_is_rebuilt() {
     let state = json!({"Type": "Map", "ItemSelector": {"u.$": "States.UUID()"}, "ItemProcessor": single("A",
         json!({"Type": "Pass", "Parameters": {"u.$": "$.u", "r.$": "States.MathRandom(1, 1000000)"}}))});

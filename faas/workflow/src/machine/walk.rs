@@ -252,7 +252,8 @@ fn pass_on(state: &State, raw: &Value, seen: &Seen<'_>) -> Result<Left, Executio
 /// What leaves a state that has a result.
 fn settle(state: &State, raw: &Value, result: &Value, seen: &Seen<'_>) -> Result<Left, ExecutionError> {
     let selected = data::result_selector(state, result, seen)?;
-    let assigned = data::assign(state, if state.is_jsonata() { raw } else { &selected }, seen)?;
+    // In Assign `$` is the result as it came, not what ResultSelector made of it.
+    let assigned = data::assign(state, if state.is_jsonata() { raw } else { result }, seen)?;
     let combined = data::result_path(&state.result_path, raw, selected)?;
     Ok((data::output(state, raw, combined, seen)?, assigned))
 }
