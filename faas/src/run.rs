@@ -6,10 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Patch, PatchParams};
-use kube::runtime::{conditions, wait::await_condition};
-use kube::{Api, Client};
+use kube::Client;
+use skiff_controllers::runtime::definitions::define_at_start;
 use skiff_controllers::runtime::worker;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -28,14 +26,10 @@ use crate::process;
 use crate::runtime::Images;
 use crate::trigger::Triggers;
 
-/// Time for the definitions to be served.
-const DEFINED: Duration = Duration::from_secs(30);
 /// Time for first lists.
 const LISTED: Duration = Duration::from_secs(60);
 /// Field manager of the definitions.
 const MANAGER: &str = "skiff-functions";
-/// Pause between tries to reach the API at the start, and their number.
-const START: (Duration, u32) = (Duration::from_millis(250), 240);
 
 /// Settings.
 #[derive(Clone, Debug)]
@@ -60,27 +54,6 @@ pub struct Config {
     pub processes: Option<process::Config>,
     /// Where the gateway is put for others in this process.
     pub share: Shared,
-}
-
-/// Installs the custom resources and waits until they are served.
-///
-/// # Errors
-/// When the API refuses, or takes too long.
-pub(crate) async fn define(client: &Client) -> anyhow::Result<()> {
-    let api = Api::<CustomResourceDefinition>::all(client.clone());
-    for definition in definitions() {
-        let name = definition.metadata.name.clone().unwrap_or_default();
-        let parameters = PatchParams::apply(MANAGER).force();
-        api.patch(&name, &parameters, &Patch::Apply(&definition))
-            .await
-            .with_context(|| format!("cannot define {name}"))?;
-        let established = await_condition(api.clone(), &name, conditions::is_crd_established());
-        let waited = tokio::time::timeout(DEFINED, established).await;
-        waited
-            .with_context(|| format!("{name} is not served in time"))?
-            .with_context(|| format!("cannot watch {name}"))?;
-    }
-    Ok(())
 }
 
 /// Serves functions until `stop`.
@@ -119,17 +92,8 @@ pub async fn serve(
         Some((address, tls)) => Some((bind(*address).await?, tls.acceptor().context("certificates of the gateway")?)),
         None => None,
     };
-    let mut tries = 0;
-    while let Err(error) = define(&client).await {
-        tries += 1;
-        if tries >= START.1 {
-            return Err(error);
-        }
-        // The rights may come a moment later than the server.
-        tracing::debug!(error = format!("{error:#}"), "functions are not defined yet");
-        if stop.run_until_cancelled(tokio::time::sleep(START.0)).await.is_none() {
-            return Ok(());
-        }
+    if !define_at_start(&client, MANAGER, &definitions(), &stop).await? {
+        return Ok(());
     }
     let (queue, changed) = queue();
     let hub = Arc::new(Hub::new(Arc::new(Context::new(changed))));

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{ListParams, Patch, PatchParams};
-use kube::runtime::{conditions, wait::await_condition};
+use kube::api::ListParams;
 use kube::{Api, Client};
+use skiff_controllers::runtime::definitions::define_at_start;
 use skiff_controllers::runtime::queue::Queue;
 use skiff_controllers::runtime::worker;
 use skiff_faas::gateway::door::Tls;
@@ -24,14 +23,10 @@ use crate::driver::SETTLED;
 use crate::serve::Door;
 use crate::store::Store;
 
-/// Time for the definitions to be served.
-const DEFINED: Duration = Duration::from_secs(30);
 /// Time for first lists.
 const LISTED: Duration = Duration::from_secs(60);
 /// Field manager of the definitions.
 const MANAGER: &str = "skiff-hpc";
-/// Pause between tries to reach the API at the start, and their number.
-const START: (Duration, u32) = (Duration::from_millis(250), 240);
 
 /// Between looks whether jobs of a cluster that is gone are gone too.
 const EMPTY: Duration = Duration::from_secs(10);
@@ -55,39 +50,13 @@ impl Config {
     }
 }
 
-/// Installs the custom resources and waits until they are served.
-async fn define(client: &Client) -> anyhow::Result<()> {
-    let api = Api::<CustomResourceDefinition>::all(client.clone());
-    for definition in definitions() {
-        let name = definition.metadata.name.clone().unwrap_or_default();
-        let parameters = PatchParams::apply(MANAGER).force();
-        let applied = api.patch(&name, &parameters, &Patch::Apply(&definition)).await;
-        applied.with_context(|| format!("cannot define {name}"))?;
-        let established = await_condition(api.clone(), &name, conditions::is_crd_established());
-        let waited = tokio::time::timeout(DEFINED, established).await;
-        waited
-            .with_context(|| format!("{name} is not served in time"))?
-            .with_context(|| format!("cannot watch {name}"))?;
-    }
-    Ok(())
-}
-
 /// Brings jobs to Slurm until `stop`. While there is no HpcCluster, and no job of a former one, nothing runs but one watch.
 ///
 /// # Errors
 /// When the API does not answer at the start.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let mut tries = 0;
-    while let Err(error) = define(&client).await {
-        tries += 1;
-        if tries >= START.1 {
-            return Err(error);
-        }
-        // The rights may come a moment later than the server.
-        tracing::debug!(error = format!("{error:#}"), "jobs are not defined yet");
-        if stop.run_until_cancelled(tokio::time::sleep(START.0)).await.is_none() {
-            return Ok(());
-        }
+    if !define_at_start(&client, MANAGER, &definitions(), &stop).await? {
+        return Ok(());
     }
     let jobs = Arc::new(Queue::default());
     let clusters = Arc::new(Clusters::new(client.clone(), Arc::clone(&jobs), &stop));

@@ -1,5 +1,6 @@
 //! What every controller stands on: informers, queues, workers, expectations, events, leader election.
 
+pub mod definitions;
 pub mod events;
 pub mod expectations;
 pub mod informer;

@@ -2,13 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Patch, PatchParams};
-use kube::runtime::{conditions, wait::await_condition};
-use kube::{Api, Client};
+use kube::Client;
+use skiff_controllers::runtime::definitions::define_at_start;
 use skiff_faas::gateway::door::Tls;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -19,12 +16,8 @@ use crate::engine::{Engine, NoFaults, Settings};
 use crate::runs::Runs;
 use crate::task::functions::Functions;
 
-/// Time for the definitions to be served.
-const DEFINED: Duration = Duration::from_secs(30);
 /// Field manager of the definitions.
 const MANAGER: &str = "skiff-workflows";
-/// Pause between tries to reach the API at the start, and their number.
-const START: (Duration, u32) = (Duration::from_millis(250), 240);
 
 /// Settings.
 #[derive(Clone)]
@@ -40,20 +33,7 @@ pub struct Config {
 /// # Errors
 /// When the API refuses, or takes too long.
 pub async fn define(client: &Client) -> anyhow::Result<()> {
-    let api = Api::<CustomResourceDefinition>::all(client.clone());
-    for definition in definitions() {
-        let name = definition.metadata.name.clone().unwrap_or_default();
-        let parameters = PatchParams::apply(MANAGER).force();
-        api.patch(&name, &parameters, &Patch::Apply(&definition))
-            .await
-            .with_context(|| format!("cannot define {name}"))?;
-        let established = await_condition(api.clone(), &name, conditions::is_crd_established());
-        let waited = tokio::time::timeout(DEFINED, established).await;
-        waited
-            .with_context(|| format!("{name} is not served in time"))?
-            .with_context(|| format!("cannot watch {name}"))?;
-    }
-    Ok(())
+    skiff_controllers::runtime::definitions::define(client, MANAGER, &definitions()).await
 }
 
 /// Runs workflows until `stop`.
@@ -61,17 +41,8 @@ pub async fn define(client: &Client) -> anyhow::Result<()> {
 /// # Errors
 /// When the API does not answer at the start.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let mut tries = 0;
-    while let Err(error) = define(&client).await {
-        tries += 1;
-        if tries >= START.1 {
-            return Err(error);
-        }
-        // The rights may come a moment later than the server.
-        tracing::debug!(error = format!("{error:#}"), "workflows are not defined yet");
-        if stop.run_until_cancelled(tokio::time::sleep(START.0)).await.is_none() {
-            return Ok(());
-        }
+    if !define_at_start(&client, MANAGER, &definitions(), &stop).await? {
+        return Ok(());
     }
     let settings = Settings { functions: config.functions, faults: Arc::new(NoFaults) };
     let inner = stop.child_token();

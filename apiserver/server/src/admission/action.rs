@@ -14,6 +14,7 @@ use crate::auth::User;
 use crate::auth::rbac::Attributes;
 use crate::registry::Kind;
 use crate::server::Inner;
+use crate::subresources::reviews::user_info;
 use crate::verbs::Call;
 
 /// All policies and webhooks of a request together may take this long.
@@ -139,20 +140,6 @@ impl<'a> Action<'a> {
         };
         (Arc::new(Permissions { server: Arc::clone(self.server), user: self.user.clone() }), own)
     }
-}
-
-fn user_info(user: &User) -> Value {
-    let mut out = json!({"username": user.name});
-    if !user.uid.is_empty() {
-        out["uid"] = user.uid.as_str().into();
-    }
-    if !user.groups.is_empty() {
-        out["groups"] = json!(user.groups);
-    }
-    if !user.extra.is_empty() {
-        out["extra"] = json!(user.extra);
-    }
-    out
 }
 
 /// The options of a request as an object.

@@ -7,6 +7,7 @@ use skiff_core::status::Status;
 use super::{Operation, Review};
 use crate::auth::identity::MASTERS;
 use crate::auth::rbac::Attributes;
+use crate::subresources::reviews::user_info;
 
 const GROUP: &str = "certificates.k8s.io";
 const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
@@ -26,15 +27,8 @@ pub(super) fn identify(r: &Review<'_>, obj: &mut Value) {
     for key in ["username", "uid", "groups", "extra"] {
         spec.remove(key);
     }
-    spec.insert("username".into(), user.name.as_str().into());
-    if !user.uid.is_empty() {
-        spec.insert("uid".into(), user.uid.as_str().into());
-    }
-    if !user.groups.is_empty() {
-        spec.insert("groups".into(), json!(user.groups));
-    }
-    if !user.extra.is_empty() {
-        spec.insert("extra".into(), json!(user.extra));
+    if let Value::Object(who) = user_info(user) {
+        spec.extend(who);
     }
 }
 

@@ -21,11 +21,12 @@ use http::HeaderMap;
 use http::header::{CONTENT_TYPE, USER_AGENT};
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use skiff_core::codec;
 
 use crate::auth::User;
 use crate::body::Body;
+use crate::subresources::reviews::user_info;
 pub use log::LogConfig;
 pub use policy::{About, Decision, Level, Policy, PolicyError, Stage};
 
@@ -107,21 +108,6 @@ pub struct Record {
     from: Option<IpAddr>,
     received: Timestamp,
     facts: Mutex<Facts>,
-}
-
-fn described(user: &User) -> Value {
-    let mut whole = Map::new();
-    whole.insert("username".into(), user.name.clone().into());
-    if !user.uid.is_empty() {
-        whole.insert("uid".into(), user.uid.clone().into());
-    }
-    if !user.groups.is_empty() {
-        whole.insert("groups".into(), json!(user.groups));
-    }
-    if !user.extra.is_empty() {
-        whole.insert("extra".into(), json!(user.extra));
-    }
-    Value::Object(whole)
 }
 
 /// An object in any of the encodings of the API; `None` for what is none.
@@ -300,13 +286,13 @@ impl Record {
         }
         let about = &facts.about;
         let mut event = json!({"kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": level, "auditID": self.id, "stage": stage,
-            "requestURI": self.uri, "verb": about.verb, "user": facts.user.as_ref().map_or_else(|| json!({}), described)});
+            "requestURI": self.uri, "verb": about.verb, "user": facts.user.as_ref().map_or_else(|| json!({}), user_info)});
         let mut set = |key: &str, value: Option<Value>| {
             if let Some(value) = value {
                 event[key] = value;
             }
         };
-        set("impersonatedUser", facts.impersonated.as_ref().map(described));
+        set("impersonatedUser", facts.impersonated.as_ref().map(user_info));
         set("sourceIPs", self.from.map(|ip| json!([ip])));
         set("userAgent", Some(self.agent.as_str()).filter(|a| !a.is_empty()).map(Into::into));
         if !about.resource.is_empty() {
