@@ -12,6 +12,10 @@ if [ "${CI:-}" = true ] && [ -z "${CARGO_TARGET_DIR:-}" ]; then
   export CARGO_TARGET_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/skiff/target"
 fi
 export SKIFF_PROFILE=debug
+# Each build is whole here: what an incremental one needs is half of the disk.
+[ "${CI:-}" != true ] || export CARGO_INCREMENTAL=0
+# The disk is the machine's, not the cluster's: pods are placed as long as there is room for them at all.
+export SKIFF_EVICTION_HARD='memory.available<100Mi,nodefs.available<1Gi,imagefs.available<1Gi'
 . hack/lib.sh
 ensure_rust
 

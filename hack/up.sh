@@ -46,6 +46,8 @@ dns_answers() { "$root/hack/dns-answers.sh" 10.96.0.10 kubernetes.default.svc.cl
 step "API server" wait_for 30 k get --raw /readyz || exit 1
 step "node Ready" wait_for 60 node_ready || exit 1
 step "cluster DNS" wait_for 30 dns_answers || exit 1
+short=$(k get nodes -o 'jsonpath={.items[*].status.conditions[?(@.status=="True")].message}' | grep -oE 'kubelet has (disk pressure|insufficient [a-zA-Z]+ available)' || true)
+[ -z "$short" ] || say "  pods will stay Pending: $short; make room, or set --eviction-hard lower"
 cat <<END
 the cluster is up: context $context, log $run/skiff.log, data $data
 

@@ -124,6 +124,8 @@ pub(crate) struct UpArgs {
     pub(crate) hpc: crate::hpc::HpcFlags,
     #[command(flatten)]
     pub(crate) cni: CniArgs,
+    #[command(flatten)]
+    pub(crate) eviction: EvictionArgs,
     /// kubeconfig file to merge the context into. Default: $KUBECONFIG, else ~/.kube/config.
     #[arg(long)]
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -265,6 +267,8 @@ pub(crate) struct KubeletArgs {
     /// Further labels of the Node, as KEY=VALUE.
     #[arg(long, value_delimiter = ',', value_parser = label)]
     pub(crate) node_labels: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) eviction: EvictionArgs,
     /// Most pods a node takes.
     #[arg(long, default_value_t = 110)]
     pub(crate) max_pods: u32,
@@ -279,6 +283,15 @@ pub(crate) struct KubeletArgs {
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("labels are KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+/// When a node takes no more pods.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EvictionArgs {
+    /// What must be left of memory, disk and processes for this node to take pods. Signals: memory.available, pid.available
+    /// and {nodefs,imagefs}.{available,inodesFree}, each with a quantity or a share of the whole.
+    #[arg(long, env = "SKIFF_EVICTION_HARD", default_value = skiff_kubelet::node::pressure::DEFAULT)]
+    pub(crate) eviction_hard: skiff_kubelet::node::pressure::Thresholds,
 }
 
 /// The CNI plugins of a node.

@@ -73,6 +73,7 @@ pub(crate) fn spawn_all(
     let mut agent = kubelet_config(&config, Some(leaf), &pki.cluster.cert)?;
     agent.labels.extend(gateway_label(gateway.is_some()));
     agent.cni = args.cni.dirs();
+    agent.eviction_hard = args.eviction.eviction_hard.clone();
     spawn(tasks, "node agent", stop, skiff_kubelet::run(client, agent, stop.clone()));
     let client = server.client(User::new("system:kube-proxy", &[]));
     let proxy = skiff_proxy::Config { ingress: gateway, ..proxy_config(&config)? };
@@ -270,6 +271,7 @@ pub(crate) async fn kubelet(all: KubeletArgs) -> anyhow::Result<()> {
     let mut config = kubelet_config(&node_facts(&args, &name, address, &settings), Some(leaf), &pki.cluster.cert)?;
     config.labels.extend(all.node_labels);
     config.max_pods = all.max_pods;
+    config.eviction_hard = all.eviction.eviction_hard;
     config.labels.extend(gateway_label(args.ingress.config().is_some()));
     config.cni = args.cni.dirs();
     let client = client(&args.kubeconfig).await?;

@@ -66,6 +66,8 @@ pub(crate) struct JoinArgs {
     ingress: crate::cli::IngressArgs,
     #[command(flatten)]
     cni: crate::cli::CniArgs,
+    #[command(flatten)]
+    eviction: crate::cli::EvictionArgs,
     /// Life in seconds of the node's certificates. Default: the signer's longest, a year.
     #[arg(long, hide = true)]
     certificate_seconds: Option<i32>,
@@ -165,6 +167,7 @@ pub(crate) async fn join(args: JoinArgs) -> anyhow::Result<()> {
     let gateway = args.ingress.config();
     agent.labels = args.node_labels.iter().cloned().chain(components::gateway_label(gateway.is_some())).collect();
     agent.cni = args.cni.dirs();
+    agent.eviction_hard = args.eviction.eviction_hard.clone();
     agent.taints.clone_from(&args.register_with_taints);
     agent.certificate_seconds = args.certificate_seconds;
     let proxy = skiff_proxy::Config { ingress: gateway, ..components::proxy_config(&facts)? };

@@ -65,6 +65,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// Most pods the node takes.
     pub max_pods: u32,
+    /// How much of disk, memory and processes must be left for the node to take pods.
+    pub eviction_hard: node::pressure::Thresholds,
     /// Path of the container engine's socket.
     pub docker_socket: PathBuf,
     /// Name of the bridge pods hang on.
@@ -100,6 +102,7 @@ impl Config {
             cluster_dns: IpAddr::from([10, 96, 0, 10]),
             cluster_domain: "cluster.local".into(),
             max_pods: 110,
+            eviction_hard: node::pressure::Thresholds::default(),
             docker_socket: "/var/run/docker.sock".into(),
             bridge: "skiff0".into(),
             cni: None,

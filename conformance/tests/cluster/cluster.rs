@@ -113,14 +113,23 @@ impl Cluster {
         ensure!(o.code == 0, "the image skiff/busybox:1 is missing: run hack/images.sh");
         let dir = tempfile::tempdir()?;
         let binary = binary()?;
-        let process = spawn(&binary, &dir, what)?;
+        let process = spawn(&binary, &dir, what, &[])?;
         let mut c = Self { binary, dir, process, apart: vec![], kubectl: kubectl() };
         if what == "up" {
             c.await_ready()?;
+            c.takes_pods()?;
         } else {
             c.eventually("the API answers", |c| Ok(c.kubectl(&["get", "namespaces"])?.code == 0))?;
         }
         Ok(c)
+    }
+
+    /// A machine that is short of disk or memory fails every case below: it is told once, and by its name.
+    fn takes_pods(&self) -> Result<()> {
+        let path = "jsonpath={.items[*].status.conditions[?(@.status==\"True\")].message}";
+        let o = self.kubectl(&["get", "nodes", "-o", path])?;
+        ensure!(!o.out.contains("pressure") && !o.out.contains("insufficient"), "the machine is short: {}", o.out);
+        Ok(())
     }
 
     /// Waits until the API answers and the node is Ready.
@@ -333,9 +342,14 @@ impl Cluster {
 
     /// `kill -9`, and a new process on the same data.
     pub(crate) fn crash_and_restart(&mut self) -> Result<()> {
+        self.crash_and_restart_with(&[])
+    }
+
+    /// The same, and the new process has these variables in its environment.
+    pub(crate) fn crash_and_restart_with(&mut self, env: &[(&str, &str)]) -> Result<()> {
         self.process.kill()?;
         self.process.wait()?;
-        self.process = spawn(&self.binary, &self.dir, "up")?;
+        self.process = spawn(&self.binary, &self.dir, "up", env)?;
         self.await_ready()
     }
 
@@ -440,7 +454,7 @@ fn engine_pid() -> Option<u32> {
     (name.trim() == "dockerd").then_some(pid)
 }
 
-fn spawn(binary: &PathBuf, dir: &tempfile::TempDir, what: &str) -> Result<Child> {
+fn spawn(binary: &PathBuf, dir: &tempfile::TempDir, what: &str, env: &[(&str, &str)]) -> Result<Child> {
     let log = File::options().create(true).append(true).open(dir.path().join("log"))?;
     let listen = format!("0.0.0.0:{PORT}");
     let mut c = Command::new(binary);
@@ -448,6 +462,7 @@ fn spawn(binary: &PathBuf, dir: &tempfile::TempDir, what: &str) -> Result<Child>
         .arg(dir.path().join("data"))
         .arg("--kubeconfig")
         .arg(dir.path().join("kubeconfig"))
+        .envs(env.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);

@@ -27,6 +27,10 @@ use crate::events::{Kind, Recorder};
 use crate::net::Network;
 use crate::runtime::{Info, Runtime};
 
+pub mod pressure;
+
+use pressure::{FileSystem, Pressure, Readings};
+
 /// The API version this agent speaks.
 const KUBELET_VERSION: &str = "v1.37.0+skiff";
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -41,8 +45,6 @@ const RETRY_MAX: Duration = Duration::from_secs(7);
 const RANGE_MIN: Duration = Duration::from_millis(10);
 /// Images named in the status; the rest of a long list serves nobody.
 const MAX_IMAGES: usize = 50;
-/// Free memory below which the node reports pressure.
-const MEMORY_PRESSURE: u64 = 100 << 20;
 
 /// What a node has for pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -388,11 +390,13 @@ impl NodeAgent {
             Err(error) => (Info::default(), Some(error.to_string())),
         };
         let root = if info.root_dir.is_empty() { "/var/lib/docker".to_string() } else { info.root_dir.clone() };
-        let disk = nix::sys::statvfs::statvfs(Path::new(&root)).or_else(|_| nix::sys::statvfs::statvfs("/"));
-        let (disk_total, disk_free) = disk.map_or((0, 0), |d| {
-            let unit = d.fragment_size();
-            (d.blocks() * unit, d.blocks_available() * unit)
-        });
+        let images_on = FileSystem::of(Path::new(&root));
+        let disk_total = images_on.bytes.total;
+        // A pretended node does not suffer with the machine it is on.
+        let short = match self.config.fake {
+            Some(_) => Pressure::default(),
+            None => self.config.eviction_hard.crossed(&Readings::take(&self.config.data_dir, images_on)),
+        };
         let resources = |cpu: String, memory: u64, disk: u64| {
             let pairs = [
                 ("cpu", cpu),
@@ -426,18 +430,12 @@ impl NodeAgent {
             }),
             node_info: Some(system_info(&info, before)),
             images: Some(images.filter(|i| i.names.as_ref().is_some_and(|n| !n.is_empty())).collect()),
-            conditions: Some(self.conditions(before, problem, disk_total, disk_free)),
+            conditions: Some(self.conditions(before, problem, short)),
             ..Default::default()
         }
     }
 
-    fn conditions(&self, before: &NodeStatus, problem: Option<String>, disk: u64, free: u64) -> Vec<NodeCondition> {
-        // A pretended node does not suffer with the machine it is on.
-        let real = self.config.fake.is_none();
-        let memory_low = real && meminfo("MemAvailable").is_some_and(|m| m < MEMORY_PRESSURE);
-        // The figures at which upstream's default eviction begins.
-        let disk_low = real && disk > 0 && free * 100 < disk * 10;
-        let pids_low = real && pids_left().is_some_and(|left| left < 1000);
+    fn conditions(&self, before: &NodeStatus, problem: Option<String>, short: Pressure) -> Vec<NodeCondition> {
         let pressure = |kind: &'static str, what: &str, low: bool| {
             let (reason, message) = if low {
                 (format!("KubeletHas{}", pressure_word(kind, true)), format!("kubelet has {what}"))
@@ -459,14 +457,14 @@ impl NodeAgent {
         let fresh = [
             pressure(
                 "MemoryPressure",
-                &word(memory_low, "sufficient memory available", "insufficient memory available"),
-                memory_low,
+                &word(short.memory, "sufficient memory available", "insufficient memory available"),
+                short.memory,
             ),
-            pressure("DiskPressure", &word(disk_low, "no disk pressure", "disk pressure"), disk_low),
+            pressure("DiskPressure", &word(short.disk, "no disk pressure", "disk pressure"), short.disk),
             pressure(
                 "PIDPressure",
-                &word(pids_low, "sufficient PID available", "insufficient PID available"),
-                pids_low,
+                &word(short.pids, "sufficient PID available", "insufficient PID available"),
+                short.pids,
             ),
             ("Ready", ready, word(!ready, "KubeletReady", "KubeletNotReady"), ready_message),
         ];
@@ -578,11 +576,4 @@ fn meminfo(name: &str) -> Option<u64> {
     let table = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = table.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-fn pids_left() -> Option<u64> {
-    let most: u64 = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok()?.trim().parse().ok()?;
-    let load = std::fs::read_to_string("/proc/loadavg").ok()?;
-    let running: u64 = load.split_whitespace().nth(3)?.split('/').nth(1)?.parse().ok()?;
-    Some(most.saturating_sub(running))
 }

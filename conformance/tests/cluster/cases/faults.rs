@@ -1,4 +1,4 @@
-//! The engine goes and comes back.
+//! The engine goes and comes back; the process is killed; the machine is short of something.
 
 use anyhow::{Result, ensure};
 
@@ -50,4 +50,24 @@ pub(crate) fn crash_while_busy(c: &mut Cluster, ns: &str) -> Result<()> {
     c.eventually("and their containers", |c| Ok(c.containers_of(ns)?.len() == 4))?;
     c.ok(&["-n", ns, "delete", "deployment", "d"])?;
     c.eventually("nothing is left behind", |c| Ok(c.containers_of(ns)?.is_empty()))
+}
+
+/// A node that is short of disk says so, keeps what runs, takes nothing new, and recovers by itself.
+pub(crate) fn pressure(c: &mut Cluster, ns: &str) -> Result<()> {
+    let taints = |c: &Cluster| c.ok(&["get", "nodes", "-o", "jsonpath={.items[*].spec.taints[*].key}"]);
+    start(c, ns, "stays", "sleep 3600")?;
+    // No machine has its whole disk free.
+    c.crash_and_restart_with(&[("SKIFF_EVICTION_HARD", "nodefs.available<100%")])?;
+    c.eventually("the node is tainted", |c| Ok(taints(c)?.contains("node.kubernetes.io/disk-pressure")))?;
+    ensure!(c.ok(&["describe", "nodes"])?.contains("KubeletHasDiskPressure"));
+    c.ok(&["-n", ns, "run", "new", "--image=skiff/busybox:1", "--", "sleep", "3600"])?;
+    c.eventually("the new pod is told why it waits", |c| {
+        Ok(c.ok(&["-n", ns, "events", "--for=pod/new"])?.contains("had untolerated taint(s)"))
+    })?;
+    ensure!(c.get(ns, "pod/stays")?["status"]["phase"] == "Running");
+    c.crash_and_restart()?;
+    c.ok(&["-n", ns, "wait", "--for=condition=Ready", "pod/new", "pod/stays", "--timeout=60s"])?;
+    ensure!(c.get(ns, "pod/stays")?["status"]["containerStatuses"][0]["restartCount"] == 0);
+    c.ok(&["-n", ns, "delete", "pod", "stays", "new", "--now"])?;
+    Ok(())
 }

@@ -71,6 +71,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("quota", workloads::quota),
     ("crash", basic::crash),
     ("crash_while_busy", faults::crash_while_busy),
+    ("pressure", faults::pressure),
     ("engine_restart", faults::engine_restart),
 ];
 
