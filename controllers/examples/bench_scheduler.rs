@@ -57,7 +57,13 @@ fn main() -> anyhow::Result<()> {
         }
         let waiting = (0..count).map(|n| pod(n, n % sets, &more)).collect::<anyhow::Result<Vec<_>>>()?;
         let (namespaces, wants) = (Namespaces::new(), Wants::default());
-        let context = Context { namespaces: &namespaces, wants: &wants, policy: Policy::Default, last: "" };
+        let context = Context {
+            namespaces: &namespaces,
+            wants: &wants,
+            policy: Policy::Default,
+            last: "",
+            usage: &Default::default(),
+        };
         let begun = Instant::now();
         for pod in waiting {
             let placed = Placed::new(pod);

@@ -2,7 +2,8 @@
 //!
 //! One loop decides for one pod at a time on a view in memory and never waits for the server: a placed pod is assumed
 //! to be there and bound by a task of its own (its volumes before it); if the binding fails, the assumption is taken
-//! back and the pod tried again.
+//! back and the pod tried again. Only a policy that goes by what nodes use waits for a reading of that, at most a second
+//! in fifteen.
 //!
 //! # Limits
 //! Extenders and profiles do not exist.
@@ -16,6 +17,7 @@ pub mod preempt;
 pub mod queue;
 pub mod resources;
 pub mod score;
+pub mod usage;
 pub mod volumes;
 
 use std::collections::BTreeSet;
@@ -37,6 +39,7 @@ use self::company::{Company, Namespaces};
 use self::filter::Refusal;
 use self::policy::Policy;
 use self::queue::Queue;
+use self::usage::{Meter, Usage};
 use self::volumes::{Choice, Storage, Wants};
 use crate::controllers::pods;
 use crate::metrics::{self, Attempt, SCHEDULING};
@@ -95,6 +98,7 @@ struct Scheduler {
     settings: Informer<ConfigMap>,
     /// The policy in force, and the node it chose last.
     policy: Mutex<(Policy, String)>,
+    meter: Meter,
 }
 
 /// Runs the scheduler until `stop`; with `leader_elect`, while this process leads.
@@ -124,6 +128,7 @@ async fn work(client: Client, stop: CancellationToken) -> anyhow::Result<()> {
         budgets: Informer::default(),
         settings: Informer::default(),
         policy: Mutex::default(),
+        meter: Meter::default(),
     });
     metrics::show_pending(&s.queue);
     let this = Arc::clone(&s);
@@ -166,6 +171,10 @@ async fn work(client: Client, stop: CancellationToken) -> anyhow::Result<()> {
             () = stop.cancelled() => return Ok(()),
             key = s.queue.next() => key,
         };
+        let by_use = s.policy.lock().0.by_use();
+        if by_use {
+            s.meter.refresh(&s.client).await;
+        }
         let begun = Instant::now();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| s.decide(&key)));
         if !matches!(outcome, Ok(Decision::Nothing)) {
@@ -217,6 +226,8 @@ pub struct Context<'a> {
     pub policy: Policy,
     /// The node that was chosen last.
     pub last: &'a str,
+    /// What nodes use, as far as the policy asks.
+    pub usage: &'a Usage,
 }
 
 /// Why a pod fits nowhere.
@@ -346,7 +357,8 @@ impl Scheduler {
             Err(why) => return Decision::Refuse(pod, Unfit::Anywhere(cache.len(), why)),
         };
         let (policy, last) = self.policy.lock().clone();
-        let context = Context { namespaces: &namespaces, wants: &wants, policy, last: &last };
+        let usage = self.meter.last();
+        let context = Context { namespaces: &namespaces, wants: &wants, policy, last: &last, usage: &usage };
         match choose(&placed, &cache, &context) {
             Ok(place) => {
                 let node = place.node.name_any();
@@ -529,7 +541,7 @@ pub fn enough(nodes: usize) -> usize {
 /// A refusal per node.
 pub fn choose(placed: &Placed, cache: &Cache, context: &Context<'_>) -> Result<Place, Vec<(String, Refusal)>> {
     let pod = &placed.pod;
-    let Context { namespaces, wants, policy, last } = *context;
+    let Context { namespaces, wants, policy, last, usage } = *context;
     let company = Company::of(pod, cache, namespaces);
     let conflict = wants.conflict(pod, cache);
     let allowed = |name: &str, host: &Host| {
@@ -562,7 +574,7 @@ pub fn choose(placed: &Placed, cache: &Cache, context: &Context<'_>) -> Result<P
     cache.advance(looked);
     let hosts: Vec<&Host> = fit.iter().map(|(_, h, _)| *h).collect();
     let mut best: Vec<usize> = (0..fit.len()).collect();
-    let policy_scores = policy.scores(&hosts, &placed.weighs, last);
+    let policy_scores = policy.scores(&hosts, &placed.weighs, last, usage);
     if let Some(scores) = &policy_scores {
         best = highest(&best, scores);
     }

@@ -4,13 +4,14 @@
 //! rules allow, before every preference; nodes that are equal to it are told apart by the ordinary scores. Without the
 //! ConfigMap the ordinary scores decide.
 //!
-//! # Limits
-//! Use of CPU and memory is what the pods on a node ask for, as a share of what the node gives.
+//! Use of CPU and memory is what `metrics.k8s.io` says (see [`super::usage`]), as a share of what the node gives; of a node
+//! that was not measured it is what its pods ask for.
 
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::cache::Host;
 use super::resources::Amounts;
+use super::usage::Usage;
 
 /// Namespace of the ConfigMap.
 pub const NAMESPACE: &str = "kube-system";
@@ -69,14 +70,21 @@ impl Policy {
         })
     }
 
+    /// Whether it asks what nodes use.
+    #[must_use]
+    pub fn by_use(self) -> bool {
+        matches!(self, Self::LowestCpu | Self::LowestMemory)
+    }
+
     /// Scores of hosts, 0 to 100, more is better; none for the default. `last`: the node chosen before.
     #[must_use]
-    pub fn scores(self, hosts: &[&Host], weighs: &Amounts, last: &str) -> Option<Vec<f64>> {
+    pub fn scores(self, hosts: &[&Host], weighs: &Amounts, last: &str, usage: &Usage) -> Option<Vec<f64>> {
         let pods = |h: &Host| h.pods.len() as f64;
         let most = hosts.iter().map(|h| pods(h)).fold(0.0, f64::max);
         let free = |h: &Host, resource: &str| {
             let gives = h.gives.get(resource);
-            let used = h.weighs.get(resource).saturating_add(weighs.get(resource));
+            let now = usage.of(h, resource).unwrap_or_else(|| h.weighs.get(resource));
+            let used = now.saturating_add(weighs.get(resource));
             if gives > 0 { (100.0 * (1.0 - used as f64 / gives as f64)).clamp(0.0, 100.0) } else { 0.0 }
         };
         let share = |n: f64| if most > 0.0 { 100.0 * n / most } else { 100.0 };
@@ -147,7 +155,7 @@ mod tests {
             let map = ConfigMap { data: Some([(KEY.to_owned(), name.to_owned())].into()), ..ConfigMap::default() };
             let policy = Policy::read(Some(&map)).unwrap();
             assert_eq!(policy.name(), name);
-            let scores = policy.scores(&hosts, &pod.weighs, last).unwrap();
+            let scores = policy.scores(&hosts, &pod.weighs, last, &Usage::default()).unwrap();
             assert!(scores.iter().all(|s| (0.0..=100.0).contains(s)), "{scores:?}");
             let top = scores.iter().copied().fold(f64::MIN, f64::max);
             let best: String =
@@ -162,7 +170,7 @@ mod tests {
         let hosts: Vec<&Host> = cache.nodes().map(|(_, h)| h).collect();
         let mut seen = [0; 3];
         for _ in 0..300 {
-            let scores = Policy::Random.scores(&hosts, &Amounts::default(), "").unwrap();
+            let scores = Policy::Random.scores(&hosts, &Amounts::default(), "", &Usage::default()).unwrap();
             let best = (0..3).max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap();
             seen[best] += 1;
         }

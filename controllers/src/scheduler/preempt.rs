@@ -313,7 +313,13 @@ mod tests {
         let (namespaces, wants) = (Namespaces::new(), Wants::default());
         let refused = |p: &Arc<Pod>| {
             let policy = Policy::Default;
-            let context = super::super::Context { namespaces: &namespaces, wants: &wants, policy, last: "" };
+            let context = super::super::Context {
+                namespaces: &namespaces,
+                wants: &wants,
+                policy,
+                last: "",
+                usage: &Default::default(),
+            };
             super::super::choose(&Placed::new(Arc::clone(p)), &cache, &context).unwrap_err()
         };
         let plan = |p: &Arc<Pod>, budgets: &[Arc<PodDisruptionBudget>]| {
@@ -355,7 +361,13 @@ mod tests {
         let (namespaces, wants) = (Namespaces::new(), Wants::default());
         let fits = |cache: &Cache, p: &Arc<Pod>| {
             let policy = Policy::Default;
-            let context = super::super::Context { namespaces: &namespaces, wants: &wants, policy, last: "" };
+            let context = super::super::Context {
+                namespaces: &namespaces,
+                wants: &wants,
+                policy,
+                last: "",
+                usage: &Default::default(),
+            };
             super::super::choose(&Placed::new(Arc::clone(p)), cache, &context).is_ok()
         };
         let (heir, equal, higher) = (pod("heir", "3", 5), pod("equal", "2", 5), pod("higher", "2", 6));

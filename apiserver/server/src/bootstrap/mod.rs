@@ -124,6 +124,10 @@ async fn usage(server: &Arc<Inner>) -> Result<(), Status> {
             "labels": {to("admin"): "true", to("edit"): "true", to("view"): "true"}},
         "rules": [{"verbs": ["get", "list", "watch"], "apiGroups": [GROUP], "resources": ["pods", "nodes"]}]});
     reconcile_policy(server, "clusterroles", role).await?;
+    // Policies of the scheduler go by what nodes use.
+    let scheduler = json!([{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "system:kube-scheduler"}]);
+    let rule = json!([{"verbs": ["list"], "apiGroups": [GROUP], "resources": ["nodes"]}]);
+    grant(server, "skiff::scheduler-usage", scheduler, rule).await?;
     api_service(server, GROUP, VERSION, 100, 100, "onstart").await
 }
 
