@@ -27,7 +27,7 @@ async fn the_server_takes_them() {
         (json!({"source": {"inline": "x"}, "runtime": "http"}), "runtime http needs a command, or an image"),
         (json!({"source": {"image": "x"}, "scale": {"min": 3, "max": 2}}), "scale.min must not be above scale.max"),
         (json!({"source": {"image": "x"}, "traffic": [{"percent": 60}]}), "must add up to 100"),
-        (json!({"source": {"image": "x"}, "triggers": [{"name": "a"}]}), "exactly one of cron, watch and files"),
+        (json!({"source": {"image": "x"}, "triggers": [{"name": "a"}]}), "exactly one of cron, watch, files and event"),
     ];
     for (spec, why) in refused {
         let error = functions.create(&PostParams::default(), &function("bad", spec.clone())).await.unwrap_err();
