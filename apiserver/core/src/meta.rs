@@ -143,6 +143,7 @@ pub fn validate(obj: &Value, namespaced: bool, rule: NameRule, errors: &mut Erro
         errors.forbidden(&path.child("namespace"), "not allowed on this type");
     }
     validate_common(m, &path, errors);
+    validate_finalizers(m, &path, errors);
 }
 
 fn validate_common(m: &Map<String, Value>, path: &Path<'_>, errors: &mut Errors) {
@@ -154,7 +155,6 @@ fn validate_common(m: &Map<String, Value>, path: &Path<'_>, errors: &mut Errors)
     names::validate_labels(m.get("labels").and_then(Value::as_object), &path.child("labels"), errors);
     names::validate_annotations(m.get("annotations").and_then(Value::as_object), &path.child("annotations"), errors);
     validate_owners(m, path, errors);
-    validate_finalizers(m, path, errors);
 }
 
 fn validate_owners(m: &Map<String, Value>, path: &Path<'_>, errors: &mut Errors) {
@@ -242,6 +242,7 @@ pub fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("metadata");
     let empty = Map::new();
     let (n, o) = (meta(new).unwrap_or(&empty), meta(old).unwrap_or(&empty));
+    validate_finalizers(n, &path, errors);
     let old_finalizers = finalizers(old);
     if deleting(old) {
         let added: Vec<&str> = finalizers(new).into_iter().filter(|f| !old_finalizers.contains(f)).collect();

@@ -249,8 +249,12 @@ impl Server {
     #[must_use]
     pub fn client(&self, user: User) -> kube::Client {
         let inner = Arc::clone(&self.inner);
+        let agent = agent(&user.name).and_then(|a| http::HeaderValue::from_str(a).ok());
         let service = tower::service_fn(move |mut request: http::Request<kube::client::Body>| {
             request.extensions_mut().insert(Peer(user.clone()));
+            if let Some(agent) = &agent {
+                request.headers_mut().entry(http::header::USER_AGENT).or_insert_with(|| agent.clone());
+            }
             let inner = Arc::clone(&inner);
             async move { Ok::<http::Response<Body>, std::io::Error>(chain::handle(inner, request).await) }
         });
@@ -270,5 +274,15 @@ impl Server {
     /// Ends watches and connections.
     pub fn shutdown(&self) {
         self.inner.shutdown.cancel();
+    }
+}
+
+/// The program that upstream's component of an identity is, which is the name its changes have in managed fields.
+fn agent(user: &str) -> Option<&str> {
+    match user.strip_prefix("system:")? {
+        name if name.starts_with("serviceaccount:kube-system:") => Some("kube-controller-manager"),
+        name if name.starts_with("serviceaccount:") => None,
+        name if name.starts_with("node:") => Some("kubelet"),
+        name => Some(name),
     }
 }

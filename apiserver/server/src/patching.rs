@@ -7,6 +7,7 @@ use skiff_core::path::Path;
 use skiff_core::schema::Struct;
 use skiff_core::status::Status;
 
+use crate::verbs::options::FieldValidation;
 use crate::verbs::patch::PatchType;
 
 /// The result of applying a patch, before it is decoded.
@@ -19,15 +20,24 @@ pub struct Patched {
     pub text: String,
 }
 
-/// Applies a patch body to `old`.
+/// Applies a patch body to `old`. `validation` is also that of the operations of a JSON patch.
 ///
 /// # Errors
 /// As the patches' own errors become statuses.
-pub fn apply(patch: PatchType, old: &Value, body: &[u8], shape: &Struct) -> Result<Patched, Status> {
+pub fn apply(
+    patch: PatchType,
+    old: &Value,
+    body: &[u8],
+    shape: &Struct,
+    validation: FieldValidation,
+) -> Result<Patched, Status> {
     let text = || String::from_utf8_lossy(body).into_owned();
     match patch {
         PatchType::Json => {
             let parsed = JsonPatch::parse(body)?;
+            if let Some(why) = parsed.mistyped.as_ref().filter(|_| validation != FieldValidation::Ignore) {
+                return Err(Status::bad_request(why));
+            }
             Ok(Patched { value: parsed.apply(old)?, duplicates: parsed.strict.clone(), text: text() })
         }
         PatchType::Merge => {

@@ -127,9 +127,7 @@ impl Addresses {
                 return claims::port(server, p, protocol, owner).await?.then_some(p).ok_or(Taken::InUse);
             }
             let mut used = self.used.lock();
-            // One Service may use one number for several protocols.
-            let other = used.ports.iter().any(|((n, proto), o)| *n == p && (proto == protocol || *o != owner.key));
-            if other {
+            if used.ports.keys().any(|(n, _)| *n == p) {
                 return Err(Taken::InUse);
             }
             used.ports.insert((p, protocol.into()), owner.key.clone());
@@ -150,6 +148,27 @@ impl Addresses {
             }
         }
         Err(Taken::Full)
+    }
+
+    /// Notes that the owner uses a port that is its own for another protocol, too.
+    async fn share(
+        &self,
+        server: &Inner,
+        port: i64,
+        protocol: &str,
+        owner: &Owner,
+        ports: &mut Vec<(u16, String)>,
+    ) -> Result<(), Status> {
+        let Ok(port) = u16::try_from(port) else { return Ok(()) };
+        let new = if server.store.shared() {
+            claims::port(server, port, protocol, owner).await.map_err(crate::registry::storage_error)?
+        } else {
+            self.used.lock().ports.insert((port, protocol.to_owned()), owner.key.clone()).is_none()
+        };
+        if new {
+            ports.push((port, protocol.to_owned()));
+        }
+        Ok(())
     }
 
     async fn give_back(&self, server: &Inner, owner: &Owner, addresses: &[IpAddr], ports: &[(u16, String)]) {
@@ -258,11 +277,20 @@ fn wants_address(s: &Value) -> bool {
 }
 
 fn wants_ports(s: &Value) -> bool {
-    match kind_of(s) {
-        "NodePort" => true,
-        "LoadBalancer" => s["spec"]["allocateLoadBalancerNodePorts"] != false,
-        _ => false,
-    }
+    matches!(kind_of(s), "NodePort" | "LoadBalancer")
+}
+
+/// Whether ports that ask for no node port get one. Those that ask get it in any case.
+fn gives_ports(s: &Value) -> bool {
+    kind_of(s) != "LoadBalancer" || s["spec"]["allocateLoadBalancerNodePorts"] != false
+}
+
+fn node_port(port: &Value) -> i64 {
+    port["nodePort"].as_i64().unwrap_or(0)
+}
+
+fn protocol(port: &Value) -> &str {
+    port["protocol"].as_str().unwrap_or("TCP")
 }
 
 /// Addresses and node ports with their protocols that were newly taken.
@@ -290,9 +318,8 @@ impl ServiceHooks {
         let name = meta::name(s).to_owned();
         let mut errors = Errors::new();
         let spec = Path::new("spec");
-        let before_ips = old.map(cluster_ips).unwrap_or_default();
-        let before_ports = old.map(node_ports).unwrap_or_default();
-        if wants_address(s) {
+        // One that had an address keeps it: a change is refused when the rest is checked.
+        if wants_address(s) && old.is_none_or(|o| kind_of(o) == "ExternalName") {
             let wanted = cluster_ips(s);
             match wanted.first() {
                 None => match a.take(server, None, &owner).await {
@@ -306,7 +333,7 @@ impl ServiceHooks {
                         return Err(Status::internal("failed to allocate IP: range is full"));
                     }
                 },
-                Some(ip) if !before_ips.contains(ip) => match a.take(server, Some(*ip), &owner).await {
+                Some(ip) => match a.take(server, Some(*ip), &owner).await {
                     Ok(ip) => addresses.push(ip),
                     Err(Taken::Failed(status)) => return Err(status),
                     Err(t) => {
@@ -328,47 +355,16 @@ impl ServiceHooks {
                         errors.invalid_raw(&spec.child("clusterIPs"), list.to_string(), why);
                     }
                 },
-                Some(_) => {}
             }
         }
         if errors.is_empty() && wants_ports(s) {
-            let list = s["spec"]["ports"].as_array().cloned().unwrap_or_default();
-            let mut given: Vec<(i64, u16)> = vec![];
-            for (i, p) in list.iter().enumerate() {
-                let protocol = p["protocol"].as_str().unwrap_or("TCP").to_owned();
-                let wanted = p["nodePort"].as_i64().unwrap_or(0);
-                let number = p["port"].as_i64().unwrap_or(0);
-                if wanted > 0 && before_ports.contains(&(u16::try_from(wanted).unwrap_or(0), protocol.clone())) {
-                    continue;
-                }
-                // The same port over another protocol shares its node port.
-                let shared = given.iter().find(|(n, _)| *n == number).map(|(_, p)| *p);
-                let ask = if wanted == 0 { shared } else { Some(u16::try_from(wanted).unwrap_or(0)) };
-                let path = spec.child("ports");
-                match a.take_port(server, ask, &protocol, &owner).await {
-                    Ok(n) => {
-                        ports.push((n, protocol));
-                        given.push((number, n));
-                        s["spec"]["ports"][i]["nodePort"] = n.into();
-                    }
-                    Err(Taken::OutOfRange) if dry_run => {}
-                    Err(Taken::Failed(status)) => {
-                        a.give_back(server, &owner, &addresses, &ports).await;
-                        return Err(status);
-                    }
-                    Err(t) => {
-                        let why = match t {
-                            Taken::InUse => "provided port is already allocated".to_owned(),
-                            Taken::OutOfRange => format!(
-                                "provided port is not in the valid range. The range of valid ports is {}-{}",
-                                a.ports.0, a.ports.1
-                            ),
-                            Taken::Full | Taken::Failed(_) => "range is full".to_owned(),
-                        };
-                        errors.invalid(&path.index(i).child("nodePort"), wanted, why);
-                        break;
-                    }
-                }
+            let taken = match old {
+                None => Self::first_ports(server, s, &owner, dry_run, &mut ports).await,
+                Some(old) => Self::next_ports(server, s, old, &owner, dry_run, &mut ports).await,
+            };
+            if let Err(status) = taken {
+                a.give_back(server, &owner, &addresses, &ports).await;
+                return Err(status);
             }
             let local = kind_of(s) == "LoadBalancer" && s["spec"]["externalTrafficPolicy"] == "Local";
             let missing = local && s["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) == 0;
@@ -385,6 +381,106 @@ impl ServiceHooks {
             return Err(Status::invalid("", "Service", &name, &errors));
         }
         Ok((addresses, ports))
+    }
+
+    /// Node ports of a new Service. Ports of one number share theirs, over whatever protocols.
+    async fn first_ports(
+        server: &Arc<Inner>,
+        s: &mut Value,
+        owner: &Owner,
+        dry_run: bool,
+        ports: &mut Vec<(u16, String)>,
+    ) -> Result<(), Status> {
+        let list = s["spec"]["ports"].as_array().cloned().unwrap_or_default();
+        let number = |p: &Value| p["port"].as_i64().unwrap_or(0);
+        let mut given: HashMap<i64, i64> = HashMap::new();
+        for (i, p) in list.iter().enumerate() {
+            let asked = node_port(p);
+            if asked == 0 && !gives_ports(s) {
+                continue;
+            }
+            let taken = match given.get(&number(p)) {
+                Some(shared) if asked == 0 || asked == *shared => {
+                    server.addresses.share(server, *shared, protocol(p), owner, ports).await?;
+                    *shared
+                }
+                Some(_) => Self::port_at(server, s, i, asked, owner, dry_run, ports).await?,
+                None => {
+                    let wish = list.iter().filter(|q| number(q) == number(p)).map(node_port).find(|n| *n != 0);
+                    let n = Self::port_at(server, s, i, wish.unwrap_or(0), owner, dry_run, ports).await?;
+                    given.insert(number(p), n);
+                    n
+                }
+            };
+            s["spec"]["ports"][i]["nodePort"] = taken.into();
+        }
+        Ok(())
+    }
+
+    /// Node ports of a Service that changes: those it had stay its own.
+    async fn next_ports(
+        server: &Arc<Inner>,
+        s: &mut Value,
+        old: &Value,
+        owner: &Owner,
+        dry_run: bool,
+        ports: &mut Vec<(u16, String)>,
+    ) -> Result<(), Status> {
+        let list = s["spec"]["ports"].as_array().cloned().unwrap_or_default();
+        let had: Vec<i64> = node_ports(old).into_iter().map(|(n, _)| n.into()).collect();
+        let mut now: Vec<(i64, &str)> = vec![];
+        for (i, p) in list.iter().enumerate() {
+            let asked = node_port(p);
+            if asked == 0 && !gives_ports(s) {
+                continue;
+            }
+            let own = had.contains(&asked) || now.iter().any(|(n, _)| *n == asked);
+            let taken = if asked != 0 && own {
+                server.addresses.share(server, asked, protocol(p), owner, ports).await?;
+                asked
+            } else {
+                Self::port_at(server, s, i, asked, owner, dry_run, ports).await?
+            };
+            s["spec"]["ports"][i]["nodePort"] = taken.into();
+            if now.contains(&(taken, protocol(p))) {
+                return Err(Status::untyped(format!("duplicate nodePort: {{{} {taken}}}", protocol(p))));
+            }
+            now.push((taken, protocol(p)));
+        }
+        Ok(())
+    }
+
+    /// Takes the node port of the `i`th port: `asked`, or any when that is 0.
+    async fn port_at(
+        server: &Arc<Inner>,
+        s: &Value,
+        i: usize,
+        asked: i64,
+        owner: &Owner,
+        dry_run: bool,
+        ports: &mut Vec<(u16, String)>,
+    ) -> Result<i64, Status> {
+        let a = &server.addresses;
+        let protocol = protocol(&s["spec"]["ports"][i]);
+        let wanted = (asked != 0).then(|| u16::try_from(asked).unwrap_or(0));
+        let why = match a.take_port(server, wanted, protocol, owner).await {
+            Ok(n) => {
+                ports.push((n, protocol.to_owned()));
+                return Ok(n.into());
+            }
+            Err(Taken::OutOfRange) if dry_run => return Ok(asked),
+            Err(Taken::Failed(status)) => return Err(status),
+            Err(Taken::Full) => return Err(Status::internal("failed to allocate a nodePort: range is full")),
+            Err(Taken::InUse) => "provided port is already allocated".to_owned(),
+            Err(Taken::OutOfRange) => format!(
+                "provided port is not in the valid range. The range of valid ports is {}-{}",
+                a.ports.0, a.ports.1
+            ),
+        };
+        let mut errors = Errors::new();
+        let path = Path::new("spec");
+        errors.invalid(&path.child("ports").index(i).child("nodePort"), asked, why);
+        Err(Status::invalid("", "Service", meta::name(s), &errors))
     }
 
     fn undo(server: &Arc<Inner>, owner: Owner, addresses: Vec<IpAddr>, ports: Vec<(u16, String)>) -> Undo {

@@ -57,7 +57,7 @@ pub(super) fn spec(spec: &Value, errors: &mut Errors) {
         |v: &Value| v.get("schema").and_then(|s| s.get("openAPIV3Schema")).filter(|s| !s.is_null()).cloned();
     for (i, version) in versions.iter().enumerate() {
         if schema_of(version).is_none() {
-            errors.required(&format!("spec.versions[{i}].schema.openAPIV3Schema"), "schemas are required");
+            errors.required(&format!("spec.versions[{i}].schema.openAPIV3Schema"), "");
         }
     }
     // What all versions share is checked once, below.
@@ -92,12 +92,19 @@ pub(super) fn spec(spec: &Value, errors: &mut Errors) {
             selectable(version, schema_of(version).as_ref(), &at, errors);
         }
     }
-    let shown = || Value::Array(versions.to_vec()).to_string();
+    let shown = || if versions.is_empty() { "null".to_owned() } else { Value::Array(versions.to_vec()).to_string() };
     if !unique {
         errors.invalid_raw(&"spec.versions", shown(), "must contain unique version names");
     }
     if versions.iter().filter(|v| v.get("storage") == Some(&Value::Bool(true))).count() != 1 {
         errors.invalid_raw(&"spec.versions", shown(), "must have exactly one version marked as storage version");
+    }
+    if let Some(name) = versions.first().map(|v| text(v, "name")).filter(|n| !n.is_empty()) {
+        // The first version is also the field of an older form, which is checked as well.
+        let why = grammar::is_dns1035_label(name);
+        if !why.is_empty() {
+            errors.invalid(&"spec.version", name, why.join(","));
+        }
     }
     names_of(&spec["names"], errors);
     if let Some(first) = versions.first() {
@@ -412,7 +419,7 @@ pub(super) fn stored_versions(new: &Value, stored: &Value, errors: &mut Errors) 
     let at = "status.storedVersions";
     let stored: Vec<&str> = list(&stored["status"], "storedVersions").iter().filter_map(Value::as_str).collect();
     if stored.is_empty() {
-        errors.invalid(&at, Value::Array(vec![]), "must have at least one stored version");
+        errors.invalid(&at, Value::Null, "must have at least one stored version");
         return;
     }
     let versions = list(&new["spec"], "versions");

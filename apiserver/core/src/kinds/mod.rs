@@ -219,6 +219,10 @@ pub trait Strategy: Send + Sync {
     /// Marks the object when its deletion begins (a namespace becomes Terminating).
     fn on_delete(&self, _obj: &mut Value) {}
 
+    /// Completes and checks what allocation rests on, before anything is allocated and before the rest is checked. What is
+    /// wrong here is told alone.
+    fn settle(&self, _new: &mut Value, _old: Option<&Value>, _errors: &mut Errors) {}
+
     /// Prepares an update through a subresource other than `status` (ephemeralcontainers, resize, finalize, approval);
     /// `new` already has nothing else changed.
     fn prepare_subresource(&self, _name: &str, _new: &mut Value, _old: &Value) {}

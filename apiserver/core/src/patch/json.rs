@@ -20,6 +20,8 @@ pub struct JsonPatch {
     operations: Vec<Map<String, Value>>,
     /// What strict decoding refuses, for example `json patch unknown field "[0].foo"`.
     pub strict: Vec<String>,
+    /// The first member of an operation that should be a text and is not, in words: 400 unless fields are not validated.
+    pub mistyped: Option<String>,
 }
 
 fn refused<T>(text: impl Into<String>) -> Result<T, PatchError> {
@@ -38,13 +40,23 @@ impl JsonPatch {
         };
         let mut patch = Self::default();
         for item in items {
-            let Value::Object(operation) = item else { return Err(malformed("an operation is an object")) };
-            patch.operations.push(operation);
+            match item {
+                Value::Object(operation) => patch.operations.push(operation),
+                // An operation of no kind, which fails when it is done.
+                Value::Null => patch.operations.push(Map::new()),
+                _ => return Err(malformed("an operation is an object")),
+            }
         }
         if patch.operations.len() > MAX_OPERATIONS {
             return Err(PatchError::TooManyOperations { got: patch.operations.len() });
         }
         for (i, operation) in patch.operations.iter().enumerate() {
+            let odd = |key: &&str| !matches!(operation.get(*key), None | Some(Value::String(_) | Value::Null));
+            if let Some(key) = ["op", "path", "from"].iter().find(|k| odd(k)) {
+                patch.mistyped.get_or_insert_with(|| {
+                    format!("error decoding patch: json: cannot unmarshal value into Go struct field jsonPatchOp.{key} of type string")
+                });
+            }
             for key in operation.keys().filter(|k| !matches!(k.as_str(), "op" | "path" | "from" | "value")) {
                 patch.strict.push(format!("json patch unknown field \"[{i}].{key}\""));
             }

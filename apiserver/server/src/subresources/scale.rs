@@ -16,7 +16,7 @@ use crate::ownership::{self, Owner};
 use crate::registry::Kind;
 use crate::request::Verb;
 use crate::server::Inner;
-use crate::verbs::options::write_options;
+use crate::verbs::options::{FieldValidation, write_options};
 use crate::verbs::update::{RACE_TRIES, check_version};
 use crate::verbs::write::{self, Attempt, Part};
 use crate::verbs::{Answer, Call, patch};
@@ -120,7 +120,7 @@ pub async fn handle(
         let wanted = match (&given, how) {
             (Some(v), _) => v.clone(),
             (None, Some(patch::PatchType::Apply)) => applied(call, &view_of(kind, &old, false)?)?,
-            (None, Some(how)) => patched(sub, call, how, &view_of(kind, &old, false)?)?,
+            (None, Some(how)) => patched(sub, call, how, &view_of(kind, &old, false)?, options.validation)?,
             (None, None) => return Err(Status::method_not_allowed()),
         };
         let wanted_name = meta::name(&wanted);
@@ -209,8 +209,14 @@ fn of_view(kind: &Kind, mut s: Status) -> Status {
     s
 }
 
-fn patched(sub: &Subresource, call: &mut Call, how: patch::PatchType, scale: &Value) -> Result<Value, Status> {
-    let p = crate::patching::apply(how, scale, &call.body, &sub.model)?;
+fn patched(
+    sub: &Subresource,
+    call: &mut Call,
+    how: patch::PatchType,
+    scale: &Value,
+    validation: FieldValidation,
+) -> Result<Value, Status> {
+    let p = crate::patching::apply(how, scale, &call.body, &sub.model, validation)?;
     let mut value = p.value;
     let mut faults = codec::Faults::default();
     codec::normalize(&mut value, &sub.model, &mut faults)

@@ -121,7 +121,7 @@ pub async fn handle(
         let new = match (&given, how) {
             (Some(v), _) => v.clone(),
             (None, Some(how)) => {
-                let p = crate::patching::apply(how, &old, &call.body, &r.model)?;
+                let p = crate::patching::apply(how, &old, &call.body, &r.model, options.validation)?;
                 patch::decode_patched(kind, call, how, p, &options)?
             }
             (None, None) => return Err(Status::method_not_allowed()),

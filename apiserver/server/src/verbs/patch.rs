@@ -144,7 +144,7 @@ fn apply_patch(
     options: &WriteOptions,
 ) -> Result<Value, Status> {
     let r = &kind.resource;
-    let patched = crate::patching::apply(patch, old, &call.body, &r.model)?;
+    let patched = crate::patching::apply(patch, old, &call.body, &r.model, options.validation)?;
     decode_patched(kind, call, patch, patched, options)
 }
 

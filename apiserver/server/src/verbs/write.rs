@@ -26,6 +26,15 @@ use crate::server::Inner;
 /// How often a generated name is tried again when it is taken.
 const NAME_TRIES: usize = 8;
 
+/// The refusal of an object whose name is taken.
+fn exists(kind: &Kind, new: &Value, there: Option<&Value>) -> Status {
+    let mut s = Status::already_exists(kind.group(), kind.plural(), meta::name(new));
+    if there.is_some_and(meta::deleting) {
+        s.message = format!("object is being deleted: {}", s.message);
+    }
+    s
+}
+
 /// Stores a new object.
 ///
 /// # Errors
@@ -39,7 +48,8 @@ pub async fn create(
     options: &WriteOptions,
 ) -> Result<Answer, Status> {
     let objects = Arc::clone(kind.stored()?);
-    if !matches!(meta::text(&obj, "resourceVersion"), "" | "0") {
+    // What is no number is not looked at, as upstream does.
+    if meta::text(&obj, "resourceVersion").parse::<u64>().is_ok_and(|v| v != 0) {
         return Err(Status::untyped("resourceVersion should not be set on objects to be created"));
     }
     wipe_new(&mut obj);
@@ -65,6 +75,17 @@ pub async fn create(
     kind.strategy.prepare_create(&mut obj);
     retype(kind, &mut obj)?;
     let mut errors = Errors::new();
+    kind.strategy.settle(&mut obj, None, &mut errors);
+    if !errors.is_empty() {
+        return Err(refusal(kind, meta::name(&obj), &errors));
+    }
+    let undo = kind.hooks.before_create(server, &mut obj, options.dry_run).await?;
+    let undo_on_error = |e: Status, undo: crate::registry::hooks::Undo| {
+        if let Some(u) = undo {
+            u();
+        }
+        e
+    };
     meta::validate(&obj, kind.resource.namespaced, kind.strategy.traits().name, &mut errors);
     if !kind.strategy.traits().untyped {
         meta::validate_standard_finalizers(&obj, &mut errors);
@@ -73,17 +94,10 @@ pub async fn create(
     if !errors.is_empty() {
         let name = meta::name(&obj);
         let name = if name.is_empty() { &base } else { name };
-        return Err(refusal(kind, name, &errors));
+        return Err(undo_on_error(refusal(kind, name, &errors), undo));
     }
     kind.strategy.warnings(&obj, None, &mut call.warnings);
     forget_empty_lists(&mut obj, &kind.resource.model);
-    let undo = kind.hooks.before_create(server, &mut obj, options.dry_run).await?;
-    let undo_on_error = |e: Status, undo: crate::registry::hooks::Undo| {
-        if let Some(u) = undo {
-            u();
-        }
-        e
-    };
     if let Err(e) = admission::validate(server, kind, call, Operation::Create, &obj, None, options.dry_run).await {
         return Err(undo_on_error(e, undo));
     }
@@ -92,8 +106,8 @@ pub async fn create(
             u();
         }
         let key = objects.key(meta::namespace(&obj), meta::name(&obj));
-        if objects.cache.get(&key).is_some() {
-            return Err(Status::already_exists(kind.group(), kind.plural(), meta::name(&obj)));
+        if let Some(there) = objects.cache.get(&key) {
+            return Err(exists(kind, &obj, serde_json::from_slice(&there.value).ok().as_ref()));
         }
         return Ok(Answer::Object { code: 201, kind: Arc::clone(kind), object: Content::Parsed(obj) });
     }
@@ -115,11 +129,8 @@ pub async fn create(
                     meta::meta_mut(&mut obj).insert("name".into(), name.into());
                     continue;
                 }
-                let mut s = Status::already_exists(kind.group(), kind.plural(), meta::name(&obj));
-                let deleting = current.and_then(|e| serde_json::from_slice::<Value>(&e.value).ok());
-                if deleting.is_some_and(|v| meta::deleting(&v)) {
-                    s.message = format!("object is being deleted: {}", s.message);
-                }
+                let there = current.and_then(|e| serde_json::from_slice::<Value>(&e.value).ok());
+                let mut s = exists(kind, &obj, there.as_ref());
                 if generated {
                     s = s.retry_after(1);
                 }
@@ -279,6 +290,18 @@ pub async fn update(
     }
     server_owned(&mut new, &old);
     let mut errors = Errors::new();
+    if part == Part::Main {
+        kind.strategy.settle(&mut new, Some(&old), &mut errors);
+        if !errors.is_empty() {
+            return Err(refusal(kind, meta::name(&old), &errors));
+        }
+    }
+    let undo = kind.hooks.before_update(server, &mut new, &old, options.dry_run).await?;
+    let give_back = |undo: crate::registry::hooks::Undo| {
+        if let Some(u) = undo {
+            u();
+        }
+    };
     meta::validate_update(&new, &old, &mut errors);
     if !kind.strategy.traits().untyped {
         meta::validate_standard_finalizers(&new, &mut errors);
@@ -289,16 +312,11 @@ pub async fn update(
         Part::Main => kind.strategy.validate_update(&new, &old, &mut errors),
     }
     if !errors.is_empty() {
+        give_back(undo);
         return Err(refusal(kind, meta::name(&old), &errors));
     }
     kind.strategy.warnings(&new, Some(&old), &mut call.warnings);
     forget_empty_lists(&mut new, &kind.resource.model);
-    let undo = kind.hooks.before_update(server, &mut new, &old, options.dry_run).await?;
-    let give_back = |undo: crate::registry::hooks::Undo| {
-        if let Some(u) = undo {
-            u();
-        }
-    };
     if let Err(e) = admission::validate(server, kind, call, Operation::Update, &new, Some(&old), options.dry_run).await
     {
         give_back(undo);

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::image::is_latest;
 use crate::kinds::defaults::{each, object, set, set_text};
 
 /// Defaults of a Pod object.
@@ -197,26 +198,6 @@ fn default_container(c: &mut Map<String, Value>) {
     }
 }
 
-/// Whether an image name means "the latest": no tag and no digest, or the tag `latest`.
-fn is_latest(image: &str) -> bool {
-    if image.contains(char::is_whitespace) {
-        return false;
-    }
-    let (image, digest) = image.split_once('@').map_or((image, ""), |(i, d)| (i, d));
-    let last = image.rsplit('/').next().unwrap_or_default();
-    // A reference that cannot be parsed has no tag, and is pulled like one that means a fixed version.
-    if image.chars().any(|c| c.is_ascii_uppercase() && image.contains('/') && !last.contains(c)) {
-        return false;
-    }
-    if !digest.is_empty() {
-        return last.split_once(':').is_some_and(|(_, t)| t == "latest");
-    }
-    match last.split_once(':') {
-        Some((_, tag)) => tag == "latest",
-        None => true,
-    }
-}
-
 fn default_http(h: &mut Map<String, Value>) {
     set_text(h, "path", "/");
     set_text(h, "scheme", "HTTP");
@@ -311,14 +292,6 @@ fn default_volume(v: &mut Map<String, Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn latest() {
-        for (image, yes) in [("a", true), ("a:latest", true), ("a:1", false), ("h:5000/a", true), ("a@sha256:0", false)]
-        {
-            assert_eq!(is_latest(image), yes, "{image}");
-        }
-    }
 
     #[test]
     fn defaulting_twice_changes_nothing() {

@@ -1,6 +1,7 @@
 //! Pod.
 
 mod defaults;
+mod image;
 mod qos;
 pub mod security_levels;
 pub mod totals;

@@ -1,5 +1,6 @@
 //! Service.
 
+mod families;
 mod validate;
 
 use serde_json::{Map, Value, json};
@@ -32,7 +33,6 @@ impl Strategy for ServiceStrategy {
     fn prepare_create(&self, obj: &mut Value) {
         obj["status"] = json!({"loadBalancer": {}});
         mirror_addresses(obj);
-        families(obj);
         // A name has no traffic: what was said about it is dropped, as upstream does.
         if kind(obj) == "ExternalName"
             && let Some(spec) = spec_mut(obj)
@@ -44,8 +44,11 @@ impl Strategy for ServiceStrategy {
     fn prepare_update(&self, new: &mut Value, old: &Value) {
         carry(new, old, "status");
         drop_by_type(new, old);
-        families(new);
         mirror_addresses(new);
+    }
+
+    fn settle(&self, new: &mut Value, old: Option<&Value>, errors: &mut Errors) {
+        families::settle(new, old, errors);
     }
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
@@ -111,21 +114,6 @@ fn default_service(obj: &mut Value) {
 
 fn spec_mut(obj: &mut Value) -> Option<&mut Map<String, Value>> {
     obj.get_mut("spec").and_then(Value::as_object_mut)
-}
-
-/// A single-stack IPv4 cluster: the family follows from the cluster.
-fn families(obj: &mut Value) {
-    let Some(spec) = spec_mut(obj) else { return };
-    if spec.get("type") == Some(&json!("ExternalName")) {
-        return;
-    }
-    let selectorless_headless = spec.get("clusterIP") == Some(&json!("None"))
-        && spec.get("selector").is_none_or(|s| s.as_object().is_none_or(Map::is_empty));
-    set(spec, "ipFamilyPolicy", if selectorless_headless { "RequireDualStack" } else { "SingleStack" });
-    if spec.get("ipFamilies").is_none_or(|f| f.as_array().is_none_or(Vec::is_empty)) {
-        let list = if selectorless_headless { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
-        spec.insert("ipFamilies".into(), list);
-    }
 }
 
 /// `clusterIP` and the first of `clusterIPs` are the same value.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::invalid::Errors;
 use crate::kinds::check::{list, text};
@@ -70,37 +70,11 @@ pub(super) fn validate(obj: &Value, errors: &mut Errors) {
         "None" => {}
         other => errors.not_supported(&root.child("sessionAffinity"), other, &["ClientIP", "None"]),
     }
-    if !external {
-        addresses(spec, &root, errors);
-    }
     external_ips(spec, &root, errors);
     if !TYPES.contains(&kind) {
         errors.not_supported(&root.child("type"), kind, &TYPES);
     }
-    for (i, p) in all.iter().enumerate() {
-        if let Some(n) = p["nodePort"].as_i64().filter(|n| *n != 0)
-            && matches!(kind, "ClusterIP" | "ExternalName")
-        {
-            let _ = n;
-            errors.forbidden(&ports.index(i).child("nodePort"), format!("may not be used when `type` is '{kind}'"));
-        }
-    }
-    for (i, p) in all.iter().enumerate() {
-        let same = |q: &&Value| q["port"] == p["port"] && q["protocol"] == p["protocol"];
-        if all[..i].iter().any(|q| same(&q)) {
-            let mut shown = json!({"protocol": p["protocol"], "port": p["port"]});
-            for key in ["name", "appProtocol", "nodePort"] {
-                if let Some(v) = p.get(key) {
-                    shown[key] = v.clone();
-                }
-            }
-            errors.0.push(crate::invalid::FieldError {
-                kind: crate::invalid::ErrorType::Duplicate,
-                path: ports.index(i).to_string(),
-                body: format!("Duplicate value: {shown}"),
-            });
-        }
-    }
+    duplicates(all, kind, &ports, errors);
     source_ranges(obj, &root, errors);
     traffic(spec, kind, &root, errors);
     let load_balancer = kind == "LoadBalancer";
@@ -119,6 +93,31 @@ pub(super) fn validate(obj: &Value, errors: &mut Errors) {
             }
         } else {
             errors.forbidden(&at, "may only be used when `type` is 'LoadBalancer'");
+        }
+    }
+}
+
+/// Node ports that are not for this type, and node ports and ports that occur twice for one protocol.
+fn duplicates(all: &[Value], kind: &str, ports: &Path<'_>, errors: &mut Errors) {
+    let node_port = |p: &Value| p["nodePort"].as_i64().filter(|n| *n != 0);
+    for (i, _) in all.iter().enumerate().filter(|(_, p)| kind == "ClusterIP" && node_port(p).is_some()) {
+        errors.forbidden(&ports.index(i).child("nodePort"), "may not be used when `type` is 'ClusterIP'");
+    }
+    for (i, p) in all.iter().enumerate() {
+        let Some(n) = node_port(p) else { continue };
+        if all[..i].iter().any(|q| node_port(q) == Some(n) && q["protocol"] == p["protocol"]) {
+            errors.duplicate(&ports.index(i).child("nodePort"), n);
+        }
+    }
+    for (i, p) in all.iter().enumerate() {
+        if all[..i].iter().any(|q| q["port"] == p["port"] && q["protocol"] == p["protocol"]) {
+            // Upstream shows its own structure, of which only these two are filled in.
+            let shown = format!(
+                r#"{{"Name":"","Protocol":{},"AppProtocol":null,"Port":{},"TargetPort":0,"NodePort":0}}"#,
+                p["protocol"],
+                p["port"].as_i64().unwrap_or(0)
+            );
+            errors.duplicate_raw(&ports.index(i), shown, "");
         }
     }
 }
@@ -165,63 +164,6 @@ fn port<'a>(p: &'a Value, at: &Path<'_>, named: bool, seen: &mut Vec<&'a str>, e
         for why in names::is_qualified_name(a) {
             errors.invalid(&at.child("appProtocol"), a, why);
         }
-    }
-}
-
-/// `clusterIP`, `clusterIPs` and the families they belong to.
-fn addresses(spec: &Value, root: &Path<'_>, errors: &mut Errors) {
-    let at = root.child("clusterIPs");
-    let all: Vec<&str> = list(spec, "clusterIPs").iter().filter_map(Value::as_str).collect();
-    let shown = || spec["clusterIPs"].to_string();
-    let first = text(spec, "clusterIP");
-    if !all.is_empty() {
-        if first.is_empty() {
-            errors.invalid_raw(&at, shown(), "must be empty when `clusterIP` is not specified");
-        } else if all[0] != first {
-            errors.invalid_raw(&at, shown(), "first value must match `clusterIP`");
-        }
-    }
-    if all.len() > 1 && all.contains(&"None") && all[0] == "None" {
-        errors.invalid_raw(&at, shown(), "'None' must be the first and only value");
-    }
-    if all.len() > 2 {
-        errors.invalid_raw(&at, shown(), "may only hold up to 2 values");
-        return;
-    }
-    let mut bad = false;
-    for (i, a) in all.iter().enumerate() {
-        if i == 0 && *a == "None" {
-            continue;
-        }
-        if let Some(why) = bad_ip(a) {
-            bad = true;
-            errors.invalid(&at.index(i), *a, why);
-        }
-    }
-    if bad {
-        return;
-    }
-    let is_v6 = |a: &&str| a.parse::<IpAddr>().is_ok_and(|a| a.is_ipv6());
-    if all.len() == 2 && all[0] != "None" && is_v6(&all[0]) == is_v6(&all[1]) {
-        errors.invalid_raw(&at, shown(), "may specify no more than one IP for each IP family");
-    }
-    if let Some(a) = all.first().filter(|a| is_v6(a)) {
-        let _ = a;
-        errors.invalid_raw(&at.index(0), shown(), "IPv6 is not configured on this cluster");
-        return;
-    }
-    let families: Vec<&str> = list(spec, "ipFamilies").iter().filter_map(Value::as_str).collect();
-    for (i, a) in all.iter().enumerate() {
-        if *a != "None" && families.get(i) == Some(&"IPv6") && !is_v6(a) {
-            let why = format!("expected an IPv6 value as indicated by `ipFamilies[{i}]`");
-            errors.invalid(&at.index(i), *a, why);
-        }
-    }
-    let selectorless =
-        spec["clusterIP"] == "None" && spec["selector"].as_object().is_none_or(serde_json::Map::is_empty);
-    if text(spec, "ipFamilyPolicy") == "RequireDualStack" && !selectorless {
-        let why = "this cluster is not configured for dual-stack services";
-        errors.invalid(&root.child("ipFamilyPolicy"), "RequireDualStack", why);
     }
 }
 

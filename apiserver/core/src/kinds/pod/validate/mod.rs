@@ -65,9 +65,9 @@ pub(super) fn validate_pod(obj: &Value, errors: &mut Errors) {
 
 /// Checks a pod template at `path`.
 pub(in crate::kinds) fn validate_template(t: &Value, path: &Path<'_>, errors: &mut Errors) {
-    let m = path.child("metadata");
-    names::validate_labels(t["metadata"]["labels"].as_object(), &m.child("labels"), errors);
-    let annotations = m.child("annotations");
+    // Upstream's paths: without `metadata`.
+    names::validate_labels(t["metadata"]["labels"].as_object(), &path.child("labels"), errors);
+    let annotations = path.child("annotations");
     names::validate_annotations(t["metadata"]["annotations"].as_object(), &annotations, errors);
     security::validate_annotations(t, &annotations, errors);
     let spec = path.child("spec");
