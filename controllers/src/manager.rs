@@ -18,7 +18,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttributesClass};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::task::JoinSet;
@@ -102,6 +102,7 @@ pub(crate) struct Informers {
     pub(crate) crons: Informer<CronJob>,
     pub(crate) volumes: Informer<PersistentVolume>,
     pub(crate) classes: Informer<StorageClass>,
+    pub(crate) attribute_classes: Informer<VolumeAttributesClass>,
     pub(crate) autoscalers: Informer<HorizontalPodAutoscaler>,
 }
 
@@ -142,6 +143,7 @@ impl Informers {
             crons: Informer::default(),
             volumes: Informer::new(|v| volumes::claim_key(v).map(|k| volumes::claim_term(&k)).into_iter().collect()),
             classes: Informer::default(),
+            attribute_classes: Informer::default(),
             autoscalers: Informer::default(),
         }
     }
@@ -287,6 +289,12 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
         volumes::local::Controller::new(own(client, "persistent-volume-binder"), storage, i.nodes.clone()),
         volumes::protect::Claims::new(own(client, "pvc-protection-controller"), i.claims.clone(), i.pods.clone()),
         volumes::protect::Volumes::new(own(client, "pv-protection-controller"), i.volumes.clone()),
+        volumes::attributes::Classes::new(
+            own(client, "volumeattributesclass-protection-controller"),
+            i.attribute_classes.clone(),
+            &i.claims,
+            &i.volumes,
+        ),
         volumes::ephemeral::Controller::new(
             own(client, "ephemeral-volume-controller"),
             i.pods.clone(),
@@ -342,6 +350,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow(&mut followed, "cronjobs", &i.crons, &shared, stop);
     follow(&mut followed, "persistentvolumes", &i.volumes, &shared, stop);
     follow(&mut followed, "storageclasses", &i.classes, &shared, stop);
+    follow(&mut followed, "volumeattributesclasses", &i.attribute_classes, &shared, stop);
     follow(&mut followed, "horizontalpodautoscalers", &i.autoscalers, &shared, stop);
     for (name, synced) in followed {
         tokio::select! {

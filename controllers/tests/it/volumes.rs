@@ -1,5 +1,5 @@
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount};
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttributesClass};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -346,4 +346,25 @@ async fn what_an_agent_may_do_to_volumes() {
         }
     }
     assert!(agent.delete("own", &DeleteParams::default()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn classes_of_attributes_stay_while_they_are_named() {
+    let c = Cluster::start().await;
+    let classes = c.all::<VolumeAttributesClass>();
+    for name in ["named", "free"] {
+        let class = json!({"metadata": {"name": name}, "driverName": "example.com", "parameters": {"iops": "1"}});
+        classes.create(&PostParams::default(), &serde_json::from_value(class).unwrap()).await.unwrap();
+    }
+    let mut wants = claim("wants", "1Gi", None);
+    wants["spec"]["volumeAttributesClassName"] = "named".into();
+    c.claim(wants).await;
+    classes.delete("free", &DeleteParams::default()).await.unwrap();
+    let gone = async |name: &str| classes.get_opt(name).await.unwrap().is_none().then_some(());
+    eventually("the free class is gone", || gone("free")).await;
+    let deleted = classes.delete("named", &DeleteParams::default()).await.unwrap();
+    assert_eq!(deleted.left().unwrap().finalizers(), ["kubernetes.io/vac-protection"]);
+    assert!(classes.get_opt("named").await.unwrap().is_some());
+    c.api::<Claim>("default").delete("wants", &DeleteParams::default()).await.unwrap();
+    eventually("the class is gone with its claim", || gone("named")).await;
 }

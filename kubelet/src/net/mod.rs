@@ -141,6 +141,16 @@ pub struct HostPort {
     pub pod_port: u16,
 }
 
+impl HostPort {
+    /// Whether both cannot be on one node.
+    pub fn collides(&self, other: &Self) -> bool {
+        let any = |ip: Option<Ipv4Addr>| ip.is_none_or(|ip| ip.is_unspecified());
+        self.protocol == other.protocol
+            && self.host_port == other.host_port
+            && (any(self.host_ip) || any(other.host_ip) || self.host_ip == other.host_ip)
+    }
+}
+
 /// The pod network of this node.
 pub struct PodNetwork {
     bridge: String,

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Config;
 use crate::events::Recorder;
-use crate::net::Network;
+use crate::net::{HostPort, Network};
 use crate::node::{Capacity, NodeAgent};
 use crate::runtime::{Container, Runtime, label};
 use crate::source::{Key, Sources};
@@ -71,16 +71,12 @@ pub struct Shared {
 struct Claim {
     millicpu: i128,
     memory: i128,
-    ports: Vec<(String, u16)>,
+    ports: Vec<HostPort>,
 }
 
 fn claim(pod: &Pod) -> Claim {
     let ports = worker::host_ports(pod, Ipv4Addr::UNSPECIFIED);
-    Claim {
-        millicpu: spec::pod_request(pod, "cpu"),
-        memory: spec::pod_request(pod, "memory"),
-        ports: ports.into_iter().map(|p| (p.protocol, p.host_port)).collect(),
-    }
+    Claim { millicpu: spec::pod_request(pod, "cpu"), memory: spec::pod_request(pod, "memory"), ports }
 }
 
 impl Shared {
@@ -160,7 +156,7 @@ fn check(admitted: &HashMap<String, Claim>, pod: &Pod, capacity: &Capacity) -> R
     if wanted.memory > 0 && memory + wanted.memory > i128::from(capacity.memory) * 1000 {
         return Err(refuse("memory", wanted.memory / 1000, memory / 1000, capacity.memory.into()));
     }
-    if wanted.ports.iter().any(|port| others().any(|c| c.ports.contains(port))) {
+    if wanted.ports.iter().any(|port| others().any(|c| c.ports.iter().any(|other| port.collides(other)))) {
         let message =
             "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
         return Err(Verdict { phase: "Failed", reason: "NodePorts".into(), message: message.into() });
@@ -428,5 +424,26 @@ mod tests {
         }
         admitted.insert("y".into(), claim(&pod("y", "1m", 90)));
         assert_eq!(check(&admitted, &pod("a", "1m", 91), &capacity).unwrap_err().reason, "OutOfpods");
+    }
+
+    #[test]
+    fn a_port_is_taken_at_an_address_and_for_a_protocol() {
+        let capacity = Capacity { millicpu: 1000, memory: 1 << 30, pods: 9 };
+        let at = |uid: &str, ip: &str, protocol: &str| {
+            let mut pod = pod(uid, "1m", 80);
+            let ports = pod.spec.as_mut().and_then(|s| s.containers[0].ports.as_mut()).unwrap();
+            (ports[0].host_ip, ports[0].protocol) = (Some(ip.to_owned()), Some(protocol.to_owned()));
+            pod
+        };
+        let admitted = HashMap::from([("x".to_string(), claim(&at("x", "127.0.0.1", "TCP")))]);
+        for (ip, protocol, fits) in [
+            ("127.0.0.1", "TCP", false),
+            ("127.0.0.1", "UDP", true),
+            ("192.0.2.1", "TCP", true),
+            ("0.0.0.0", "TCP", false),
+            ("", "TCP", false),
+        ] {
+            assert_eq!(check(&admitted, &at("a", ip, protocol), &capacity).is_ok(), fits, "{ip} {protocol}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! CertificateSigningRequest.
+//! CertificateSigningRequest and ClusterTrustBundle.
 //!
 //! Whose request it is and who may approve and sign is admission's; here is what a request, its conditions and its
 //! certificate must look like. Certificates are looked at as PEM, not as ASN.1.
@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::check::{complain, list, text};
 use super::{Strategy, Traits, carry, carry_meta};
 use crate::invalid::{Errors, quote_str};
+use crate::meta::NameRule;
 use crate::names;
 use crate::path::Path;
 
@@ -120,6 +121,56 @@ impl Strategy for SigningRequest {
 
     fn fields(&self) -> &'static [&'static str] {
         &["spec.signerName"]
+    }
+}
+
+/// Rules of ClusterTrustBundles: the name of one that a signer's keeps begins with the signer's.
+pub(super) struct TrustBundle;
+
+impl Strategy for TrustBundle {
+    fn traits(&self) -> &Traits {
+        const T: Traits = Traits { name: NameRule::PathSegment, ..Traits::DEFAULT };
+        &T
+    }
+
+    fn validate(&self, obj: &Value, errors: &mut Errors) {
+        let (name, of) = (crate::meta::name(obj), text(&obj["spec"], "signerName"));
+        let path = Path::new("metadata");
+        for why in bundle_name(name, of) {
+            errors.invalid(&path.child("name"), name, why);
+        }
+        if !of.is_empty() {
+            let spec = Path::new("spec");
+            signer(of, &spec.child("signerName"), errors);
+        }
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        self.validate(new, errors);
+        let (now, was) = (text(&new["spec"], "signerName"), text(&old["spec"], "signerName"));
+        if now != was {
+            let spec = Path::new("spec");
+            errors.invalid(&spec.child("signerName"), now, "field is immutable");
+        }
+    }
+
+    fn fields(&self) -> &'static [&'static str] {
+        &["spec.signerName"]
+    }
+}
+
+/// Complaints about the name of a bundle of `signer`, which may be nobody.
+pub(super) fn bundle_name(name: &str, signer: &str) -> Vec<String> {
+    if signer.is_empty() {
+        if name.contains(':') {
+            return vec!["ClusterTrustBundle without signer name must not have \":\" in its name".to_owned()];
+        }
+        return names::is_dns1123_subdomain(name);
+    }
+    let prefix = format!("{}:", signer.replace('/', ":"));
+    match name.strip_prefix(&prefix) {
+        Some(rest) => names::is_dns1123_subdomain(rest),
+        None => vec![format!("ClusterTrustBundle for signerName {signer} must be named with prefix {prefix}")],
     }
 }
 

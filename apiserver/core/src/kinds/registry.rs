@@ -73,7 +73,10 @@ pub fn strategy(group: &str, plural: &str) -> Arc<dyn Strategy> {
         ("storage.k8s.io", "csistoragecapacities") => Arc::new(storage::Capacity),
         ("storage.k8s.io", "volumeattachments") => Arc::new(storage::Attachment),
         ("certificates.k8s.io", "certificatesigningrequests") => Arc::new(certificates::SigningRequest),
-        ("certificates.k8s.io", "clustertrustbundles") => Arc::new(Selectable(&["spec.signerName"])),
+        ("certificates.k8s.io", "clustertrustbundles") => Arc::new(certificates::TrustBundle),
+        ("certificates.k8s.io", "podcertificaterequests") => {
+            Arc::new(Selectable(&["spec.signerName", "spec.podName", "spec.nodeName"]))
+        }
         ("flowcontrol.apiserver.k8s.io", "flowschemas") => Arc::new(flow::Schema),
         ("flowcontrol.apiserver.k8s.io", _) => Arc::new(flow::Level),
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations") => {

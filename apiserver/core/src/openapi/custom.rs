@@ -26,8 +26,10 @@ pub(super) fn object(custom: Custom<'_>, models: &mut Models<'_>) -> Value {
         plain(&mut schema);
     }
     let preserve = schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
-    // Without a schema to speak of, the kind is all that is said in version 2.
-    if !(preserve && models.dialect == Dialect::V2) {
+    if preserve && models.dialect == Dialect::V2 {
+        // Clients of version 2 take whatever is said here for all there is.
+        schema = json!({"type": "object"});
+    } else {
         let metadata = reference(models, OBJECT_META, "Standard metadata.");
         if let Value::Object(map) = &mut schema {
             let properties = map.entry("properties").or_insert_with(|| Value::Object(Map::new()));
@@ -93,6 +95,12 @@ fn plain(schema: &mut Value) {
         for name in ["items", "properties", "additionalProperties", "required"] {
             map.remove(name);
         }
+        if map.get("type").is_some_and(|t| t == "object") {
+            map.remove("type");
+        }
+    }
+    if map.get("type").is_some_and(|t| t == "array") && !map.contains_key("items") {
+        map.remove("type");
     }
     if let Some(Value::Object(properties)) = map.get_mut("properties") {
         properties.values_mut().for_each(plain);

@@ -5,6 +5,7 @@
 //! Annotations, not fields, carry what controllers and provisioners tell each other; their names are upstream's, so
 //! that any external provisioner works beside the built-in one.
 
+pub mod attributes;
 pub mod binder;
 pub mod ephemeral;
 pub mod local;

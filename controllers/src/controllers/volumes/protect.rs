@@ -27,14 +27,14 @@ fn held(meta: &ObjectMeta, finalizer: &str) -> bool {
 
 /// What is to be done about a finalizer.
 #[derive(Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Add,
     /// Being deleted: may go if nobody uses it.
     Ask,
     Nothing,
 }
 
-fn step(meta: &ObjectMeta, finalizer: &str) -> Step {
+pub(super) fn step(meta: &ObjectMeta, finalizer: &str) -> Step {
     match (meta.deletion_timestamp.is_some(), held(meta, finalizer)) {
         (false, false) => Step::Add,
         (true, true) => Step::Ask,
@@ -42,7 +42,7 @@ fn step(meta: &ObjectMeta, finalizer: &str) -> Step {
     }
 }
 
-fn without(meta: &mut ObjectMeta, finalizer: &str) {
+pub(super) fn without(meta: &mut ObjectMeta, finalizer: &str) {
     if let Some(list) = &mut meta.finalizers {
         list.retain(|f| f != finalizer);
     }

@@ -205,9 +205,30 @@ fn projected(s: &Value, at: &Path<'_>, errors: &mut Errors) {
                     }
                     own_path(v, at, &mut paths, errors);
                 }
+                "podCertificate" => {
+                    pod_certificate(v, &one, errors);
+                    own_path(v, at, &mut paths, errors);
+                }
                 _ => own_path(v, at, &mut paths, errors),
             }
         }
+    }
+}
+
+/// Longest life of a pod's certificate that may be asked for: 91 days; of Kubernetes' own signers a day.
+const LONGEST: [i64; 2] = [91 * 86400, 86400];
+
+fn pod_certificate(v: &Value, at: &Path<'_>, errors: &mut Errors) {
+    const KEYS: [&str; 6] = ["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
+    one_of(v, "keyType", &KEYS, at, errors);
+    let Some(n) = v["maxExpirationSeconds"].as_i64() else { return };
+    let at = at.child("maxExpirationSeconds");
+    if n < 3600 {
+        errors.invalid(&at, n, "if provided, maxExpirationSeconds must be >= 3600");
+    }
+    let most = LONGEST[usize::from(text(v, "signerName").starts_with("kubernetes.io/"))];
+    if n > most {
+        errors.invalid(&at, n, format!("if provided, maxExpirationSeconds must be <= {most}"));
     }
 }
 
