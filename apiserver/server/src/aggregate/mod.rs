@@ -312,7 +312,7 @@ async fn say(server: &Inner, name: &str, verdict: &Verdict) -> Result<(), Status
         };
         let condition = json!({"type": "Available", "status": status, "lastTransitionTime": since,
             "reason": verdict.reason, "message": verdict.message});
-        let mut all: Vec<Value> = old.iter().cloned().filter(|c| c["type"] != "Available").collect();
+        let mut all: Vec<Value> = old.iter().filter(|c| c["type"] != "Available").cloned().collect();
         all.push(condition);
         object["status"] = json!({"conditions": all});
         match services.store.commit(&found.key, Compare::At(found.revision), Op::Put(object::encode(&object))).await {
