@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds a release and measures it: what docs/SPECIFICATION.md promises, beside etcd and the disk in the same run.
 #   hack/bench.sh                        everything that needs no engine
-#   hack/bench.sh creates gets           only these sections (idle up creates gets mixed watch lists select pods custom apply functions services
+#   hack/bench.sh creates gets           only these sections (idle up creates gets mixed watch lists select pods custom apply functions kills services
 #                                        nodes scheduler rollout engine ingress vxlan)
 #   BENCH_SECONDS=5 BENCH_SCALE=10 hack/bench.sh mixed     shorter, with a tenth of the objects
 #   BENCH_DIR=/mnt/disk hack/bench.sh    on another disk
 #   BENCH_HTTP2=1 hack/bench.sh mixed    HTTP/2 where a section does not measure both
-# `up`, `apply` and `functions` start a whole cluster and need root and an engine; `services` needs root and nft, `vxlan` root and ip,
+# `up`, `apply`, `functions` and `kills` start a whole cluster and need root and an engine; `services` needs root and nft, `vxlan` root and ip,
 # `ingress` nginx and wrk. `nodes`, `scheduler` and `rollout` need no engine: containers are only pretended. All data is in a
 # directory that is deleted at the end, also of a failed run. A run is bounded in time.
 set -euo pipefail
@@ -19,7 +19,7 @@ for s in "$@"; do
   case $s in
     idle | creates | gets | mixed | watch | lists | select | pods | custom | nodes | scheduler | rollout) ;;
     up | apply) ensure_engine; "$root/hack/images.sh" ;;
-    functions) ensure_engine; need python3 python3; "$root/hack/images.sh" all ;;
+    functions | kills) ensure_engine; need python3 python3; "$root/hack/images.sh" all ;;
     services) services=1; continue ;;
     engine) engine=1; continue ;;
     ingress) ingress=1; continue ;;
@@ -39,11 +39,9 @@ children=()
 cleanup() {
   [ ${#children[@]} = 0 ] || kill "${children[@]}" 2>/dev/null || true
   # A whole cluster leaves containers and links behind, which only `down` takes away.
-  if [ -d "$dir/up" ] || [ -d "$dir/apply" ] || [ -d "$dir/functions" ]; then
-    for d in up apply functions; do
-      [ ! -d "$dir/$d" ] || "$CARGO_TARGET_DIR/$profile/skiff" down --purge --data-dir "$dir/$d" --kubeconfig "$dir/kubeconfig" >/dev/null 2>&1 || true
-    done
-  fi
+  for d in up apply functions kills; do
+    [ ! -d "$dir/$d" ] || "$CARGO_TARGET_DIR/$profile/skiff" down --purge --data-dir "$dir/$d" --kubeconfig "$dir/kubeconfig" >/dev/null 2>&1 || true
+  done
   rm -rf "$dir"
 }
 trap cleanup EXIT

@@ -12,6 +12,7 @@ use skiff_apiserver::auth::User;
 use skiff_apiserver::pki::Pki;
 use skiff_controllers::runtime::leader::while_leading;
 use skiff_faas::Config;
+use skiff_faas::build::Supplies;
 use skiff_faas::gateway::door::Tls;
 use skiff_faas::gateway::invoke::Shared;
 use skiff_faas::runtime::Images;
@@ -46,6 +47,18 @@ pub(crate) struct FunctionsArgs {
     /// Image that other programs run in when they come without one.
     #[arg(long, default_value_t = Images::default().http)]
     pub(crate) functions_http_image: String,
+    /// Registry that images of functions are pushed to, HOST[:PORT][/PATH]. Without it only the node that built an image has it.
+    #[arg(long)]
+    pub(crate) functions_registry: Option<String>,
+    /// Index of Python packages for functions. Default: that of pip.
+    #[arg(long)]
+    pub(crate) functions_pip_index: Option<http::Uri>,
+    /// Registry of Node.js packages for functions. Default: that of npm.
+    #[arg(long)]
+    pub(crate) functions_npm_registry: Option<http::Uri>,
+    /// The engine's network that builds of functions are in, as in `docker build --network`.
+    #[arg(long)]
+    pub(crate) functions_build_network: Option<String>,
 }
 
 impl FunctionsArgs {
@@ -65,6 +78,12 @@ impl FunctionsArgs {
                 http: self.functions_http_image.clone(),
             },
             engine: None,
+            supplies: Supplies {
+                registry: self.functions_registry.clone(),
+                pip_index: self.functions_pip_index.clone(),
+                npm_registry: self.functions_npm_registry.clone(),
+                network: self.functions_build_network.clone(),
+            },
             processes: None,
             share: Shared::default(),
         }
@@ -74,9 +93,10 @@ impl FunctionsArgs {
 /// Settings of `faas`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct FaasArgs {
-    /// kubeconfig with an identity that may do what the ClusterRole skiff:functions says.
+    /// kubeconfig with an identity that may do what docs/examples/functions/faas.yaml allows. Default: in a pod its
+    /// ServiceAccount, elsewhere what kubectl would use.
     #[arg(long)]
-    pub(crate) kubeconfig: PathBuf,
+    pub(crate) kubeconfig: Option<PathBuf>,
     /// Address that pods reach this machine at. Default: that of the default route.
     #[arg(long)]
     pub(crate) advertise_address: Option<IpAddr>,
@@ -92,6 +112,9 @@ pub(crate) struct FaasArgs {
     /// CA of clients' certificates.
     #[arg(long)]
     pub(crate) client_ca: Option<PathBuf>,
+    /// Socket of an engine that builds images of functions, for a registry that nodes pull from. Without it none are built.
+    #[arg(long, requires = "functions_registry")]
+    pub(crate) engine: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) functions: FunctionsArgs,
 }
@@ -130,7 +153,9 @@ pub(crate) fn start(
     let mut config = args.functions.config(address, node, &args.cluster_domain, Some(tls));
     config.engine = Some(args.engine.clone());
     config.share = share;
-    config.processes = Some(skiff_faas::process::Config::new(node, args.data_dir.join("functions")));
+    let mut processes = skiff_faas::process::Config::new(node, args.data_dir.join("functions"));
+    processes.pip_args = config.supplies.pip_args();
+    config.processes = Some(processes);
     let client = server.client(User::new(USER, &[]));
     let (several, stop) = (args.etcd.used(), stop.clone());
     spawn(tasks, "functions", &stop.clone(), async move {
@@ -147,8 +172,12 @@ pub(crate) fn start(
 pub(crate) async fn run(args: FaasArgs) -> anyhow::Result<()> {
     let address = args.advertise_address.unwrap_or_else(|| crate::up::advertise(Ipv4Addr::UNSPECIFIED.into()));
     let node = crate::cli::node_name(None)?;
-    let config = args.functions.config(address, &node, &args.cluster_domain, args.tls()?);
-    let client = client(&args.kubeconfig).await?;
+    let mut config = args.functions.config(address, &node, &args.cluster_domain, args.tls()?);
+    config.engine.clone_from(&args.engine);
+    let client = match &args.kubeconfig {
+        Some(path) => client(path).await?,
+        None => kube::Client::try_default().await.context("no cluster is named: --kubeconfig is missing")?,
+    };
     let stop = CancellationToken::new();
     let work = |inner| skiff_faas::run(client.clone(), config.clone(), inner);
     alone("functions", stop.clone(), while_leading(client.clone(), LEASE, &stop, work)).await

@@ -41,6 +41,8 @@ enum Section {
     Custom,
     /// Functions: first calls, warm calls, memory; needs python3 and, for those in pods, an engine.
     Functions,
+    /// Functions from none to many and back, while things are killed; needs root and python3.
+    Kills,
     /// Memory per stored pod.
     Pods,
     /// From apply to Running; needs an engine.
@@ -108,7 +110,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let mut sections = args.sections;
     if sections.is_empty() {
-        let engine = |s: &Section| matches!(s, Section::Up | Section::Apply | Section::Functions);
+        let engine = |s: &Section| matches!(s, Section::Up | Section::Apply | Section::Functions | Section::Kills);
         sections = Section::value_variants().iter().copied().filter(|s| !engine(s)).collect();
     }
     let mut report = Report::default();
@@ -127,6 +129,7 @@ async fn main() -> anyhow::Result<()> {
             Section::Pods => sections::lists::pods(&cx, &mut report).await,
             Section::Custom => sections::custom::run(&cx, &mut report).await,
             Section::Functions => sections::functions::run(&cx, &mut report).await,
+            Section::Kills => sections::kills::run(&cx, &mut report).await,
             Section::Apply => sections::apply::run(&cx, &mut report).await,
             Section::Nodes => sections::scale::nodes(&cx, &mut report).await,
             Section::Scheduler => sections::scale::scheduler(&cx, &mut report).await,

@@ -81,6 +81,14 @@ impl Process {
         }
         Ok(())
     }
+
+    /// `kill -9`, and waits.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
+        Ok(self.child.kill().await?)
+    }
 }
 
 /// A port nobody uses now.

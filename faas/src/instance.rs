@@ -109,6 +109,14 @@ pub trait Class: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Reads anew what [`Class::takes`] depends on and others may change: the labels of its node.
+    async fn look(&self) {}
+
+    /// Where its instances are, to follow "answers", in words for the function's owner.
+    fn place(&self) -> String {
+        "in pods".to_owned()
+    }
+
     /// Starts an instance and waits until it can answer, at most a minute or until the revision's own deadline. Dropping the
     /// future does not stop the start: its outcome is then told as an event.
     async fn start(&self, revision: Arc<FunctionRevision>) -> Result<Instance, StartError>;

@@ -50,6 +50,8 @@ pub struct Config {
     pub images: Images,
     /// Socket of the engine of this node that builds images. Without it archives run on the base images only.
     pub engine: Option<PathBuf>,
+    /// Where packages come from and images go to.
+    pub supplies: build::Supplies,
     /// Processes of this machine. Without it every function runs in pods.
     pub processes: Option<process::Config>,
     /// Where the gateway is put for others in this process.
@@ -95,17 +97,16 @@ pub async fn serve(
     if !define_at_start(&client, MANAGER, &definitions(), &stop).await? {
         return Ok(());
     }
+    if let Some(processes) = &processes {
+        processes.look().await;
+    }
     let (queue, changed) = queue();
     let hub = Arc::new(Hub::new(Arc::new(Context::new(changed))));
     let pods = Pods::new(client.clone(), config.images.clone(), &stop);
     if let Some(socket) = &config.engine {
-        match Docker::connect(socket, None).await {
+        match Docker::connect(socket, config.supplies.network.clone()).await {
             Ok(engine) => {
-                let build = build::Config {
-                    images: config.images.clone(),
-                    node: Some(config.node.clone()),
-                    ..build::Config::default()
-                };
+                let build = config.supplies.build(config.images.clone(), &config.node);
                 pods.build_with(Arc::new(Builder::new(client.clone(), Arc::new(engine), build)));
             }
             Err(error) => tracing::warn!(%error, "no images of functions are built here"),

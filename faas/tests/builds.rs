@@ -1,6 +1,8 @@
 //! Builds by a real engine, where one answers and has the base image of `hack/images.sh python`.
 #![allow(clippy::unwrap_used)]
 
+mod supplier;
+
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -11,9 +13,10 @@ use serde_json::json;
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
 use skiff_faas::api::FunctionRevision;
-use skiff_faas::build::{BuildError, Builder, Config, Docker, Engine};
+use skiff_faas::build::{BuildError, Builder, Config, Docker, Engine, Supplies};
 use skiff_faas::instance::{Address, Class, StartError};
 use skiff_faas::process::Host;
+use skiff_faas::runtime::Images;
 use skiff_storage::embedded::{Embedded, Options};
 
 const WHEEL: &str = r#"
@@ -100,6 +103,45 @@ async fn an_image_has_the_packages_or_the_reason_why_not() {
     let (error, _) = build("file", &[("Dockerfile", "FRUM x\n"), ("main.py", MAIN)]).await;
     assert!(matches!(&error, Err(BuildError::Failed { log_tail }) if log_tail.contains("FRUM")), "{error:?}");
     let _ = Command::new("docker").args(["rmi", &image]).output();
+}
+
+/// Packages come from the owner's index, the image goes to the owner's registry, and who pulls it there has the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_goes_through_a_registry() {
+    let network = Some("host".to_owned());
+    let Ok(docker) = Docker::connect(Path::new("/var/run/docker.sock"), network).await else { return };
+    if !docker.has("skiff/python:1").await.unwrap_or(false) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, client) = client(dir.path()).await;
+    archive(&dir.path().join("packages"), &[]);
+    let supplier = supplier::start(&dir.path().join("packages/wheels")).await;
+    let at = supplier.address;
+    let supplies = Supplies {
+        registry: Some(format!("{at}/team")),
+        pip_index: Some(format!("http://{at}/simple/").parse().unwrap()),
+        ..Supplies::default()
+    };
+    let config = supplies.build(Images::default(), "n");
+    let builder = Arc::new(Builder::new(client.clone(), Arc::new(docker), config));
+    assert_eq!(builder.only_node(), None, "any node can have it");
+    let fresh = format!("# {:?}\n{MAIN}", std::time::SystemTime::now());
+    let files = [("requirements.txt", "skiffsix\n"), ("main.py", fresh.as_str())];
+    let revision = uploaded(&client, dir.path(), "pushed", &files).await;
+    let image = builder.image(&revision).await.unwrap().unwrap();
+    assert!(image.starts_with(&format!("{at}/team/fn:")), "{image}");
+    let engine = |args: &[&str]| {
+        let out = Command::new("docker").args(args).output().unwrap();
+        assert!(out.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let id = |image: &str| engine(&["image", "inspect", "-f", "{{.Id}}", image]);
+    let built = id(&image);
+    engine(&["rmi", &image]);
+    engine(&["pull", "-q", &image]);
+    assert_eq!(id(&image), built);
+    engine(&["rmi", &image]);
 }
 
 /// Processes have their packages from the node, once for all that ask for the same.

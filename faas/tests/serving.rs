@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
+use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -32,7 +35,8 @@ use skiff_faas::api::{Function, FunctionCall, FunctionRevision, Isolation};
 use skiff_faas::instance::{Address, Class, Event as Change, Instance, StartError, Times};
 use skiff_faas::runtime::Images;
 use skiff_storage::embedded::{Embedded, Options};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -45,12 +49,39 @@ struct Tasks {
     events: Mutex<Option<mpsc::Sender<Change>>>,
 }
 
-async fn behave(code: String, name: String, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+/// Bytes that instances which stream have given away.
+static STREAMED: AtomicUsize = AtomicUsize::new(0);
+/// One piece of a stream, and how many there are.
+const PIECES: (usize, usize) = (64 << 10, 4096);
+
+type Reply = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+async fn behave(code: String, name: String, request: Request<Incoming>) -> Result<Reply, Infallible> {
+    let whole = |bytes: Bytes| Response::new(Full::new(bytes).boxed_unsync());
+    if code == "talk" && request.headers().contains_key(UPGRADE) {
+        let mut response = whole(Bytes::new());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        response.headers_mut().insert(CONNECTION, "upgrade".parse().unwrap());
+        response.headers_mut().insert(UPGRADE, "echo".parse().unwrap());
+        tokio::spawn(async move {
+            let io = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
+            let (mut from, mut to) = tokio::io::split(io);
+            tokio::io::copy(&mut from, &mut to).await
+        });
+        return Ok(response);
+    }
     let said = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
     match code.as_str() {
         "hang" => std::future::pending().await,
-        "huge" => Ok(Response::new(Full::new(Bytes::from(vec![b'x'; 2000])))),
-        _ => Ok(Response::new(Full::new(Bytes::from(format!("{code} {name} {}", said.len()))))),
+        "huge" => Ok(whole(Bytes::from(vec![b'x'; 2000]))),
+        "stream" => {
+            let pieces = futures::stream::iter(0..PIECES.1).map(|_| {
+                STREAMED.fetch_add(PIECES.0, Ordering::SeqCst);
+                Ok(Frame::data(Bytes::from(vec![b'x'; PIECES.0])))
+            });
+            Ok(Response::new(StreamBody::new(pieces).boxed_unsync()))
+        }
+        _ => Ok(whole(Bytes::from(format!("{code} {name} {}", said.len())))),
     }
 }
 
@@ -78,7 +109,7 @@ impl Class for Tasks {
                 let (code, name) = (code.clone(), own.clone());
                 let service = service_fn(move |request| behave(code.clone(), name.clone(), request));
                 let connection = hyper::server::conn::http1::Builder::new();
-                connections.spawn(connection.serve_connection(TokioIo::new(stream), service));
+                connections.spawn(connection.serve_connection(TokioIo::new(stream), service).with_upgrades());
             }
         });
         self.running.lock().insert(name.clone(), task.abort_handle());
@@ -135,6 +166,7 @@ impl Cluster {
             domain: "cluster.local".into(),
             images: Images::default(),
             engine: None,
+            supplies: skiff_faas::build::Supplies::default(),
             processes: None,
             share: skiff_faas::gateway::invoke::Shared::default(),
         };
@@ -450,4 +482,75 @@ async fn a_broken_update_leaves_the_old_one_and_traffic_is_split() {
     }
     let said = cluster.call("/function/default/app", &[("skiff-tag", "old")], vec![]).await;
     assert_eq!(said.status, 404);
+}
+
+impl Cluster {
+    /// Sends a head by hand, and reads the answer's.
+    async fn open(&self, head: &str) -> (TcpStream, String) {
+        let mut stream = TcpStream::connect(self.gateway).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut said = Vec::new();
+        while !said.ends_with(b"\r\n\r\n") {
+            said.push(stream.read_u8().await.unwrap());
+        }
+        (stream, String::from_utf8(said).unwrap())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_changed_its_protocol_keeps_its_instance() {
+    let cluster = Cluster::start().await;
+    let scale = json!({"initial": 0, "windowSeconds": 6, "scaleToZeroGraceSeconds": 0});
+    for code in ["talk", "other"] {
+        cluster.make(code, json!({"public": true, "source": {"inline": code}, "concurrency": 2, "scale": scale})).await;
+        cluster.until(code, state("Hibernated")).await;
+    }
+    let head =
+        "GET /function/default/talk HTTP/1.1\r\nhost: x\r\nconnection: keep-alive, Upgrade\r\nupgrade: echo\r\n\r\n";
+    let (mut stream, said) = cluster.open(head).await;
+    assert!(said.starts_with("HTTP/1.1 101") && said.contains("upgrade: echo"), "{said}");
+    let said = cluster.call("/function/default/talk", &[], vec![]).await;
+    assert!(said.status == 200 && said.text.starts_with("talk "), "the other place on the instance: {}", said.text);
+    let reader = format!("Bearer {}", cluster.token(&["/metrics"]).await);
+    let metrics = cluster.call("/metrics", &[("authorization", &reader)], vec![]).await.text;
+    let in_flight = "skiff_function_requests_in_flight{namespace=\"default\",function=\"talk\"} 1";
+    assert!(metrics.contains(in_flight), "it counts as a request: {metrics}");
+    // One that was called at the same time goes to sleep; this one talks on.
+    assert_eq!(cluster.call("/function/default/other", &[], vec![]).await.status, 200);
+    cluster.until("other", state("Running")).await;
+    cluster.until("other", state("Hibernated")).await;
+    stream.write_all(b"hello").await.unwrap();
+    let mut echo = [0; 5];
+    stream.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"hello");
+    assert_eq!(cluster.functions.get("talk").await.unwrap().status.unwrap().instances, 1);
+    drop(stream);
+    cluster.until("talk", state("Hibernated")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_makes_its_function_wait() {
+    let cluster = Cluster::start().await;
+    let whole = PIECES.0 * PIECES.1;
+    let spec =
+        json!({"public": true, "source": {"inline": "stream"}, "maxResponseBytes": whole, "scale": {"initial": 0}});
+    cluster.make("stream", spec).await;
+    cluster.make("other", json!({"public": true, "source": {"inline": "other"}, "scale": {"initial": 0}})).await;
+    let (stream, said) =
+        cluster.open("GET /function/default/stream HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    // Nobody reads: it stands still while others are served, and what is on its way is what sockets hold.
+    let (mut before, mut still) = (0, 0);
+    while still < 20 {
+        assert_eq!(cluster.call("/function/default/other", &[], vec![]).await.status, 200);
+        let now = STREAMED.load(Ordering::SeqCst);
+        still = if now == before { still + 1 } else { 0 };
+        before = now;
+        assert!(now < whole / 4, "{now} bytes are kept for a client that does not read");
+    }
+    let mut left = tokio::io::BufReader::new(stream);
+    let mut bytes = Vec::new();
+    tokio::time::timeout(Duration::from_secs(60), left.read_to_end(&mut bytes)).await.unwrap().unwrap();
+    assert!(bytes.len() > whole, "with the frames of chunks, all of it came: {}", bytes.len());
+    assert_eq!(STREAMED.load(Ordering::SeqCst), whole);
 }

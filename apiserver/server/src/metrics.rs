@@ -96,6 +96,14 @@ pub struct Metrics {
     requests: Mutex<BTreeMap<Key, Series>>,
     lasting: Mutex<BTreeMap<Key, i64>>,
     events: Mutex<BTreeMap<(String, String, String), Arc<AtomicU64>>>,
+    /// Which APIServices are available, and how often one ceased to be, by reason.
+    services: Mutex<Availability>,
+}
+
+#[derive(Debug, Default)]
+struct Availability {
+    now: BTreeMap<String, bool>,
+    lost: BTreeMap<(String, &'static str), u64>,
 }
 
 /// A request in flight.
@@ -172,6 +180,40 @@ impl Metrics {
     pub fn watch_events(&self, group: &str, version: &str, kind: &str) -> Arc<AtomicU64> {
         let key = (group.to_owned(), version.to_owned(), kind.to_owned());
         Arc::clone(self.events.lock().entry(key).or_default())
+    }
+
+    /// An APIService is available, or is not.
+    pub fn service(&self, name: &str, available: bool) {
+        self.services.lock().now.insert(name.to_owned(), available);
+    }
+
+    /// An APIService ceased to be available.
+    pub fn service_lost(&self, name: &str, reason: &'static str) {
+        *self.services.lock().lost.entry((name.to_owned(), reason)).or_default() += 1;
+    }
+
+    /// There is no such APIService any more.
+    pub fn forget_service(&self, name: &str) {
+        self.services.lock().now.remove(name);
+    }
+
+    /// Availability as upstream's aggregator tells it.
+    fn services(&self, o: &mut String) {
+        let services = self.services.lock();
+        let _ = writeln!(
+            o,
+            "# HELP aggregator_unavailable_apiservice APIServices that are not available now.\n# TYPE aggregator_unavailable_apiservice gauge"
+        );
+        for (name, available) in &services.now {
+            let _ = writeln!(o, "aggregator_unavailable_apiservice{{name=\"{name}\"}} {}", u8::from(!available));
+        }
+        let _ = writeln!(
+            o,
+            "# HELP aggregator_unavailable_apiservice_total How often APIServices ceased to be available.\n# TYPE aggregator_unavailable_apiservice_total counter"
+        );
+        for ((name, reason), n) in &services.lost {
+            let _ = writeln!(o, "aggregator_unavailable_apiservice_total{{name=\"{name}\",reason=\"{reason}\"}} {n}");
+        }
     }
 
     /// Counts a request that is answered (its stream may go on).
@@ -259,6 +301,7 @@ impl Metrics {
                 "apiserver_watch_events_total{{group=\"{group}\",kind=\"{kind}\",version=\"{version}\"}} {n}"
             );
         }
+        self.services(o);
         o.push_str(&skiff_metrics::process());
         let _ = writeln!(
             o,

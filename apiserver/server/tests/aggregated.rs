@@ -87,6 +87,14 @@ async fn discovered(client: &Client) -> Option<(String, usize)> {
     Some((version["freshness"].as_str().unwrap().to_owned(), version["resources"].as_array().map_or(0, Vec::len)))
 }
 
+/// What is counted of the APIService.
+async fn counted(client: &Client) -> Vec<String> {
+    let request = Request::get("/metrics").body(vec![].into()).unwrap();
+    let bytes = client.send(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    text.lines().filter(|l| l.contains(&format!("name=\"{NAME}\""))).map(str::to_owned).collect()
+}
+
 struct Rig {
     client: Client,
     server: Server,
@@ -115,6 +123,8 @@ async fn a_server_comes_and_goes() {
             "caBundle": ca, "service": {"namespace": "default", "name": "flowers"}}});
     put(&client, SERVICES, &object).await;
     assert_eq!(until(&client, "ServiceNotFound").await, "service/flowers in \"default\" is not present");
+    let gauge = |n: u8| format!("aggregator_unavailable_apiservice{{name=\"{NAME}\"}} {n}");
+    assert_eq!(counted(&client).await, [gauge(1)]);
     assert_eq!(discovered(&client).await, Some(("Stale".into(), 0)));
     assert_eq!(get(&client, &format!("{ROOT}/namespaces/a/flowers/rose")).await.0, 503);
     assert_eq!(get(&client, ROOT).await.0, 503);
@@ -129,6 +139,7 @@ async fn a_server_comes_and_goes() {
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     put(&client, slices, &slice(true)).await;
     assert_eq!(until(&client, "Passed").await, "all checks passed");
+    assert_eq!(counted(&client).await, [gauge(0)]);
     assert_eq!(discovered(&client).await, Some(("Current".into(), 1)));
     assert_eq!(get(&client, ROOT).await.1["kind"], "APIResourceList");
     assert_eq!(get(&client, "/apis/flowers.example.com").await.1["preferredVersion"]["version"], "v1");
@@ -175,6 +186,8 @@ async fn a_server_comes_and_goes() {
     assert_eq!(status, 200);
     let why = "endpoints for service/flowers in \"default\" have no addresses with port name \"api\"";
     assert_eq!(until(&client, "MissingEndpoints").await, why);
+    let lost = format!("aggregator_unavailable_apiservice_total{{name=\"{NAME}\",reason=\"MissingEndpoints\"}} 1");
+    assert_eq!(counted(&client).await, [gauge(1), lost.clone()]);
     assert_eq!(discovered(&client).await, Some(("Stale".into(), 1)));
     assert_eq!(get(&client, &format!("{ROOT}/namespaces/a/flowers/rose")).await.0, 503);
     call(&client, "PATCH", &format!("{slices}/flowers"), &json!({"endpoints": slice(true)["endpoints"]})).await;
@@ -186,6 +199,7 @@ async fn a_server_comes_and_goes() {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), gone).await.expect("withdrawn");
+    assert_eq!(counted(&client).await, [lost]);
     assert_eq!(get(&client, &format!("{ROOT}/namespaces/a/flowers/rose")).await.0, 404);
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod custom;
 pub(crate) mod functions;
 pub(crate) mod gets;
 pub(crate) mod idle;
+pub(crate) mod kills;
 pub(crate) mod lists;
 pub(crate) mod mixed;
 pub(crate) mod scale;

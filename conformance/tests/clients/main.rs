@@ -3,6 +3,7 @@
 //! They are in `conformance/clients`. Each needs its language's tools, which a machine may lack: then the test says so and
 //! has shown nothing. hack/test.sh runs where they are.
 
+mod aggregated;
 mod kube_rs;
 
 // One helper for all tests with processes; each uses a part of it.

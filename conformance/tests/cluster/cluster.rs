@@ -1,6 +1,7 @@
 //! Starting and stopping the cluster under test, and asking kubectl.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -84,16 +85,40 @@ impl Cluster {
 
     /// Starts one component.
     pub(crate) fn start_component(&mut self, name: &'static str) -> Result<()> {
-        let data = self.dir.path().join("data");
+        let data = self.data_dir();
+        let config = data.join(format!("kubeconfig/{name}.yaml"));
+        let mut args = vec!["--data-dir".into(), data.into_os_string(), "--kubeconfig".into(), config.into_os_string()];
+        if matches!(name, "kubelet" | "proxy") {
+            args.extend(["--node-name".into(), "node1".into()]);
+        }
+        self.start_process(name, &args)
+    }
+
+    /// Starts the program again beside the others, as `name` with these arguments.
+    pub(crate) fn start_process(&mut self, name: &'static str, args: &[OsString]) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log"))?;
         let mut command = Command::new(&self.binary);
-        command.arg(name).arg("--data-dir").arg(&data).arg("--kubeconfig");
-        command.arg(data.join(format!("kubeconfig/{name}.yaml")));
-        if matches!(name, "kubelet" | "proxy") {
-            command.args(["--node-name", "node1"]);
-        }
-        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
-        self.apart.push((name, child));
+        command.arg(name).args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.apart.push((name, command.spawn()?));
+        Ok(())
+    }
+
+    /// Where the server has its data.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Writes the kubeconfig of a ServiceAccount, with a token of its own.
+    pub(crate) fn kubeconfig_of(&self, ns: &str, account: &str, path: &Path) -> Result<()> {
+        let token = self.ok(&["-n", ns, "create", "token", account, "--duration=2h"])?;
+        let file = format!("--kubeconfig={}", path.display());
+        let (server, ca) =
+            (format!("--server=https://127.0.0.1:{PORT}"), self.data_dir().join("pki/ca.crt").display().to_string());
+        let authority = format!("--certificate-authority={ca}");
+        self.ok(&["config", &file, "set-cluster", "c", &server, &authority, "--embed-certs"])?;
+        self.ok(&["config", &file, "set-credentials", account, "--token", token.trim()])?;
+        self.ok(&["config", &file, "set-context", "c", "--cluster=c", "--user", account])?;
+        self.ok(&["config", &file, "use-context", "c"])?;
         Ok(())
     }
 
@@ -148,6 +173,11 @@ impl Cluster {
             ensure!(Instant::now() < end, "the node is not Ready: {}{}", o.out, o.err);
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// Process of the server, or of everything.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// The program under test.

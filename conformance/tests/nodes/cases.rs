@@ -17,6 +17,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("refusals", refusals),
     ("agent_restart", agent_restart),
     ("drain", drain),
+    ("functions", crate::functions::functions),
     ("balancer", crate::outside::balancer),
     ("gateways", crate::outside::gateways),
     ("policies", crate::outside::policies),

@@ -9,6 +9,7 @@
 mod bed;
 mod cases;
 mod faults;
+mod functions;
 mod outside;
 mod plugins;
 

@@ -61,6 +61,43 @@ pub struct Config {
     pub npm_args: Vec<String>,
 }
 
+/// Where packages come from and images go to, as the owner of a cluster says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Supplies {
+    /// Registry that images are pushed to, `HOST[:PORT][/PATH]`; none to leave them on the node that built them.
+    pub registry: Option<String>,
+    /// Index of Python packages; none for that of pip itself.
+    pub pip_index: Option<http::Uri>,
+    /// Registry of Node.js packages; none for that of npm itself.
+    pub npm_registry: Option<http::Uri>,
+    /// The engine's network that the steps of builds are in; none for its default.
+    pub network: Option<String>,
+}
+
+impl Supplies {
+    /// Arguments of pip. An index without TLS was chosen by the owner, so pip is to believe it.
+    #[must_use]
+    pub fn pip_args(&self) -> Vec<String> {
+        let Some(index) = &self.pip_index else { return vec![] };
+        let plain = index.host().filter(|_| index.scheme_str() == Some("http"));
+        let trusted = plain.map(|host| ["--trusted-host".to_owned(), host.to_owned()]);
+        ["--index-url".to_owned(), index.to_string()].into_iter().chain(trusted.into_iter().flatten()).collect()
+    }
+
+    /// Settings of builds by the engine of `node`.
+    #[must_use]
+    pub fn build(&self, images: Images, node: &str) -> Config {
+        let npm = self.npm_registry.iter().flat_map(|r| ["--registry".to_owned(), r.to_string()]);
+        Config {
+            images,
+            node: Some(node.to_owned()),
+            registry: self.registry.clone(),
+            pip_args: self.pip_args(),
+            npm_args: npm.collect(),
+        }
+    }
+}
+
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -107,7 +144,9 @@ impl Plan {
             return Some(Self { dockerfile: None, runner: None });
         }
         let language = Language::of(code).ok().filter(|_| !process)?;
-        let joined = |args: &[String]| args.iter().map(|a| format!(" {a}")).collect::<String>();
+        // Quoted, because a step is a line for the shell.
+        let joined =
+            |args: &[String]| args.iter().map(|a| format!(" '{}'", a.replace('\'', "'\\''"))).collect::<String>();
         let (install, file, text, program) = match language {
             Language::Python => {
                 let wanted = source.file("requirements.txt")?;
@@ -393,6 +432,20 @@ mod tests {
             }
         }
         assert_eq!(Plan::of(&code("python"), &Source::Files(Vec::new()), &Config::default(), false), None);
+    }
+
+    #[test]
+    fn supplies_are_arguments() {
+        let uri = |s: &str| Some(s.parse().unwrap());
+        let plain = Supplies { pip_index: uri("http://pip:8000/simple?a=1&b=2"), ..Supplies::default() };
+        assert_eq!(plain.pip_args(), ["--index-url", "http://pip:8000/simple?a=1&b=2", "--trusted-host", "pip"]);
+        let safe = Supplies { pip_index: uri("https://pip/simple"), npm_registry: uri("http://npm/"), ..plain };
+        assert_eq!(safe.pip_args(), ["--index-url", "https://pip/simple"]);
+        let config = safe.build(Images::default(), "n");
+        assert_eq!(config.npm_args, ["--registry", "http://npm/"]);
+        let source = archive(&[("package.json", "{\"dependencies\": {\"a\": \"1\"}}")]);
+        let plan = Plan::of(&code("node"), &source, &config, false).unwrap();
+        assert!(plan.dockerfile.unwrap().contains("--prefix /function '--registry' 'http://npm/' && "));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 use skiff_controllers::runtime::controller_ref;
 use skiff_controllers::runtime::informer::{Informer, controller_of, key_of};
-use skiff_controllers::runtime::worker::code;
+use skiff_controllers::runtime::worker::{code, text as said};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -244,19 +244,16 @@ impl Pods {
         Ok(fetched)
     }
 
-    /// The node to bind a pod to, when there is no choice.
-    async fn only_node(&self, selector: &BTreeMap<String, String>) -> Option<String> {
+    /// The nodes, as of a moment ago; none if they cannot be read.
+    async fn nodes(&self) -> Vec<Node> {
         let known = self.nodes.lock().clone().filter(|(at, _)| at.elapsed() < NODES).map(|(_, nodes)| nodes);
-        let nodes = match known {
-            Some(nodes) => nodes,
-            None => {
-                let list = ListParams::default().match_any();
-                let nodes = Api::<Node>::all(self.client.clone()).list(&list).await.ok()?.items;
-                *self.nodes.lock() = Some((Instant::now(), nodes.clone()));
-                nodes
-            }
-        };
-        only(&nodes, selector)
+        if let Some(nodes) = known {
+            return nodes;
+        }
+        let list = ListParams::default().match_any();
+        let Ok(nodes) = Api::<Node>::all(self.client.clone()).list(&list).await else { return vec![] };
+        *self.nodes.lock() = Some((Instant::now(), nodes.items.clone()));
+        nodes.items
     }
 
     fn pod(&self, revision: &FunctionRevision, launch: Launch, node: Option<String>) -> Pod {
@@ -417,6 +414,16 @@ fn files(map: &ConfigMap) -> Option<Vec<File>> {
     paths.into_iter().enumerate().map(file).collect()
 }
 
+fn has(node: &Node, selector: &BTreeMap<String, String>) -> bool {
+    let labels = node.metadata.labels.as_ref();
+    selector.iter().all(|(k, v)| labels.is_some_and(|l| l.get(k) == Some(v)))
+}
+
+/// Whether a node is known not to have these labels.
+fn refuses(nodes: &[Node], name: &str, selector: &BTreeMap<String, String>) -> bool {
+    nodes.iter().any(|n| n.metadata.name.as_deref() == Some(name) && !has(n, selector))
+}
+
 /// The one node that may take a pod, if there is exactly one in the cluster: where there are several, the scheduler
 /// knows best.
 fn only(nodes: &[Node], selector: &BTreeMap<String, String>) -> Option<String> {
@@ -426,9 +433,7 @@ fn only(nodes: &[Node], selector: &BTreeMap<String, String>) -> Option<String> {
     let closed = spec.and_then(|s| s.unschedulable).unwrap_or(false);
     let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
     let ready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    let labels = node.metadata.labels.clone().unwrap_or_default();
-    let selected = selector.iter().all(|(k, v)| labels.get(k) == Some(v));
-    (ready && !tainted && !closed && selected).then(|| node.metadata.name.clone()).flatten()
+    (ready && !tainted && !closed && has(node, selector)).then(|| node.metadata.name.clone()).flatten()
 }
 
 #[async_trait]
@@ -448,9 +453,17 @@ impl Class for Pods {
         let source = self.source(&revision).await?;
         let launch = pod(&revision, &source, &self.images).map_err(|e| StartError::Code(e.to_string()))?;
         let ask = revision.spec.code.source.image.is_none() && revision.spec.code.runtime.as_deref() != Some("http");
+        let nodes = self.nodes().await;
+        let selector = &revision.spec.code.node_selector;
         let node = match bound {
+            Some(node) if refuses(&nodes, &node, selector) => {
+                return Err(StartError::Code(format!(
+                    "its image was built on node {node} and is nowhere else, and that node does not have the labels of \
+                     its nodeSelector: with a registry for functions it can run on others"
+                )));
+            }
             Some(node) => Some(node),
-            None => self.only_node(&revision.spec.code.node_selector).await,
+            None => only(&nodes, selector),
         };
         let object = self.pod(&revision, launch, node);
         let namespace = text(object.metadata.namespace.as_ref()).to_owned();
@@ -463,8 +476,8 @@ impl Class for Pods {
         if let Err(e) = pods.create(&PostParams::default(), &object).await {
             return Err(match code(&e) {
                 // Quota, and policies of the namespace.
-                403 => StartError::NoRoom(e.to_string()),
-                400 | 422 => StartError::Code(e.to_string()),
+                403 => StartError::NoRoom(said(&e)),
+                400 | 422 => StartError::Code(said(&e)),
                 _ => other(e),
             });
         }
@@ -535,7 +548,10 @@ mod tests {
         assert_eq!(only(&[node("a", tainted, "True")], &any), None, "tainted");
         let selector = |v: &str| BTreeMap::from([("disk".to_owned(), v.to_owned())]);
         assert_eq!(only(std::slice::from_ref(&good), &selector("ssd")).as_deref(), Some("a"));
-        assert_eq!(only(&[good], &selector("hdd")), None);
+        assert_eq!(only(std::slice::from_ref(&good), &selector("hdd")), None);
+        let all = [good];
+        assert!(refuses(&all, "a", &selector("hdd")) && !refuses(&all, "a", &selector("ssd")));
+        assert!(!refuses(&all, "b", &selector("hdd")), "what is not known is asked");
     }
 
     #[test]

@@ -66,6 +66,9 @@ impl Controller {
         if newest.as_ref().is_some_and(|r| r.spec.digest == digest) {
             return Ok(None);
         }
+        if let Some(processes) = self.classes.processes.as_ref().filter(|_| !code.node_selector.is_empty()) {
+            processes.look().await;
+        }
         if let Err(message) = self.classes.of(code) {
             return fault("IsolationUnavailable", message);
         }
@@ -209,6 +212,7 @@ impl Controller {
             revisions.last().filter(|_| seen.failure.is_some() && revisions.iter().all(|r| ready(r) != Some(true)))
         });
         seen.serving = latest_ready.map(|r| names(&**r).1.to_owned());
+        seen.place = latest_ready.and_then(|r| self.classes.running(r).ok()).map(|class| class.place());
         let mut shares: Vec<(u32, Arc<Fleet>)> = vec![];
         let mut tags = HashMap::new();
         let default = latest_ready.and_then(|r| self.fleet(r).ok());

@@ -13,7 +13,7 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, Client};
 use skiff_controllers::runtime::controller_ref;
 use skiff_controllers::runtime::informer::controller_of;
-use skiff_controllers::runtime::worker::{Error, code};
+use skiff_controllers::runtime::worker::{Error, code, text};
 
 use super::status::Fault;
 use super::{Controller, names};
@@ -126,9 +126,10 @@ async fn ensure(
         Ok(_) => Ok(None),
         // It just came: the next look sees whose it is.
         Err(e) if code(&e) == 409 => Err(Error::Other(format!("the Service {name} was just made by somebody else"))),
-        Err(e) if code(&e) == 422 => {
-            Ok(Some(Fault { reason: "ServiceRefused".into(), message: format!("the Service {name} was refused: {e}") }))
-        }
+        Err(e) if code(&e) == 422 => Ok(Some(Fault {
+            reason: "ServiceRefused".into(),
+            message: format!("the Service {name} was refused: {}", text(&e)),
+        })),
         Err(e) => Err(e.into()),
     }
 }

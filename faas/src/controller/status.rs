@@ -31,6 +31,8 @@ pub(super) struct Seen {
     pub(super) no_room: Option<String>,
     pub(super) latest: Option<String>,
     pub(super) serving: Option<String>,
+    /// Where the instances of that are.
+    pub(super) place: Option<String>,
     pub(super) instances: u32,
     pub(super) starting: u32,
     pub(super) per_revision: Vec<(String, u32)>,
@@ -96,7 +98,8 @@ impl Seen {
         } else if let (Some(why), 0) = (&self.no_room, self.instances) {
             ("False", "NoRoom", why.clone())
         } else if let Some(serving) = &self.serving {
-            ("True", "Serving", format!("{serving} answers"))
+            let place = self.place.as_deref().map(|p| format!(" {p}")).unwrap_or_default();
+            ("True", "Serving", format!("{serving} answers{place}"))
         } else {
             ("Unknown", "Preparing", "its first revision is not ready yet".to_owned())
         };

@@ -16,14 +16,15 @@ mod parent;
 mod record;
 mod start;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kube::Client;
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 
@@ -41,6 +42,8 @@ use start::Spare;
 const STARTS: usize = 32;
 /// Events that may wait for their reader.
 const EVENTS: usize = 1024;
+/// Time to read this node's labels.
+const LOOK: Duration = Duration::from_secs(5);
 /// Time for an instance to end.
 const STOP: Duration = Duration::from_secs(10);
 
@@ -107,6 +110,8 @@ pub struct Host {
     spares: Mutex<Vec<Spare>>,
     starting: Semaphore,
     number: AtomicU64,
+    /// Those of this node, as last read; none before that.
+    labels: Mutex<Option<BTreeMap<String, String>>>,
     events: mpsc::Sender<Event>,
     reader: Mutex<Option<mpsc::Receiver<Event>>>,
     this: Weak<Self>,
@@ -147,6 +152,7 @@ impl Host {
             spares: Mutex::default(),
             starting: Semaphore::new(STARTS),
             number: AtomicU64::new(0),
+            labels: Mutex::default(),
             events,
             reader: Mutex::new(Some(reader)),
             this: this.clone(),
@@ -276,7 +282,22 @@ impl Class for Host {
         if code.source.image.is_some() {
             return Err("an image is run as isolation container only".to_owned());
         }
+        selected(&self.config.node, self.labels.lock().as_ref(), &code.node_selector)?;
         self.can(Language::of(code).map_err(|e| e.to_string())?)
+    }
+
+    async fn look(&self) {
+        let nodes = Api::<Node>::all(self.client.clone());
+        match tokio::time::timeout(LOOK, nodes.get_opt(&self.config.node)).await {
+            Ok(Ok(node)) => *self.labels.lock() = node.map(|n| n.metadata.labels.unwrap_or_default()),
+            // What was known stays.
+            Ok(Err(error)) => tracing::warn!(%error, "the labels of this node cannot be read"),
+            Err(_) => tracing::warn!("the labels of this node are not answered"),
+        }
+    }
+
+    fn place(&self) -> String {
+        format!("in processes of node {}", self.config.node)
     }
 
     async fn start(&self, revision: Arc<FunctionRevision>) -> Result<Instance, StartError> {
@@ -336,6 +357,22 @@ impl Class for Host {
     }
 }
 
+/// Whether a node has the labels that a function wants. There is no other node for processes.
+fn selected(
+    node: &str,
+    labels: Option<&BTreeMap<String, String>>,
+    selector: &BTreeMap<String, String>,
+) -> Result<(), String> {
+    let has = |(key, value): &(&String, &String)| labels.is_some_and(|l| l.get(*key) == Some(*value));
+    match selector.iter().find(|label| !has(label)) {
+        None => Ok(()),
+        Some((key, value)) => Err(format!(
+            "isolation process runs on node {node} only, which does not have the label {key}={value} of the function's \
+             nodeSelector: isolation container runs on any node"
+        )),
+    }
+}
+
 /// A program where systems have it; what a user's own tools put first is last, because others may not read it.
 fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -348,4 +385,31 @@ fn program(name: &str) -> Option<PathBuf> {
 fn prefix(program: &Path) -> Option<String> {
     let real = std::fs::canonicalize(program).ok()?;
     Some(real.parent()?.parent()?.to_str()?.to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_selector_is_honoured_or_refused() {
+        let map = |all: &[(&str, &str)]| -> BTreeMap<String, String> {
+            all.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        };
+        let labels = map(&[("disk", "ssd"), ("zone", "a")]);
+        for (labels, selector, missing) in [
+            (None, map(&[]), None),
+            (Some(&labels), map(&[("disk", "ssd")]), None),
+            (Some(&labels), map(&[("disk", "ssd"), ("zone", "b")]), Some("zone=b")),
+            (Some(&labels), map(&[("gpu", "1")]), Some("gpu=1")),
+            (None, map(&[("disk", "ssd")]), Some("disk=ssd")),
+        ] {
+            let said = selected("n1", labels, &selector);
+            assert_eq!(said.is_err(), missing.is_some(), "{selector:?}");
+            if let Some(missing) = missing {
+                assert!(said.unwrap_err().contains(missing), "{selector:?}");
+            }
+        }
+    }
 }

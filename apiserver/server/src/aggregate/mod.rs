@@ -176,6 +176,11 @@ impl Follower {
     /// Brings one APIService in line.
     fn settle(&mut self, name: &str) {
         let object = self.server.peek(GROUP, PLURAL, "", name);
+        match &object {
+            None => self.server.metrics.forget_service(name),
+            Some(local) if !local["spec"]["service"].is_object() => self.server.metrics.service(name, true),
+            Some(_) => {}
+        }
         let object = object.filter(|o| o["spec"]["service"].is_object());
         let made_from = object.as_ref().map(|o| json!([meta::uid(o), o["spec"]]));
         if self.tended.get(name).map(|(m, _)| m) == made_from.as_ref() {
@@ -184,6 +189,9 @@ impl Follower {
         if let Some((_, task)) = self.tended.remove(name) {
             task.cancel();
             set(&self.server, name, None);
+            if object.is_none() {
+                self.server.metrics.forget_service(name);
+            }
         }
         let (Some(object), Some(made_from)) = (object, made_from) else { return };
         let Some(remote) = Remote::parse(&self.server, &object) else { return };
@@ -215,6 +223,10 @@ async fn tend(server: &Arc<Inner>, mut remote: Remote, stop: &CancellationToken)
         let changes = Changes::since_now(server, &remote.service.0);
         let (verdict, offers) = check::look(server, &remote).await;
         let available = verdict.available();
+        if stop.is_cancelled() {
+            return;
+        }
+        server.metrics.service(&remote.name, available);
         let news = offers.is_some_and(|o| {
             let changed = *remote.offers != o;
             remote.offers = Arc::new(o);
@@ -300,11 +312,16 @@ async fn say(server: &Inner, name: &str, verdict: &Verdict) -> Result<(), Status
         };
         let condition = json!({"type": "Available", "status": status, "lastTransitionTime": since,
             "reason": verdict.reason, "message": verdict.message});
-        let mut all: Vec<Value> = old.into_iter().filter(|c| c["type"] != "Available").collect();
+        let mut all: Vec<Value> = old.iter().filter(|c| c["type"] != "Available").cloned().collect();
         all.push(condition);
         object["status"] = json!({"conditions": all});
         match services.store.commit(&found.key, Compare::At(found.revision), Op::Put(object::encode(&object))).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => {
+                if !verdict.available() && before.is_some_and(|c| c["status"] == "True") {
+                    server.metrics.service_lost(name, verdict.reason);
+                }
+                return Ok(());
+            }
             Err(Error::Conflict { .. }) => {}
             Err(e) => return Err(storage_error(e)),
         }

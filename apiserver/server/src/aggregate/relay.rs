@@ -154,9 +154,11 @@ pub async fn forward(
     }
 }
 
-/// Says who asks, whatever the client itself said there.
+/// Says who asks, whatever the client itself said there. Who somebody acts for is decided here: the other server would decide
+/// it again, for the one that the request is for already.
 fn identify(headers: &mut HeaderMap, user: &User) {
-    let claimed: Vec<HeaderName> = headers.keys().filter(|k| k.as_str().starts_with("x-remote-")).cloned().collect();
+    let claims = |k: &&HeaderName| ["x-remote-", "impersonate-"].iter().any(|p| k.as_str().starts_with(p));
+    let claimed: Vec<HeaderName> = headers.keys().filter(claims).cloned().collect();
     for name in claimed {
         headers.remove(name);
     }
@@ -201,6 +203,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("x-remote-user", HeaderValue::from_static("root"));
         headers.insert("x-remote-extra-a", HeaderValue::from_static("b"));
+        headers.insert("impersonate-user", HeaderValue::from_static("ann"));
+        headers.insert("impersonate-extra-scopes", HeaderValue::from_static("x"));
         let mut user = User::new("ann", &["dev", "ops"]);
         user.extra.insert("example.com/Key%".into(), vec!["v".into()]);
         identify(&mut headers, &user);
@@ -209,5 +213,6 @@ mod tests {
         assert_eq!(all("x-remote-group"), ["dev", "ops", "system:authenticated"]);
         assert_eq!(all("x-remote-extra-example.com%2fkey%25"), ["v"]);
         assert!(!headers.contains_key("x-remote-extra-a"));
+        assert!(!headers.keys().any(|k| k.as_str().starts_with("impersonate-")), "{headers:?}");
     }
 }

@@ -8,6 +8,7 @@ mod claims;
 mod daily;
 mod faults;
 mod functions;
+mod functions_apart;
 mod helm;
 mod ingress;
 mod monitoring;
@@ -64,6 +65,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("functions", functions::functions),
     ("functions_of_files", functions::functions_of_files),
     ("functions_by_triggers", functions::functions_by_triggers),
+    ("functions_killed", functions_apart::functions_killed),
     ("jobs", workloads::jobs),
     ("job_and_crash", workloads::job_and_crash),
     ("sets", workloads::sets),
@@ -76,7 +78,8 @@ pub(crate) const ALL: &[(&str, Case)] = &[
 ];
 
 /// Cases for components that run as processes of their own.
-pub(crate) const APART: &[(&str, Case)] = &[("apart", apart::apart)];
+pub(crate) const APART: &[(&str, Case)] =
+    &[("functions_apart", functions_apart::functions_apart), ("apart", apart::apart)];
 
 fn pod(name: &str, command: &str) -> String {
     format!(
