@@ -35,6 +35,13 @@ fn add() -> Value {
     json!({"Type": "Task", "Resource": "skiff:function:add"})
 }
 
+/// A Map whose items are executions of their own.
+fn spread(kind: &str) -> Value {
+    let mut processor = single("A", add());
+    processor["ProcessorConfig"] = json!({"Mode": "DISTRIBUTED", "ExecutionType": kind});
+    single("M", json!({"Type": "Map", "MaxConcurrency": 2, "ItemProcessor": processor}))
+}
+
 /// Definitions with every type of state that has to do with the outside, inputs and outputs.
 fn table() -> Vec<(&'static str, Value, Value, Result<Value, &'static str>)> {
     let chain = json!({"StartAt": "A", "States": {
@@ -67,6 +74,18 @@ fn table() -> Vec<(&'static str, Value, Value, Result<Value, &'static str>)> {
         (
             "map",
             single("M", json!({"Type": "Map", "MaxConcurrency": 2, "ItemProcessor": single("A", add())})),
+            json!([{"x": 1}, {"x": 2}, {"x": 3}]),
+            Ok(json!([{"x": 2}, {"x": 3}, {"x": 4}])),
+        ),
+        (
+            "standard",
+            spread("STANDARD"),
+            json!([{"x": 1}, {"x": 2}, {"x": 3}]),
+            Ok(json!([{"x": 2}, {"x": 3}, {"x": 4}])),
+        ),
+        (
+            "express",
+            spread("EXPRESS"),
             json!([{"x": 1}, {"x": 2}, {"x": 3}]),
             Ok(json!([{"x": 2}, {"x": 3}, {"x": 4}])),
         ),

@@ -1,6 +1,7 @@
 //! What doors need of runs: start, stop, ask, answer. [`Stored`] does it over API objects from any process; what needs the
 //! engine's memory (synchronous starts, activities that are fetched) is the engine's, which has all of it.
 
+pub(crate) mod maps;
 mod stored;
 
 use std::time::Duration;
