@@ -108,6 +108,8 @@ pub(crate) fn rights() -> Vec<Value> {
                     &["update"],
                 ),
                 rule("", &["secrets", "services", "configmaps"], &read),
+                // What workflows call: what is missing is a warning.
+                rule(group, &["functions"], &["get"]),
                 // Where items and results of maps are files; whether the workflow's account may is asked each time.
                 rule("", &["persistentvolumeclaims", "persistentvolumes"], &["get"]),
                 // Tasks and triggers on objects have the rights of the workflow's account, not these.

@@ -97,7 +97,7 @@ async fn failures_are_tolerated_up_to_a_threshold_and_redriven() {
     *world.functions.does.lock() = Some(Box::new(|name, call| {
         (name == "odd").then(|| Ok(support::answer(200, &serde_json::from_str(&call.payload).unwrap())))
     }));
-    running.engine.redrive("default", "never").await.unwrap();
+    running.engine.redrive("default", "never", None).await.unwrap();
     let succeeded = |r: &WorkflowRun| r.status.as_ref().is_some_and(|s| s.phase == Phase::Succeeded);
     let run = support::until(&world.api::<WorkflowRun>(), "never", succeeded).await;
     assert_eq!(run.status.clone().unwrap().output.unwrap(), items);
@@ -133,26 +133,8 @@ async fn items_come_from_files_and_results_go_to_files() {
     let status = world.over("denied").await.status.unwrap();
     assert_eq!(status.error.as_deref(), Some("States.ItemReaderFailed"), "{:?}", status.cause);
 
-    for (kind, whole) in [
-        (
-            "Role",
-            json!({"rules": [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "create", "patch"]}]}),
-        ),
-        (
-            "RoleBinding",
-            json!({"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "maps"},
-                "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": "default"}]}),
-        ),
-    ] {
-        let plural = format!("{}s", kind.to_lowercase());
-        let mut whole = whole;
-        whole["apiVersion"] = json!("rbac.authorization.k8s.io/v1");
-        whole["kind"] = json!(kind);
-        whole["metadata"] = json!({"name": "maps"});
-        let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/default/{plural}");
-        let request = http::Request::post(path).header("content-type", "application/json");
-        world.client.request::<Value>(request.body(whole.to_string().into_bytes()).unwrap()).await.unwrap();
-    }
+    let rule = json!({"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "create", "patch"]});
+    world.allow("maps", rule).await;
     world.start("read", &map("STANDARD", &task("echo"), &more), &json!({"key": "all.csv", "most": 3})).await;
     let run = world.over("read").await;
     let output = run.status.clone().unwrap().output.unwrap();

@@ -22,6 +22,7 @@ use super::{PayloadRef, any, given};
     category = "all",
     namespaced,
     status = "RunStatus",
+    selectable = ".spec.workflow",
     derive = "PartialEq",
     derive = "Default",
     printcolumn(name = "Workflow", type_ = "string", json_path = ".spec.workflow"),

@@ -18,6 +18,7 @@ use super::hear::PAGE;
 use super::{Engine, Key, map};
 use crate::api::Workflow;
 use crate::endpoint::latest_version;
+use crate::needs::missing;
 use crate::pack;
 use crate::resource::Resource;
 use crate::trigger::Triggers;
@@ -115,8 +116,17 @@ impl Engine {
             return;
         }
         let text = definition_text(&workflow.spec.definition);
-        let (definition, faults) = judge(&text);
+        let (definition, mut faults) = judge(&text);
         let valid = definition.is_some();
+        if let Some(definition) = &definition {
+            // As it is now: what comes later is not looked for again.
+            match missing(&self.client, &key_of(workflow).0, definition).await {
+                Ok(missing) => faults.extend(missing),
+                Err(e) => {
+                    tracing::debug!(error = &e as &dyn std::error::Error, "what a workflow calls is not looked for")
+                }
+            }
+        }
         let message: Vec<String> = faults.iter().map(ToString::to_string).collect();
         let message: String = message.join("\n").chars().take(MESSAGE).collect();
         let reason = match (valid, faults.is_empty()) {

@@ -191,7 +191,7 @@ impl Machine {
         plan.name = object(&self.info, step);
         let length = plan.items.as_ref().map_or(0, Vec::len);
         let plan = Arc::new(plan);
-        entry.doing = Doing::Spread(Arc::clone(&plan));
+        entry.doing = Doing::Spread { plan: Arc::clone(&plan), failed: false };
         self.note(id, "MapStateStarted", Some(("mapStateStartedEventDetails", json!({"length": length}))), None);
         let details = json!({"mapRunArn": self.map_arn(&plan)});
         self.note(id, "MapRunStarted", Some(("mapRunStartedEventDetails", details)), None);
@@ -202,11 +202,11 @@ impl Machine {
         arn::map_run(&self.info.namespace, &self.info.workflow, &plan.label, &plan.name)
     }
 
-    /// Distributed Maps that are under way, or were when the run ended badly.
+    /// Distributed Maps that are under way, or were when something else ended the run.
     pub(crate) fn spreads(&self) -> impl Iterator<Item = Spread> {
         self.core.scopes.iter().filter_map(|(id, scope)| {
             let entry = scope.entry()?;
-            let Doing::Spread(plan) = &entry.doing else { return None };
+            let Doing::Spread { plan, failed: false } = &entry.doing else { return None };
             let step = Step { scope: *id, entry: entry.id, attempt: entry.attempt };
             Some(Spread { step, plan: Arc::clone(plan), redrives: self.core.redrives })
         })
@@ -216,8 +216,10 @@ impl Machine {
     pub(super) fn is_spread(&self, step: Step) -> bool {
         let entry = self.core.scopes.get(&step.scope).and_then(Scope::entry);
         self.core.over.is_none()
-            && entry
-                .is_some_and(|e| (e.id, e.attempt) == (step.entry, step.attempt) && matches!(e.doing, Doing::Spread(_)))
+            && entry.is_some_and(|e| {
+                (e.id, e.attempt) == (step.entry, step.attempt)
+                    && matches!(e.doing, Doing::Spread { failed: false, .. })
+            })
     }
 
     /// A distributed Map ended.
@@ -235,6 +237,11 @@ impl Machine {
                 .map_err(|e| ExecutionError::new(error::RUNTIME, format!("the result is no JSON: {e}"))),
             Err(error) => Err(error.clone()),
         };
+        if let Some(Doing::Spread { failed, .. }) =
+            self.core.scopes.get_mut(&id).and_then(Scope::entry_mut).map(|e| &mut e.doing)
+        {
+            *failed = result.is_err();
+        }
         match result {
             Ok(result) => {
                 self.note(id, "MapRunSucceeded", None, None);
@@ -256,6 +263,11 @@ impl Machine {
 
     /// The run goes on: its distributed Maps do, too.
     pub(super) fn spread_again(&mut self) {
+        for scope in self.core.scopes.values_mut() {
+            if let Some(Doing::Spread { failed, .. }) = scope.entry_mut().map(|e| &mut e.doing) {
+                *failed = false;
+            }
+        }
         let all: Vec<Spread> = self.spreads().collect();
         for spread in all {
             let details = json!({"mapRunArn": self.map_arn(&spread.plan), "redriveCount": spread.redrives});

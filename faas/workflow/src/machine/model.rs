@@ -271,8 +271,8 @@ pub(super) enum Doing {
     Parallel { outputs: Vec<Option<Value>> },
     /// Iterations.
     Map(Box<MapStep>),
-    /// Executions of their own.
-    Spread(Arc<Plan>),
+    /// Executions of their own; whether that failed, and a redrive goes on with it.
+    Spread { plan: Arc<Plan>, failed: bool },
     /// It failed or was broken off: a redrive begins here.
     Broken,
 }

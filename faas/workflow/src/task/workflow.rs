@@ -52,6 +52,7 @@ impl Call {
                 input: input.to_string(),
                 trace_header: None,
                 parent: Some(parent.clone()),
+                another: false,
             };
             let started = match self.engine.stored().start(start).await {
                 // It was over before this engine heard that it had begun.

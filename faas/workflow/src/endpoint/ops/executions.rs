@@ -144,24 +144,27 @@ async fn wanted(call: &Call<'_>) -> Result<(String, Workflow, Start), Fault> {
         input: input.to_owned(),
         trace_header: call.text("traceHeader").map(str::to_owned),
         parent: None,
+        another: false,
     };
     Ok((machine, workflow, start))
 }
 
 pub(super) async fn start(call: &Call<'_>) -> Answer {
-    let (machine, workflow, start) = wanted(call).await?;
+    let (machine, workflow, mut start) = wanted(call).await?;
     let name = start.name.clone().unwrap_or_default();
+    start.another = workflow.spec.kind == Kind::Express;
     let started = call.endpoint.runs.start(start).await;
     let started = started.map_err(|e| call.failed(e, &execution_arn(call, &machine, &name)))?;
     let arn = match workflow.spec.kind {
         Kind::Standard => execution_arn(call, &machine, &started.name),
-        Kind::Express => express_arn(call, &machine, &started.name),
+        Kind::Express => express_arn(call, &machine, &started.name, &started.run),
     };
     Ok(json!({"executionArn": arn, "startDate": seconds(started.at)}))
 }
 
-fn express_arn(call: &Call<'_>, machine: &str, name: &str) -> String {
-    let id = digest(format!("{machine}/{name}").as_bytes());
+/// The ARN of an express execution: another of the same name has another id.
+fn express_arn(call: &Call<'_>, machine: &str, name: &str, run: &str) -> String {
+    let id = digest(format!("{machine}/{name}/{run}").as_bytes());
     let id = id.get(..32).unwrap_or_default().to_owned();
     call.arn(Resource::Express { machine: machine.to_owned(), name: name.to_owned(), id })
 }
@@ -176,7 +179,7 @@ pub(super) async fn start_sync(call: &Call<'_>) -> Answer {
     let outcome = outcome.map_err(|e| call.failed(e, call.required("stateMachineArn")))?;
     let millis = outcome.stop.duration_since(outcome.start).as_millis().max(0);
     let mut told = json!({
-        "executionArn": express_arn(call, &machine, &outcome.name),
+        "executionArn": express_arn(call, &machine, &outcome.name, &outcome.start.to_string()),
         "stateMachineArn": call.arn(Resource::Machine { name: machine, label: None }),
         "name": outcome.name,
         "startDate": seconds(outcome.start),
@@ -223,7 +226,7 @@ pub(super) async fn stop(call: &Call<'_>) -> Answer {
 
 pub(super) async fn redrive(call: &Call<'_>) -> Answer {
     let found = find(call, "executionArn").await?;
-    let at = call.endpoint.runs.redrive(&call.namespace, &found.name()).await;
+    let at = call.endpoint.runs.redrive(&call.namespace, &found.name(), call.text("clientToken")).await;
     Ok(json!({"redriveDate": seconds(at.map_err(|e| call.failed(e, call.required("executionArn")))?)}))
 }
 
@@ -309,7 +312,8 @@ pub(super) async fn list(call: &Call<'_>) -> Answer {
     let object = workflow.name_any();
     let (status, redriven) = (call.text("statusFilter"), call.text("redriveFilter"));
     let mut rows: Vec<Row> = vec![];
-    let mut params = ListParams::default().limit(PAGE);
+    // The server looks through all runs, and sends those of this workflow.
+    let mut params = ListParams::default().fields(&format!("spec.workflow={object}")).limit(PAGE);
     loop {
         let page = call.api::<WorkflowRun>().list(&params).await?;
         for run in page.items {

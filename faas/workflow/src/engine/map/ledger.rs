@@ -504,6 +504,10 @@ impl Ledger {
             Text::There(_) => long.first().cloned().unwrap_or_default(),
         };
         self.core.entries += 1;
+        let of = match &entry {
+            Entry::Begin { c, .. } | Entry::Again { c, .. } | Entry::Step { c, .. } => Some(*c),
+            _ => None,
+        };
         match entry {
             Entry::Begin { c, at, input } => self.began(c, text(input), time(at)),
             Entry::Again { c, at, count } => self.again(c, time(at), count),
@@ -525,8 +529,8 @@ impl Ledger {
                 self.core.over = Some(Ended { at: time(at), phase, error, cause, written, output });
             }
         }
-        // What they wanted done is in their outstanding commands.
-        for child in self.running.values_mut() {
+        // What it wanted done is in its outstanding commands.
+        if let Some(child) = of.and_then(|c| self.running.get_mut(&c)) {
             child.machine.events();
             child.machine.commands();
         }
