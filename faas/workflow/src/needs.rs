@@ -79,24 +79,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_called_is_known_with_its_place() {
-        let task = |resource: &str, parameters: Value, next: &str| json!({"Type": "Task", "Resource": resource, "Parameters": parameters, "Next": next});
-        let definition = Definition::parse(&json!({"StartAt": "A", "States": {
-            "A": task("skiff:function:f", json!({}), "B"),
-            "B": task("arn:aws:states:::lambda:invoke", json!({"FunctionName": "arn:aws:lambda:r:1:function:g:PROD"}), "C"),
-            "C": task("arn:aws:states:::states:startExecution", json!({"StateMachineArn": "w:3"}), "D"),
-            "D": task("skiff:activity:a", json!({}), "E"),
-            "E": task("skiff:http", json!({"ApiEndpoint": "http://h/"}), "F"),
-            "F": {"Type": "Succeed"}}}))
-        .unwrap();
-        let want = [
-            ("/States/A/Resource", "function", "f"),
-            ("/States/B/Parameters/FunctionName", "function", "g"),
-            ("/States/C/Parameters/StateMachineArn", "workflow", "w"),
-            ("/States/D/Resource", "activity", "a"),
-        ];
-        let found = needs(&definition);
-        let found: Vec<_> = found.iter().map(|(p, k, n)| (p.as_str(), *k, n.as_str())).collect();
-        assert_eq!(found, want);
+    fn what_is_called_is_known() {
+        let state = |resource: &str, parameters: Value| {
+            let whole = json!({"StartAt": "A/B", "States": {"A/B": {"Type": "Task", "Resource": resource, "End": true, "Parameters": parameters}}});
+            needs(&Definition::parse(&whole).unwrap())
+        };
+        for (resource, parameters, kind, name) in [
+            ("skiff:function:f", json!({}), "function", "f"),
+            ("arn:aws:lambda:r:1:function:f:3", json!({}), "function", "f"),
+            ("arn:aws:states:::lambda:invoke", json!({"FunctionName": "f"}), "function", "f"),
+            (
+                "arn:aws:states:::lambda:invoke.waitForTaskToken",
+                json!({"FunctionName": "arn:aws:lambda:r:1:function:f", "Payload": {"t.$": "$$.Task.Token"}}),
+                "function",
+                "f",
+            ),
+            (
+                "arn:aws:states:::states:startExecution",
+                json!({"StateMachineArn": "arn:aws:states:r:1:stateMachine:w"}),
+                "workflow",
+                "w",
+            ),
+            ("arn:aws:states:r:1:activity:a", json!({}), "activity", "a"),
+        ] {
+            let found = state(resource, parameters);
+            assert_eq!((found[0].1, found[0].2.as_str()), (kind, name), "{resource}");
+            assert!(found[0].0.starts_with("/States/A~1B/"), "{}", found[0].0);
+        }
+        assert!(state("arn:aws:states:::lambda:invoke", json!({"FunctionName.$": "$.f"})).is_empty());
     }
 }

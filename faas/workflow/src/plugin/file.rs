@@ -202,35 +202,4 @@ mod tests {
         assert_eq!(places(&manifests), [("f: Workflow/w".to_owned(), true), ("f: Workflow/x".to_owned(), false)]);
         assert!(definitions("f", "apiVersion: v1\nkind: ConfigMap\n").is_err());
     }
-
-    #[test]
-    fn what_is_called_is_known() {
-        let state = |resource: &str, parameters: Value| {
-            let whole = json!({"StartAt": "A/B", "States": {"A/B": {"Type": "Task", "Resource": resource, "End": true, "Parameters": parameters}}});
-            needs(&Definition::parse(&whole).unwrap())
-        };
-        for (resource, parameters, kind, name) in [
-            ("skiff:function:f", json!({}), "function", "f"),
-            ("arn:aws:lambda:r:1:function:f:3", json!({}), "function", "f"),
-            ("arn:aws:states:::lambda:invoke", json!({"FunctionName": "f"}), "function", "f"),
-            (
-                "arn:aws:states:::lambda:invoke.waitForTaskToken",
-                json!({"FunctionName": "arn:aws:lambda:r:1:function:f", "Payload": {"t.$": "$$.Task.Token"}}),
-                "function",
-                "f",
-            ),
-            (
-                "arn:aws:states:::states:startExecution",
-                json!({"StateMachineArn": "arn:aws:states:r:1:stateMachine:w"}),
-                "workflow",
-                "w",
-            ),
-            ("arn:aws:states:r:1:activity:a", json!({}), "activity", "a"),
-        ] {
-            let found = state(resource, parameters);
-            assert_eq!((found[0].1, found[0].2.as_str()), (kind, name), "{resource}");
-            assert!(found[0].0.starts_with("/States/A~1B/"), "{}", found[0].0);
-        }
-        assert!(state("arn:aws:states:::lambda:invoke", json!({"FunctionName.$": "$.f"})).is_empty());
-    }
 }

@@ -156,11 +156,11 @@ mod tests {
             let shared = Some(json!({"k": 1}));
             let all = items(Value::Null, Some(Batches { shared, most, bytes }), vec![json!("x".repeat(100)); length]);
             let sizes: Vec<usize> = (0..all.len()).map(|i| all.size(i)).collect();
-            for i in 0..all.len() {
+            for (i, size) in sizes.iter().enumerate() {
                 let input = all.input(i).unwrap();
                 assert_eq!((input["BatchInput"].clone(), all.total()), (json!({"k": 1}), length));
-                assert_eq!(input["Items"].as_array().unwrap().len(), sizes[i]);
-                assert!(bytes.is_none_or(|b| sizes[i] == 1 || input.to_string().len() as u64 <= b));
+                assert_eq!(input["Items"].as_array().unwrap().len(), *size);
+                assert!(bytes.is_none_or(|b| *size == 1 || input.to_string().len() as u64 <= b));
             }
             sizes
         };

@@ -189,7 +189,7 @@ impl Results<'_> {
                 let path = [path, &self.spread.plan.name].iter().filter(|p| !p.is_empty()).copied().collect::<Vec<_>>();
                 Place::Volume(Arc::new(volume.map_err(refused)?), path.join("/"))
             }
-            _ => Place::Maps(Api::namespaced(call.asked(), &namespace), self.around.root.clone()),
+            _ => Place::Maps(Box::new((Api::namespaced(call.asked(), &namespace), self.around.root.clone()))),
         };
         Ok(Target { name, place })
     }
@@ -204,7 +204,7 @@ struct Target {
 
 enum Place {
     Volume(Arc<files::Volume>, String),
-    Maps(Api<ConfigMap>, Owner),
+    Maps(Box<(Api<ConfigMap>, Owner)>),
 }
 
 impl Target {
@@ -225,7 +225,8 @@ impl Target {
                 wrote.map_err(|e| e.to_string())??;
                 Ok(key)
             }
-            Place::Maps(maps, owner) => {
+            Place::Maps(of) => {
+                let (maps, owner) = &**of;
                 // Each file has a ConfigMap of its own, for what one can hold is little.
                 let (map, key) = match file {
                     "manifest.json" => (self.name.clone(), file.to_owned()),
