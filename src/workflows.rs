@@ -84,12 +84,15 @@ pub(crate) fn rights() -> Vec<Value> {
         "workflowversions",
         "workflowruns",
         "workflowruns/status",
+        "workflowmapruns",
+        "workflowmapruns/status",
         "workflowhistories",
         "workflowpayloads",
         "workflowactivities",
         "workflowsignals",
     ];
-    let people = ["workflows", "workflowversions", "workflowruns", "workflowactivities", "workflowsignals"];
+    let people =
+        ["workflows", "workflowversions", "workflowruns", "workflowmapruns", "workflowactivities", "workflowsignals"];
     let kept = ["workflowhistories", "workflowpayloads"];
     vec![
         role(
@@ -99,8 +102,16 @@ pub(crate) fn rights() -> Vec<Value> {
                 rule("apiextensions.k8s.io", &["customresourcedefinitions"], &all),
                 rule(group, &own, &all),
                 // Pages and payloads belong to their runs.
-                rule(group, &["workflowruns/finalizers", "workflows/finalizers"], &["update"]),
+                rule(
+                    group,
+                    &["workflowruns/finalizers", "workflowmapruns/finalizers", "workflows/finalizers"],
+                    &["update"],
+                ),
                 rule("", &["secrets", "services", "configmaps"], &read),
+                // What workflows call: what is missing is a warning.
+                rule(group, &["functions"], &["get"]),
+                // Where items and results of maps are files; whether the workflow's account may is asked each time.
+                rule("", &["persistentvolumeclaims", "persistentvolumes"], &["get"]),
                 // Tasks and triggers on objects have the rights of the workflow's account, not these.
                 rule("", &["serviceaccounts"], &["impersonate"]),
                 rule("", &["events"], &["create", "patch", "update"]),
@@ -119,7 +130,7 @@ pub(crate) fn rights() -> Vec<Value> {
             "skiff:workflows-view",
             aggregated(&["view"]),
             vec![
-                rule(group, &["workflows", "workflowversions", "workflowruns", "workflowactivities"], &read),
+                rule(group, &["workflows", "workflowversions", "workflowruns", "workflowmapruns", "workflowactivities"], &read),
                 rule(group, &kept, &read),
             ],
         ),

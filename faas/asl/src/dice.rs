@@ -1,12 +1,35 @@
-//! Chance, which whoever evaluates may fix: a run that is rebuilt from what came from outside must come to the same.
+//! Chance and time, which whoever evaluates may fix: a run that is rebuilt from what came from outside must come to the same.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+
+use jiff::Timestamp;
 
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng as _};
 
 thread_local! {
     static FIXED: RefCell<Option<StdRng>> = const { RefCell::new(None) };
+}
+
+thread_local! {
+    static TIME: Cell<Option<Timestamp>> = const { Cell::new(None) };
+}
+
+/// Evaluates with chance that depends on the seed only, at a time that stands still.
+pub fn with_seed_at<R>(seed: u64, at: Timestamp, f: impl FnOnce() -> R) -> R {
+    struct Back(Option<Timestamp>);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            TIME.with(|time| time.set(self.0));
+        }
+    }
+    let _back = Back(TIME.with(|time| time.replace(Some(at))));
+    with_seed(seed, f)
+}
+
+/// The time that evaluations see; none where it is the clock's.
+pub(crate) fn time() -> Option<Timestamp> {
+    TIME.with(Cell::get)
 }
 
 /// Evaluates with chance that depends on the seed only.
@@ -29,6 +52,11 @@ pub(crate) fn throw<R>(f: impl FnOnce(&mut dyn RngCore) -> R) -> R {
         Some(fixed) => f(fixed),
         None => f(&mut rand::rng()),
     })
+}
+
+/// A seed for another thread that goes on with what is evaluated here; none where chance is not fixed.
+pub(crate) fn seed() -> Option<u64> {
+    FIXED.with(|fixed| fixed.borrow_mut().as_mut().map(RngCore::next_u64))
 }
 
 /// A UUID of version 4.

@@ -425,3 +425,17 @@ fn many_threads_ask_at_once() {
         }
     });
 }
+
+#[test]
+fn time_and_chance_stand_still_where_they_are_fixed() {
+    let at: jiff::Timestamp = "2026-01-02T03:04:05.678Z".parse().unwrap();
+    let expressions = ["$now()", "$millis()", "$random()", "$uuid()", "$fromMillis($millis())"];
+    let evaluate = |e: &str| skiff_asl::jsonata::evaluate(e, &serde_json::json!({}), &Default::default()).unwrap();
+    let fixed = |seed| skiff_asl::dice::with_seed_at(seed, at, || expressions.map(evaluate));
+    let first = fixed(7);
+    assert_eq!(first, fixed(7), "a run that is rebuilt comes to the same");
+    assert_eq!((first[0].as_str(), first[1].as_i64()), (Some("2026-01-02T03:04:05.678Z"), Some(at.as_millisecond())));
+    assert_eq!(first[4], first[0]);
+    assert_ne!(first[2..4], fixed(8)[2..4]);
+    assert_ne!(evaluate("$millis()").as_i64(), Some(at.as_millisecond()), "otherwise the clock goes on");
+}

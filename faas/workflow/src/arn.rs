@@ -25,6 +25,12 @@ pub fn execution(namespace: &str, workflow: &str, name: &str) -> String {
     format!("arn:aws:states:{REGION}:{}:execution:{workflow}:{name}", account(namespace))
 }
 
+/// The ARN of a run of a distributed map.
+#[must_use]
+pub fn map_run(namespace: &str, workflow: &str, label: &str, name: &str) -> String {
+    format!("arn:aws:states:{REGION}:{}:mapRun:{workflow}/{label}:{name}", account(namespace))
+}
+
 /// What an ARN of a state machine names, with its version or alias; other text names itself.
 #[must_use]
 pub fn name(arn: &str) -> &str {

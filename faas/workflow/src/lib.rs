@@ -6,6 +6,7 @@ pub mod endpoint;
 pub mod engine;
 mod journal;
 pub mod machine;
+mod needs;
 pub mod pack;
 pub mod payload;
 pub mod plugin;

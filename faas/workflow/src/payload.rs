@@ -7,7 +7,7 @@ use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client, Resource as _};
 use skiff_controllers::runtime::worker::code;
 
-use crate::api::{PayloadRef, RUN, WorkflowPayload, WorkflowPayloadSpec, WorkflowRun};
+use crate::api::{PayloadRef, RUN, WorkflowMapRun, WorkflowPayload, WorkflowPayloadSpec, WorkflowRun};
 use crate::pack::{self, UnpackError};
 
 /// Deflated bytes in one part: 48 KiB of base64.
@@ -47,9 +47,11 @@ pub enum PayloadError {
     TooLong(usize),
 }
 
-/// The run that owns data.
+/// The run, or the run of a map, that owns data.
 #[derive(Clone, Debug)]
 pub struct Owner {
+    /// Its kind.
+    pub kind: &'static str,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
@@ -63,9 +65,21 @@ impl Owner {
     #[must_use]
     pub fn of(run: &WorkflowRun) -> Self {
         Self {
+            kind: "WorkflowRun",
             namespace: run.metadata.namespace.clone().unwrap_or_default(),
             name: run.metadata.name.clone().unwrap_or_default(),
             uid: run.metadata.uid.clone().unwrap_or_default(),
+        }
+    }
+
+    /// What belongs to a run of a map.
+    #[must_use]
+    pub fn of_map(map: &WorkflowMapRun) -> Self {
+        Self {
+            kind: "WorkflowMapRun",
+            namespace: map.metadata.namespace.clone().unwrap_or_default(),
+            name: map.metadata.name.clone().unwrap_or_default(),
+            uid: map.metadata.uid.clone().unwrap_or_default(),
         }
     }
 
@@ -78,7 +92,7 @@ impl Owner {
             labels: Some([(RUN.to_owned(), self.uid.clone())].into()),
             owner_references: Some(vec![OwnerReference {
                 api_version: WorkflowRun::api_version(&()).into_owned(),
-                kind: WorkflowRun::kind(&()).into_owned(),
+                kind: self.kind.to_owned(),
                 name: self.name.clone(),
                 uid: self.uid.clone(),
                 controller: Some(true),

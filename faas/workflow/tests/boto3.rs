@@ -76,3 +76,8 @@ async fn executions_from_start_to_end() {
 async fn faults_have_the_service_s_names() {
     program("faults").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_of_maps_and_their_executions() {
+    program("maps").await;
+}

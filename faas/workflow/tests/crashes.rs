@@ -6,9 +6,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use kube::api::PostParams;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
-use skiff_workflow::api::Phase;
-use skiff_workflow::engine::{Faults, Point};
+use skiff_workflow::api::{Phase, WorkflowActivity};
+use skiff_workflow::engine::{Faults, NoFaults, Point};
+use skiff_workflow::runs::{Answer, Runs as _, Stored};
 
 mod support;
 
@@ -25,6 +28,18 @@ impl Faults for Once {
     }
 }
 
+/// The same for one run only.
+struct OnceOf {
+    run: String,
+    once: Once,
+}
+
+impl Faults for OnceOf {
+    fn reached(&self, point: Point, run: &str) -> bool {
+        run == self.run && self.once.reached(point, run)
+    }
+}
+
 fn single(name: &str, state: Value) -> Value {
     let mut state = state;
     state["End"] = json!(true);
@@ -33,6 +48,13 @@ fn single(name: &str, state: Value) -> Value {
 
 fn add() -> Value {
     json!({"Type": "Task", "Resource": "skiff:function:add"})
+}
+
+/// A Map whose items are executions of their own.
+fn spread(kind: &str) -> Value {
+    let mut processor = single("A", add());
+    processor["ProcessorConfig"] = json!({"Mode": "DISTRIBUTED", "ExecutionType": kind});
+    single("M", json!({"Type": "Map", "MaxConcurrency": 2, "ItemProcessor": processor}))
 }
 
 /// Definitions with every type of state that has to do with the outside, inputs and outputs.
@@ -67,6 +89,18 @@ fn table() -> Vec<(&'static str, Value, Value, Result<Value, &'static str>)> {
         (
             "map",
             single("M", json!({"Type": "Map", "MaxConcurrency": 2, "ItemProcessor": single("A", add())})),
+            json!([{"x": 1}, {"x": 2}, {"x": 3}]),
+            Ok(json!([{"x": 2}, {"x": 3}, {"x": 4}])),
+        ),
+        (
+            "standard",
+            spread("STANDARD"),
+            json!([{"x": 1}, {"x": 2}, {"x": 3}]),
+            Ok(json!([{"x": 2}, {"x": 3}, {"x": 4}])),
+        ),
+        (
+            "express",
+            spread("EXPRESS"),
             json!([{"x": 1}, {"x": 2}, {"x": 3}]),
             Ok(json!([{"x": 2}, {"x": 3}, {"x": 4}])),
         ),
@@ -134,6 +168,86 @@ async fn whatever_is_killed_is_taken_up() {
         }
     }
     assert!(broken > 50, "only {broken} engines were killed");
+}
+
+/// Tasks that somebody else ends: by a token, by fetching the work, by what becomes of an object.
+fn answered() -> Vec<(&'static str, Value)> {
+    let token = json!({"Type": "Task", "Resource": "arn:aws:states:::lambda:invoke.waitForTaskToken",
+        "Parameters": {"FunctionName": "echo", "Payload": {"token.$": "$$.Task.Token"}}});
+    let object = json!({"apiVersion": "skiff.dev/v1", "kind": "WorkflowRun", "metadata": {},
+        "spec": {"definition": single("P", json!({"Type": "Pass"}))}});
+    let object = json!({"Type": "Task", "Resource": "skiff:kubernetes:create.sync", "Parameters": {"Object": object},
+        "ResultPath": null});
+    vec![
+        ("token", single("T", token)),
+        ("activity", single("T", json!({"Type": "Task", "Resource": "skiff:activity:work"}))),
+        ("object", single("T", object)),
+    ]
+}
+
+#[tokio::test]
+async fn what_others_answer_is_taken_up() {
+    let world = support::world().await;
+    let activity = WorkflowActivity::new("work", Default::default());
+    world.api::<WorkflowActivity>().create(&PostParams::default(), &activity).await.unwrap();
+    let rule =
+        json!({"apiGroups": ["skiff.dev"], "resources": ["workflowruns"], "verbs": ["get", "list", "watch", "create"]});
+    world.allow("runs", rule).await;
+    let stored = Stored::new(world.client.clone());
+    let mut broken = 0;
+    for (name, definition) in answered() {
+        let mut want: Option<Vec<String>> = None;
+        for point in [None].into_iter().chain(Point::ALL.map(Some)) {
+            let run = format!("{name}-{point:?}").to_lowercase().replace(['(', ')'], "");
+            world.functions.calls.lock().clear();
+            let faults: Arc<dyn Faults> = match point {
+                Some(point) => {
+                    let once = Once { point, after: 0, reached: AtomicUsize::new(0) };
+                    Arc::new(OnceOf { run: run.clone(), once })
+                }
+                None => Arc::new(NoFaults),
+            };
+            let first = world.engine_with(faults);
+            let engine = Mutex::new(Arc::clone(&first.engine));
+            world.start(&run, &definition, &json!({})).await;
+            let answer = async {
+                match name {
+                    "token" => {
+                        world.functions.until(1).await;
+                        world.told(&run, "TaskSubmitted").await;
+                        let payload: Value = serde_json::from_str(&world.functions.calls.lock()[0].payload).unwrap();
+                        stored.signal(payload["token"].as_str().unwrap(), Answer::Success("1".into())).await.unwrap();
+                    }
+                    "activity" => loop {
+                        let now = Arc::clone(&engine.lock());
+                        let wait = std::time::Duration::from_millis(500);
+                        if let Ok(Some(task)) = now.poll_activity("default", "work", None, wait).await {
+                            stored.signal(&task.token, Answer::Success("1".into())).await.unwrap();
+                            break;
+                        }
+                    },
+                    _ => {}
+                }
+            };
+            let taken_up = async {
+                let stop = first.stop.clone();
+                tokio::select! {
+                    () = stop.cancelled() => broken += 1,
+                    _ = world.over(&run) => {}
+                }
+                first.kill().await;
+                let second = world.engine();
+                *engine.lock() = Arc::clone(&second.engine);
+                let status = world.over(&run).await.status.unwrap();
+                assert_eq!(status.phase, Phase::Succeeded, "{run}: {:?}", status.cause);
+                second.kill().await;
+            };
+            tokio::join!(answer, taken_up);
+            let types = world.types(&run).await;
+            assert_eq!(&types, want.get_or_insert_with(|| types.clone()), "{run}");
+        }
+    }
+    assert!(broken > 12, "only {broken} engines were killed");
 }
 
 #[tokio::test]

@@ -210,12 +210,12 @@ async fn runs_are_stopped_and_redriven() {
     assert_eq!(status.error.as_deref(), Some("Lambda.ResourceNotFoundException"));
     *world.functions.does.lock() =
         Some(Box::new(|name, _| (name == "missing").then(|| Ok(support::answer(200, &json!("here"))))));
-    running.engine.redrive("default", "again").await.unwrap();
+    running.engine.redrive("default", "again", None).await.unwrap();
     let status = world.phase("again", Phase::Succeeded).await.status.unwrap();
     assert_eq!((status.output, status.redrive_count, status.error), (Some(json!("here")), 1, None));
     let adds = world.functions.calls.lock().iter().filter(|c| c.name == "add").count();
     assert_eq!(adds, 1, "what succeeded is not done again");
-    let refused = running.engine.redrive("default", "again").await;
+    let refused = running.engine.redrive("default", "again", None).await;
     assert!(matches!(refused, Err(RunsError::NotRedrivable(_))), "{refused:?}");
 
     world.start("long", &single(json!({"Type": "Wait", "Seconds": 1000})), &json!({})).await;

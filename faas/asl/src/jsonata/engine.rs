@@ -42,7 +42,13 @@ impl Slot {
         engine.deadline.set(Some(Instant::now() + TIME_LIMIT));
         let answer = match work {
             Work::Check { expression } => engine.check(expression),
-            Work::Evaluate { expression, states, variables } => engine.evaluate(expression, states, variables),
+            Work::Evaluate { expression, states, variables, fixed } => {
+                let evaluate = || engine.evaluate(expression, states, variables, fixed.millis);
+                match fixed.seed {
+                    Some(seed) => crate::dice::with_seed(seed, evaluate),
+                    None => evaluate(),
+                }
+            }
         };
         let late = engine.deadline.take().is_none_or(|deadline| Instant::now() > deadline);
         let answer = match answer {
@@ -143,9 +149,18 @@ impl Engine {
         self.context.with(|ctx| self.check.clone().restore(&ctx)?.call((expression,)))
     }
 
-    fn evaluate(&self, expression: &str, states: &str, variables: &str) -> rquickjs::Result<String> {
+    fn evaluate(
+        &self,
+        expression: &str,
+        states: &str,
+        variables: &str,
+        millis: Option<i64>,
+    ) -> rquickjs::Result<String> {
+        #[allow(clippy::cast_precision_loss)] // Milliseconds of any year people meet are exact.
+        let now = rquickjs::function::Opt(millis.map(|m| m as f64));
         self.context.with(|ctx| {
-            let promise: Promise<'_> = self.evaluate.clone().restore(&ctx)?.call((expression, states, variables))?;
+            let promise: Promise<'_> =
+                self.evaluate.clone().restore(&ctx)?.call((expression, states, variables, now))?;
             promise.finish()
         })
     }

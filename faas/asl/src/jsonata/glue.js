@@ -8,6 +8,19 @@
   const RANGE_MAX = 1000000;
   const PAD_MAX = 1000000;
 
+  // The clock of the library, which whoever asks may stop: $now and $millis are then the same each time.
+  const Clock = Date;
+  let stopped = null;
+  globalThis.Date = class extends Clock {
+    constructor(...parts) {
+      if (parts.length === 0 && stopped !== null) super(stopped);
+      else super(...parts);
+    }
+    static now() {
+      return stopped === null ? Clock.now() : stopped;
+    }
+  };
+
   function message(error) {
     const code = error && error.code ? error.code + ": " : "";
     const text = error && error.message !== undefined ? error.message : String(error);
@@ -144,7 +157,8 @@
     }
   }
 
-  async function evaluate(text, states, variables) {
+  async function evaluate(text, states, variables, now) {
+    stopped = now === undefined ? null : now;
     try {
       const bindings = JSON.parse(variables);
       bindings.states = JSON.parse(states);

@@ -128,7 +128,9 @@ fn read(expression: &str) -> Answer {
 
 #[cfg(feature = "jsonata")]
 fn run(expression: &str, states: String, variables: String) -> Answer {
-    pool::run(pool::Work::Evaluate { expression: expression.to_owned(), states, variables })
+    let millis = crate::dice::time().map(|at| at.as_millisecond());
+    let fixed = pool::Fixed { seed: crate::dice::seed(), millis };
+    pool::run(pool::Work::Evaluate { expression: expression.to_owned(), states, variables, fixed })
 }
 
 /// Without an engine nothing can be read, so that no definition with expressions is ever accepted.

@@ -24,9 +24,16 @@ struct Job {
     answer: SyncSender<Answer>,
 }
 
+/// Chance and time as whoever asks has them: that is another thread.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Fixed {
+    pub(super) seed: Option<u64>,
+    pub(super) millis: Option<i64>,
+}
+
 pub(super) enum Work {
     Check { expression: String },
-    Evaluate { expression: String, states: String, variables: String },
+    Evaluate { expression: String, states: String, variables: String, fixed: Fixed },
 }
 
 #[derive(Default)]

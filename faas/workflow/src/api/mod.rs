@@ -8,6 +8,7 @@
 #![allow(clippy::duplicated_attributes)]
 
 mod journal;
+mod map;
 mod run;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -21,7 +22,8 @@ pub use journal::{
     PayloadRef, WorkflowActivity, WorkflowActivitySpec, WorkflowHistory, WorkflowHistorySpec, WorkflowPayload,
     WorkflowPayloadSpec, WorkflowSignal, WorkflowSignalSpec,
 };
-pub use run::{MapRunStatus, Parent, Phase, Receipt, RunStatus, Stop, WorkflowRun, WorkflowRunSpec};
+pub use map::{MapCounts, MapRunStatus, WorkflowMapRun, WorkflowMapRunSpec};
+pub use run::{Parent, Phase, Receipt, RunStatus, Stop, WorkflowRun, WorkflowRunSpec};
 
 /// Group of the custom resources.
 pub const GROUP: &str = "skiff.dev";
@@ -367,12 +369,13 @@ impl WorkflowVersion {
 
 /// The definitions, for whoever installs them.
 #[must_use]
-pub fn definitions() -> [CustomResourceDefinition; 7] {
+pub fn definitions() -> [CustomResourceDefinition; 8] {
     use kube::CustomResourceExt as _;
     [
         Workflow::crd(),
         WorkflowVersion::crd(),
         WorkflowRun::crd(),
+        WorkflowMapRun::crd(),
         WorkflowHistory::crd(),
         WorkflowPayload::crd(),
         WorkflowActivity::crd(),

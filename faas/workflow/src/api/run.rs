@@ -22,6 +22,7 @@ use super::{PayloadRef, any, given};
     category = "all",
     namespaced,
     status = "RunStatus",
+    selectable = ".spec.workflow",
     derive = "PartialEq",
     derive = "Default",
     printcolumn(name = "Workflow", type_ = "string", json_path = ".spec.workflow"),
@@ -217,9 +218,6 @@ pub struct RunStatus {
     /// What took the time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<Receipt>,
-    /// Its distributed maps, the last 20.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub map_runs: Vec<MapRunStatus>,
 }
 
 /// What took a run's time.
@@ -232,26 +230,4 @@ pub struct Receipt {
     pub queue_millis: f64,
     /// Milliseconds in tasks, of all attempts together.
     pub task_millis: f64,
-}
-
-/// A distributed map of a run.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct MapRunStatus {
-    /// Name of the state, with a label that tells it from others of the run.
-    pub name: String,
-    /// `RUNNING`, `SUCCEEDED`, `FAILED`, `ABORTED`.
-    pub phase: String,
-    /// Items there are.
-    pub total: i64,
-    /// Items that wait.
-    pub pending: i64,
-    /// Items that run.
-    pub running: i64,
-    /// Items that ended well.
-    pub succeeded: i64,
-    /// Items that failed.
-    pub failed: i64,
-    /// Items that were broken off.
-    pub aborted: i64,
 }

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use super::hear::Note;
 use super::{Engine, Key};
-use crate::machine::Step;
 use crate::payload::Owner;
 use crate::runs::ActivityTask;
 
@@ -25,7 +24,7 @@ pub(super) struct Activities {
 
 #[derive(Default)]
 struct Line {
-    tasks: Mutex<VecDeque<(Key, Step)>>,
+    tasks: Mutex<VecDeque<(Key, String)>>,
     more: Notify,
 }
 
@@ -42,9 +41,9 @@ impl Activities {
 
 impl Engine {
     /// A task waits for a worker. The same one again changes nothing.
-    pub(crate) fn offer(&self, owner: &Owner, activity: &str, step: Step) {
+    pub(crate) fn offer(&self, owner: &Owner, activity: &str, address: String) {
         let line = self.activities.line((owner.namespace.clone(), activity.to_owned()));
-        let task = ((owner.namespace.clone(), owner.name.clone()), step);
+        let task = ((owner.namespace.clone(), owner.name.clone()), address);
         let mut tasks = line.tasks.lock();
         if !tasks.contains(&task) {
             tasks.push_back(task);
@@ -66,9 +65,9 @@ impl Engine {
         loop {
             let more = line.more.notified();
             let next = line.tasks.lock().pop_front();
-            if let Some((key, step)) = next {
+            if let Some((key, address)) = next {
                 let (reply, answer) = oneshot::channel();
-                if self.tell(&key, Note::Poll(step, worker.map(str::to_owned), reply))
+                if self.tell(&key, Note::Poll(address, worker.map(str::to_owned), reply))
                     && let Ok(task) = answer.await
                 {
                     return Some(task);

@@ -8,25 +8,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::Api;
-use skiff_asl::{ExecutionError, error};
+use kube::{Api, Client};
+use skiff_asl::ExecutionError;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::begin::{self, Refusal};
 use super::hear::Note;
+use super::map::{self, Map};
 use super::status::Written;
+use super::work::Work;
 use super::{Engine, Key, Point};
 use crate::api::{Kind, WorkflowRun, WorkflowSignalSpec};
 use crate::journal::load::Pages;
 use crate::journal::record::now;
 use crate::journal::{Journal, JournalError};
-use crate::machine::{Command, Dispatch, Event, Input, Machine, Step, What};
+use crate::machine::{Command, Dispatch, Event, Input, Machine, Spread, Step, What, below};
 use crate::payload::{self, Owner};
-use crate::resource::Resource;
 use crate::runs::{ActivityTask, Pinned};
-use crate::task::{Call, Done};
 use crate::token::Token;
 
 /// A run to which nothing happens for so long leaves memory.
@@ -59,7 +59,10 @@ pub(super) struct Actor {
     kept: bool,
     me: mpsc::UnboundedSender<Note>,
     /// What is worked on here.
-    live: HashMap<Step, (AbortHandle, Arc<Call>)>,
+    live: HashMap<Step, Work>,
+    maps: HashMap<Step, Map>,
+    /// Distributed Maps that are being stopped.
+    ending: Vec<JoinHandle<()>>,
     written: Written,
     busy: Duration,
     /// Stored with the next step: what came, and what followed.
@@ -129,11 +132,11 @@ async fn attempt(
     let found = Pages::read(&engine.client, &owner, pages).await?;
     let mut actor = match found {
         Some(pages) => {
-            let pinned = pages.pinned.clone();
+            let (pinned, input) = pages.run().await?;
             let damaged = |why: String| JournalError::Damaged { page: 1, why };
             let definition = engine.definition(&pinned.revision, &pinned.definition);
             let definition = definition.map_err(|faults| damaged(begin::told(&faults)))?;
-            let input = serde_json::from_str(&pages.input).map_err(|e| damaged(e.to_string()))?;
+            let input = serde_json::from_str(&input).map_err(|e| damaged(e.to_string()))?;
             let info = Arc::new(begin::info(&owner, &pinned, input));
             let fresh = Machine::new(Arc::clone(&definition), Arc::clone(&info));
             let restore = |text: &str| Machine::restore(Arc::clone(&definition), Arc::clone(&info), text);
@@ -183,6 +186,15 @@ async fn attempt(
     }
     let outstanding = actor.machine.outstanding();
     actor.commands.extend(outstanding);
+    if actor.machine.over().is_some() {
+        // Their run was ended before they heard of it.
+        let left: Vec<Spread> = actor.machine.spreads().collect();
+        for spread in left {
+            let step = spread.step;
+            actor.spread(spread);
+            actor.commands.push(Command::Cancel(step));
+        }
+    }
     for what in first {
         actor.take(what);
     }
@@ -209,6 +221,8 @@ impl Actor {
             kept: true,
             me,
             live: HashMap::new(),
+            maps: HashMap::new(),
+            ending: vec![],
             written: Written::new(),
             busy: Duration::ZERO,
             inputs: vec![],
@@ -277,7 +291,7 @@ impl Actor {
             let timer = wake.map(|at| Instant::now() + crate::task::until(at) + Duration::from_micros(10));
             let status = self.journal.as_ref().and_then(|_| self.written.due(&self.machine));
             // What is worked on here, and what is kept nowhere else, stays.
-            let park = (self.live.is_empty() && self.journal.is_some()).then_some(idle);
+            let park = (self.live.is_empty() && self.maps.is_empty() && self.journal.is_some()).then_some(idle);
             let far = Instant::now() + Duration::from_secs(86_400);
             tokio::select! {
                 note = notes.recv() => {
@@ -311,6 +325,7 @@ impl Actor {
             Note::Ended(what) => {
                 if let What::Succeeded { step, .. } | What::Failed { step, .. } = &what {
                     self.live.remove(step);
+                    self.maps.remove(step);
                 }
                 self.engine.reached(Point::Answered, &self.owner.name).await;
                 self.take(what);
@@ -319,44 +334,55 @@ impl Actor {
                 self.live.remove(&step);
             }
             Note::Signal(name, spec) => {
-                if let Some(what) = self.signal(*spec).await? {
-                    self.take(what);
+                let address = self.genuine(&spec.token);
+                match address.as_deref().and_then(|a| below(&self.machine.info().path, a)) {
+                    Some((_, Some((step, index)))) => {
+                        // An execution of a map's run: it sees to the answer from here on.
+                        if let Some(map) = self.maps.get(&step) {
+                            map.tell(index, Note::Signal(name, spec));
+                            return Ok(());
+                        }
+                    }
+                    Some((step, None)) => {
+                        if let Ok(step) = step.parse()
+                            && let Some(what) = answer(&self.engine.client, &self.owner, step, *spec).await?
+                        {
+                            self.take(what);
+                        }
+                    }
+                    None => {}
                 }
                 // Whether it said something or not: nobody waits for it any more once this step is stored.
                 self.signals.push(name);
                 self.bytes += 1;
             }
-            Note::Poll(step, worker, reply) => {
-                let input = self.machine.parameters(step).map(|p| p.to_string());
-                if let Some(input) = input
-                    && self.take(What::Taken { step, worker })
-                {
-                    let Owner { namespace, name, .. } = &self.owner;
-                    let token = Token::new(namespace, name, &step.to_string(), &self.pinned.secret).to_string();
-                    self.polls.push((reply, ActivityTask { token, input }));
+            Note::Poll(address, worker, reply) => match below(&self.machine.info().path, &address) {
+                Some((_, Some((step, index)))) => {
+                    if let Some(map) = self.maps.get(&step) {
+                        map.tell(index, Note::Poll(address, worker, reply));
+                    }
                 }
-            }
+                Some((step, None)) => {
+                    let Ok(step) = step.parse() else { return Ok(()) };
+                    let input = self.machine.parameters(step).map(|p| p.to_string());
+                    if let Some(input) = input
+                        && self.take(What::Taken { step, worker })
+                    {
+                        let Owner { namespace, name, .. } = &self.owner;
+                        let token = Token::new(namespace, name, &address, &self.pinned.secret).to_string();
+                        self.polls.push((reply, ActivityTask { token, input }));
+                    }
+                }
+                None => {}
+            },
         }
         Ok(())
     }
 
-    /// What an answer to a token says to the machine.
-    async fn signal(&self, spec: WorkflowSignalSpec) -> Result<Option<What>, JournalError> {
-        let token = Token::parse(&spec.token).filter(|t| t.run == self.owner.name && t.is_genuine(&self.pinned.secret));
-        let Some(step) = token.and_then(|t| t.step.parse().ok()) else { return Ok(None) };
-        if spec.heartbeat {
-            return Ok(Some(What::Heartbeat { step }));
-        }
-        if let Some(error) = spec.error {
-            let error = ExecutionError { error, cause: spec.cause.unwrap_or_default() };
-            return Ok(Some(What::Failed { step, error, started: None }));
-        }
-        let output = match (&spec.output, &spec.output_ref) {
-            (_, Some(long)) => payload::load(&self.engine.client, &self.owner, long).await?,
-            (Some(output), None) => output.to_string(),
-            (None, None) => "null".to_owned(),
-        };
-        Ok(Some(What::Succeeded { step, output: output.into(), started: None }))
+    /// What a token answers, where this run gave it.
+    fn genuine(&self, token: &str) -> Option<String> {
+        let token = Token::parse(token).filter(|t| t.run == self.owner.name && t.is_genuine(&self.pinned.secret));
+        token.map(|t| t.step)
     }
 
     /// Stores what came and what followed.
@@ -402,13 +428,16 @@ impl Actor {
                     self.engine.reached(Point::Scheduled, &self.owner.name).await;
                     self.dispatch(*dispatch);
                 }
+                Command::Map(spread) => {
+                    self.engine.reached(Point::Scheduled, &self.owner.name).await;
+                    self.spread(*spread);
+                }
                 Command::Cancel(step) => {
-                    if let Some((live, call)) = self.live.remove(&step) {
-                        live.abort();
-                        let stop = self.engine.stop.clone();
-                        self.engine.tracker.spawn(async move {
-                            stop.run_until_cancelled(call.undo()).await;
-                        });
+                    if let Some(work) = self.live.remove(&step) {
+                        work.cancel(&self.engine);
+                    }
+                    if let Some(map) = self.maps.remove(&step) {
+                        self.ending.extend(map.cancel());
                     }
                 }
             }
@@ -421,50 +450,26 @@ impl Actor {
         if self.live.contains_key(&step) {
             return;
         }
-        let started = now();
-        let resource = match Resource::parse(&dispatch.resource) {
-            Ok(resource) => resource,
-            Err(cause) => {
-                let error = ExecutionError::new(error::RUNTIME, cause);
-                let _ = self.me.send(Note::Ended(What::Failed { step, error, started: Some(started) }));
-                return;
-            }
-        };
         let me = self.me.clone();
-        let report = {
-            let me = me.clone();
-            Box::new(move |output: String, stored| {
-                let what = What::Submitted { step, output: output.into(), started };
-                let _ = me.send(Note::Input(what, Some(stored)));
-            })
-        };
-        let engine = Arc::clone(&self.engine);
-        let call = Arc::new(Call {
-            engine: Arc::clone(&engine),
-            owner: self.owner.clone(),
+        let tell = Arc::new(move |note| drop(me.send(note)));
+        let work = Work::begin(&self.engine, &self.owner, self.machine.info(), dispatch, tell);
+        self.live.extend(work.map(|work| (step, work)));
+    }
+
+    /// Begins a distributed Map, or takes it up.
+    fn spread(&mut self, spread: Spread) {
+        let step = spread.step;
+        if self.maps.contains_key(&step) {
+            return;
+        }
+        let me = self.me.clone();
+        let tell = Arc::new(move |note| drop(me.send(note)));
+        let whole = map::Around {
+            root: self.owner.clone(),
             info: Arc::clone(self.machine.info()),
-            dispatch,
-            resource,
-            report,
-        });
-        let work = Arc::clone(&call);
-        let stop = engine.stop.clone();
-        let task = self.engine.tracker.spawn(async move {
-            let work = async {
-                let done = work.perform().await;
-                work.engine.reached(Point::Calling, &work.owner.name).await;
-                let note = match done {
-                    Ok(Done::Output(output)) => {
-                        Note::Ended(What::Succeeded { step, output: output.into(), started: Some(started) })
-                    }
-                    Ok(Done::Elsewhere) => Note::Released(step),
-                    Err(error) => Note::Ended(What::Failed { step, error, started: Some(started) }),
-                };
-                let _ = me.send(note);
-            };
-            stop.run_until_cancelled(work).await;
-        });
-        self.live.insert(step, (task.abort_handle(), call));
+            definition: Arc::clone(self.machine.definition()),
+        };
+        self.maps.insert(step, map::Map::begin(&self.engine, whole, spread, tell));
     }
 
     /// Writes the status of a run that goes on.
@@ -496,6 +501,10 @@ impl Actor {
             return Ok(());
         }
         self.engine.reached(Point::Terminal, &self.owner.name).await;
+        for map in self.ending.drain(..) {
+            // Each has a deadline of its own, and ends with the engine.
+            let _ = map.await;
+        }
         let status = self.status().await?;
         let written = self.engine.write_status(&self.owner, &status).await;
         if let Some(run) = written.map_err(|e| JournalError::Api(Box::new(e)))? {
@@ -503,6 +512,28 @@ impl Actor {
         }
         Ok(())
     }
+}
+
+/// What an answer to a token says to the machine.
+pub(super) async fn answer(
+    client: &Client,
+    owner: &Owner,
+    step: Step,
+    spec: WorkflowSignalSpec,
+) -> Result<Option<What>, JournalError> {
+    if spec.heartbeat {
+        return Ok(Some(What::Heartbeat { step }));
+    }
+    if let Some(error) = spec.error {
+        let error = ExecutionError { error, cause: spec.cause.unwrap_or_default() };
+        return Ok(Some(What::Failed { step, error, started: None }));
+    }
+    let output = match (&spec.output, &spec.output_ref) {
+        (_, Some(long)) => payload::load(client, owner, long).await?,
+        (Some(output), None) => output.to_string(),
+        (None, None) => "null".to_owned(),
+    };
+    Ok(Some(What::Succeeded { step, output: output.into(), started: None }))
 }
 
 /// Runs a machine to its end in memory, without an object.
@@ -519,14 +550,6 @@ pub(super) async fn express(
     actor.work(&mut notes).await?;
     let fresh = Machine::new(Arc::clone(actor.machine.definition()), Arc::clone(actor.machine.info()));
     Ok(std::mem::replace(&mut actor.machine, fresh))
-}
-
-impl Drop for Actor {
-    fn drop(&mut self) {
-        for (live, _) in self.live.values() {
-            live.abort();
-        }
-    }
 }
 
 impl Engine {

@@ -99,6 +99,9 @@ pub(super) fn info(owner: &Owner, pinned: &Pinned, input: Value) -> Info {
         timeout_seconds: pinned.timeout_seconds.map(u64::from),
         max_events: pinned.max_events.unwrap_or(EVENTS_MAX),
         secret: pinned.secret.clone(),
+        durable: pinned.kind == Kind::Standard,
+        start_at: None,
+        path: String::new(),
     }
 }
 

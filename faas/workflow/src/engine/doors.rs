@@ -73,8 +73,8 @@ impl Runs for Engine {
         self.stored().stop(namespace, run, stop).await
     }
 
-    async fn redrive(&self, namespace: &str, run: &str) -> Result<Timestamp, RunsError> {
-        self.stored().redrive(namespace, run).await
+    async fn redrive(&self, namespace: &str, run: &str, token: Option<&str>) -> Result<Timestamp, RunsError> {
+        self.stored().redrive(namespace, run, token).await
     }
 
     async fn describe(&self, namespace: &str, run: &str) -> Result<Description, RunsError> {

@@ -26,8 +26,8 @@ pub(crate) enum Note {
     Released(Step),
     /// An answer to a token: an object that is to be deleted when the run has it.
     Signal(String, Box<WorkflowSignalSpec>),
-    /// A worker asks for an activity's task; it gets the input.
-    Poll(Step, Option<String>, oneshot::Sender<crate::runs::ActivityTask>),
+    /// A worker asks for an activity's task, which has this address; it gets the input.
+    Poll(String, Option<String>, oneshot::Sender<crate::runs::ActivityTask>),
     /// Its time has come, or there is room for it.
     Wake,
 }

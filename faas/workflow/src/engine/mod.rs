@@ -13,8 +13,10 @@ pub(crate) mod begin;
 mod doors;
 mod faults;
 mod hear;
+pub(crate) mod map;
 mod retention;
 mod status;
+mod work;
 mod workflows;
 
 use std::collections::{BTreeSet, HashMap};

@@ -146,7 +146,6 @@ impl Engine {
             redrive_date: redriven.map(MicroTime),
             conditions: conditions(phase, &message, generation),
             receipt: Some(Receipt { engine_millis, ..receipt.clone() }),
-            map_runs: vec![],
         })
     }
 

@@ -15,9 +15,10 @@ use skiff_controllers::runtime::{now, worker::not_found};
 
 use super::begin::definition_text;
 use super::hear::PAGE;
-use super::{Engine, Key};
+use super::{Engine, Key, map};
 use crate::api::Workflow;
 use crate::endpoint::latest_version;
+use crate::needs::missing;
 use crate::pack;
 use crate::resource::Resource;
 use crate::trigger::Triggers;
@@ -36,11 +37,24 @@ pub fn judge(text: &str) -> (Option<Definition>, Vec<Fault>) {
     }
     if let Some(definition) = &definition {
         definition.machine.visit("", &mut |pointer, state| {
-            let StateKind::Map(map) = &state.kind else { return };
-            let missing = [("ItemReader", map.item_reader.is_some()), ("ResultWriter", map.result_writer.is_some())];
-            for (field, _) in missing.iter().filter(|(_, given)| *given) {
-                let why = format!("{field} is not supported: items come from the input, results are the output");
-                faults.push(Fault::error(fault::SCHEMA_VALIDATION_FAILED, format!("{pointer}/{field}"), why));
+            let StateKind::Map(spread) = &state.kind else { return };
+            let mut refuse = |field: &str, why: String| {
+                faults.push(Fault::error(fault::INVALID_RESOURCE, format!("{pointer}/{field}"), why));
+            };
+            if let Some(reader) = &spread.item_reader {
+                if !map::SOURCES.contains(&reader.resource.as_str()) {
+                    let there = map::SOURCES.join(", ");
+                    refuse("ItemReader/Resource", format!("'{}' is not read here; there are {there}", reader.resource));
+                }
+                if reader.config.input_type.as_deref() == Some("PARQUET") {
+                    let why = "files of type PARQUET are not read; there are CSV, JSON, JSONL, MANIFEST";
+                    refuse("ItemReader/ReaderConfig/InputType", why.to_owned());
+                }
+            }
+            let target = spread.result_writer.as_ref().and_then(|w| w.resource.as_deref());
+            if let Some(target) = target.filter(|t| !map::TARGETS.contains(t)) {
+                let there = map::TARGETS.join(", ");
+                refuse("ResultWriter/Resource", format!("'{target}' is not written here; there are {there}"));
             }
         });
     }
@@ -102,8 +116,17 @@ impl Engine {
             return;
         }
         let text = definition_text(&workflow.spec.definition);
-        let (definition, faults) = judge(&text);
+        let (definition, mut faults) = judge(&text);
         let valid = definition.is_some();
+        if let Some(definition) = &definition {
+            // As it is now: what comes later is not looked for again.
+            match missing(&self.client, &key_of(workflow).0, definition).await {
+                Ok(missing) => faults.extend(missing),
+                Err(e) => {
+                    tracing::debug!(error = &e as &dyn std::error::Error, "what a workflow calls is not looked for")
+                }
+            }
+        }
         let message: Vec<String> = faults.iter().map(ToString::to_string).collect();
         let message: String = message.join("\n").chars().take(MESSAGE).collect();
         let reason = match (valid, faults.is_empty()) {

@@ -1,6 +1,7 @@
 //! A run from its pages.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use kube::{Api, Client};
 use serde::Deserialize;
@@ -20,10 +21,51 @@ pub(crate) struct Pages {
     owner: Owner,
     /// From the last checkpoint on, or from the first page.
     pages: Vec<WorkflowHistory>,
-    /// What the first page pinned.
-    pub(crate) pinned: Pinned,
-    /// The input as JSON text.
-    pub(crate) input: String,
+    /// What the first page pinned, JSON text.
+    pub(crate) pinned: String,
+}
+
+/// What is made anew from pages.
+pub(crate) trait Rebuilt: Send {
+    /// It is as it was when this checkpoint was made.
+    fn restore(&mut self, checkpoint: &str) -> Result<(), String>;
+    /// Long texts of something that came.
+    fn long(&self, input: &Value) -> Vec<PayloadRef>;
+    /// What came came; with its long texts.
+    fn take(&mut self, input: Value, long: Vec<Arc<str>>) -> Result<(), String>;
+    /// Number of its last event.
+    fn last(&self) -> i64;
+}
+
+/// A run that is made anew.
+struct Run<'a> {
+    machine: Machine,
+    restore: Restore<'a>,
+}
+
+impl Rebuilt for Run<'_> {
+    fn restore(&mut self, checkpoint: &str) -> Result<(), String> {
+        self.machine = (self.restore)(checkpoint).map_err(|e| e.to_string())?;
+        Ok(())
+    }
+
+    fn long(&self, input: &Value) -> Vec<PayloadRef> {
+        Record::deserialize(input).ok().and_then(|r| r.long().cloned()).into_iter().collect()
+    }
+
+    fn take(&mut self, input: Value, mut long: Vec<Arc<str>>) -> Result<(), String> {
+        let record = Record::deserialize(input).map_err(|e| e.to_string())?;
+        if !self.machine.apply(&record.input(long.pop())) {
+            return Err("an input says nothing to the run".to_owned());
+        }
+        self.machine.events();
+        self.machine.commands();
+        Ok(())
+    }
+
+    fn last(&self) -> i64 {
+        self.machine.last_event()
+    }
 }
 
 fn damaged(page: i64, why: impl std::fmt::Display) -> JournalError {
@@ -80,16 +122,21 @@ impl Pages {
         let first = first.ok_or_else(|| damaged(1, "it is missing"))?.spec;
         let pinned = text(client, owner, 1, first.pinned.as_ref(), first.pinned_ref.as_ref()).await?;
         let pinned = pinned.ok_or_else(|| damaged(1, "nothing is pinned"))?;
-        let pinned: Pinned = serde_json::from_str(&pinned).map_err(|e| damaged(1, e))?;
-        let input = match (&pinned.input, &pinned.input_ref) {
-            (Some(input), _) => input.clone(),
-            (None, Some(long)) => payload::load(client, owner, long).await?,
-            (None, None) => "{}".to_owned(),
-        };
         if let Some(from) = pages.iter().rposition(begins) {
             pages.drain(..from);
         }
-        Ok(Some(Self { client: client.clone(), owner: owner.clone(), pages, pinned, input }))
+        Ok(Some(Self { client: client.clone(), owner: owner.clone(), pages, pinned }))
+    }
+
+    /// What a run pinned, and its input.
+    pub(crate) async fn run(&self) -> Result<(Pinned, String), JournalError> {
+        let pinned: Pinned = serde_json::from_str(&self.pinned).map_err(|e| damaged(1, e))?;
+        let input = match (&pinned.input, &pinned.input_ref) {
+            (Some(input), _) => input.clone(),
+            (None, Some(long)) => payload::load(&self.client, &self.owner, long).await?,
+            (None, None) => "{}".to_owned(),
+        };
+        Ok((pinned, input))
     }
 
     /// The run as it is, and where it is written on. `fresh` is what it was before its start.
@@ -98,7 +145,13 @@ impl Pages {
         fresh: Machine,
         restore: Restore<'_>,
     ) -> Result<(Machine, Journal), JournalError> {
-        let mut machine = fresh;
+        let mut run = Run { machine: fresh, restore };
+        let journal = self.replay(&mut run).await?;
+        Ok((run.machine, journal))
+    }
+
+    /// Makes anew what the pages are about. What is returned is where it is written on.
+    pub(crate) async fn replay(self, whole: &mut dyn Rebuilt) -> Result<Journal, JournalError> {
         let mut journal = Journal {
             client: self.client,
             owner: self.owner,
@@ -122,7 +175,7 @@ impl Pages {
                 let (packed, long) = (spec.checkpoint.as_ref(), spec.checkpoint_ref.as_ref());
                 if let Some(checkpoint) = text(&journal.client, &journal.owner, number, packed, long).await? {
                     journal.checkpoint = checkpoint.len();
-                    machine = restore(&checkpoint).map_err(|e| damaged(number, e))?;
+                    whole.restore(&checkpoint).map_err(|e| damaged(number, e))?;
                 }
             }
             journal.number = number;
@@ -143,19 +196,14 @@ impl Pages {
             }
             journal.since += journal.events.len() + journal.inputs.len();
             for input in content.inputs {
-                let record: Record = serde_json::from_value(input).map_err(|e| damaged(number, e))?;
-                let long = match record.long() {
-                    Some(long) => Some(payload::load(&journal.client, &journal.owner, long).await?.into()),
-                    None => None,
-                };
-                if !machine.apply(&record.input(long)) {
-                    return Err(damaged(number, "an input says nothing to the run"));
+                let mut long: Vec<Arc<str>> = vec![];
+                for reference in whole.long(&input) {
+                    long.push(payload::load(&journal.client, &journal.owner, &reference).await?.into());
                 }
-                machine.events();
-                machine.commands();
+                whole.take(input, long).map_err(|e| damaged(number, e))?;
             }
-            if machine.last_event() != last {
-                let why = format!("its last event is {last}, not {}", machine.last_event());
+            if whole.last() != last {
+                let why = format!("its last event is {last}, not {}", whole.last());
                 return Err(damaged(number, why));
             }
             if sealed {
@@ -167,7 +215,7 @@ impl Pages {
                 journal.more.clear();
             }
         }
-        Ok((machine, journal))
+        Ok(journal)
     }
 }
 
@@ -191,6 +239,11 @@ fn fields(spec: &WorkflowHistorySpec) -> Vec<(&'static str, Value)> {
 struct Content {
     events: Vec<Value>,
     inputs: Vec<Value>,
+}
+
+/// What came, of a page.
+pub(crate) fn inputs_of(page: WorkflowHistorySpec) -> Result<Vec<Value>, JournalError> {
+    content(page).map(|c| c.inputs)
 }
 
 fn content(spec: WorkflowHistorySpec) -> Result<Content, JournalError> {

@@ -61,6 +61,30 @@ pub(crate) enum JournalError {
     },
 }
 
+/// What a journal is about, as it is after a step.
+pub(crate) trait Whole: Sync {
+    /// Number of its last event.
+    fn last(&self) -> i64;
+    /// Whether it is over: then the page is the last.
+    fn is_over(&self) -> bool;
+    /// Everything it is, but for what it pinned.
+    fn checkpoint(&self) -> String;
+}
+
+impl Whole for Machine {
+    fn last(&self) -> i64 {
+        self.last_event()
+    }
+
+    fn is_over(&self) -> bool {
+        self.over().is_some()
+    }
+
+    fn checkpoint(&self) -> String {
+        Machine::checkpoint(self)
+    }
+}
+
 /// Where a run is written.
 pub(crate) struct Journal {
     client: Client,
@@ -122,7 +146,7 @@ impl Journal {
 
     /// Number of the page that is written to.
     pub(crate) fn pages(&self) -> i64 {
-        if self.events.is_empty() { (self.number - 1).max(1) } else { self.number }
+        if self.events.is_empty() && self.inputs.is_empty() { (self.number - 1).max(1) } else { self.number }
     }
 
     /// Text as a field of a page, or as a payload.
@@ -149,19 +173,35 @@ impl Journal {
         machine: &Machine,
     ) -> Result<(), JournalError> {
         let mut long = vec![];
-        let mut bytes = 0;
         for input in inputs {
             let text = serde_json::to_string(&Record::of(input, &mut long)?).unwrap_or_default();
-            bytes += text.len();
+            self.since += text.len();
             add(&mut self.inputs, &text);
         }
         for event in events {
-            let text = record::event(event, &mut long)?.to_string();
-            bytes += text.len();
+            let text = record::event(event, &mut long)?;
+            self.since += text.len();
             add(&mut self.events, &text);
         }
-        self.last = machine.last_event();
-        self.since += bytes;
+        self.put(long, machine).await
+    }
+
+    /// Stores one step of what has no events of its own: JSON texts, and the long data that they name.
+    pub(crate) async fn add(
+        &mut self,
+        entries: &[String],
+        long: Vec<Payload>,
+        whole: &dyn Whole,
+    ) -> Result<(), JournalError> {
+        for text in entries {
+            self.since += text.len();
+            add(&mut self.inputs, text);
+        }
+        self.put(long, whole).await
+    }
+
+    async fn put(&mut self, long: Vec<Payload>, whole: &dyn Whole) -> Result<(), JournalError> {
+        self.last = whole.last();
         for payload in long {
             if !self.known.contains(&payload.reference) {
                 payload.store(&self.client, &self.owner).await?;
@@ -171,7 +211,7 @@ impl Journal {
                 self.known.insert(payload.reference);
             }
         }
-        let sealed = machine.over().is_some() || self.events.len() + self.inputs.len() >= PAGE;
+        let sealed = whole.is_over() || self.events.len() + self.inputs.len() >= PAGE;
         self.writes += 1;
         let body = self.body(sealed);
         self.write(&body).await?;
@@ -182,8 +222,8 @@ impl Journal {
             self.events.clear();
             self.inputs.clear();
             self.more.clear();
-            if machine.over().is_none() && self.since >= CHECKPOINT.0.max(self.checkpoint * CHECKPOINT.1) {
-                let checkpoint = machine.checkpoint();
+            if !whole.is_over() && self.since >= CHECKPOINT.0.max(self.checkpoint * CHECKPOINT.1) {
+                let checkpoint = whole.checkpoint();
                 (self.since, self.checkpoint) = (0, checkpoint.len());
                 let packed = pack::pack(&checkpoint);
                 let field = self.packed(&checkpoint, packed, "checkpoint", "checkpointRef").await?;

@@ -15,15 +15,19 @@ use crate::payload::{Payload, PayloadError};
 pub(crate) const INLINE: usize = 4096;
 
 /// Text in a record, or where it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Text {
+pub(crate) enum Text {
     Here(Arc<str>),
     There(PayloadRef),
 }
 
 impl Text {
-    fn of(text: &Arc<str>, long: &mut Vec<Payload>) -> Result<Self, PayloadError> {
+    /// Text as it is stored; what is long is added to `long`.
+    ///
+    /// # Errors
+    /// When it is too long for anything.
+    pub(crate) fn of(text: &Arc<str>, long: &mut Vec<Payload>) -> Result<Self, PayloadError> {
         if text.len() <= INLINE {
             return Ok(Self::Here(Arc::clone(text)));
         }
@@ -35,14 +39,14 @@ impl Text {
 }
 
 /// An input, stored. Times are microseconds.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
     at: i64,
     #[serde(flatten)]
     what: Kept,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "k", rename_all = "lowercase")]
 enum Kept {
     Start,
@@ -57,11 +61,13 @@ enum Kept {
     Redrive { count: u32 },
 }
 
-fn micros(at: Timestamp) -> i64 {
+/// A time as it is stored.
+pub(crate) fn micros(at: Timestamp) -> i64 {
     at.as_microsecond()
 }
 
-fn time(at: i64) -> Timestamp {
+/// A time that was stored.
+pub(crate) fn time(at: i64) -> Timestamp {
     Timestamp::from_microsecond(at).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
@@ -146,39 +152,61 @@ impl Record {
     }
 }
 
-/// An event as pages have it; long text is added to `long`, and named by a field with `Ref` behind its name.
+/// An event as pages have it, JSON text; long text is added to `long`, and named by a field with `Ref` behind its name.
 ///
 /// # Errors
 /// When text is too long for anything.
-pub(crate) fn event(event: &Event, long: &mut Vec<Payload>) -> Result<Value, PayloadError> {
-    let mut whole = json!({
-        "id": event.id, "previousEventId": event.previous, "timestamp": format!("{:.6}", event.at), "type": event.kind,
-    });
-    let Some(fields) = whole.as_object_mut() else { return Ok(whole) };
-    let (key, details) = match (&event.details, &event.data) {
-        (Some((key, details)), _) => (*key, details.clone()),
-        (None, _) => return Ok(whole),
-    };
-    let mut details = details;
-    if let Some(details) = details.as_object_mut() {
-        let texts = details.iter().filter(|(_, v)| v.as_str().is_some_and(|t| t.len() > INLINE));
-        let texts: Vec<String> = texts.map(|(k, _)| k.clone()).collect();
-        for key in texts {
-            if let Some(Value::String(text)) = details.remove(&key) {
-                let payload = Payload::of(&text)?;
-                details.insert(format!("{key}Ref"), json!(payload.reference));
-                long.push(payload);
+pub(crate) fn event(event: &Event, long: &mut Vec<Payload>) -> Result<String, PayloadError> {
+    use std::fmt::Write as _;
+    let mut whole = String::with_capacity(192 + event.data.as_ref().map_or(0, |(_, text)| text.len().min(INLINE)));
+    // Writing to a String does not fail; kinds and names of fields need no escapes.
+    let _ = write!(
+        whole,
+        "{{\"id\":{},\"previousEventId\":{},\"timestamp\":\"{:.6}\",\"type\":\"{}\"",
+        event.id, event.previous, event.at, event.kind
+    );
+    if let Some((key, details)) = &event.details {
+        let _ = write!(whole, ",\"{key}\":{{");
+        let mut first = true;
+        let mut field = |whole: &mut String, key: &str, text: &str| {
+            let comma = if std::mem::take(&mut first) { "" } else { "," };
+            let _ = write!(whole, "{comma}{}:{text}", Value::from(key));
+        };
+        for (key, value) in details.as_object().into_iter().flatten() {
+            match value.as_str().filter(|text| text.len() > INLINE) {
+                Some(text) => {
+                    let payload = Payload::of(text)?;
+                    field(&mut whole, &format!("{key}Ref"), &json!(payload.reference).to_string());
+                    long.push(payload);
+                }
+                None => field(&mut whole, key, &value.to_string()),
             }
         }
         if let Some((key, text)) = &event.data {
             match Text::of(text, long)? {
-                Text::Here(text) => details.insert((*key).to_owned(), json!(text)),
-                Text::There(reference) => details.insert(format!("{key}Ref"), json!(reference)),
-            };
+                Text::Here(text) => field(&mut whole, key, &serde_json::to_string(&*text).unwrap_or_default()),
+                Text::There(reference) => field(&mut whole, &format!("{key}Ref"), &json!(reference).to_string()),
+            }
         }
+        whole.push('}');
     }
-    fields.insert(key.to_owned(), details);
+    whole.push('}');
     Ok(whole)
+}
+
+/// An event with all its data, as clients read it.
+pub(crate) fn whole(event: &Event) -> Value {
+    let mut whole = json!({
+        "id": event.id, "previousEventId": event.previous, "timestamp": format!("{:.6}", event.at), "type": event.kind,
+    });
+    if let Some((key, details)) = &event.details {
+        let mut details = details.clone();
+        if let Some((key, text)) = &event.data {
+            details[*key] = Value::from(&**text);
+        }
+        whole[*key] = details;
+    }
+    whole
 }
 
 #[cfg(test)]

@@ -79,7 +79,8 @@ impl Machine {
     }
 
     pub(super) fn token(&self, step: Step) -> String {
-        Token::new(&self.info.namespace, &self.info.run, &step.to_string(), &self.info.secret).to_string()
+        let address = format!("{}{step}", self.info.path);
+        Token::new(&self.info.namespace, &self.info.run, &address, &self.info.secret).to_string()
     }
 }
 

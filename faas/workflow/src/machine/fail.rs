@@ -123,17 +123,21 @@ impl Machine {
         for id in scopes {
             let Some(entry) = self.core.scopes.get(id).and_then(Scope::entry) else { continue };
             let step = Step { scope: *id, entry: entry.id, attempt: entry.attempt };
+            let map = matches!(entry.doing, Doing::Spread { .. });
             let leaf = match &entry.doing {
-                Doing::Task(_) => {
+                Doing::Task(_) | Doing::Spread { failed: false, .. } => {
                     self.commands.push(Command::Cancel(step));
                     true
                 }
                 Doing::Wait { .. } | Doing::Backoff { .. } => true,
-                Doing::Begin | Doing::Parallel { .. } | Doing::Map(_) | Doing::Broken => false,
+                Doing::Begin | Doing::Parallel { .. } | Doing::Map(_) | Doing::Spread { .. } | Doing::Broken => false,
             };
             let kind = self.definition.find(&entry.state).and_then(|s| aborted(s.type_name()));
             if let Some(kind) = kind.filter(|_| leaf && told < ABORTED_MAX) {
                 told += 1;
+                if map {
+                    self.note(*id, "MapRunAborted", None, None);
+                }
                 self.note(*id, kind, None, None);
             }
         }
@@ -146,7 +150,7 @@ impl Machine {
         self.core.ready.clear();
         for scope in self.core.scopes.values_mut() {
             if let Some(entry) = scope.entry_mut()
-                && !matches!(entry.doing, Doing::Parallel { .. } | Doing::Map(_))
+                && !matches!(entry.doing, Doing::Parallel { .. } | Doing::Map(_) | Doing::Spread { .. })
             {
                 entry.doing = Doing::Broken;
             }
@@ -190,6 +194,7 @@ impl Machine {
             }
         }
         self.core.ready.extend(ready);
+        self.spread_again();
         true
     }
 

@@ -35,10 +35,19 @@ impl Machine {
 
     /// Begins a Map.
     pub(super) fn spread(&mut self, id: u64) {
+        let state = self.core.scopes.get(&id).and_then(Scope::entry).and_then(|e| self.definition.find(&e.state));
+        let distributed = matches!(state.map(|s| &s.kind), Some(StateKind::Map(map)) if map.mode.is_distributed());
+        if distributed && self.info.durable {
+            return self.distribute(id);
+        }
         let planned = self.look(id, false, None, |state, entry, seen| {
             let StateKind::Map(map) = &state.kind else {
                 return Err(ExecutionError::new(error::RUNTIME, "not a Map"));
             };
+            if map.item_reader.is_some() || map.result_writer.is_some() {
+                let cause = "ItemReader and ResultWriter need a workflow that is stored step by step (type standard)";
+                return Err(ExecutionError::new(error::RUNTIME, cause));
+            }
             let input = data::input(state, &entry.raw, seen)?;
             let items = data::items(map, &input, seen)?;
             let whole = |field, setting| data::whole(field, setting, 0, u64::from(u32::MAX), &input, seen);

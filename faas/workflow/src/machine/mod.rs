@@ -12,6 +12,7 @@ mod context;
 mod fail;
 mod fanout;
 mod history;
+mod map;
 mod model;
 mod task;
 mod walk;
@@ -22,9 +23,11 @@ mod tests;
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use skiff_asl::Definition;
 
+pub use self::map::{Batches, Plan, Source, Spread, below, path};
 use self::model::{At, Core, Doing, Scope};
 pub use self::model::{Command, Dispatch, Event, Input, Over, Step, What};
 use crate::api::{Phase, Receipt};
@@ -35,7 +38,7 @@ const BURST: usize = 12 * 1024;
 pub const CONCURRENCY_MAX: usize = 1000;
 
 /// What a run is told about itself.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Info {
     /// Namespace.
     pub namespace: String,
@@ -61,6 +64,13 @@ pub struct Info {
     pub max_events: u64,
     /// What task tokens are made with.
     pub secret: String,
+    /// Whether it is stored step by step. Only such a run has distributed Maps whose items are executions of their own; where it
+    /// is in memory only, they are iterations as of an inline Map.
+    pub durable: bool,
+    /// Of an execution of a distributed Map: the state that it begins with, somewhere in the definition.
+    pub start_at: Option<String>,
+    /// Of such an execution: what stands before its steps in addresses and keys.
+    pub path: String,
 }
 
 /// A run.
@@ -160,8 +170,9 @@ impl Machine {
         if self.core.over.is_some() {
             return vec![];
         }
-        let scopes = self.core.scopes.iter();
-        scopes.filter_map(|(id, scope)| Some(Command::Dispatch(Box::new(self.dispatch(*id, scope)?)))).collect()
+        let tasks = self.core.scopes.iter().filter_map(|(id, scope)| self.dispatch(*id, scope));
+        let tasks = tasks.map(|task| Command::Dispatch(Box::new(task)));
+        tasks.chain(self.spreads().map(|map| Command::Map(Box::new(map)))).collect()
     }
 
     /// When time alone changes something.
@@ -261,7 +272,7 @@ impl Machine {
             self.event(0, "ExecutionStarted", Some(("executionStartedEventDetails", details)), Some(("input", text)));
         self.core.started = self.now;
         self.core.deadline = self.time_limit();
-        let state = self.definition.machine.start_at.clone();
+        let state = self.info.start_at.clone().unwrap_or_else(|| self.definition.machine.start_at.clone());
         let at = At::Enter { state, input: self.info.input.clone(), text: None };
         let scope = Scope { up: None, item: None, variables: Default::default(), last, at };
         self.core.scopes.insert(0, scope);
@@ -270,7 +281,9 @@ impl Machine {
     }
 
     fn time_limit(&self) -> Option<Timestamp> {
-        let limits = [self.definition.timeout_seconds, self.info.timeout_seconds];
+        // That of the definition is the whole run's.
+        let whole = self.definition.timeout_seconds.filter(|_| self.info.start_at.is_none());
+        let limits = [whole, self.info.timeout_seconds];
         let seconds = limits.into_iter().flatten().min()?;
         Some(history::after(self.now, seconds))
     }

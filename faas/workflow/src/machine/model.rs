@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use skiff_asl::ExecutionError;
 
+use super::map::{Plan, Spread};
 use crate::api::{Phase, Receipt};
 
 /// One attempt of one task: where it is, and what its idempotency key ends with.
@@ -129,7 +130,9 @@ pub enum What {
 pub enum Command {
     /// Does a task's work.
     Dispatch(Box<Dispatch>),
-    /// Ends the work on a task, which nobody waits for any more.
+    /// Does a distributed Map.
+    Map(Box<Spread>),
+    /// Ends the work on a task or a distributed Map, which nobody waits for any more.
     Cancel(Step),
 }
 
@@ -268,6 +271,8 @@ pub(super) enum Doing {
     Parallel { outputs: Vec<Option<Value>> },
     /// Iterations.
     Map(Box<MapStep>),
+    /// Executions of their own; whether that failed, and a redrive goes on with it.
+    Spread { plan: Arc<Plan>, failed: bool },
     /// It failed or was broken off: a redrive begins here.
     Broken,
 }

@@ -242,6 +242,10 @@ impl Machine {
     }
 
     pub(super) fn succeeded(&mut self, step: Step, output: &Arc<str>, started: Option<Timestamp>) -> bool {
+        if self.is_spread(step) {
+            self.spread_over(step, Ok(output));
+            return true;
+        }
         let Some(known) = self.answered(step, started) else { return false };
         let result = if output.len() > DATA_MAX {
             Err(ExecutionError::new(
@@ -266,6 +270,10 @@ impl Machine {
     }
 
     pub(super) fn failed(&mut self, step: Step, error: &ExecutionError, started: Option<Timestamp>) -> bool {
+        if self.is_spread(step) {
+            self.spread_over(step, Err(error));
+            return true;
+        }
         let Some(known) = self.answered(step, started) else { return false };
         let cut = |text: &str, most: usize| text.chars().take(most).collect::<String>();
         let error = ExecutionError::new(&cut(&error.error, ERROR_MAX.0), cut(&error.cause, ERROR_MAX.1));

@@ -91,9 +91,10 @@ impl Machine {
             fields.insert("Map".to_owned(), json!({"Item": item}));
         }
         let state = definition.find(&entry.state).ok_or_else(gone);
-        let seed = self.seed(&entry);
-        let found = state
-            .and_then(|state| skiff_asl::dice::with_seed(seed, || f(state, &entry, &Seen::new(&context, &variables))));
+        let (seed, at) = (self.seed(&entry), self.now);
+        let found = state.and_then(|state| {
+            skiff_asl::dice::with_seed_at(seed, at, || f(state, &entry, &Seen::new(&context, &variables)))
+        });
         self.done_with(context);
         if let Some(scope) = self.core.scopes.get_mut(&id) {
             scope.at = At::In(entry);

@@ -8,16 +8,13 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use skiff_asl::{Definition, Fault, Severity, convert as forms};
-use skiff_faas::api::Function;
 use skiff_plugin::Session;
 
 use super::data;
 use super::run::bare;
-use crate::api::{Workflow, WorkflowActivity};
-use crate::arn;
-use crate::endpoint::arn::object_name;
+use crate::api::Workflow;
 use crate::engine::{definition_text, judge};
-use crate::resource::{Resource, Target};
+use crate::needs::missing;
 
 /// `lint`.
 #[derive(Clone, Debug, Args)]
@@ -150,7 +147,7 @@ pub(super) async fn validate(session: &Session, args: ValidateArgs) -> anyhow::R
     let mut bad = 0;
     for mut found in found {
         if let Some(definition) = &found.definition {
-            found.faults.extend(missing(session, definition).await?);
+            found.faults.extend(missing(&session.client, &session.namespace, definition).await?);
         }
         bad += found.faults.iter().filter(|f| f.severity == Severity::Error).count();
         for fault in &found.faults {
@@ -164,62 +161,6 @@ pub(super) async fn validate(session: &Session, args: ValidateArgs) -> anyhow::R
         bail!("{bad} faults");
     }
     Ok(())
-}
-
-/// What a definition calls that the namespace has not.
-async fn missing(session: &Session, definition: &Definition) -> anyhow::Result<Vec<Fault>> {
-    let mut faults = vec![];
-    for (path, kind, name) in needs(definition) {
-        let there = match kind {
-            "function" => session.api::<Function>().get_opt(&name).await?.is_some(),
-            "workflow" => session.api::<Workflow>().get_opt(&name).await?.is_some(),
-            _ => session.api::<WorkflowActivity>().get_opt(&name).await?.is_some(),
-        };
-        if !there {
-            faults.push(Fault::warning(
-                "MISSING_RESOURCE",
-                path,
-                format!("there is no {kind} {name} in {}", session.namespace),
-            ));
-        }
-    }
-    Ok(faults)
-}
-
-/// Functions, workflows and activities that a definition names, with their places.
-fn needs(definition: &Definition) -> Vec<(String, &'static str, String)> {
-    let mut needs = vec![];
-    for (path, resource) in definition.resources() {
-        let at = |pointer: &str| definition.raw.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-        let state = path.trim_end_matches("/Resource");
-        let parameter = |name: &str| {
-            ["Parameters", "Arguments"].iter().find_map(|p| {
-                let pointer = format!("{state}/{p}/{name}");
-                at(&pointer).filter(|v| !v.starts_with("{%")).map(|v| (pointer, v))
-            })
-        };
-        match Resource::parse(resource).map(|r| r.target) {
-            Ok(Target::Function { name, .. }) => needs.push((path, "function", name)),
-            Ok(Target::Workflow { name }) => needs.push((path, "workflow", name)),
-            Ok(Target::Activity { name }) => needs.push((path, "activity", object_name(&name))),
-            Ok(Target::Invoke) => {
-                if let Some((pointer, name)) = parameter("FunctionName") {
-                    let parts: Vec<&str> = name.split(':').collect();
-                    let name =
-                        if let ["arn", _, "lambda", _, _, "function", name, ..] = parts[..] { name } else { parts[0] };
-                    needs.push((pointer, "function", name.to_owned()));
-                }
-            }
-            Ok(Target::StartExecution { .. }) => {
-                if let Some((pointer, name)) = parameter("StateMachineArn") {
-                    let name = arn::name(&name).split(':').next().unwrap_or_default();
-                    needs.push((pointer, "workflow", object_name(name)));
-                }
-            }
-            _ => {}
-        }
-    }
-    needs
 }
 
 pub(super) fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
@@ -260,36 +201,5 @@ mod tests {
         );
         assert_eq!(places(&manifests), [("f: Workflow/w".to_owned(), true), ("f: Workflow/x".to_owned(), false)]);
         assert!(definitions("f", "apiVersion: v1\nkind: ConfigMap\n").is_err());
-    }
-
-    #[test]
-    fn what_is_called_is_known() {
-        let state = |resource: &str, parameters: Value| {
-            let whole = json!({"StartAt": "A/B", "States": {"A/B": {"Type": "Task", "Resource": resource, "End": true, "Parameters": parameters}}});
-            needs(&Definition::parse(&whole).unwrap())
-        };
-        for (resource, parameters, kind, name) in [
-            ("skiff:function:f", json!({}), "function", "f"),
-            ("arn:aws:lambda:r:1:function:f:3", json!({}), "function", "f"),
-            ("arn:aws:states:::lambda:invoke", json!({"FunctionName": "f"}), "function", "f"),
-            (
-                "arn:aws:states:::lambda:invoke.waitForTaskToken",
-                json!({"FunctionName": "arn:aws:lambda:r:1:function:f", "Payload": {"t.$": "$$.Task.Token"}}),
-                "function",
-                "f",
-            ),
-            (
-                "arn:aws:states:::states:startExecution",
-                json!({"StateMachineArn": "arn:aws:states:r:1:stateMachine:w"}),
-                "workflow",
-                "w",
-            ),
-            ("arn:aws:states:r:1:activity:a", json!({}), "activity", "a"),
-        ] {
-            let found = state(resource, parameters);
-            assert_eq!((found[0].1, found[0].2.as_str()), (kind, name), "{resource}");
-            assert!(found[0].0.starts_with("/States/A~1B/"), "{}", found[0].0);
-        }
-        assert!(state("arn:aws:states:::lambda:invoke", json!({"FunctionName.$": "$.f"})).is_empty());
     }
 }

@@ -150,7 +150,7 @@ pub(super) async fn redrive(session: &Session, args: RedriveArgs) -> anyhow::Res
     let run = bare(&args.run);
     let before = session.api::<WorkflowRun>().get(run).await?;
     let before = before.status.map_or(0, |s| s.redrive_count);
-    Stored::new(session.client.clone()).redrive(&session.namespace, run).await?;
+    Stored::new(session.client.clone()).redrive(&session.namespace, run, None).await?;
     if !args.wait {
         println!("workflowrun.skiff.dev/{run} redriven");
         return Ok(());

@@ -13,7 +13,7 @@ use skiff_plugin::table::{age, render};
 use skiff_plugin::{Format, Session, nothing_found};
 
 use super::run::{bare, reason};
-use crate::api::{Kind, RunStatus, Trigger, Workflow, WorkflowRun, WorkflowVersion};
+use crate::api::{Kind, RUN, RunStatus, Trigger, Workflow, WorkflowMapRun, WorkflowRun, WorkflowVersion};
 use crate::runs::{Runs as _, Stored};
 
 /// Letters of data in a table.
@@ -301,6 +301,9 @@ async fn describe_run(session: &Session, name: &str) -> anyhow::Result<()> {
     let stored = Stored::new(session.client.clone());
     let (told, events) = tokio::join!(stored.describe(&session.namespace, name), events(session, "WorkflowRun", name));
     let told = told?;
+    let of = ListParams::default().labels(&format!("{RUN}={}", told.run.uid().unwrap_or_default()));
+    // Who may not list them sees the rest.
+    let maps = session.api::<WorkflowMapRun>().list(&of).await.map(|l| l.items).unwrap_or_default();
     let (spec, status, now) = (&told.run.spec, told.run.status.clone().unwrap_or_default(), Timestamp::now());
     let mut out = Lines(String::new());
     out.line("Name", name);
@@ -327,9 +330,11 @@ async fn describe_run(session: &Session, name: &str) -> anyhow::Result<()> {
     out.line("Input", pretty(&told.input));
     out.line("Output", told.output.as_deref().map(pretty).unwrap_or_default());
     out.line("Error", reason(status.error.as_deref(), status.cause.as_deref()).trim_start_matches(": "));
-    for m in &status.map_runs {
+    for map in &maps {
+        let status = map.status.clone().unwrap_or_default();
+        let m = status.executions;
         let counts = format!("{} of {} done, {} failed, {} running", m.succeeded, m.total, m.failed, m.running);
-        out.line("Map", format!("{} {}: {counts}", m.name, m.phase));
+        out.line("Map", format!("{} {} {}: {counts}", map.name_any(), map.spec.state, status.phase));
     }
     for c in &status.conditions {
         out.line("Condition", format!("{}={} {} {}", c.type_, c.status, c.reason, c.message));

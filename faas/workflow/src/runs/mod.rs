@@ -1,6 +1,7 @@
 //! What doors need of runs: start, stop, ask, answer. [`Stored`] does it over API objects from any process; what needs the
 //! engine's memory (synchronous starts, activities that are fetched) is the engine's, which has all of it.
 
+pub(crate) mod maps;
 mod stored;
 
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub struct Start {
     pub trace_header: Option<String>,
     /// The run that starts it.
     pub parent: Option<Parent>,
+    /// Whether a name that is used starts another run of that name: as the service does with express workflows.
+    pub another: bool,
 }
 
 /// A run that was started.
@@ -229,8 +232,9 @@ pub trait Runs: Send + Sync + 'static {
     /// Stops a run; returns when that is stored. A run that is over stays as it is.
     async fn stop(&self, namespace: &str, run: &str, stop: Stop) -> Result<Timestamp, RunsError>;
 
-    /// Lets a run that failed, timed out or was stopped go on from there.
-    async fn redrive(&self, namespace: &str, run: &str) -> Result<Timestamp, RunsError>;
+    /// Lets a run that failed, timed out or was stopped go on from there. The same token again is the same redrive: it is
+    /// answered as the first time.
+    async fn redrive(&self, namespace: &str, run: &str, token: Option<&str>) -> Result<Timestamp, RunsError>;
 
     /// A run with its input and output.
     async fn describe(&self, namespace: &str, run: &str) -> Result<Description, RunsError>;

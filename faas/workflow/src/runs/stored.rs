@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 use skiff_controllers::runtime::worker::{code, text};
 
@@ -20,6 +20,8 @@ use crate::token::Token;
 
 /// Bytes of data that an object holds itself.
 pub(crate) const INLINE: usize = 8 * 1024;
+/// Annotation of a run: when it was redriven last, and with what token of the caller's.
+const REDRIVE: &str = "states.skiff.dev/redrive";
 /// Tries of a write that others come before.
 const TRIES: u32 = 8;
 
@@ -182,11 +184,17 @@ impl Runs for Stored {
         let runs = self.runs(&start.namespace);
         let (stored, again) = match runs.create(&PostParams::default(), &object).await {
             Ok(stored) => (stored, false),
+            Err(e) if code(&e) == 409 && named && start.another => {
+                let mut another = object.clone();
+                let id = uuid::Uuid::new_v4().simple().to_string();
+                another.metadata.name = Some(format!("{run}.{}", id.get(..12).unwrap_or_default()));
+                (runs.create(&PostParams::default(), &another).await.map_err(|e| failed(&e))?, false)
+            }
             Err(e) if code(&e) == 409 && named => {
                 let there = self.run(&start.namespace, &run).await?;
                 let same = there.spec.input == object.spec.input && there.spec.input_ref == object.spec.input_ref;
                 let over = there.status.as_ref().is_some_and(|s| s.phase.is_over());
-                // The service starts another express run of the same name; here the name is the object's.
+                // What starts express runs here means the same one by the same name.
                 if !same || over || workflow.spec.kind == Kind::Express {
                     return Err(RunsError::AlreadyExists(execution));
                 }
@@ -198,6 +206,7 @@ impl Runs for Stored {
             long.store(&self.client, &Owner::of(&stored)).await.map_err(|e| RunsError::Unavailable(e.to_string()))?;
         }
         let at = stored.metadata.creation_timestamp.as_ref().map_or_else(Timestamp::now, |t| t.0);
+        let run = stored.name_any();
         Ok(Started { run, name: execution, at, again })
     }
 
@@ -214,10 +223,18 @@ impl Runs for Stored {
         Ok(Timestamp::now())
     }
 
-    async fn redrive(&self, namespace: &str, run: &str) -> Result<Timestamp, RunsError> {
+    async fn redrive(&self, namespace: &str, run: &str, token: Option<&str>) -> Result<Timestamp, RunsError> {
         let runs = self.runs(namespace);
         for _ in 0..TRIES {
             let mut found = self.run(namespace, run).await?;
+            let known = found.annotations().get(REDRIVE).and_then(|last| last.split_once(' '));
+            if let (Some(token), Some((at, last))) = (token, known)
+                && token == last
+                && let Ok(at) = at.parse()
+            {
+                return Ok(at);
+            }
+            let now = Timestamp::now();
             let status = found.status.clone().unwrap_or_default();
             let asked = found.spec.redrive.unwrap_or(0);
             if !status.phase.is_over() || asked > status.redrive_count {
@@ -227,8 +244,12 @@ impl Runs for Stored {
                 return Err(RunsError::NotRedrivable("it succeeded".to_owned()));
             }
             found.spec.redrive = Some(asked + 1);
+            match token {
+                Some(token) => drop(found.annotations_mut().insert(REDRIVE.to_owned(), format!("{now} {token}"))),
+                None => drop(found.annotations_mut().remove(REDRIVE)),
+            }
             match runs.replace(run, &PostParams::default(), &found).await {
-                Ok(_) => return Ok(Timestamp::now()),
+                Ok(_) => return Ok(now),
                 Err(e) if code(&e) == 409 => {}
                 Err(e) => return Err(failed(&e)),
             }

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use kube::client::Body;
@@ -59,6 +60,30 @@ impl Call {
     }
 
     async fn request(&self) -> Result<String, ExecutionError> {
+        let (parts, body) = self.fetch(DATA_MAX).await?;
+        let body = serde_json::from_slice(&body)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()));
+        let mut headers: Map<String, Value> = Map::new();
+        for (name, value) in &parts.headers {
+            let value = json!(String::from_utf8_lossy(value.as_bytes()));
+            match headers.get_mut(name.as_str()).and_then(Value::as_array_mut) {
+                Some(all) => all.push(value),
+                None => drop(headers.insert(name.to_string(), json!([value]))),
+            }
+        }
+        let text = parts.status.canonical_reason().unwrap_or_default();
+        let said = json!({
+            "StatusCode": parts.status.as_u16(), "StatusText": text, "Headers": headers, "ResponseBody": body,
+        });
+        if parts.status.is_success() {
+            Ok(said.to_string())
+        } else {
+            Err(failed(&format!("States.Http.StatusCode.{}", parts.status.as_u16()), said.to_string()))
+        }
+    }
+
+    /// Makes the request that the parameters say, and reads its answer up to so many bytes.
+    pub(crate) async fn fetch(&self, limit: usize) -> Result<(http::response::Parts, Bytes), ExecutionError> {
         let endpoint = self.text("ApiEndpoint")?;
         let mut url: Uri = endpoint.parse().map_err(|e| wrong(format!("'{endpoint}' is no URL: {e}")))?;
         if let Some(Value::Object(query)) = self.field("QueryParameters") {
@@ -101,33 +126,14 @@ impl Call {
         let request = request.body(Body::from(body)).map_err(|e| wrong(e.to_string()))?;
         let answer = client.send(request).await.map_err(socket)?;
         let (parts, body) = answer.into_parts();
-        let body = Limited::new(body, DATA_MAX).collect().await.map_err(|e| {
+        let body = Limited::new(body, limit).collect().await.map_err(|e| {
             if e.downcast_ref::<LengthLimitError>().is_some() {
-                failed(error::DATA_LIMIT_EXCEEDED, format!("the answer is longer than {DATA_MAX} bytes"))
+                failed(error::DATA_LIMIT_EXCEEDED, format!("the answer is longer than {limit} bytes"))
             } else {
                 socket(e)
             }
         })?;
-        let body = body.to_bytes();
-        let body = serde_json::from_slice(&body)
-            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()));
-        let mut headers: Map<String, Value> = Map::new();
-        for (name, value) in &parts.headers {
-            let value = json!(String::from_utf8_lossy(value.as_bytes()));
-            match headers.get_mut(name.as_str()).and_then(Value::as_array_mut) {
-                Some(all) => all.push(value),
-                None => drop(headers.insert(name.to_string(), json!([value]))),
-            }
-        }
-        let text = parts.status.canonical_reason().unwrap_or_default();
-        let said = json!({
-            "StatusCode": parts.status.as_u16(), "StatusText": text, "Headers": headers, "ResponseBody": body,
-        });
-        if parts.status.is_success() {
-            Ok(said.to_string())
-        } else {
-            Err(failed(&format!("States.Http.StatusCode.{}", parts.status.as_u16()), said.to_string()))
-        }
+        Ok((parts, body.to_bytes()))
     }
 }
 

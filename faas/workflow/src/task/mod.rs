@@ -55,9 +55,14 @@ impl Call {
         self.engine.client()
     }
 
+    /// Which attempt of which step of which execution.
+    pub(crate) fn address(&self) -> String {
+        format!("{}{}", self.info.path, self.dispatch.step)
+    }
+
     /// What is the same each time this attempt is made.
     pub(crate) fn key(&self) -> String {
-        format!("{}/{}", self.owner.uid, self.dispatch.step)
+        format!("{}/{}", self.owner.uid, self.address())
     }
 
     /// Headers for whoever is called.
@@ -113,7 +118,7 @@ impl Call {
             Target::Workflow { .. } | Target::StartExecution { .. } => self.child().await,
             Target::Activity { name } => {
                 if !self.dispatch.submitted {
-                    self.engine.offer(&self.owner, name, self.dispatch.step);
+                    self.engine.offer(&self.owner, name, self.address());
                 }
                 Ok(Done::Elsewhere)
             }

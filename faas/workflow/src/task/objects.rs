@@ -80,7 +80,7 @@ struct Which {
 }
 
 impl Call {
-    fn asked(&self) -> Client {
+    pub(crate) fn asked(&self) -> Client {
         let account = self.info.role.rsplit('/').next().unwrap_or("default");
         as_account(self.client(), &self.owner.namespace, account)
     }

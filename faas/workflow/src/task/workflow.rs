@@ -41,8 +41,7 @@ impl Call {
         let namespace = &self.owner.namespace;
         let Child { machine, qualifier, name, own, run, input } = self.which_child()?;
         let version = qualifier.as_ref().and_then(|q| q.parse().ok());
-        let parent =
-            Parent { run: self.owner.name.clone(), uid: self.owner.uid.clone(), step: self.dispatch.step.to_string() };
+        let parent = Parent { run: self.owner.name.clone(), uid: self.owner.uid.clone(), step: self.address() };
         if !self.dispatch.submitted {
             let start = Start {
                 namespace: namespace.clone(),
@@ -53,6 +52,7 @@ impl Call {
                 input: input.to_string(),
                 trace_header: None,
                 parent: Some(parent.clone()),
+                another: false,
             };
             let started = match self.engine.stored().start(start).await {
                 // It was over before this engine heard that it had begun.

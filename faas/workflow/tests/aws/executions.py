@@ -76,7 +76,8 @@ c.stop_execution(executionArn=arn, error="Enough", cause="it takes too long")
 seen = ended(arn)
 assert (seen["status"], seen["error"], seen["cause"]) == ("ABORTED", "Enough", "it takes too long"), seen
 assert events(arn)[-1]["type"] == "ExecutionAborted"
-assert c.redrive_execution(executionArn=arn)["redriveDate"]
+first = c.redrive_execution(executionArn=arn, clientToken="once")["redriveDate"]
+assert c.redrive_execution(executionArn=arn, clientToken="once")["redriveDate"] == first
 c.stop_execution(executionArn=arn)
 assert ended(arn)["status"] == "ABORTED"
 
@@ -137,4 +138,7 @@ assert (seen["status"], json.loads(seen["output"])) == ("SUCCEEDED", {"y": 8}), 
 assert seen["billingDetails"]["billedDurationInMilliseconds"] % 100 == 0
 seen = c.start_sync_execution(stateMachineArn=express, input='{"x": "no"}')
 assert seen["status"] == "FAILED" and seen["error"].startswith("States."), seen
+# A name that is used starts another one.
+twice = [c.start_execution(stateMachineArn=express, name="used", input='{"x": 4}')["executionArn"] for _ in range(2)]
+assert twice[0] != twice[1], twice
 refused("StateMachineTypeNotSupported", c.list_executions, stateMachineArn=express)

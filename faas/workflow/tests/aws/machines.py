@@ -121,6 +121,10 @@ choice = json.dumps({"Type": "Choice", "Default": "no",
                      "Choices": [{"Variable": "$.n", "NumericGreaterThan": 3, "Next": "yes"}]})
 assert c.test_state(definition=choice, input='{"n": 4}')["nextState"] == "yes"
 assert c.test_state(definition=choice, input='{"n": 3}')["nextState"] == "no"
+inner = {"StartAt": "P", "States": {"P": {"Type": "Pass", "Parameters": {"n.$": "$"}, "End": True}}}
+spread = json.dumps({"Type": "Map", "ItemsPath": "$.all", "ItemProcessor": inner, "ResultPath": "$.done", "End": True})
+tried = c.test_state(definition=spread, roleArn=ROLE, input='{"all": [1, 2]}')
+assert json.loads(tried["output"]) == {"all": [1, 2], "done": [{"n": 1}, {"n": 2}]}, tried
 tried = c.test_state(definition=json.dumps({"Type": "Fail", "Error": "E", "Cause": "C"}))
 assert (tried["status"], tried["error"], tried["cause"]) == ("FAILED", "E", "C")
 refused("ValidationException", c.test_state, definition=state)

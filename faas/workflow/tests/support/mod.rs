@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, PostParams};
 use kube::runtime::{conditions, wait::await_condition};
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
 use skiff_storage::embedded::{Embedded, Options};
-use skiff_workflow::api::{Phase, Workflow, WorkflowRun, definitions};
+use skiff_workflow::api::{Phase, Workflow, WorkflowHistory, WorkflowRun, definitions};
 use skiff_workflow::engine::{Engine, Faults, NoFaults, Settings};
 use skiff_workflow::runs::{Runs as _, Stored};
 use skiff_workflow::task::functions::{FunctionAnswer, FunctionCall, FunctionError, Functions};
@@ -113,6 +114,33 @@ impl World {
     /// The whole history of a run.
     pub(crate) async fn history(&self, name: &str) -> Vec<Value> {
         Stored::new(self.client.clone()).history("default", name, None, false, usize::MAX).await.unwrap().events
+    }
+
+    /// Waits until a run's history has an event.
+    pub(crate) async fn told(&self, name: &str, kind: &str) {
+        let config = kube::runtime::watcher::Config::default();
+        let mut pages = Box::pin(kube::runtime::watcher(self.api::<WorkflowHistory>(), config));
+        let found = async {
+            while !self.types(name).await.iter().any(|t| t == kind) {
+                pages.next().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("{name} has no {kind}"));
+    }
+
+    /// Lets the ServiceAccount `default` do something.
+    pub(crate) async fn allow(&self, name: &str, rule: Value) {
+        let role = json!({"kind": "Role", "rules": [rule]});
+        let binding = json!({"kind": "RoleBinding",
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": "default"}]});
+        for (plural, mut whole) in [("roles", role), ("rolebindings", binding)] {
+            whole["apiVersion"] = json!("rbac.authorization.k8s.io/v1");
+            whole["metadata"] = json!({"name": name});
+            let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/default/{plural}");
+            let request = http::Request::post(path).header("content-type", "application/json");
+            self.client.request::<Value>(request.body(whole.to_string().into_bytes()).unwrap()).await.unwrap();
+        }
     }
 
     /// The types of a run's events.

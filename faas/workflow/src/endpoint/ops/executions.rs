@@ -4,13 +4,13 @@ use kube::ResourceExt as _;
 use kube::api::ListParams;
 use serde_json::{Value, json};
 
-use super::{Call, created, invalid_name, machines, seconds, versions};
+use super::{Call, created, invalid_name, machines, maps, seconds, versions};
 use crate::api::{Kind, Phase, Stop, Workflow, WorkflowRun};
 use crate::endpoint::arn::{self, Resource};
 use crate::endpoint::error::{Answer, Fault};
 use crate::endpoint::page::{self, Row, newest_first};
 use crate::pack::digest;
-use crate::runs::{Cursor, Pinned, Start, run_name};
+use crate::runs::{Cursor, Events, Pinned, Start, run_name};
 
 /// Runs in one answer of the API.
 const PAGE: u32 = 500;
@@ -72,12 +72,12 @@ fn word(phase: Phase) -> &'static str {
     if phase == Phase::Pending { "RUNNING" } else { phase.as_str() }
 }
 
-fn execution_arn(call: &Call<'_>, machine: &str, execution: &str) -> String {
+pub(super) fn execution_arn(call: &Call<'_>, machine: &str, execution: &str) -> String {
     call.arn(Resource::Execution { machine: machine.to_owned(), name: execution.to_owned() })
 }
 
 /// The name of a run as an execution.
-fn execution_name(run: &WorkflowRun) -> String {
+pub(super) fn execution_name(run: &WorkflowRun) -> String {
     run.spec.name.clone().unwrap_or_else(|| run.name_any())
 }
 
@@ -144,24 +144,27 @@ async fn wanted(call: &Call<'_>) -> Result<(String, Workflow, Start), Fault> {
         input: input.to_owned(),
         trace_header: call.text("traceHeader").map(str::to_owned),
         parent: None,
+        another: false,
     };
     Ok((machine, workflow, start))
 }
 
 pub(super) async fn start(call: &Call<'_>) -> Answer {
-    let (machine, workflow, start) = wanted(call).await?;
+    let (machine, workflow, mut start) = wanted(call).await?;
     let name = start.name.clone().unwrap_or_default();
+    start.another = workflow.spec.kind == Kind::Express;
     let started = call.endpoint.runs.start(start).await;
     let started = started.map_err(|e| call.failed(e, &execution_arn(call, &machine, &name)))?;
     let arn = match workflow.spec.kind {
         Kind::Standard => execution_arn(call, &machine, &started.name),
-        Kind::Express => express_arn(call, &machine, &started.name),
+        Kind::Express => express_arn(call, &machine, &started.name, &started.run),
     };
     Ok(json!({"executionArn": arn, "startDate": seconds(started.at)}))
 }
 
-fn express_arn(call: &Call<'_>, machine: &str, name: &str) -> String {
-    let id = digest(format!("{machine}/{name}").as_bytes());
+/// The ARN of an express execution: another of the same name has another id.
+fn express_arn(call: &Call<'_>, machine: &str, name: &str, run: &str) -> String {
+    let id = digest(format!("{machine}/{name}/{run}").as_bytes());
     let id = id.get(..32).unwrap_or_default().to_owned();
     call.arn(Resource::Express { machine: machine.to_owned(), name: name.to_owned(), id })
 }
@@ -176,7 +179,7 @@ pub(super) async fn start_sync(call: &Call<'_>) -> Answer {
     let outcome = outcome.map_err(|e| call.failed(e, call.required("stateMachineArn")))?;
     let millis = outcome.stop.duration_since(outcome.start).as_millis().max(0);
     let mut told = json!({
-        "executionArn": express_arn(call, &machine, &outcome.name),
+        "executionArn": express_arn(call, &machine, &outcome.name, &outcome.start.to_string()),
         "stateMachineArn": call.arn(Resource::Machine { name: machine, label: None }),
         "name": outcome.name,
         "startDate": seconds(outcome.start),
@@ -194,7 +197,7 @@ pub(super) async fn start_sync(call: &Call<'_>) -> Answer {
 }
 
 /// Adds input and output, where the caller wants them.
-fn include(call: &Call<'_>, told: &mut Value, input: String, output: Option<String>) {
+pub(super) fn include(call: &Call<'_>, told: &mut Value, input: String, output: Option<String>) {
     let included = call.text("includedData") != Some("METADATA_ONLY");
     if !included {
         told["inputDetails"] = json!({"included": false});
@@ -223,11 +226,14 @@ pub(super) async fn stop(call: &Call<'_>) -> Answer {
 
 pub(super) async fn redrive(call: &Call<'_>) -> Answer {
     let found = find(call, "executionArn").await?;
-    let at = call.endpoint.runs.redrive(&call.namespace, &found.name()).await;
+    let at = call.endpoint.runs.redrive(&call.namespace, &found.name(), call.text("clientToken")).await;
     Ok(json!({"redriveDate": seconds(at.map_err(|e| call.failed(e, call.required("executionArn")))?)}))
 }
 
 pub(super) async fn describe(call: &Call<'_>) -> Answer {
+    if let Some(child) = maps::Child::find(call, "executionArn").await? {
+        return child.describe(call).await;
+    }
     let mut found = find(call, "executionArn").await?;
     let whole = call.endpoint.runs.describe(&call.namespace, &found.name()).await;
     let whole = whole.map_err(|e| call.failed(e, call.required("executionArn")))?;
@@ -296,11 +302,7 @@ pub(super) async fn list(call: &Call<'_>) -> Answer {
             Resource::Alias { machine, alias } => (machine, None, Some(alias)),
             _ => return Err(call.wrong("stateMachineArn")),
         },
-        // Items of a distributed map are no runs of their own here.
-        (None, Some(arn)) => match call.resource_of(arn)? {
-            Resource::MapRun { .. } => return Ok(json!({"executions": []})),
-            _ => return Err(call.wrong("mapRunArn")),
-        },
+        (None, Some(_)) => return maps::executions_of(call).await,
         _ => return Err(Fault::validation("Must provide a 'stateMachineArn' or a 'mapRunArn', and not both.")),
     };
     let workflow = call.workflow(&machine, arn.unwrap_or_default()).await?;
@@ -310,7 +312,8 @@ pub(super) async fn list(call: &Call<'_>) -> Answer {
     let object = workflow.name_any();
     let (status, redriven) = (call.text("statusFilter"), call.text("redriveFilter"));
     let mut rows: Vec<Row> = vec![];
-    let mut params = ListParams::default().limit(PAGE);
+    // The server looks through all runs, and sends those of this workflow.
+    let mut params = ListParams::default().fields(&format!("spec.workflow={object}")).limit(PAGE);
     loop {
         let page = call.api::<WorkflowRun>().list(&params).await?;
         for run in page.items {
@@ -334,13 +337,19 @@ pub(super) async fn list(call: &Call<'_>) -> Answer {
 }
 
 pub(super) async fn history(call: &Call<'_>) -> Answer {
-    let found = find(call, "executionArn").await?;
+    let child = maps::Child::find(call, "executionArn").await?;
     let from = page::after(&call.request)?;
     let invalid = || Fault::new("InvalidToken", "Invalid Token: 'Invalid token'");
     let from = from.map(|text| cursor(&text).ok_or_else(invalid)).transpose()?;
     let reverse = call.request["reverseOrder"].as_bool().unwrap_or_default();
     let limit = page::limit(&call.request);
-    let events = call.endpoint.runs.history(&call.namespace, &found.name(), from, reverse, limit).await;
+    let events = match child {
+        Some(child) => child.events(call, reverse).await.map(|all| part(all, from, limit)),
+        None => {
+            let found = find(call, "executionArn").await?;
+            call.endpoint.runs.history(&call.namespace, &found.name(), from, reverse, limit).await
+        }
+    };
     let events = events.map_err(|e| call.failed(e, call.required("executionArn")))?;
     let data = call.request["includeExecutionData"].as_bool().unwrap_or(true);
     let told: Vec<Value> = events.events.into_iter().map(|e| event(e, data)).collect();
@@ -349,6 +358,14 @@ pub(super) async fn history(call: &Call<'_>) -> Answer {
         answer["nextToken"] = page::token(&format!("{}/{}", next.page, next.event)).into();
     }
     Ok(answer)
+}
+
+/// A part of events that are all there; the cursor says how many were told.
+fn part(all: Vec<Value>, from: Option<Cursor>, limit: usize) -> Events {
+    let begin = from.and_then(|c| usize::try_from(c.event).ok()).unwrap_or_default();
+    let more = all.len() > begin.saturating_add(limit);
+    let next = more.then(|| Cursor { page: 1, event: i64::try_from(begin + limit).unwrap_or(i64::MAX) });
+    Events { events: all.into_iter().skip(begin).take(limit).collect(), next }
 }
 
 fn cursor(text: &str) -> Option<Cursor> {

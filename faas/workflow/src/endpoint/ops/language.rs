@@ -1,9 +1,10 @@
 //! What needs no run: ValidateStateMachineDefinition and TestState.
 //!
 //! TestState runs one state: data goes through its stages, and the answer says what a run would do next. The result of a
-//! Task, Parallel or Map has to be given (`mock`): nothing outside is touched.
+//! Task has to be given (`mock`), and that of a Parallel or Map in which something is outside or waits: nothing outside is touched.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use skiff_asl::definition::{ResultPath, State, StateKind, Transition};
@@ -12,6 +13,10 @@ use skiff_asl::{Definition, ExecutionError, Scope, Severity, choice, data, retry
 use super::Call;
 use crate::endpoint::error::{Answer, Fault};
 use crate::engine::judge;
+use crate::machine::{Info, Input, Machine, Over, What};
+
+/// Events of a state that is tested without a mock.
+const TRIAL_EVENTS: u64 = 25_000;
 
 /// The faults that refuse a definition, as the service writes them.
 pub(super) fn errors(faults: &[skiff_asl::Fault]) -> impl Iterator<Item = String> {
@@ -123,6 +128,10 @@ pub(super) fn test(call: &Call<'_>) -> Answer {
         }
     };
     let works = matches!(state.kind, StateKind::Task(_) | StateKind::Parallel(_) | StateKind::Map(_));
+    let mock = match mock {
+        Mock::None if works && variables.is_empty() => alone(&definition, &name, &input),
+        mock => mock,
+    };
     match (&mock, works) {
         (Mock::None, true) => {
             return Err(Fault::validation(format!("A mock is needed to test a state of type {}.", state.type_name())));
@@ -137,6 +146,61 @@ pub(super) fn test(call: &Call<'_>) -> Answer {
     let scope = Scope::new(&context, &variables);
     let done = walk(state, &input, &scope, mock, &mut trial);
     Ok(tell(call, state, &input, &scope, done, trial))
+}
+
+/// What shapes the result of a state, or leads on from it: not its work.
+const AROUND: [&str; 8] = ["ResultSelector", "ResultPath", "OutputPath", "Output", "Assign", "Retry", "Catch", "Next"];
+
+/// The result of a Parallel or Map that touches nothing outside and waits for nothing; no mock otherwise.
+fn alone(definition: &Definition, name: &str, input: &Value) -> Mock {
+    let Some(mut state) = raw_of(&definition.raw, name).cloned() else { return Mock::None };
+    if let Some(fields) = state.as_object_mut() {
+        AROUND.iter().for_each(|field| drop(fields.remove(*field)));
+        fields.insert("End".to_owned(), true.into());
+        fields.entry("QueryLanguage").or_insert_with(|| definition.query_language.as_str().into());
+    }
+    let whole = Definition::parse(&json!({"StartAt": name, "States": {name: state}}));
+    let Ok(whole) = whole else { return Mock::None };
+    let mut quiet = matches!(whole.find(name).map(|s| &s.kind), Some(StateKind::Parallel(_) | StateKind::Map(_)));
+    whole.machine.visit("", &mut |_, state| {
+        quiet &= match &state.kind {
+            StateKind::Task(_) | StateKind::Wait(_) => false,
+            StateKind::Map(map) => map.item_reader.is_none() && map.result_writer.is_none(),
+            _ => true,
+        };
+    });
+    if !quiet {
+        return Mock::None;
+    }
+    let info = Info { input: input.clone(), max_events: TRIAL_EVENTS, name: name.to_owned(), ..Info::default() };
+    let mut machine = Machine::new(Arc::new(whole), Arc::new(info));
+    let at = crate::journal::record::now();
+    machine.apply(&Input { at, what: What::Start });
+    while machine.more() {
+        machine.events();
+        machine.apply(&Input { at, what: What::Go });
+    }
+    match machine.over() {
+        // A retry within waits.
+        None => Mock::None,
+        Some(Over { output: Some(output), .. }) => Mock::Result(output.clone()),
+        Some(over) => {
+            let part = |part: &Option<String>| part.clone().unwrap_or_default();
+            Mock::Error(ExecutionError { error: part(&over.error), cause: part(&over.cause) })
+        }
+    }
+}
+
+/// A state of a definition as it was written, wherever it is.
+fn raw_of<'a>(machine: &'a Value, name: &str) -> Option<&'a Value> {
+    let states = machine["States"].as_object()?;
+    states.get(name).or_else(|| {
+        states.values().find_map(|state| {
+            let branches = state["Branches"].as_array().into_iter().flatten();
+            let inner = branches.chain([&state["ItemProcessor"], &state["Iterator"]]);
+            inner.filter(|m| m.is_object()).find_map(|m| raw_of(m, name))
+        })
+    })
 }
 
 /// The stages of a state.

@@ -70,7 +70,7 @@ pub(crate) async fn run(operation: &str, call: Call<'_>) -> Answer {
         "TagResource" => tags::add(&call).await,
         "TestState" => language::test(&call),
         "UntagResource" => tags::remove(&call).await,
-        "UpdateMapRun" => maps::update(&call),
+        "UpdateMapRun" => maps::update(&call).await,
         "UpdateStateMachine" => machines::update(&call).await,
         "UpdateStateMachineAlias" => versions::update_alias(&call).await,
         "ValidateStateMachineDefinition" => language::validate(&call),
