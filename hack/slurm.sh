@@ -259,6 +259,8 @@ StorageUser=slurm
 StoragePass=$password
 StorageLoc=slurm
 CONF
+  # slurmrestd hands its clients' tokens on.
+  [ -z "$rest" ] || printf 'AuthAltTypes=auth/jwt\nAuthAltParameters=jwt_key=%s\n' "$dir/etc/jwt.key" >>"$dir/etc/slurmdbd.conf"
   chmod 600 "$dir/etc/slurmdbd.conf"
   # slurmdbd looks for its file beside slurm.conf.
   start slurmdbd slurmdbd -D

@@ -311,6 +311,7 @@ impl Link {
             }
         };
         let good = self.known.lock().error.is_none();
+        crate::metrics::asked(&self.name, good);
         for key in tell {
             (self.tell)(&key);
         }

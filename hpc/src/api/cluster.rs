@@ -75,6 +75,10 @@ pub struct HpcClusterSpec {
     /// Secret whose key `token` an epilog hook shows at `POST /hpc/NAME/done`. Without it there is no such door.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook_secret: Option<SecretRef>,
+    /// Image of the pods that read sources in PersistentVolumeClaims (`busybox:1`): any with sh, tar, base64 and sha256sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub reader_image: Option<String>,
     /// How much of results is kept here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreLimits>,

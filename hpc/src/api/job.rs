@@ -111,8 +111,8 @@ pub struct GpuJobSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
-    {"rule": "[has(self.inline), has(self.configMap), has(self.archive), has(self.remote)].filter(x, x).size() == 1",
-     "message": "exactly one of inline, configMap, archive and remote must be given"}
+    {"rule": "[has(self.inline), has(self.configMap), has(self.archive), has(self.remote), has(self.volume)].filter(x, x).size() == 1",
+     "message": "exactly one of inline, configMap, archive, remote and volume must be given"}
 ]))]
 pub struct Source {
     /// Files by their path in the job's directory: no `..`, nothing absolute.
@@ -128,6 +128,27 @@ pub struct Source {
     /// A directory that is on the Slurm cluster already: it is copied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<RemoteSource>,
+    /// A directory of a PersistentVolumeClaim of this namespace: a pod reads it, at most 32 MiB packed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeSource>,
+}
+
+/// A directory of a PersistentVolumeClaim.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeSource {
+    /// Name of the claim.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
+    /// The directory in it (all of it): no `..`, nothing absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = 255),
+        regex(
+            pattern = r"^(\.{0,2}[A-Za-z0-9_@+=, -][A-Za-z0-9_.@+=, -]*)(/\.{0,2}[A-Za-z0-9_@+=, -][A-Za-z0-9_.@+=, -]*)*$"
+        )
+    )]
+    pub path: Option<String>,
 }
 
 /// An object of this namespace.

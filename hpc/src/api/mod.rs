@@ -20,7 +20,7 @@ pub use cluster::{
 pub use job::{
     Archive, Array, Build, BuildPlace, Dependency, DependencyType, EnvVar, EnvVarSource, GpuJob, GpuJobSpec,
     GpuRequest, GpuScope, Input, KeyRef, Launcher, Make, NameRef, Nvcc, RemoteSource, Resources, Retries, Run,
-    SignalBefore, Source,
+    SignalBefore, Source, VolumeSource,
 };
 pub use partition::{Counts, GpuCounts, SlurmPartition, SlurmPartitionSpec, SlurmPartitionStatus};
 pub use status::{

@@ -10,8 +10,8 @@ pub(super) mod number {
     pub(in crate::driver::rest) const INVALID_JOB: i64 = 2017;
     /// It has ended already.
     pub(in crate::driver::rest) const ALREADY_DONE: i64 = 2021;
-    /// The controller does not answer, in its several forms.
-    pub(in crate::driver::rest) const AWAY: [i64; 7] = [1001, 1002, 1003, 1004, 1005, 1006, 1008];
+    /// The controller, or slurmdbd, does not answer, in its several forms.
+    pub(in crate::driver::rest) const AWAY: [i64; 8] = [1001, 1002, 1003, 1004, 1005, 1006, 1008, 7000];
     /// Nobody knows whether it was heard.
     pub(in crate::driver::rest) const LOST: [i64; 3] = [5004, 5005, 1900];
     /// Credentials.

@@ -56,13 +56,7 @@ pub(super) fn describe(options: &[Opt], version: u32) -> Result<Value, SlurmErro
             ("constraint", _) => put("constraints", json!(value)),
             ("prefer" | "wckey", _) => put(&option.name, json!(value)),
             ("time", _) => put("time_limit", set(parse_minutes(value).ok_or_else(none)?)),
-            ("nodes", false) => {
-                let (least, most) = value.split_once('-').unwrap_or((value, value));
-                let both = [least, most].map(|n| n.parse::<u64>());
-                let [Ok(least), Ok(most)] = both else { return Err(none()) };
-                put("nodes", json!([least, most]));
-            }
-            ("nodes", true) => put("nodes", json!(value)),
+            ("nodes", _) => put("nodes", json!(value)),
             ("ntasks", _) => put("tasks", json!(int()?)),
             ("ntasks-per-node", _) => put("tasks_per_node", json!(int()?)),
             ("cpus-per-task", _) => put("cpus_per_task", json!(int()?)),
@@ -82,7 +76,13 @@ pub(super) fn describe(options: &[Opt], version: u32) -> Result<Value, SlurmErro
             ("gpus-per-socket", true) => put("tres_per_socket", json!(tres("gres/gpu:"))),
             ("nodelist", true) => put("required_nodes", json!(value.split(',').collect::<Vec<_>>())),
             ("exclude", true) => put("excluded_nodes", json!(value.split(',').collect::<Vec<_>>())),
-            ("signal", false) if !value.starts_with("B:") => put("signal", json!(value)),
+            ("nodelist", false) => put("nodelist", json!(value)),
+            ("exclude", false) => put("exclude_nodes", json!(value)),
+            ("signal", false) if value.starts_with("B:") => {
+                let why = "takes signals for steps only (signal.steps: true), not for the script";
+                return Err(SlurmError::Unsupported(format!("slurmrestd v0.0.{version} {why}")));
+            }
+            ("signal", false) => put("signal", json!(value)),
             ("signal", true) => {
                 let (flags, rest) = match value.strip_prefix("B:") {
                     Some(rest) => (json!(["BATCH_JOB"]), rest),
@@ -97,6 +97,19 @@ pub(super) fn describe(options: &[Opt], version: u32) -> Result<Value, SlurmErro
             ("exclusive", true) => put("shared", json!(["none"])),
             ("requeue", _) => put("requeue", json!(true)),
             ("no-requeue", _) => put("requeue", json!(false)),
+            ("mail-user", _) => put("mail_user", json!(value)),
+            ("mail-type", false) => put("mail_type", json!(value)),
+            ("mail-type", true) => {
+                let all = value.to_ascii_uppercase().replace("ALL", "BEGIN,END,FAIL,REQUEUE,STAGE_OUT");
+                put("mail_type", json!(all.split(',').collect::<Vec<_>>()));
+            }
+            ("distribution", _) => put("distribution", json!(value)),
+            ("mincpus", _) => put("minimum_cpus_per_node", json!(int()?)),
+            ("tmp", _) => put("temporary_disk_per_node", json!(mebibytes(value).ok_or_else(none)?)),
+            ("threads-per-core", _) => put("threads_per_core", json!(int()?)),
+            ("time-min", _) => put("time_minimum", set(parse_minutes(value).ok_or_else(none)?)),
+            ("begin", false) => put("begin_time", json!(value)),
+            ("deadline", false) => put("deadline", json!(value)),
             ("nice", _) => put("nice", json!(int()?)),
             _ => return Err(none()),
         }
@@ -127,12 +140,17 @@ mod tests {
             ("open-mode", Some("append")),
             ("exclusive", None),
             ("no-requeue", None),
+            ("nodelist", Some("n1,n2")),
+            ("exclude", Some("n3")),
+            ("signal", Some("USR1@90")),
+            ("mail-type", Some("end")),
         ]);
         let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         assert_eq!(
             describe(&all, 38).unwrap(),
-            json!({"name": "n", "time_limit": 1440, "nodes": [2, 4], "memory_per_node": 16_384, "gres": "gpu:a100:2,shard:1",
+            json!({"name": "n", "time_limit": 1440, "nodes": "2-4", "memory_per_node": 16_384, "gres": "gpu:a100:2,shard:1",
                 "gpus": "v100:2", "open_mode": "append", "exclusive": "exclusive", "requeue": false,
+                "nodelist": "n1,n2", "exclude_nodes": "n3", "signal": "USR1@90", "mail_type": "end",
                 "environment": {"PATH": path}})
         );
         assert_eq!(
@@ -140,9 +158,11 @@ mod tests {
             json!({"name": "n", "time_limit": {"set": true, "number": 1440}, "nodes": "2-4",
                 "memory_per_node": {"set": true, "number": 16_384}, "tres_per_node": "gres/gpu:a100:2,gres/shard:1",
                 "tres_per_job": "gres/gpu:v100:2", "open_mode": ["APPEND"], "shared": ["none"], "requeue": false,
+                "required_nodes": ["n1", "n2"], "excluded_nodes": ["n3"], "kill_warning_signal": "USR1",
+                "kill_warning_delay": {"set": true, "number": 90}, "kill_warning_flags": [], "mail_type": ["END"],
                 "environment": [format!("PATH={path}")]})
         );
-        for bad in [("nodelist", Some("n1")), ("signal", Some("B:USR1@60")), ("contiguous", None)] {
+        for bad in [("signal", Some("B:USR1@60")), ("contiguous", None)] {
             assert!(matches!(describe(&options(&[bad]), 38), Err(SlurmError::Unsupported(_))), "{bad:?}");
         }
     }

@@ -1,6 +1,7 @@
 //! slurmrestd, of any version of its API from v0.0.38 on: which one is read from the document it publishes.
 //!
-//! Whether a request went well is in its error numbers, never in the HTTP status alone: an unknown job is a 500. It moves no
+//! Whether a request went well is in its error numbers, never in the HTTP status alone: an unknown job is a 500. What Slurm's
+//! controller forgot is asked of the other half of its interface, accounting, where a slurmdbd is behind it. It moves no
 //! files and runs no commands; markers and the completion log are read by the way to files, where there is one. Options of
 //! sbatch that the API in use has no field for are refused before anything is sent.
 
@@ -26,12 +27,15 @@ use crate::api::{Decider, RestAccess};
 use crate::catalogue::{rest_nodes, rest_partitions};
 use crate::script::Script;
 use crate::state::Report;
-use crate::state::parse::rest_jobs;
+use crate::state::parse::{rest_accounted, rest_jobs};
 
 /// Versions of the API whose shapes are known here.
 const VERSIONS: std::ops::RangeInclusive<u32> = 38..=45;
 /// From this version on the script is a part of the job.
 const SCRIPT_IN_JOB: u32 = 41;
+
+/// A name that no job has: to see whether accounting answers.
+const NOBODY: &str = "skiff-nobody";
 
 /// slurmrestd.
 pub struct Rest {
@@ -92,6 +96,26 @@ impl Rest {
             other => other,
         })?;
         self.wire.ask(method, &format!("/slurm/v0.0.{version}{path}"), body, limit).await
+    }
+
+    /// What accounting knows under a name; `None` where slurmrestd has none to ask: it lacks that half of its interface, has no
+    /// slurmdbd behind it, or that one does not take tokens.
+    async fn accounted(&self, name: &str) -> Result<Option<Vec<Report>>, SlurmError> {
+        let version = self.version().await?;
+        // Names are of letters, digits and hyphens: see [`crate::script::name`].
+        let path = format!("/slurmdb/v0.0.{version}/jobs?job_name={name}");
+        let answer = self.wire.ask(Method::GET, &path, None, QUICK).await?;
+        if answer.status == 404 {
+            return Ok(None);
+        }
+        if answer.has(number::NOTHING) {
+            return Ok(Some(vec![]));
+        }
+        match answer.ok() {
+            Ok(answer) => Ok(Some(rest_accounted(&answer.body))),
+            Err(SlurmError::Refused(_) | SlurmError::Denied(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn all(&self) -> Result<Vec<Report>, SlurmError> {
@@ -186,6 +210,17 @@ impl Slurm for Rest {
             let out = files.run(&self.beside.ask_name(name), QUICK).await?;
             self.beside.read_name(&out, name, &mut found)?;
         }
+        match self.accounted(name).await {
+            Ok(Some(reports)) => {
+                found.lasting = true;
+                let ours = reports.into_iter().filter(|r| r.name == name);
+                found.reports.extend(ours.map(|r| (Decider::Accounting, r)));
+            }
+            Ok(None) => {}
+            // What one of two lasting memories says is enough.
+            Err(_) if found.lasting => {}
+            Err(error) => return Err(error),
+        }
         Ok(found)
     }
 
@@ -242,7 +277,7 @@ impl Slurm for Rest {
             version: text(["/meta/Slurm/release", "/meta/slurm/release"]).unwrap_or_default(),
             api_version: Some(format!("v0.0.{version}")),
             cluster: text(["/meta/slurm/cluster", "/meta/Slurm/cluster"]),
-            accounting: false,
+            accounting: matches!(self.accounted(NOBODY).await, Ok(Some(_))),
         })
     }
 
