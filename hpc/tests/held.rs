@@ -15,8 +15,8 @@ fn job(retries: u32) -> Value {
 }
 
 fn reason(job: &GpuJob, kind: &str) -> String {
-    let all = &job.status.as_ref().unwrap().conditions;
-    all.iter().find(|c| c.type_ == kind && c.status == "True").map(|c| c.reason.clone()).unwrap_or_default()
+    let all = job.status.iter().flat_map(|s| &s.conditions);
+    all.filter(|c| c.type_ == kind && c.status == "True").map(|c| c.reason.clone()).next().unwrap_or_default()
 }
 
 /// Submissions that Slurm took.

@@ -118,7 +118,7 @@ pub struct SshAccess {
     pub user: String,
     /// Secret with `ssh-privatekey` (and `passphrase`), beside it `ssh-certificate` where the host wants one, or `password`.
     pub secret: SecretRef,
-    /// The host's keys: lines of known_hosts, or fingerprints `SHA256:…`. No other key is believed.
+    /// The host's keys: lines of known_hosts, `@cert-authority` ones too, or fingerprints `SHA256:…`. No other key is believed.
     #[schemars(length(min = 1, max = 16), inner(length(min = 8, max = 2048)))]
     pub host_keys: Vec<String>,
     /// Directory of the commands there (looked up in `PATH`).

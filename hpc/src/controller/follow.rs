@@ -304,6 +304,7 @@ fn began(case: &mut Case, marker: &Marker) {
         let began = at(marker.began);
         times(case).running = began;
     }
+    case.status.restarts = case.status.restarts.max(marker.restarts);
 }
 
 /// A marker as a report: its script came to its end.
