@@ -54,7 +54,7 @@ async fn it_is_sent_again_once_where_it_may_not_be_let_go() {
     let fake = Fake::start("local", &["launch_failures=1", "no_release=true"], json!({})).await;
     fake.submit("barred", job(1)).await;
     let second = until(&fake.jobs(), "barred", |j: &GpuJob| {
-        j.status.as_ref().is_some_and(|s| s.attempt == 2 && s.identity.is_some()) && reason(j, "Suspended") != ""
+        j.status.as_ref().is_some_and(|s| s.attempt == 2 && s.identity.is_some()) && !reason(j, "Suspended").is_empty()
     })
     .await;
     // The first is over before the second is sent, and there is no third.

@@ -90,6 +90,8 @@ impl Controller {
         if verdict.reason == LAUNCH_FAILED_HELD {
             return self.relaunch(case, link, &verdict).await;
         }
+        // Somebody else let it go.
+        case.status.retry_at = None;
         if verdict.terminal && super::held::resubmits(case) {
             return self.resubmitted(case, link).await;
         }
