@@ -274,7 +274,7 @@ pub struct PartitionRule {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Polling {
-    /// Milliseconds between questions soon after a submission and near an end (1000).
+    /// Milliseconds between questions soon after a submission and near an end (800).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 100, max = 600_000))]
     pub fast_milliseconds: Option<u32>,

@@ -19,7 +19,10 @@ use crate::state::{Exit, LAUNCH_FAILED_HELD, Report, Task, Verdict, judge, rank}
 /// Between looks for a job that Slurm does not know.
 const MISSING: Duration = Duration::from_secs(5);
 /// While it ends or something is expected.
-const SOON: Duration = Duration::from_millis(500);
+const SOON: Duration = Duration::from_millis(250);
+
+/// For so many seconds after its end it is asked often whether Slurm has done with a job; then at the pace of all.
+const COMPLETES: i64 = 10;
 
 /// What was found out of a job.
 enum Found {
@@ -115,7 +118,15 @@ impl Controller {
         self.save(case).await?;
         let limit = case.status.times.as_ref().and_then(|t| t.limit.as_ref()).map(|t| t.0.as_second());
         link.register(&identity.name, &case.key, limit);
-        Ok((case.status.phase == Some(Phase::Finishing)).then_some(SOON))
+        if case.status.phase != Some(Phase::Finishing) {
+            return Ok(None);
+        }
+        // An epilog tells before Slurm has done with a job; Slurm usually has within a moment.
+        let ended = chosen.and_then(|r| r.ended).map_or(i64::MAX, |e| Timestamp::now().as_second() - e);
+        if ended < COMPLETES {
+            link.push();
+        }
+        Ok(Some(SOON))
     }
 
     /// Asks who knows: the queue, Slurm's controller, accounting and the completion log, the markers.

@@ -127,8 +127,8 @@ pub(super) fn observe(case: &mut Case, verdict: &Verdict, report: Option<&Report
         // It had to make room, or its node was lost: Slurm itself starts it again, under the same id.
         let known = report.map_or(0, |r| r.restarts);
         case.status.restarts = case.status.restarts.max(known).max(1);
-        let message = format!("Slurm took it from its nodes and queued it again {}", verdict.message);
-        case.set(condition::DISRUPTION_TARGET, true, "Requeued", message.trim_end());
+        let message = format!("Slurm took it from its nodes and queued it again: {}", verdict.message);
+        case.set(condition::DISRUPTION_TARGET, true, "Requeued", message.trim_end_matches([':', ' ']));
     }
     case.status.phase = Some(phase);
     case.status.class = verdict.class;

@@ -86,7 +86,7 @@ impl client::Handler for Host {
             PublicKeyOrCertificate::Certificate(certificate) => {
                 let fault = self.pins.fault(certificate, &self.name, Timestamp::now().as_second());
                 let good = fault.is_none();
-                *self.shown.lock() = fault.map(|why| format!("a certificate that {why}; its authority"));
+                *self.shown.lock() = fault.map(|why| format!("a certificate that {why}"));
                 return Ok(good);
             }
         };
@@ -94,7 +94,7 @@ impl client::Handler for Host {
         let known = self.pins.keys.iter().any(|k| k.key_data() == key.key_data());
         let known = known || self.pins.fingerprints.contains(&fingerprint);
         if !known {
-            *self.shown.lock() = Some(fingerprint);
+            *self.shown.lock() = Some(format!("{fingerprint}, which is not one of hostKeys"));
         }
         Ok(known)
     }
@@ -236,7 +236,7 @@ impl Ssh {
         let address = (self.access.host.as_str(), self.access.port.unwrap_or(22));
         let connected = client::connect(Arc::new(config), address, host).await;
         let mut handle = connected.map_err(|e| match shown.lock().take() {
-            Some(key) => SlurmError::Denied(format!("the host shows {key}, which is not one of hostKeys")),
+            Some(key) => SlurmError::Denied(format!("the host shows {key}")),
             None => SlurmError::Unreachable(e.to_string()),
         })?;
         let user = self.access.user.clone();
