@@ -5,7 +5,8 @@
 #   hack/slurm.sh up [--accounting] [--rest] [--ssh] [--cgroup]
 #                       --accounting  slurmdbd with MariaDB, so that sacct answers
 #                       --rest        slurmrestd with tokens (JWT)
-#                       --ssh         an SSH server with a key, a certificate and an expired certificate of a user
+#                       --ssh         an SSH server with a certificate, with keys (one of RSA), a certificate and an expired
+#                                     certificate of a user
 #                       --cgroup      jobs in control groups: memory and devices are really limited (cgroup v1, or
 #                                     v2 with systemd)
 #                       Run again, it starts what is missing.
@@ -166,6 +167,7 @@ PreemptMode=REQUEUE
 JobCompType=jobcomp/filetxt
 JobCompLoc=$dir/log/jobcomp.log
 EpilogSlurmctld=$dir/etc/epilog
+Prolog=$dir/etc/prolog
 MinJobAge=$age
 MaxJobCount=50000
 KillWait=2
@@ -223,7 +225,9 @@ curl -ksS --max-time 5 -X POST -H "Authorization: Bearer $token" -H 'Content-Typ
   "$url" >>"$(dirname "$0")/../log/epilog.log" 2>&1
 exit 0
 HOOK
-  chmod 755 "$dir/etc/epilog"
+  # While etc/no-launch is there no node starts a job: its prolog fails, the node is drained, the job queued again and held.
+  printf '#!/bin/bash\n[ ! -e %q/etc/no-launch ]\n' "$dir" >"$dir/etc/prolog"
+  chmod 755 "$dir/etc/epilog" "$dir/etc/prolog"
   touch "$dir/log/jobcomp.log"
   chmod 644 "$conf" "$dir/etc/gres.conf" "$dir/log/jobcomp.log"
 }
@@ -259,6 +263,8 @@ StorageUser=slurm
 StoragePass=$password
 StorageLoc=slurm
 CONF
+  # slurmrestd hands its clients' tokens on.
+  [ -z "$rest" ] || printf 'AuthAltTypes=auth/jwt\nAuthAltParameters=jwt_key=%s\n' "$dir/etc/jwt.key" >>"$dir/etc/slurmdbd.conf"
   chmod 600 "$dir/etc/slurmdbd.conf"
   # slurmdbd looks for its file beside slurm.conf.
   start slurmdbd slurmdbd -D
@@ -301,7 +307,10 @@ start_ssh() {
   done
   [ -e "$s/password" ] || (umask 077; head -c 18 /dev/urandom | base64 | tr -d '/+=' >"$s/password")
   printf '%s:%s\n' "$user" "$(cat "$s/password")" | chpasswd
-  cp "$s/user.pub" "$s/authorized_keys"
+  [ -e "$s/rsa" ] || ssh-keygen -q -t rsa -b 3072 -N '' -C rsa -f "$s/rsa"
+  cat "$s/user.pub" "$s/rsa.pub" >"$s/authorized_keys"
+  # What the host shows to clients that trust the authority.
+  [ -e "$s/host-cert.pub" ] || ssh-keygen -q -s "$s/ca" -I host -h -n 127.0.0.1 -V -1h:+7d "$s/host.pub"
   # Keys that only a certificate lets in: one that is valid, and one that was.
   [ -e "$s/certified" ] || {
     ssh-keygen -q -t ed25519 -N '' -C certified -f "$s/certified"
@@ -315,6 +324,7 @@ start_ssh() {
   cat >"$s/sshd_config" <<CONF
 ListenAddress 127.0.0.1:$p_ssh
 HostKey $s/host
+HostCertificate $s/host-cert.pub
 PidFile none
 UsePAM no
 StrictModes no

@@ -74,7 +74,7 @@ pub(crate) fn start(
     node: &str,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut config = Config::new(args.data_dir.join("hpc"));
+    let mut config = Config { address: Some(address), ..Config::new(args.data_dir.join("hpc")) };
     if args.hpc.hpc_port != 0 {
         let service = "skiff-hpc.kube-system.svc";
         let names = [service.to_owned(), format!("{service}.{}", args.cluster_domain), "localhost".into(), node.into()];
@@ -141,6 +141,12 @@ pub(crate) fn rights() -> Vec<Value> {
                 rule(group, &own, &all),
                 // Credentials of clusters, and what jobs name. One by one: nothing is listed.
                 rule("", &["secrets", "configmaps"], &["get"]),
+                // The pods that read sources in volumes.
+                rule("", &["pods"], &["get", "create", "delete"]),
+                rule("", &["pods/log"], &["get"]),
+                // The Service of the door for logs and results.
+                rule("", &["services"], &["create", "patch"]),
+                rule("discovery.k8s.io", &["endpointslices"], &["create", "patch"]),
                 rule("", &["events"], &["create", "patch", "update"]),
                 rule("coordination.k8s.io", &["leases"], &["get", "create", "update", "patch"]),
                 rule("authentication.k8s.io", &["tokenreviews"], &["create"]),

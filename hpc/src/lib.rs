@@ -7,12 +7,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod admission;
+mod announce;
 pub mod api;
 pub mod catalogue;
 pub mod clusters;
 pub mod controller;
 pub mod driver;
 pub mod link;
+mod metrics;
 pub mod plugin;
 mod run;
 pub mod script;

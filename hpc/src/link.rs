@@ -202,7 +202,7 @@ impl Link {
     /// The pause before the next question; `None` while there is nothing to ask.
     fn pause(&self, failures: u32) -> Option<Duration> {
         let polling = self.spec.polling.clone().unwrap_or_default();
-        let fast = Duration::from_millis(polling.fast_milliseconds.unwrap_or(1000).into());
+        let fast = Duration::from_millis(polling.fast_milliseconds.unwrap_or(800).into());
         let slow = Duration::from_secs(polling.slow_seconds.unwrap_or(30).into()).max(fast);
         let mut known = self.known.lock();
         if known.active.is_empty() {
@@ -311,6 +311,7 @@ impl Link {
             }
         };
         let good = self.known.lock().error.is_none();
+        crate::metrics::asked(&self.name, good);
         for key in tell {
             (self.tell)(&key);
         }

@@ -1,6 +1,6 @@
 //! Wiring: definitions, clusters, and the rest only while there is a cluster.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::announce::announce;
 use crate::api::{FINALIZER, GpuJob, definitions};
 use crate::clusters::Clusters;
 use crate::controller::Controller;
@@ -36,6 +37,8 @@ const EMPTY: Duration = Duration::from_secs(10);
 pub struct Config {
     /// Where logs and results are served, with what; plain HTTP without certificates. `None`: nowhere.
     pub door: Option<(SocketAddr, Option<Tls>)>,
+    /// Address of this machine that others reach the door at; `None`, or one of loopback: it has no Service.
+    pub address: Option<IpAddr>,
     /// Directory for results.
     pub data: PathBuf,
     /// How long a submission whose answer was lost may still arrive at Slurm.
@@ -46,7 +49,7 @@ impl Config {
     /// With results in this directory.
     #[must_use]
     pub fn new(data: PathBuf) -> Self {
-        Self { door: None, data, settled: SETTLED }
+        Self { door: None, address: None, data, settled: SETTLED }
     }
 }
 
@@ -109,6 +112,7 @@ async fn work(
         }
         bail!("jobs could not be listed in time");
     }
+    crate::metrics::show(&controller);
     let mut workers = JoinSet::new();
     if let Some((address, tls)) = &config.door {
         let listener = TcpListener::bind(address).await;
@@ -117,6 +121,12 @@ async fn work(
         let tls = tls.as_ref().map(Tls::acceptor).transpose().context("certificates of the door for results")?;
         let door =
             Door::new(client.clone(), Arc::clone(&controller), Arc::clone(clusters), Store::new(config.data.clone()));
+        let port = listener.local_addr().map_or(address.port(), |a| a.port());
+        if let Some(ip) = config.address.filter(|a| !a.is_loopback() && tls.is_some())
+            && let Err(error) = announce(client, SocketAddr::new(ip, port)).await
+        {
+            tracing::warn!(%error, "the Service of the door for results could not be made");
+        }
         workers.spawn(Arc::new(door).serve(listener, tls, stop.clone()));
     }
     worker::spawn(&mut workers, Arc::clone(&controller) as Arc<dyn worker::Reconcile>, &stop);

@@ -273,6 +273,7 @@ impl Door {
             return Err(Refusal::Unauthorized("the token is not the one of the cluster's hookSecret".into()));
         }
         link.push();
+        crate::metrics::pushed(cluster);
         let mut r = Response::new(whole("ok\n"));
         *r.status_mut() = StatusCode::ACCEPTED;
         Ok(r)

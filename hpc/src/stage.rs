@@ -139,16 +139,15 @@ pub fn needed(spec: &GpuJobSpec) -> bool {
     spec.source.is_some() || !spec.inputs.is_empty() || spec.env.iter().any(|v| v.value_from.is_some())
 }
 
-/// Reads what a job starts with.
+/// Reads what a job starts with, beside and over what is in the stage already: a volume is read by [`crate::controller`].
 ///
 /// # Errors
 /// When objects are missing, or what is in them cannot be used.
-pub async fn read(client: &Client, namespace: &str, spec: &GpuJobSpec) -> Result<Stage, StageError> {
+pub async fn read(client: &Client, namespace: &str, spec: &GpuJobSpec, stage: &mut Stage) -> Result<(), StageError> {
     let objects = Objects {
         maps: Api::namespaced(client.clone(), namespace),
         secrets: Api::namespaced(client.clone(), namespace),
     };
-    let mut stage = Stage::default();
     if let Some(source) = &spec.source {
         for (path, text) in source.inline.iter().flatten() {
             stage.put(path, text.clone().into_bytes(), 0o644)?;
@@ -189,7 +188,7 @@ pub async fn read(client: &Client, namespace: &str, spec: &GpuJobSpec) -> Result
         stage.put(&format!("{OWN}/env"), text.into_bytes(), 0o600)?;
         stage.secrets = true;
     }
-    Ok(stage)
+    Ok(())
 }
 
 struct Objects {

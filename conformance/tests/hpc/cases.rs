@@ -19,6 +19,12 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("drivers", drivers),
     ("ends", ends),
     ("node_lost", node_lost),
+    ("preempted", preempted),
+    ("held_launch", held_launch),
+    ("disk_full", disk_full),
+    ("volume", volume),
+    ("pushed", pushed),
+    ("forgotten", forgotten),
     ("restarts", restarts),
     ("crash_at_submission", crash_at_submission),
     ("answers_lost", answers_lost),
@@ -202,6 +208,227 @@ fn node_lost(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
     Ok(())
 }
 
+/// A job makes room for another and comes again: the same job, not a second one.
+fn preempted(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
+    rig.clusters(c, &["local"])?;
+    let p = Person::new(c, ns)?;
+    let on = |partition: &str, script: &str| {
+        json!({"cluster": "local", "run": {"script": script},
+            "resources": {"partition": partition, "nodeList": "n3", "exclusive": true, "requeue": true}})
+    };
+    p.make("humble", on("low", "[ -n \"$SLURM_RESTART_COUNT\" ] || sleep 600"))?;
+    let first = p.until("humble", "Running")?["jobId"].clone();
+    p.make("proud", on("high", "sleep 1"))?;
+    p.until("proud", "Succeeded")?;
+    let id = first.as_str().context("an id")?.to_owned();
+    // Slurm lets what was queued again wait for two minutes.
+    rig.slurm(&["scontrol", "update", &format!("JobId={id}"), "StartTime=now"])?;
+    let s = p.until("humble", "Succeeded")?;
+    ensure!(s["jobId"] == first && s["attempt"] == 1 && s["restarts"] == 1, "{s}");
+    ensure!(condition(&s, "DisruptionTarget")["reason"] == "Requeued", "{s}");
+    Ok(())
+}
+
+/// A node cannot start a job; Slurm holds it, it is let go and runs elsewhere.
+fn held_launch(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
+    rig.clusters(c, &["local"])?;
+    let p = Person::new(c, ns)?;
+    let flag = Path::new(rig.slurm(&["bash", "-c", "echo $SKIFF_SLURM_DIR/etc/no-launch"])?.trim()).to_owned();
+    std::fs::write(&flag, "")?;
+    p.make(
+        "stubborn",
+        json!({"cluster": "local", "run": {"command": ["true"]}, "retries": {"infrastructure": 2, "backoffSeconds": 2}}),
+    )?;
+    let held = c.eventually("the launch has failed", |_| {
+        Ok(condition(&p.status("stubborn")?, "Suspended")["reason"] == "LaunchFailedHeld"
+            || !condition(&p.status("stubborn")?, "DisruptionTarget").is_null())
+    });
+    std::fs::remove_file(&flag)?;
+    // A node whose prolog failed is drained.
+    for node in ["n1", "n2", "n3"] {
+        let _ = rig.slurm(&["scontrol", "update", &format!("NodeName={node}"), "State=RESUME"]);
+    }
+    held?;
+    let id = p.status("stubborn")?["jobId"].as_str().context("an id")?.to_owned();
+    c.eventually("it is let go", |_| Ok(p.status("stubborn")?["infrastructureRetries"] == 1))?;
+    c.eventually("Slurm heard it", |_| {
+        let reason = rig.slurm(&["squeue", "-h", "-t", "all", "-j", &id, "-o", "%r"])?;
+        Ok(!reason.contains("held"))
+    })?;
+    // As after every requeue, it may not start at once.
+    let _ = rig.slurm(&["scontrol", "update", &format!("JobId={id}"), "StartTime=now"]);
+    let s = p.until("stubborn", "Succeeded")?;
+    ensure!(s["attempt"] == 1 && s["jobId"] == id.as_str(), "{s}");
+    Ok(())
+}
+
+/// The work directory is full: said in the system's words, and gone on with when there is room.
+fn disk_full(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
+    let small = rig.slurm(&["bash", "-c", "mkdir -p $SKIFF_SLURM_DIR/small && echo $SKIFF_SLURM_DIR/small"])?;
+    let small = small.trim().to_owned();
+    rig.slurm(&["mount", "-t", "tmpfs", "-o", "size=2m,mode=1777", "tmpfs", &small])?;
+    let case = || -> Result<()> {
+        let manifest = rig.ok(&["manifest", "local"])?;
+        let work = manifest.lines().find(|l| l.contains("workDirectory:")).context("a work directory")?;
+        let manifest =
+            manifest.replace(work, &format!("  workDirectory: {small}")).replace("name: local", "name: small");
+        let o = c.apply(&["apply"], &manifest)?;
+        ensure!(o.code == 0, "{}", o.err);
+        c.ok(&["wait", "--for=condition=Ready", "hpccluster/small", "--timeout=60s"])?;
+        let p = Person::new(c, ns)?;
+        let filler = format!("{small}/filler");
+        std::fs::write(&filler, vec![b'x'; 2 << 20]).or_else(|e| match e.kind() {
+            std::io::ErrorKind::StorageFull => Ok(()),
+            _ => Err(e),
+        })?;
+        // What does not pack well.
+        let noise: String =
+            (0..200_000u64).map(|i| format!("{:x}", i.wrapping_mul(0x9e37_79b9_7f4a_7c15))).take(40_000).collect();
+        p.make(
+            "big",
+            json!({"cluster": "small", "source": {"inline": {"noise": noise}}, "run": {"command": ["test", "-s", "noise"]}}),
+        )?;
+        c.eventually("a full disk is told", |_| {
+            let s = p.status("big")?;
+            let staged = s["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Staged").cloned();
+            Ok(staged
+                .is_some_and(|s| s["reason"] == "StagingFailed" && s["message"].to_string().contains("No space left")))
+        })?;
+        std::fs::remove_file(&filler)?;
+        p.until("big", "Succeeded")?;
+        p.ok("kubectl gpu cancel big")?;
+        c.ok(&["delete", "hpccluster", "small"]).map(drop)
+    };
+    let result = case();
+    rig.slurm(&["umount", "-l", &small])?;
+    result
+}
+
+/// Sources in a claim, on whichever node it is.
+fn volume(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
+    let manifest = rig.ok(&["manifest", "local"])?.replace("name: local", "name: volumes");
+    let o = c.apply(&["apply"], &format!("{}\n  readerImage: skiff/busybox:1\n", manifest.trim_end()))?;
+    ensure!(o.code == 0, "{}", o.err);
+    c.ok(&["wait", "--for=condition=Ready", "hpccluster/volumes", "--timeout=60s"])?;
+    let p = Person::new(c, ns)?;
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "code", "namespace": ns},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}});
+    let script = "mkdir -p /d/src/sub && echo 'echo from $(cat sub/word)' >/d/src/go.sh && echo volume >/d/src/sub/word \
+        && mkdir /d/bad && ln -s /etc/passwd /d/bad/link";
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "fill", "namespace": ns}, "spec": {
+        "restartPolicy": "Never", "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "code"}}],
+        "containers": [{"name": "c", "image": "skiff/busybox:1", "command": ["sh", "-c", script],
+            "volumeMounts": [{"name": "d", "mountPath": "/d"}]}]}});
+    let o = c.apply(&["apply"], &format!("{claim}\n---\n{pod}"))?;
+    ensure!(o.code == 0, "{}", o.err);
+    c.eventually("the claim is filled", |c| Ok(c.get(ns, "pod/fill")?["status"]["phase"] == "Succeeded"))?;
+    let job = |claim: &str, path: &str| json!({"cluster": "volumes", "source": {"volume": {"claimName": claim, "path": path}}, "run": {"command": ["sh", "go.sh"]}});
+    p.make("claimed", job("code", "src"))?;
+    p.make("linked", job("code", "bad"))?;
+    p.make("absent", job("nowhere", "src"))?;
+    p.until("claimed", "Succeeded")?;
+    let log = p.ok("kubectl gpu logs claimed")?;
+    ensure!(log == "from volume\n", "{log}");
+    let s = p.fails("linked", "InvalidSource")?;
+    ensure!(condition(&s, "Failed")["message"].to_string().contains("link"), "{s}");
+    c.eventually("a claim that is not there is told", |_| {
+        let s = p.status("absent")?;
+        let staged = s["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Staged").cloned();
+        Ok(staged.is_some_and(|s| s["message"].to_string().contains("nowhere")))
+    })?;
+    c.eventually("no pod is left of what was read", |c| {
+        Ok(c.kubectl(&["-n", ns, "get", "pods", "-o", "name"])?
+            .out
+            .lines()
+            .filter(|l| l.contains("claimed") || l.contains("linked"))
+            .count()
+            == 0)
+    })?;
+    p.ok("kubectl gpu cancel absent")?;
+    c.ok(&["delete", "hpccluster", "volumes"]).map(drop)
+}
+
+/// An epilog says that a job ended: it is seen at once though Slurm is asked seldom.
+fn pushed(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
+    let manifest = rig.ok(&["manifest", "local"])?.replace("name: local", "name: seldom");
+    let more =
+        "  hookSecret: {namespace: default, name: hook}\n  polling: {fastMilliseconds: 60000, slowSeconds: 60}\n";
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hook", "namespace": "default"},
+        "stringData": {"token": "open-up"}});
+    let o = c.apply(&["apply"], &format!("{secret}\n---\n{}\n{more}", manifest.trim_end()))?;
+    ensure!(o.code == 0, "{}", o.err);
+    c.ok(&["wait", "--for=condition=Ready", "hpccluster/seldom", "--timeout=60s"])?;
+    // The Service by which the door is found.
+    let slice = c.get("kube-system", "endpointslice/skiff-hpc")?;
+    let (address, port) = (&slice["endpoints"][0]["addresses"][0], &slice["ports"][0]["port"]);
+    let url = format!("https://{}:{port}/hpc/seldom/done", address.as_str().context("an address")?);
+    let push = rig.slurm(&["bash", "-c", "echo $SKIFF_SLURM_DIR/etc/push"])?;
+    std::fs::write(push.trim(), format!("{url}\nopen-up\n"))?;
+    let p = Person::new(c, ns)?;
+    p.make("told", json!({"cluster": "seldom", "run": {"command": ["sleep", "3"]}}))?;
+    let s = p.until("told", "Succeeded");
+    std::fs::remove_file(push.trim())?;
+    let s = s?;
+    let time = |v: &Value| v.as_str().and_then(|t| t.parse::<k8s_openapi::jiff::Timestamp>().ok()).context("a time");
+    let late = time(&s["times"]["noticed"])?.duration_since(time(&s["times"]["ended"])?);
+    // Slurm's times are of whole seconds.
+    ensure!(late.as_secs() < 10, "seen after {late:?}: {s}");
+    let metrics = c.ok(&["get", "--raw", "/metrics"])?;
+    ensure!(metrics.contains("skiff_hpc_pushes_total{cluster=\"seldom\"} "), "the push is not counted");
+    c.ok(&["delete", "hpccluster", "seldom"]).map(drop)
+}
+
+/// What Slurm's controller forgot is known by accounting, of which slurmrestd tells.
+fn forgotten(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
+    let manifest = rig.ok(&["manifest", "rest"])?.replace("name: rest}", "name: remembers}");
+    let without: String =
+        manifest.lines().filter(|l| !l.contains("completionLog:")).map(|l| format!("{l}\n")).collect();
+    let o = c.apply(
+        &["apply"],
+        &format!("{}\n  polling: {{fastMilliseconds: 60000, slowSeconds: 60}}\n", without.trim_end()),
+    )?;
+    ensure!(o.code == 0, "{}", o.err);
+    c.ok(&["wait", "--for=condition=Ready", "hpccluster/remembers", "--timeout=60s"])?;
+    let accounting = c.ok(&[
+        "get",
+        "hpccluster",
+        "remembers",
+        "-o",
+        "jsonpath={.status.conditions[?(@.type==\"AccountingAvailable\")].status}",
+    ])?;
+    ensure!(accounting == "True", "AccountingAvailable is {accounting}");
+    let p = Person::new(c, ns)?;
+    // Slurm's controller forgets it before it is asked again.
+    let age = |seconds: &str| -> Result<()> {
+        rig.slurm(&[
+            "bash",
+            "-c",
+            &format!("sed -i 's/^MinJobAge=.*/MinJobAge={seconds}/' $SLURM_CONF && scontrol reconfigure"),
+        ])
+        .map(drop)
+    };
+    age("2")?;
+    let case = || -> Result<Value> {
+        // On several nodes, told by v0.0.38 in its own way.
+        p.make(
+            "wide",
+            json!({"cluster": "remembers", "run": {"script": "[ $SLURM_NNODES = 2 ]"}, "resources": {"nodes": 2, "exclude": "n1"}}),
+        )?;
+        c.eventually("it is in Slurm", |_| Ok(p.status("wide")?["jobId"].is_string()))?;
+        let id = p.status("wide")?["jobId"].as_str().context("an id")?.to_owned();
+        c.eventually("Slurm has forgotten it", |_| {
+            Ok(rig.slurm(&["squeue", "-h", "-t", "all", "-j", &id]).is_ok_and(|o| o.is_empty())
+                || rig.slurm(&["scontrol", "show", "job", &id]).is_err())
+        })?;
+        p.until("wide", "Succeeded")
+    };
+    let s = case();
+    age("86400")?;
+    let s = s?;
+    ensure!(s["decidedBy"] == "Accounting" && s["nodeList"] == "n[2-3]", "{s}");
+    c.ok(&["delete", "hpccluster", "remembers"]).map(drop)
+}
+
 /// Slurm's controller dies and comes back while jobs run and are submitted.
 fn restarts(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
     rig.clusters(c, &["local"])?;
@@ -289,5 +516,22 @@ fn credentials(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
     ensure!(o.code == 0, "{}", o.err);
     c.ok(&["wait", "--for=condition=Ready", "hpccluster/ssh", "--timeout=90s"])?;
     p.make("ssh", json!({"cluster": "ssh", "run": {"command": ["true"]}}))?;
-    p.until("ssh", "Succeeded").map(drop)
+    p.until("ssh", "Succeeded")?;
+    // A key of RSA, and a host that is known by who signed its certificate; one that somebody else signed is not believed.
+    let host = good.lines().find(|l| l.contains("hostKeys:")).context("the manifest has keys of the host")?;
+    for (name, authority, ready) in [("stranger", "stranger.pub", "False"), ("signed", "ca.pub", "True")] {
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "slurm-rsa", "namespace": "default"},
+            "stringData": {"ssh-privatekey": read("rsa")?}});
+        let pinned = format!("    hostKeys: [\"@cert-authority * {}\"]", read(authority)?.trim());
+        let cluster = cluster
+            .replace(host, &pinned)
+            .replace("secret: {namespace: default, name: slurm-ssh}", "secret: {namespace: default, name: slurm-rsa}");
+        let cluster = cluster.replace("metadata: {name: ssh}", &format!("metadata: {{name: {name}}}"));
+        let o = c.apply(&["apply"], &format!("{secret}\n---\n{cluster}"))?;
+        ensure!(o.code == 0, "{}", o.err);
+        c.ok(&["wait", &format!("--for=condition=Ready={ready}"), &format!("hpccluster/{name}"), "--timeout=90s"])?;
+    }
+    p.make("rsa", json!({"cluster": "signed", "run": {"command": ["true"]}}))?;
+    p.until("rsa", "Succeeded")?;
+    c.ok(&["delete", "hpccluster", "signed", "stranger"]).map(drop)
 }

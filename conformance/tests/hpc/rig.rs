@@ -27,7 +27,7 @@ impl Rig {
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let cgroups = ["memory", "devices", "freezer"].iter().all(|g| Path::new("/sys/fs/cgroup").join(g).is_dir());
         let rig = Self { dir, cgroups, stopped: false };
-        let mut args = vec!["up", "--rest", "--ssh"];
+        let mut args = vec!["up", "--rest", "--ssh", "--accounting"];
         args.extend(cgroups.then_some("--cgroup"));
         let o = rig.script(&args)?;
         ensure!(o.code == 0, "hack/slurm.sh up: {}{}", o.out, o.err);

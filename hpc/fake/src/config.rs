@@ -139,6 +139,10 @@ pub struct Faults {
     pub disconnect: f64,
     /// Milliseconds that every answer takes longer.
     pub delay_ms: u64,
+    /// How often each job is not started but queued again and held, as after a prolog that failed.
+    pub launch_failures: u32,
+    /// Whether jobs may not be released.
+    pub no_release: bool,
     /// Words with which submissions are refused.
     pub refuse: Option<String>,
     /// Until when the controller does not answer, in milliseconds since 1970.

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use crate::config::Loss;
 use crate::fields::{Shown, collapse, node_list, value, wait_status};
 use crate::process::settle;
-use crate::schedule::minutes;
+use crate::schedule::{UNLAUNCHED, minutes};
 use crate::state::{Job, Locked, Store, now};
 use crate::submit::{Refused, Submission, directives, options};
 use crate::tools::{cancel, change_job, node_word, same_job};
@@ -134,7 +134,19 @@ fn handle(store: &Store, head: &http::request::Parts, body: &[u8]) -> anyhow::Re
         )]),
         (&Method::GET, ["diag"]) => api.ok([("statistics", json!({"jobs_submitted": locked.state.next_id - 1}))]),
         (&Method::GET, ["jobs"]) if *set == "slurmdb" => {
-            let jobs: Vec<Value> = locked.state.jobs.values().map(|j| accounted(&locked, j)).collect();
+            let query = head.uri.query().unwrap_or_default();
+            let name = query.split('&').find_map(|p| p.strip_prefix("job_name="));
+            let ours = |j: &&Job| name.is_none_or(|n| j.name() == n);
+            let jobs: Vec<Value> =
+                locked.state.jobs.values().filter(ours).map(|j| accounted(&locked, &api, j)).collect();
+            if jobs.is_empty() {
+                let nothing =
+                    json!({"description": "Nothing found", "error_number": 9003, "error": "Nothing found with query"});
+                return Ok(Outcome::Answer(
+                    StatusCode::OK,
+                    api.body([("errors", json!([nothing])), ("jobs", json!([]))]),
+                ));
+            }
             api.ok([("jobs", jobs.into())])
         }
         (&Method::GET, ["jobs"]) => {
@@ -144,7 +156,7 @@ fn handle(store: &Store, head: &http::request::Parts, body: &[u8]) -> anyhow::Re
         }
         (&Method::GET, ["job", id]) if *set == "slurmdb" => {
             let jobs: Vec<Value> =
-                locked.state.jobs.values().filter(|j| same_job(j, id)).map(|j| accounted(&locked, j)).collect();
+                locked.state.jobs.values().filter(|j| same_job(j, id)).map(|j| accounted(&locked, &api, j)).collect();
             api.ok([("jobs", jobs.into())])
         }
         (&Method::GET, ["job", id]) => {
@@ -271,6 +283,7 @@ impl Api<'_> {
         let job = shown.job;
         let v = |name: &str| value(locked, shown, name, now()).unwrap_or_default();
         let word = printed(&job.state, &job.flags).0;
+        let unlaunched = job.reason == UNLAUNCHED;
         let limit = i64::from(minutes(job.option("time")).unwrap_or(60));
         let state = if self.late {
             let mut all = vec![job.state.clone()];
@@ -303,7 +316,8 @@ impl Api<'_> {
             "cpus": self.number(Some(job.cpus().into())), "tasks": self.number(Some(job.tasks().into())),
             "priority": self.number(Some(if job.held.is_some() { 0 } else { 1 })), "hold": job.held.is_some(),
             "qos": job.option("qos"), "requeue": !job.options.contains_key("no-requeue"), "restart_cnt": job.restarts,
-            "start_time": self.time(job.start), "state_description": "", "state_reason": job.reason,
+            "start_time": self.time(job.start), "state_description": if unlaunched { UNLAUNCHED } else { "" },
+            "state_reason": if unlaunched { "JobHeldUser" } else { job.reason.as_str() },
             "standard_error": job.option("error"), "standard_input": job.option("input"), "standard_output": job.option("output"),
             "submit_time": self.time(Some(job.submit)), "time_limit": self.number(Some(limit)),
             "tres_per_node": if v("gres") == "N/A" { String::new() } else { v("gres") }, "tres_req_str": v("tres"), "tres_alloc_str": v("tres"),
@@ -352,7 +366,7 @@ fn number(value: &Value) -> Option<i64> {
 }
 
 /// Names in the request of what sbatch has as options. `None`: known, and of no effect here.
-const FIELDS: [(&str, Option<&str>); 50] = [
+const FIELDS: &[(&str, Option<&str>)] = &[
     ("account", Some("account")),
     ("array", Some("array")),
     ("begin_time", None),
@@ -384,6 +398,10 @@ const FIELDS: [(&str, Option<&str>); 50] = [
     ("nodelist", Some("nodelist")),
     ("reservation", Some("reservation")),
     ("signal", Some("signal")),
+    ("nodelist", Some("nodelist")),
+    ("exclude_nodes", Some("exclude")),
+    ("mail_type", None),
+    ("mail_user", None),
     ("kill_warning_signal", None),
     ("kill_warning_delay", None),
     ("kill_warning_flags", None),
@@ -406,7 +424,7 @@ const FIELDS: [(&str, Option<&str>); 50] = [
 ];
 
 /// Names that only v0.0.38, or only later versions, know.
-const EARLY: &[&str] = &["gres", "exclusive", "signal"];
+const EARLY: &[&str] = &["gres", "exclusive", "signal", "nodelist", "exclude_nodes"];
 const LATE: &[&str] = &["tres_per_node", "tres_per_job", "tres_per_task", "minimum_nodes"];
 
 fn submit(mut locked: Locked, api: &Api<'_>, body: &[u8]) -> anyhow::Result<Outcome> {
@@ -432,6 +450,13 @@ fn submit(mut locked: Locked, api: &Api<'_>, body: &[u8]) -> anyhow::Result<Outc
         let Some((_, option)) = known.filter(|_| !other.contains(&name.as_str())) else {
             return Ok(parse(json!({"description": format!("Unknown key \"{name}\""), "source": "hsearch_r"})));
         };
+        // As v0.0.38 of 22.05 has it: this form of signal is refused, and the list of two numbers is passed over.
+        if name == "signal" && value.as_str().is_some_and(|s| s.starts_with("B:")) {
+            return Ok(parse(json!({"error": "Invalid SIGNAL specification", "error_code": -1})));
+        }
+        if name == "nodes" && value.is_array() && !api.late {
+            continue;
+        }
         let text = match value {
             Value::String(s) => s.clone(),
             Value::Number(n) => n.to_string(),
@@ -520,16 +545,27 @@ fn submit(mut locked: Locked, api: &Api<'_>, body: &[u8]) -> anyhow::Result<Outc
     }
 }
 
-/// A job as slurmdbd has it; the shape is the same in the versions here but for the few fields that clients read.
-fn accounted(locked: &Locked, job: &Job) -> Value {
+/// A job as slurmdbd has it. v0.0.38 says 0 of every exit code, as that of 22.05 does.
+fn accounted(locked: &Locked, api: &Api<'_>, job: &Job) -> Value {
     let mut words = vec![job.state.clone()];
     words.extend(job.flags.iter().cloned());
+    let state = if api.late { json!(words) } else { json!(job.state) };
+    let exit = |code: i32, signal: i32| match (api.late, signal) {
+        (true, _) => {
+            json!({"return_code": api.number(Some(code.into())), "signal": {"id": api.number((signal != 0).then_some(signal.into()))}})
+        }
+        (false, 0) => json!({"status": "SUCCESS", "return_code": 0}),
+        (false, _) => json!({"status": "SIGNALED", "return_code": null, "signal": {"signal_id": signal}}),
+    };
+    let seconds = |ms: Option<i64>| ms.map_or(0, |t| t / 1000);
+    let (array, task) = job.array.map_or((0, None), |a| (a.0, Some(i64::from(a.1))));
+    let task = if api.late { api.number(task) } else { json!(task) };
     json!({
-        "job_id": job.id, "name": job.name(), "state": {"current": if locked.config.rest_versions.iter().any(|v| v.as_str() > "v0.0.39") { json!(words) } else { json!(job.state) }, "reason": job.reason},
-        "exit_code": {"status": "", "return_code": job.exit.0, "signal": {"signal_id": job.exit.1, "id": {"set": job.exit.1 != 0, "number": job.exit.1}}},
-        "derived_exit_code": {"return_code": job.derived}, "nodes": node_list(&job.nodes), "partition": job.option("partition"),
-        "time": {"submission": job.submit / 1000, "eligible": job.submit / 1000, "start": job.start.map_or(0, |t| t / 1000), "end": job.end.map_or(0, |t| t / 1000)},
-        "array": {"job_id": job.array.map_or(0, |a| a.0), "task_id": job.array.map(|a| a.1)}, "user": job.user, "comment": {"job": job.option("comment")},
+        "job_id": job.id, "name": job.name(), "state": {"current": state, "reason": job.reason},
+        "exit_code": exit(job.exit.0, job.exit.1), "derived_exit_code": exit(job.derived, 0),
+        "nodes": node_list(&job.nodes), "partition": job.option("partition"),
+        "time": {"submission": job.submit / 1000, "eligible": job.submit / 1000, "start": seconds(job.start), "end": seconds(job.end)},
+        "array": {"job_id": array, "task_id": task}, "user": job.user, "comment": {"job": job.option("comment")},
         "kill_request_user": job.cancelled_by.map(|u| u.to_string()), "cluster": locked.config.cluster,
     })
 }

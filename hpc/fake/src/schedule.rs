@@ -8,10 +8,14 @@ use std::io::Write as _;
 use crate::state::{Job, Locked, Plan};
 use crate::words::{STATES, Step};
 
+/// The reason, and the hold, of a job that could not be started.
+pub(crate) const UNLAUNCHED: &str = "launch failed requeued held";
+
 impl Locked {
     /// Brings everything up to this moment. Answers which jobs' processes the caller must start once it has saved.
     pub fn advance(&mut self, now: i64) -> Vec<u32> {
         let mut start = Vec::new();
+        let launch_failures = self.faults.launch_failures;
         let mut used = self.usage();
         let mut singletons = BTreeMap::<(String, String), u32>::new();
         for job in self.state.jobs.values().filter(|j| !j.ended() && !j.gone) {
@@ -40,6 +44,11 @@ impl Locked {
             match (waits, placed) {
                 (Some(reason), _) => job.reason = reason,
                 (None, None) => "Resources".clone_into(&mut job.reason),
+                (None, Some(_)) if job.restarts < launch_failures => {
+                    job.restarts += 1;
+                    job.held = Some(UNLAUNCHED.into());
+                    UNLAUNCHED.clone_into(&mut job.reason);
+                }
                 (None, Some(nodes)) => {
                     "None".clone_into(&mut job.reason);
                     let process = job.plan == Plan::Process;
@@ -157,6 +166,7 @@ impl Locked {
     /// Why a job that waits must go on waiting, but for room.
     fn waits(&self, job: &Job, singletons: &BTreeMap<(String, String), u32>, now: i64) -> Option<String> {
         match job.held.as_deref() {
+            Some(UNLAUNCHED) => return Some(UNLAUNCHED.into()),
             Some("admin") => return Some("JobHeldAdmin".into()),
             Some(_) => return Some("JobHeldUser".into()),
             None => {}

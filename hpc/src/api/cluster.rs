@@ -75,6 +75,10 @@ pub struct HpcClusterSpec {
     /// Secret whose key `token` an epilog hook shows at `POST /hpc/NAME/done`. Without it there is no such door.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook_secret: Option<SecretRef>,
+    /// Image of the pods that read sources in PersistentVolumeClaims (`busybox:1`): any with sh, tar, base64 and sha256sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub reader_image: Option<String>,
     /// How much of results is kept here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreLimits>,
@@ -114,7 +118,7 @@ pub struct SshAccess {
     pub user: String,
     /// Secret with `ssh-privatekey` (and `passphrase`), beside it `ssh-certificate` where the host wants one, or `password`.
     pub secret: SecretRef,
-    /// The host's keys: lines of known_hosts, or fingerprints `SHA256:…`. No other key is believed.
+    /// The host's keys: lines of known_hosts, `@cert-authority` ones too, or fingerprints `SHA256:…`. No other key is believed.
     #[schemars(length(min = 1, max = 16), inner(length(min = 8, max = 2048)))]
     pub host_keys: Vec<String>,
     /// Directory of the commands there (looked up in `PATH`).
@@ -270,7 +274,7 @@ pub struct PartitionRule {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Polling {
-    /// Milliseconds between questions soon after a submission and near an end (1000).
+    /// Milliseconds between questions soon after a submission and near an end (800).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 100, max = 600_000))]
     pub fast_milliseconds: Option<u32>,

@@ -9,6 +9,7 @@
 mod cluster;
 mod job;
 mod partition;
+mod source;
 mod status;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -18,11 +19,11 @@ pub use cluster::{
     RestAccess, SecretRef, SshAccess, StoreLimits,
 };
 pub use job::{
-    Archive, Array, Build, BuildPlace, Dependency, DependencyType, EnvVar, EnvVarSource, GpuJob, GpuJobSpec,
-    GpuRequest, GpuScope, Input, KeyRef, Launcher, Make, NameRef, Nvcc, RemoteSource, Resources, Retries, Run,
-    SignalBefore, Source,
+    Array, Build, BuildPlace, Dependency, DependencyType, EnvVar, EnvVarSource, GpuJob, GpuJobSpec, GpuRequest,
+    GpuScope, Launcher, Make, Nvcc, Resources, Retries, Run, SignalBefore,
 };
 pub use partition::{Counts, GpuCounts, SlurmPartition, SlurmPartitionSpec, SlurmPartitionStatus};
+pub use source::{Archive, Input, KeyRef, NameRef, RemoteSource, Source, VolumeSource};
 pub use status::{
     Class, Decider, GpuJobStatus, Identity, Intent, Outputs, Phase, TaskCounts, Times, Transfer, Waiting, condition,
 };

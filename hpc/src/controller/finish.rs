@@ -184,6 +184,7 @@ impl Controller {
             }
             match self.store.fetch(files, case.uid(), path, &fact).await {
                 Ok(()) => {
+                    crate::metrics::brought(case.status.cluster.as_deref().unwrap_or_default(), fact.size);
                     *bytes += fact.size;
                     all.push((name.clone(), fact));
                 }
@@ -260,7 +261,7 @@ impl Controller {
     }
 
     /// Cancels; whether it is over.
-    async fn cancel(&self, case: &Case, link: &Link, name: &str) -> Result<bool, SlurmError> {
+    pub(super) async fn cancel(&self, case: &Case, link: &Link, name: &str) -> Result<bool, SlurmError> {
         let id = case.status.identity.as_ref().map(|i| i.job_id);
         link.slurm().cancel(id, name).await?;
         let over = |all: &[crate::state::Report]| all.iter().all(|r| judge(r, true).terminal);

@@ -12,13 +12,17 @@ use super::{Case, Controller, now};
 use crate::api::{Class, Decider, Phase, condition};
 use crate::driver::{Marker, SlurmError};
 use crate::link::Link;
+use crate::metrics;
 use crate::state::array::{expand, gather};
-use crate::state::{Exit, Report, Task, Verdict, judge, rank};
+use crate::state::{Exit, LAUNCH_FAILED_HELD, Report, Task, Verdict, judge, rank};
 
 /// Between looks for a job that Slurm does not know.
 const MISSING: Duration = Duration::from_secs(5);
 /// While it ends or something is expected.
-const SOON: Duration = Duration::from_millis(500);
+const SOON: Duration = Duration::from_millis(250);
+
+/// For so many seconds after its end it is asked often whether Slurm has done with a job; then at the pace of all.
+const COMPLETES: i64 = 10;
 
 /// What was found out of a job.
 enum Found {
@@ -86,6 +90,14 @@ impl Controller {
         {
             identity.submit_time.get_or_insert(submitted);
         }
+        if verdict.reason == LAUNCH_FAILED_HELD {
+            return self.relaunch(case, link, &verdict).await;
+        }
+        // Somebody else let it go.
+        case.status.retry_at = None;
+        if verdict.terminal && super::held::resubmits(case) {
+            return self.resubmitted(case, link).await;
+        }
         if verdict.never {
             return self.never(case, link, &verdict).await;
         }
@@ -106,7 +118,15 @@ impl Controller {
         self.save(case).await?;
         let limit = case.status.times.as_ref().and_then(|t| t.limit.as_ref()).map(|t| t.0.as_second());
         link.register(&identity.name, &case.key, limit);
-        Ok((case.status.phase == Some(Phase::Finishing)).then_some(SOON))
+        if case.status.phase != Some(Phase::Finishing) {
+            return Ok(None);
+        }
+        // An epilog tells before Slurm has done with a job; Slurm usually has within a moment.
+        let ended = chosen.and_then(|r| r.ended).map_or(i64::MAX, |e| Timestamp::now().as_second() - e);
+        if ended < COMPLETES {
+            link.push();
+        }
+        Ok(Some(SOON))
     }
 
     /// Asks who knows: the queue, Slurm's controller, accounting and the completion log, the markers.
@@ -147,9 +167,16 @@ impl Controller {
         let mut reports: Vec<Report> = vec![];
         let mut decider = None;
         for (_, by, report) in all {
-            if !reports.iter().any(|r| r.task == report.task) {
-                decider = decider.or(Some(by));
-                reports.push(report);
+            match reports.iter_mut().find(|r| r.task == report.task) {
+                None => {
+                    decider = decider.or(Some(by));
+                    reports.push(report);
+                }
+                // A source that knows that it failed need not know with which code: the script noted it.
+                Some(surer) if surer.exit.is_none() && judge(surer, false).terminal => {
+                    surer.exit = report.exit.filter(|e| *e != Exit::default());
+                }
+                Some(_) => {}
             }
         }
         // A job that just came may not be shown yet.
@@ -197,6 +224,7 @@ impl Controller {
 
     /// An attempt has ended: is there another, or is this its end?
     pub(super) async fn ended(&self, case: &mut Case, link: &Arc<Link>, verdict: Verdict) -> Outcome {
+        metrics::ended(&link.name, verdict.reason);
         times(case).noticed.get_or_insert_with(micro_now);
         times(case).ended.get_or_insert_with(now);
         super::status::costs(case);
@@ -224,6 +252,7 @@ impl Controller {
             self.note(case, Level::Warning, reason, format!("attempt {}: {message}", case.status.attempt));
             if let Some(wait) = self.retry(case) {
                 link.forget(&name);
+                metrics::retried(&link.name, verdict.class.unwrap_or(Class::Unknown));
                 self.next_attempt(case, Some(wait));
                 self.save(case).await?;
                 return Ok(Some(wait));
@@ -248,10 +277,9 @@ impl Controller {
         if *used >= most || s.exit_code.is_some_and(|c| retries.never_exit_codes.contains(&c)) {
             return None;
         }
-        let first = u64::from(retries.backoff_seconds.unwrap_or(10));
-        let wait = first.saturating_mul(1 << (*used).min(12)).min(3600);
+        let wait = pause(&retries, *used);
         *used += 1;
-        Some(Duration::from_secs(wait))
+        Some(wait)
     }
 
     /// From here on it is another attempt, under another name.
@@ -277,12 +305,19 @@ impl Controller {
     }
 }
 
+/// The pause before a retry, after so many.
+pub(super) fn pause(retries: &crate::api::Retries, used: u32) -> Duration {
+    let first = u64::from(retries.backoff_seconds.unwrap_or(10));
+    Duration::from_secs(first.saturating_mul(1 << used.min(12)).min(3600))
+}
+
 /// When its script began.
 fn began(case: &mut Case, marker: &Marker) {
     if marker.began > 0 {
         let began = at(marker.began);
         times(case).running = began;
     }
+    case.status.restarts = case.status.restarts.max(marker.restarts);
 }
 
 /// A marker as a report: its script came to its end.

@@ -7,8 +7,10 @@
 mod depend;
 mod finish;
 mod follow;
+mod held;
 mod status;
 mod submit;
+mod volume;
 
 use std::sync::Arc;
 use std::time::Duration;

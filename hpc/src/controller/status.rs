@@ -122,6 +122,14 @@ pub(super) fn observe(case: &mut Case, verdict: &Verdict, report: Option<&Report
         return;
     }
     let Some(phase) = verdict.phase else { return };
+    let had_nodes = matches!(case.status.phase, Some(Phase::Starting | Phase::Running | Phase::Finishing));
+    if had_nodes && phase == Phase::Queued {
+        // It had to make room, or its node was lost: Slurm itself starts it again, under the same id.
+        let known = report.map_or(0, |r| r.restarts);
+        case.status.restarts = case.status.restarts.max(known).max(1);
+        let message = format!("Slurm took it from its nodes and queued it again: {}", verdict.message);
+        case.set(condition::DISRUPTION_TARGET, true, "Requeued", message.trim_end_matches([':', ' ']));
+    }
     case.status.phase = Some(phase);
     case.status.class = verdict.class;
     case.set(condition::SUBMITTED, true, "Submitted", "");

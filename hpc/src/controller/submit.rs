@@ -9,13 +9,15 @@ use skiff_controllers::runtime::worker::Outcome;
 
 use super::depend::Depends;
 use super::status::{HELD_HERE, micro_now, staged_for, times};
+use super::volume::{self, Read};
 use super::{Case, Controller, LOOK_AGAIN, now};
 use crate::admission::{Judgment, judge};
 use crate::api::{BuildPlace, Class, Decider, Identity, Intent, Phase, RELEASE, condition};
 use crate::driver::SlurmError;
 use crate::link::Link;
+use crate::metrics;
 use crate::script::{MARKERS, OWN, Plan, login_build, name, script};
-use crate::stage::{StageError, needed, read};
+use crate::stage::{Stage, StageError, needed, read};
 use crate::state::{self, Verdict};
 
 /// Between looks for a submission whose answer was lost.
@@ -93,7 +95,7 @@ impl Controller {
     }
 
     /// A new value of the annotation is heeded once.
-    fn heed_release(&self, case: &mut Case) -> bool {
+    pub(super) fn heed_release(&self, case: &mut Case) -> bool {
         let asked = case.job.metadata.annotations.as_ref().and_then(|a| a.get(RELEASE)).cloned();
         let new = asked.is_some() && asked != case.status.released;
         if new {
@@ -136,13 +138,25 @@ impl Controller {
                 }
                 files.copy(&remote.path, &directory).await?;
             }
-            let stage = read(&self.client, case.namespace(), &spec).await?;
+            let mut stage = Stage::default();
+            if let Some(volume) = spec.source.as_ref().and_then(|s| s.volume.as_ref()) {
+                match self.read_volume(case, link, volume).await? {
+                    Read::Wait(why) => return Err(Trouble::Wait(why)),
+                    Read::Here(archive) => stage.unpack(&archive)?,
+                }
+            }
+            read(&self.client, case.namespace(), &spec, &mut stage).await?;
             let archive = stage.pack().map_err(|e| StageError::Invalid(e.to_string()))?;
             files.unpack(&directory, archive).await?;
             Ok::<_, Trouble>(())
         };
         match moved.await {
             Ok(()) => {}
+            Err(Trouble::Wait(why)) => {
+                case.set(condition::STAGED, false, "ReadingVolume", why);
+                self.save(case).await?;
+                return Ok(Some(Ok(Some(volume::LOOK))));
+            }
             Err(Trouble::Stage(StageError::Api(e))) => return Err(e.into()),
             Err(Trouble::Stage(StageError::Missing(why))) => {
                 case.status.phase = Some(Phase::Pending);
@@ -240,7 +254,10 @@ impl Controller {
         self.save(case).await?;
         link.register(&name, &case.key, None);
         let directories: Vec<String> = directory.iter().map(|d| format!("{d}/{OWN}")).collect();
-        match link.slurm().submit(&script, &directories).await {
+        let began = tokio::time::Instant::now();
+        let answer = link.slurm().submit(&script, &directories).await;
+        metrics::submitted(&link.name, began.elapsed(), &answer);
+        match answer {
             Ok(submitted) => {
                 let identity = Identity {
                     cluster: submitted.cluster.or_else(|| link.facts().and_then(|f| f.cluster)),
@@ -331,6 +348,7 @@ impl Controller {
                 self.note(case, Level::Warning, "DuplicateSubmission", message);
                 let _ = link.slurm().cancel(Some(*other), &intent.name).await;
             }
+            metrics::found(&link.name);
             let submit_time = report.and_then(|r| r.submitted);
             let cluster = link.facts().and_then(|f| f.cluster);
             let identity = Identity { cluster, job_id: first, name: intent.name, submit_time, adopted: true };
@@ -391,6 +409,7 @@ impl Controller {
 enum Trouble {
     Stage(StageError),
     Slurm(SlurmError),
+    Wait(String),
 }
 
 impl From<StageError> for Trouble {

@@ -6,6 +6,7 @@
 
 pub mod local;
 pub mod rest;
+mod rsa;
 pub mod ssh;
 pub mod text;
 

@@ -17,13 +17,19 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use k8s_openapi::jiff::Timestamp;
 use russh::client::{self, AuthResult, Handle, KeyboardInteractiveAuthResponse, Msg};
+use russh::keys::ssh_key::EcdsaCurve;
+use russh::keys::ssh_key::certificate::CertType;
 use russh::keys::ssh_key::known_hosts::{KnownHosts, Marker as HostMarker};
-use russh::keys::{Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
+use russh::keys::ssh_key::private::KeypairData;
+use russh::keys::{
+    Algorithm, Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
+};
 use russh::{Channel, ChannelMsg};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
+use super::rsa::{Rsa, SignError};
 use super::{Output, PRINTED, Shell, SlurmError};
 use crate::api::SshAccess;
 
@@ -40,10 +46,19 @@ const SILENT: usize = 3;
 /// Bytes of complaints of a command that are kept.
 const COMPLAINTS: usize = 1 << 16;
 
+/// Kinds of keys of hosts whose certificates are asked for, where an authority is pinned.
+const CERTIFIED: [Algorithm; 4] = [
+    Algorithm::Ed25519,
+    Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
+    Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
+    Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
+];
+
 /// How we show who we are.
 enum Credential {
     Key(Arc<PrivateKey>),
     Certificate(Arc<PrivateKey>, Box<Certificate>),
+    Rsa(Rsa, Box<PublicKey>, Option<Box<Certificate>>),
     Password(String),
 }
 
@@ -52,9 +67,12 @@ enum Credential {
 struct Pins {
     keys: Vec<PublicKey>,
     fingerprints: Vec<String>,
+    /// Keys that sign certificates of hosts.
+    authorities: Vec<PublicKey>,
 }
 
 struct Host {
+    name: String,
     pins: Pins,
     shown: Arc<parking_lot::Mutex<Option<String>>>,
 }
@@ -63,15 +81,20 @@ impl client::Handler for Host {
     type Error = russh::Error;
 
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
-        let PublicKeyOrCertificate::PublicKey { key, .. } = shown else {
-            *self.shown.lock() = Some("a certificate".into());
-            return Ok(false);
+        let key = match shown {
+            PublicKeyOrCertificate::PublicKey { key, .. } => key,
+            PublicKeyOrCertificate::Certificate(certificate) => {
+                let fault = self.pins.fault(certificate, &self.name, Timestamp::now().as_second());
+                let good = fault.is_none();
+                *self.shown.lock() = fault.map(|why| format!("a certificate that {why}"));
+                return Ok(good);
+            }
         };
         let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
         let known = self.pins.keys.iter().any(|k| k.key_data() == key.key_data());
         let known = known || self.pins.fingerprints.contains(&fingerprint);
         if !known {
-            *self.shown.lock() = Some(fingerprint);
+            *self.shown.lock() = Some(format!("{fingerprint}, which is not one of hostKeys"));
         }
         Ok(known)
     }
@@ -97,16 +120,32 @@ impl Pins {
             let entry = entries.next().ok_or_else(bad)?.map_err(|_| bad())?;
             match entry.marker() {
                 None => pins.keys.push(entry.public_key().clone()),
-                Some(HostMarker::CertAuthority | HostMarker::Revoked) => return Err(bad()),
+                Some(HostMarker::CertAuthority) => pins.authorities.push(entry.public_key().clone()),
+                Some(HostMarker::Revoked) => return Err(bad()),
             }
         }
         Ok(pins)
     }
 
     /// The kinds of keys to ask the host for, when they are known.
-    fn algorithms(&self) -> Option<Vec<russh::keys::Algorithm>> {
+    fn algorithms(&self) -> Option<Vec<Algorithm>> {
         let all: Vec<_> = self.keys.iter().map(PublicKey::algorithm).collect();
         (self.fingerprints.is_empty() && !all.is_empty()).then_some(all)
+    }
+
+    /// What is wrong with a host's certificate. The connection itself proves that the host has its key.
+    fn fault(&self, certificate: &Certificate, host: &str, now: i64) -> Option<&'static str> {
+        let known: Vec<_> = self.authorities.iter().map(|a| a.fingerprint(HashAlg::Sha256)).collect();
+        let names = certificate.valid_principals();
+        if certificate.cert_type() != CertType::Host {
+            return Some("is not a host's");
+        }
+        // None: any host, as the format has it.
+        if !names.is_empty() && !names.iter().any(|n| n.eq_ignore_ascii_case(host)) {
+            return Some("is for other hosts");
+        }
+        let valid = certificate.validate_at(u64::try_from(now).unwrap_or_default(), &known);
+        valid.is_err().then_some("no pinned authority signed, or whose time is over or has not come")
     }
 }
 
@@ -143,20 +182,24 @@ impl Ssh {
             (Some(key), _) => {
                 let key = russh::keys::decode_secret_key(key, text(secret, "passphrase"));
                 let key = key.map_err(|e| bad("ssh-privatekey", &e))?;
-                if key.algorithm().is_rsa() {
-                    return Err(bad("ssh-privatekey", &"RSA keys are not supported; use Ed25519 or ECDSA"));
-                }
-                let key = Arc::new(key);
-                match text(secret, "ssh-certificate") {
-                    None => Credential::Key(key),
+                let certificate = match text(secret, "ssh-certificate") {
+                    None => None,
                     Some(text) => {
                         let certificate =
                             Certificate::from_openssh(text.trim()).map_err(|e| bad("ssh-certificate", &e))?;
                         if certificate.public_key() != key.public_key().key_data() {
                             return Err(bad("ssh-certificate", &"it is for another key"));
                         }
-                        Credential::Certificate(key, Box::new(certificate))
+                        Some(Box::new(certificate))
                     }
+                };
+                match (key.key_data(), certificate) {
+                    (KeypairData::Rsa(pair), certificate) => {
+                        let rsa = Rsa::new(pair).map_err(|e| bad("ssh-privatekey", &e))?;
+                        Credential::Rsa(rsa, Box::new(key.public_key().clone()), certificate)
+                    }
+                    (_, Some(certificate)) => Credential::Certificate(Arc::new(key), certificate),
+                    (_, None) => Credential::Key(Arc::new(key)),
                 }
             }
             (None, Some(password)) => Credential::Password(password.to_owned()),
@@ -185,12 +228,15 @@ impl Ssh {
         if let Some(algorithms) = self.pins.algorithms() {
             config.preferred.key = Cow::Owned(algorithms);
         }
+        if !self.pins.authorities.is_empty() {
+            config.preferred.host_key_certificates = Cow::Borrowed(&CERTIFIED);
+        }
         let shown = Arc::new(parking_lot::Mutex::new(None));
-        let host = Host { pins: self.pins.clone(), shown: Arc::clone(&shown) };
+        let host = Host { name: self.access.host.clone(), pins: self.pins.clone(), shown: Arc::clone(&shown) };
         let address = (self.access.host.as_str(), self.access.port.unwrap_or(22));
         let connected = client::connect(Arc::new(config), address, host).await;
         let mut handle = connected.map_err(|e| match shown.lock().take() {
-            Some(key) => SlurmError::Denied(format!("the host shows {key}, which is not one of hostKeys")),
+            Some(key) => SlurmError::Denied(format!("the host shows {key}")),
             None => SlurmError::Unreachable(e.to_string()),
         })?;
         let user = self.access.user.clone();
@@ -203,6 +249,20 @@ impl Ssh {
             Credential::Certificate(key, certificate) => {
                 let certificate = (**certificate).clone();
                 handle.authenticate_openssh_cert(user, Arc::clone(key), certificate).await.map_err(broken)?
+            }
+            Credential::Rsa(rsa, key, certificate) => {
+                // None: the host does not say; each since 2016 takes the longer one.
+                let hash = match handle.best_supported_rsa_hash().await.map_err(broken)? {
+                    Some(None) => return Err(SlurmError::Denied("the host takes RSA keys with SHA-1 only".into())),
+                    Some(Some(hash)) => Some(hash),
+                    None => Some(HashAlg::Sha512),
+                };
+                let (mut rsa, broken) = (rsa.clone(), |e: SignError| SlurmError::Unreachable(e.to_string()));
+                match certificate {
+                    None => handle.authenticate_publickey_with(user, (**key).clone(), hash, &mut rsa).await,
+                    Some(c) => handle.authenticate_certificate_with(user, (**c).clone(), hash, &mut rsa).await,
+                }
+                .map_err(broken)?
             }
             Credential::Password(password) => {
                 match handle.authenticate_password(user.clone(), password.clone()).await.map_err(broken)? {
@@ -388,10 +448,10 @@ impl Shell for Ssh {
     fn credential_expires(&self) -> Option<i64> {
         match &self.credential {
             // The largest number is for ever.
-            Credential::Certificate(_, certificate) => {
+            Credential::Certificate(_, certificate) | Credential::Rsa(_, _, Some(certificate)) => {
                 i64::try_from(certificate.valid_before()).ok().filter(|t| *t < i64::from(u32::MAX) * 64)
             }
-            Credential::Key(_) | Credential::Password(_) => None,
+            Credential::Key(_) | Credential::Rsa(_, _, None) | Credential::Password(_) => None,
         }
     }
 }
@@ -409,9 +469,41 @@ mod tests {
         assert_eq!((pins.keys.len(), pins.fingerprints.len()), (2, 1));
         assert!(pins.algorithms().is_none(), "a fingerprint may be of any kind");
         assert!(Pins::parse(&lines[..1]).unwrap().algorithms().is_some());
-        for bad in ["", "nonsense here now", &format!("@cert-authority * {KEY}"), &format!("@revoked * {KEY}")] {
+        let authority = Pins::parse(&[format!("@cert-authority *.example.org {KEY}")]).unwrap();
+        assert_eq!((authority.keys.len(), authority.authorities.len()), (0, 1));
+        for bad in ["", "nonsense here now", &format!("@revoked * {KEY}")] {
             assert!(Pins::parse(&[bad.to_owned()]).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn certificates_of_hosts() {
+        use russh::keys::ssh_key::certificate::Builder;
+        use russh::keys::ssh_key::private::Ed25519Keypair;
+        let [authority, host] = [1u8, 2].map(|seed| PrivateKey::from(Ed25519Keypair::from_seed(&[seed; 32])));
+        let pins = Pins { authorities: vec![authority.public_key().clone()], ..Pins::default() };
+        let make = |kind, names: &[&str], by: &PrivateKey| {
+            let mut b = Builder::new([7; 16], host.public_key().key_data().clone(), 1000, 2000).unwrap();
+            b.cert_type(kind).unwrap();
+            if names.is_empty() {
+                b.all_principals_valid().unwrap();
+            }
+            for name in names {
+                b.valid_principal(*name).unwrap();
+            }
+            b.sign(by).unwrap()
+        };
+        let good = make(CertType::Host, &["login.example.org"], &authority);
+        assert_eq!(pins.fault(&good, "Login.example.org", 1500), None);
+        assert_eq!(pins.fault(&make(CertType::Host, &[], &authority), "any", 1500), None);
+        assert!(pins.fault(&good, "other.example.org", 1500).is_some());
+        assert!(pins.fault(&good, "login.example.org", 2500).is_some());
+        assert!(pins.fault(&good, "login.example.org", 500).is_some());
+        assert!(Pins::default().fault(&good, "login.example.org", 1500).is_some());
+        assert!(
+            pins.fault(&make(CertType::User, &["login.example.org"], &authority), "login.example.org", 1500).is_some()
+        );
+        assert!(pins.fault(&make(CertType::Host, &["login.example.org"], &host), "login.example.org", 1500).is_some());
     }
 
     #[test]

@@ -218,17 +218,19 @@ pub fn words(printed: &str) -> (Vec<String>, Option<String>) {
     (state.split('+').filter(|w| !w.is_empty()).map(known).collect(), by)
 }
 
-/// Reasons of jobs that wait for somebody.
-const HELD: [&str; 8] = [
-    "JobHeldUser",
-    "JobHeldAdmin",
-    "JobHoldMaxRequeue",
-    "JobArrayTaskLimitHeld",
-    "ReservationDeleted",
-    "launch_failed_requeued_held",
-    "launch failed requeued held",
-    "job requeued in held state",
+/// The reason of jobs that Slurm could not start and holds.
+pub const LAUNCH_FAILED_HELD: &str = "LaunchFailedHeld";
+
+/// Reasons of jobs that wait for somebody, and who that is.
+const HELD: [(&str, &str); 5] = [
+    ("JobHeldUser", "this account holds it, `kubectl gpu release` lets it go"),
+    ("JobHeldAdmin", "an administrator of Slurm holds it and must let it go"),
+    ("JobArrayTaskLimitHeld", "it waits for other tasks of its array"),
+    ("ReservationDeleted", "its reservation is gone; `kubectl gpu release` lets it go without one"),
+    ("job requeued in held state", "it was queued again and held, `kubectl gpu release` lets it go"),
 ];
+/// Reasons of jobs that Slurm queued again and holds because it could not start them.
+const UNLAUNCHED: [&str; 2] = ["launch failed requeued held", "JobHoldMaxRequeue"];
 /// Reasons of jobs that do not start as they are: whole, and as beginnings.
 const STUCK: [&str; 14] = [
     "BadConstraints",
@@ -251,8 +253,19 @@ const STUCK_PREFIX: [&str; 3] = ["QOS", "Assoc", "MaxCpuPerAccount"];
 fn pending(report: &Report) -> Verdict {
     let reason = report.reason.trim();
     let said = || if reason.is_empty() { String::new() } else { format!("Slurm says {reason}") };
-    if HELD.iter().any(|h| reason.eq_ignore_ascii_case(h)) {
-        return Verdict { message: said(), ..Verdict::of(Phase::Suspended, "Held") };
+    // Tools write blanks in reasons as they are or as low lines.
+    let spaced = reason.replace('_', " ");
+    let is = |known: &str| spaced.eq_ignore_ascii_case(known);
+    if UNLAUNCHED.iter().any(|u| is(u)) {
+        let message = format!("Slurm could not start it and holds it ({spaced})");
+        return Verdict {
+            class: Some(Class::Infrastructure),
+            message,
+            ..Verdict::of(Phase::Suspended, LAUNCH_FAILED_HELD)
+        };
+    }
+    if let Some((_, who)) = HELD.iter().find(|(h, _)| is(h)) {
+        return Verdict { message: format!("{}: {who}", said()), ..Verdict::of(Phase::Suspended, "Held") };
     }
     if reason == "DependencyNeverSatisfied" {
         let message = "a job that this one comes after did not end as it must".into();
@@ -288,6 +301,10 @@ fn failed(report: &Report) -> Verdict {
         let signal = Some(exit.signal);
         let exit_code = Some(128 + exit.signal);
         return Verdict { signal, exit_code, ..Verdict::failed("Signaled", Class::User, message) };
+    }
+    if report.exit.is_none() {
+        let message = "failed, with a code that is not known".to_owned();
+        return Verdict::failed("JobFailed", Class::User, message);
     }
     if exit.code == 0 {
         let message = format!("Slurm says {}", if report.reason.is_empty() { "nothing more" } else { &report.reason });
@@ -370,7 +387,11 @@ pub fn judge(report: &Report, ours: bool) -> Verdict {
         }
         "CANCELLED" if ours => Verdict::failed("Cancelled", Class::Never, "cancelled here"),
         "CANCELLED" => {
-            let by = report.cancelled_by.as_ref().map(|u| format!(" by the account with uid {u}")).unwrap_or_default();
+            let who = |u: &String| {
+                let number = u.bytes().all(|b| b.is_ascii_digit());
+                format!(" by the account {}{u}", if number { "with uid " } else { "" })
+            };
+            let by = report.cancelled_by.as_ref().map(who).unwrap_or_default();
             Verdict::failed("CancelledExternally", Class::Never, format!("cancelled in Slurm{by}"))
         }
         "FAILED" => failed(report),

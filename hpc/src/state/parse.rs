@@ -229,6 +229,55 @@ pub fn rest_jobs(answer: &Value) -> Vec<Report> {
     answer.get("jobs").and_then(Value::as_array).into_iter().flatten().filter_map(rest_job).collect()
 }
 
+/// Jobs of the half of slurmrestd's interface that is about accounting, of any version.
+#[must_use]
+pub fn rest_accounted(answer: &Value) -> Vec<Report> {
+    answer.get("jobs").and_then(Value::as_array).into_iter().flatten().filter_map(accounted_job).collect()
+}
+
+fn accounted_job(job: &Value) -> Option<Report> {
+    let at = |path: &str| job.pointer(path);
+    let text = |path: &str| some(at(path).and_then(Value::as_str).unwrap_or_default()).to_owned();
+    let value = |path: &str| at(path).and_then(number);
+    let time = |path: &str| value(path).filter(|t| *t > 0);
+    let own_id = u64::try_from(value("/job_id")?).ok()?;
+    let base = value("/array/job_id").and_then(|n| u64::try_from(n).ok()).filter(|n| *n != 0);
+    let one = value("/array/task_id").and_then(|n| u32::try_from(n).ok());
+    let many = text("/array/task");
+    let part = match (base, one) {
+        (Some(_), Some(one)) => Some(Task::One(one)),
+        (Some(_), None) if !many.is_empty() => task(&many),
+        _ => None,
+    };
+    let words: Vec<String> = match at("/state/current") {
+        Some(Value::String(state)) => words(state).0,
+        Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).flat_map(|w| words(w).0).collect(),
+        _ => vec![],
+    };
+    let has = |word: &str| words.iter().any(|w| w == word);
+    // v0.0.38 says 0 of every code: then it is not known, but for those that are 0 by their state.
+    let exit = at("/exit_code").and_then(rest_exit).filter(|e| *e != Exit::default() || !has("FAILED"));
+    Some(Report {
+        job_id: base.unwrap_or(own_id),
+        own_id,
+        task: part,
+        name: at("/name").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        cancelled_by: Some(text("/kill_request_user")).filter(|u| !u.is_empty() && has("CANCELLED")),
+        words,
+        reason: text("/state/reason"),
+        exit,
+        derived: at("/derived_exit_code").and_then(rest_exit).filter(|e| *e != Exit::default()),
+        nodes: text("/nodes"),
+        partition: text("/partition"),
+        submitted: time("/time/submission"),
+        eligible: time("/time/eligible"),
+        started: time("/time/start"),
+        ended: time("/time/end"),
+        restarts: value("/restart_cnt").and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
+        limit: value("/time/limit").map(|n| n.to_string()).unwrap_or_default(),
+    })
+}
+
 fn rest_job(job: &Value) -> Option<Report> {
     let text = |key: &str| some(job.get(key).and_then(Value::as_str).unwrap_or_default()).to_owned();
     let value = |key: &str| job.get(key).and_then(number);
@@ -256,7 +305,8 @@ fn rest_job(job: &Value) -> Option<Report> {
         task,
         name: job.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
         words,
-        reason: text("state_reason"),
+        // The text tools print the description in the place of the reason, where there is one.
+        reason: Some(text("state_description")).filter(|d| !d.is_empty()).unwrap_or_else(|| text("state_reason")),
         exit: job.get("exit_code").and_then(rest_exit),
         derived: job.get("derived_exit_code").and_then(rest_exit),
         cancelled_by: None,

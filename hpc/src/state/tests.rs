@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::array::{compress, expand, gather};
-use super::parse::{completion_log, number, rest_jobs, sacct, sbatch, scontrol_jobs, squeue};
+use super::parse::{completion_log, number, rest_accounted, rest_jobs, sacct, sbatch, scontrol_jobs, squeue};
 use super::*;
 use crate::api::TaskCounts;
 
@@ -25,7 +25,26 @@ fn the_whole_map() {
         (&["PENDING"], "Resources", "", Some(Queued), "Queued", false, None),
         (&["PENDING"], "JobHeldUser", "", Some(Suspended), "Held", false, None),
         (&["PENDING"], "JobHeldAdmin", "", Some(Suspended), "Held", false, None),
-        (&["PENDING"], "launch failed requeued held", "", Some(Suspended), "Held", false, None),
+        (
+            &["PENDING"],
+            "launch failed requeued held",
+            "",
+            Some(Suspended),
+            "LaunchFailedHeld",
+            false,
+            Some(Infrastructure),
+        ),
+        (
+            &["PENDING"],
+            "launch_failed_requeued_held",
+            "",
+            Some(Suspended),
+            "LaunchFailedHeld",
+            false,
+            Some(Infrastructure),
+        ),
+        (&["PENDING"], "JobHoldMaxRequeue", "", Some(Suspended), "LaunchFailedHeld", false, Some(Infrastructure)),
+        (&["PENDING"], "job_requeued_in_held_state", "", Some(Suspended), "Held", false, None),
         (&["PENDING"], "DependencyNeverSatisfied", "", Some(Queued), "DependencyNeverSatisfied", false, Some(Never)),
         (&["PENDING"], "BadConstraints", "", Some(Queued), "Unschedulable", false, Some(Never)),
         (&["PENDING"], "PartitionConfig", "", Some(Queued), "Unschedulable", false, Some(Never)),
@@ -190,6 +209,10 @@ fn slurmrestd_old_and_new() {
         "derived_exit_code": {"return_code": {"set": true, "number": 0}}, "nodes": "n1", "partition": "gpu",
         "submit_time": {"set": true, "infinite": false, "number": 5}, "start_time": {"set": true, "number": 0}, "restart_cnt": 1}]});
     assert_eq!(rest_jobs(&old), rest_jobs(&new));
+    // Its reason says less than its description.
+    let held = json!({"jobs": [{"job_id": 7, "job_state": "PENDING", "state_reason": "JobHeldUser",
+        "state_description": "launch failed requeued held"}]});
+    assert_eq!(judge(&rest_jobs(&held)[0], false).reason, LAUNCH_FAILED_HELD);
     assert_eq!(judge(&rest_jobs(&old)[0], false).exit_code, Some(3));
     let array = json!({"jobs": [
         {"job_id": 8, "array_job_id": 8, "array_task_string": "3-5", "job_state": ["PENDING"]},
@@ -200,6 +223,39 @@ fn slurmrestd_old_and_new() {
     assert_eq!(Exit::of_status(4021), Exit { code: 15, signal: 53 });
     assert_eq!(Exit::of_status(15), Exit { code: 0, signal: 15 });
     assert_eq!(number(&json!({"set": true, "infinite": true, "number": 9})), None);
+}
+
+/// The shapes are those of 22.05's v0.0.38, seen, and of v0.0.40 as published.
+#[test]
+fn accounting_of_slurmrestd() {
+    let time = json!({"submission": 5, "eligible": 5, "start": 6, "end": 9, "limit": 60});
+    let success = json!({"status": "SUCCESS", "return_code": 0});
+    let old = |state: &str, exit: serde_json::Value, by: serde_json::Value, task: serde_json::Value| {
+        json!({"job_id": 9, "name": "n", "nodes": "n1", "partition": "gpu", "array": {"job_id": 8, "task": null, "task_id": task},
+            "state": {"current": state, "reason": "None"}, "exit_code": exit, "derived_exit_code": success, "kill_request_user": by,
+            "time": time})
+    };
+    let killed = json!({"status": "SIGNALED", "return_code": null, "signal": {"signal_id": 9, "name": "Killed"}});
+    let none = serde_json::Value::Null;
+    let all = rest_accounted(&json!({"jobs": [
+        old("FAILED", killed, none.clone(), json!(3)),
+        old("CANCELLED", success.clone(), json!("root"), none.clone()),
+        old("FAILED", success.clone(), none.clone(), none.clone()),
+        old("COMPLETED", success.clone(), none.clone(), none.clone()),
+    ]}));
+    let first = &all[0];
+    assert_eq!((first.job_id, first.own_id, first.task.clone(), first.ended), (8, 9, Some(Task::One(3)), Some(9)));
+    assert_eq!(judge(first, false).signal, Some(9));
+    assert!(judge(&all[1], false).message.ends_with("by the account root"));
+    let unsaid = judge(&all[2], false);
+    assert_eq!((unsaid.reason, unsaid.exit_code), ("JobFailed", None), "its 0 of a failed job is no code");
+    assert_eq!(judge(&all[3], false).reason, "Completed");
+    let set = |n: i64| json!({"set": true, "infinite": false, "number": n});
+    let new = json!({"jobs": [{"job_id": 9, "name": "n", "array": {"job_id": 0, "task_id": {"set": false, "number": 0}},
+        "state": {"current": ["FAILED"], "reason": "NonZeroExitCode"}, "time": {"end": 9, "limit": set(60)}, "restart_cnt": 2,
+        "exit_code": {"status": ["ERROR"], "return_code": set(3), "signal": {"id": {"set": false, "number": 0}, "name": ""}}}]});
+    let new = &rest_accounted(&new)[0];
+    assert_eq!((new.job_id, new.task.clone(), new.restarts, judge(new, false).exit_code), (9, None, 2, Some(3)));
 }
 
 #[test]

@@ -1,16 +1,26 @@
 //! An API server in this process with the definitions of this room.
 #![allow(dead_code, clippy::unwrap_used)]
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use fake_slurm::state::Store;
+use fake_slurm::{control, rest, ssh};
+use k8s_openapi::api::core::v1::Secret;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, PostParams};
 use kube::runtime::{conditions, wait::await_condition};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
-use skiff_hpc::api::definitions;
+use skiff_hpc::api::{GpuJob, HpcCluster, Phase, definitions};
+use skiff_hpc::{Config, run};
 use skiff_storage::embedded::{Embedded, Options};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 /// Patience for what happens by itself.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,5 +66,96 @@ where
     match waited {
         Ok(found) => found.unwrap().unwrap(),
         Err(_) => panic!("{name} is not as it should be: {:?}", api.get(name).await),
+    }
+}
+
+/// A fake Slurm, reached by some driver, with a controller that brings jobs to it.
+pub(crate) struct Fake {
+    pub(crate) world: World,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) config: Config,
+    stop: CancellationToken,
+    running: Mutex<Option<JoinHandle<anyhow::Result<()>>>>,
+}
+
+impl Fake {
+    /// One with these faults whose jobs take a moment; `more` is merged into the spec of its HpcCluster.
+    pub(crate) async fn start(driver: &str, faults: &[&str], more: Value) -> Self {
+        let fake = Self::prepared(driver, &["run=false", "simulated_ms=100"], faults, more).await;
+        fake.run();
+        fake
+    }
+
+    /// One that nobody looks at yet.
+    pub(crate) async fn prepared(driver: &str, settings: &[&str], faults: &[&str], more: Value) -> Self {
+        let strings = |all: &[&str]| all.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        control::init(dir.path(), &strings(settings)).unwrap();
+        control::change(dir.path(), "faults.json", &strings(faults)).unwrap();
+        let at: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let work = dir.path().join("work");
+        std::fs::create_dir(&work).unwrap();
+        let config = store.config().unwrap();
+        let mut secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "door"}, "stringData": {}});
+        let reference = json!({"namespace": "default", "name": "door"});
+        let access = match driver {
+            "ssh" => {
+                let address = ssh::serve(store.clone(), at).await.unwrap();
+                ssh::authorize(&store, "key").unwrap();
+                let known = std::fs::read_to_string(dir.path().join("known_hosts")).unwrap();
+                let key = std::fs::read_to_string(dir.path().join("key")).unwrap();
+                secret["stringData"]["ssh-privatekey"] = json!(key);
+                json!({"ssh": {"host": "127.0.0.1", "port": address.port(), "user": config.user, "secret": reference,
+                    "hostKeys": [known.trim()], "binDirectory": dir.path().join("bin")}})
+            }
+            "rest" => {
+                let address = rest::serve(store.clone(), at).await.unwrap();
+                secret["stringData"]["token"] = json!(config.token);
+                json!({"rest": {"url": format!("http://{address}"), "user": config.user, "secret": reference}})
+            }
+            _ => json!({"local": {"binDirectory": dir.path().join("bin")}}),
+        };
+        let mut spec = json!({"workDirectory": work, "limits": {"jobs": 2000}});
+        for part in [access, more] {
+            spec.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+        }
+        let world = world().await;
+        let secrets = world.api::<Secret>();
+        secrets.create(&PostParams::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
+        let cluster =
+            json!({"apiVersion": "skiff.dev/v1", "kind": "HpcCluster", "metadata": {"name": "fake"}, "spec": spec});
+        let clusters = Api::<HpcCluster>::all(world.client.clone());
+        clusters.create(&PostParams::default(), &serde_json::from_value(cluster).unwrap()).await.unwrap();
+        let config = Config { settled: Duration::from_secs(3), ..Config::new(dir.path().join("results")) };
+        Self { world, dir, config, stop: CancellationToken::new(), running: Mutex::default() }
+    }
+
+    /// From now on somebody looks.
+    pub(crate) fn run(&self) {
+        let running = tokio::spawn(run(self.world.client.clone(), self.config.clone(), self.stop.clone()));
+        *self.running.lock() = Some(running);
+    }
+
+    /// Nobody looks any more; what went wrong meanwhile shows here.
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        let running = self.running.lock().take();
+        if let Some(running) = running {
+            running.await.unwrap().unwrap();
+        }
+    }
+
+    pub(crate) fn jobs(&self) -> Api<GpuJob> {
+        self.world.api()
+    }
+
+    pub(crate) async fn submit(&self, name: &str, spec: Value) {
+        let whole = json!({"apiVersion": "skiff.dev/v1", "kind": "GpuJob", "metadata": {"name": name}, "spec": spec});
+        self.jobs().create(&PostParams::default(), &serde_json::from_value(whole).unwrap()).await.unwrap();
+    }
+
+    pub(crate) async fn phase(&self, name: &str, phase: Phase) -> GpuJob {
+        until(&self.jobs(), name, |j: &GpuJob| j.status.as_ref().and_then(|s| s.phase) == Some(phase)).await
     }
 }

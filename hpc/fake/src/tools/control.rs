@@ -180,6 +180,9 @@ pub(crate) fn change(locked: &mut Locked, verb: &str, id: &str, later: &mut Late
     if ids.is_empty() {
         return Err("Invalid job id specified");
     }
+    if verb == "release" && locked.faults.no_release {
+        return Err("Access/permission denied");
+    }
     let mut done = Err("Job has already finished");
     for id in ids {
         let Some(job) = locked.state.jobs.get_mut(&id) else { continue };
