@@ -92,7 +92,7 @@ impl Classes {
 }
 
 /// What an object named before a change and does not name any more.
-fn let_go<'a, K: Watched>(change: &'a Change<K>, named: fn(&K) -> Vec<&str>) -> Vec<&'a str> {
+fn let_go<K: Watched>(change: &Change<K>, named: fn(&K) -> Vec<&str>) -> Vec<&str> {
     let now = change.new.as_deref().map(named).unwrap_or_default();
     let before = change.old.as_deref().map(named).unwrap_or_default();
     before.into_iter().filter(|name| !now.contains(name)).collect()
