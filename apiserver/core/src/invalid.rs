@@ -73,6 +73,8 @@ pub struct FieldError {
     pub path: String,
     /// `Invalid value: "x": must be ...`: what comes after the path.
     pub body: String,
+    /// Whether a generated rule of upstream's finds it: see [`Errors::generated`].
+    pub generated: bool,
 }
 
 impl fmt::Display for FieldError {
@@ -149,7 +151,25 @@ impl Errors {
             body.push_str(": ");
             body.push_str(detail);
         }
-        self.0.push(FieldError { kind, path: path.to_string(), body });
+        self.0.push(FieldError { kind, path: path.to_string(), body, generated: false });
+    }
+
+    /// What `find` finds is found by rules that upstream generates from its types. It runs them after all rules written
+    /// by hand, whatever the field: answers show them last, and among themselves in the order of this list.
+    pub fn generated(&mut self, find: impl FnOnce(&mut Self)) {
+        let from = self.0.len();
+        find(self);
+        for e in &mut self.0[from..] {
+            e.generated = true;
+        }
+    }
+
+    /// The faults in the order in which clients are told.
+    #[must_use]
+    pub fn told(&self) -> Vec<&FieldError> {
+        let mut all: Vec<&FieldError> = self.0.iter().collect();
+        all.sort_by_key(|e| e.generated);
+        all
     }
 
     /// `path: Required value: detail`. An empty detail is left out, here and below.
@@ -253,5 +273,15 @@ mod tests {
                 "spec: Too long: may not be more than 63 bytes",
             ]
         );
+    }
+
+    #[test]
+    fn generated_rules_speak_last() {
+        let mut e = Errors::new();
+        e.generated(|e| e.required(&"a", ""));
+        e.required(&"b", "");
+        e.generated(|e| e.required(&"c", ""));
+        let told: Vec<_> = e.told().into_iter().map(|e| e.path.as_str()).collect();
+        assert_eq!(told, ["b", "a", "c"]);
     }
 }

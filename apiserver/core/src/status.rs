@@ -205,7 +205,8 @@ impl Status {
     #[must_use]
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &Errors) -> Self {
         let mut texts: Vec<String> = Vec::with_capacity(errors.len());
-        for e in &errors.0 {
+        let told = errors.told();
+        for e in &told {
             let t = e.to_string();
             if !texts.contains(&t) {
                 texts.push(t);
@@ -215,7 +216,7 @@ impl Status {
         let what = qualified(kind, group);
         let text = format!("{what} {} is invalid: {list}", crate::invalid::quote_str(name));
         let mut s = Self::new(422, "Invalid", text).about(name, group, kind);
-        for e in &errors.0 {
+        for e in told {
             s = s.cause(e.kind.reason(), &e.body, &e.path);
         }
         s

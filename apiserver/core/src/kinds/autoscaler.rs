@@ -46,38 +46,60 @@ impl Strategy for Autoscaler {
     }
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
-        let (spec, path) = (&obj["spec"], Path::new("spec"));
-        let min = spec["minReplicas"].as_i64();
-        if let Some(n) = min.filter(|n| *n < 1) {
-            errors.invalid(&path.child("minReplicas"), n, "must be greater than or equal to 1");
-        }
-        let max = spec["maxReplicas"].as_i64().unwrap_or(0);
-        let at = path.child("maxReplicas");
-        if max < 1 {
-            errors.invalid(&at, max, "must be greater than 0");
-        }
-        if min.is_some_and(|n| max < n) {
-            errors.invalid(&at, max, "must be greater than or equal to `minReplicas`");
-        }
-        reference(&spec["scaleTargetRef"], &path.child("scaleTargetRef"), errors);
-        let all = path.child("metrics");
-        if let Some(n) = spec["targetCPUUtilizationPercentage"].as_i64().filter(|n| *n < 1) {
-            let target = all.index(0);
-            errors.invalid(&target.child("resource.target.averageUtilization"), n, "must be greater than 0");
-        }
-        for (i, m) in list(spec, "metrics").iter().enumerate() {
-            metric(m, &all.index(i), errors);
-        }
-        let at = path.child("behavior");
-        for key in ["scaleUp", "scaleDown"] {
-            if given(&spec["behavior"], key) {
-                rules(&spec["behavior"][key], &at.child(key), errors);
-            }
-        }
+        validate(obj, None, errors);
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        validate(new, Some(old), errors);
     }
 
     fn validate_status(&self, new: &Value, _old: &Value, errors: &mut Errors) {
         not_negative(&new["status"], &["currentReplicas", "desiredReplicas"], &Path::new("status"), errors);
+    }
+}
+
+fn validate(obj: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let (spec, path) = (&obj["spec"], Path::new("spec"));
+    let min = spec["minReplicas"].as_i64();
+    if let Some(n) = min.filter(|n| *n < 1) {
+        let at = path.child("minReplicas");
+        errors.generated(|e| e.invalid(&at, n, "must be greater than or equal to 1"));
+    }
+    let max = spec["maxReplicas"].as_i64().unwrap_or(0);
+    let at = path.child("maxReplicas");
+    errors.generated(|e| match max {
+        0 => e.required(&at, ""),
+        n if n < 0 => e.invalid(&at, n, "must be greater than or equal to 1"),
+        _ => {}
+    });
+    if min.is_some_and(|n| max < n) {
+        errors.invalid(&at, max, "must be greater than or equal to `minReplicas`");
+    }
+    let target = &spec["scaleTargetRef"];
+    // One that was there before is left alone.
+    let kept = old.map(|o| &o["spec"]["scaleTargetRef"]);
+    let version = if kept.is_some_and(|k| k["apiVersion"] == target["apiVersion"] && k["kind"] == target["kind"]) {
+        Version::Any
+    } else if text(target, "kind") == "ReplicationController" {
+        // The only kind of the core group that can be scaled.
+        Version::WellFormed
+    } else {
+        Version::OfGroup
+    };
+    reference(target, version, &path.child("scaleTargetRef"), errors);
+    let all = path.child("metrics");
+    if let Some(n) = spec["targetCPUUtilizationPercentage"].as_i64().filter(|n| *n < 1) {
+        let target = all.index(0);
+        errors.invalid(&target.child("resource.target.averageUtilization"), n, "must be greater than 0");
+    }
+    for (i, m) in list(spec, "metrics").iter().enumerate() {
+        metric(m, &all.index(i), errors);
+    }
+    let at = path.child("behavior");
+    for key in ["scaleUp", "scaleDown"] {
+        if given(&spec["behavior"], key) {
+            rules(&spec["behavior"][key], &at.child(key), errors);
+        }
     }
 }
 
@@ -117,17 +139,31 @@ fn default_behavior(behavior: &mut Map<String, Value>) {
     }
 }
 
+/// What the version of a reference has to be.
+#[derive(Clone, Copy, PartialEq)]
+enum Version {
+    Any,
+    WellFormed,
+    /// Of a group other than the core one.
+    OfGroup,
+}
+
 /// Kind, name and version of an object.
-fn reference(r: &Value, path: &Path<'_>, errors: &mut Errors) {
+fn reference(r: &Value, wanted: Version, path: &Path<'_>, errors: &mut Errors) {
     for key in ["kind", "name"] {
         if need(r, key, path, errors) {
             complain(&path.child(key), text(r, key), names::is_path_segment(text(r, key)), errors);
         }
     }
     let version = text(r, "apiVersion");
+    if wanted == Version::Any {
+        return;
+    }
     if version.matches('/').count() > 1 {
         let why = format!("unexpected GroupVersion string: {version}");
         errors.invalid(&path.child("apiVersion"), version, why);
+    } else if wanted == Version::OfGroup && version.split_once('/').is_none_or(|(group, _)| group.is_empty()) {
+        errors.invalid(&path.child("apiVersion"), version, "apiVersion must specify API group");
     }
 }
 
@@ -167,7 +203,7 @@ fn source(key: &str, s: &Value, path: &Path<'_>, errors: &mut Errors) {
     let t = &s["target"];
     match key {
         "object" => {
-            reference(&s["describedObject"], &path.child("describedObject"), errors);
+            reference(&s["describedObject"], Version::WellFormed, &path.child("describedObject"), errors);
             identifier(s, path, errors);
             amounts(t, &target, errors);
             if !given(t, "value") && !given(t, "averageValue") {
@@ -234,8 +270,11 @@ fn identifier(s: &Value, path: &Path<'_>, errors: &mut Errors) {
 }
 
 fn amounts(t: &Value, path: &Path<'_>, errors: &mut Errors) {
-    match text(t, "type") {
-        "" => errors.required(&path.child("type"), "must specify a metric target type"),
+    let kind = text(t, "type");
+    if kind.is_empty() {
+        errors.required(&path.child("type"), "must specify a metric target type");
+    }
+    match kind {
         "Utilization" | "Value" | "AverageValue" => {}
         other => errors.invalid(&path.child("type"), other, "must be either Utilization, Value, or AverageValue"),
     }

@@ -61,7 +61,7 @@ pub(super) fn subdomain_if_given(v: &Value, key: &str, path: &Path<'_>, errors: 
 /// "Not found" with an explanation.
 pub(super) fn not_found_because(path: &Path<'_>, value: &str, why: &str, errors: &mut Errors) {
     let body = format!("Not found: {}: {why}", invalid::quote_str(value));
-    errors.0.push(FieldError { kind: ErrorType::NotFound, path: path.to_string(), body });
+    errors.0.push(FieldError { kind: ErrorType::NotFound, path: path.to_string(), body, generated: false });
 }
 
 /// Refuses a number below zero at each key.

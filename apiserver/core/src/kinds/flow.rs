@@ -241,27 +241,33 @@ impl Strategy for Level {
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         let (spec, path, name) = (&obj["spec"], Path::new("spec"), meta::name(obj));
         let kind = text(spec, "type");
-        // What the type decides is looked at last.
-        let mut last = Errors::new();
-        if !kind.is_empty() && (name == "exempt") != (kind == "Exempt") {
+        if (name == "exempt") != (kind == "Exempt") {
             let why = "must be 'Exempt' if and only if `name` is 'exempt'";
             errors.invalid(&path.child("type"), kind, why);
         }
-        if given(spec, "exempt") {
+        if kind == "Exempt" && given(spec, "exempt") {
             shares(&spec["exempt"], &path.child("exempt"), errors);
+            lendable(&spec["exempt"], &path.child("exempt"), errors);
         }
         if kind == "Limited" && given(spec, "limited") {
-            limited(&spec["limited"], &path.child("limited"), errors, &mut last);
+            limited(&spec["limited"], &path.child("limited"), errors);
         }
-        match kind {
-            "" => last.required(&path.child("type"), ""),
-            "Limited" if !given(spec, "limited") => last.required(&path.child("limited"), ""),
-            "Exempt" if given(spec, "limited") => last.forbidden(&path.child("limited"), ""),
-            "Limited" | "Exempt" => {}
-            other => last.not_supported(&path.child("type"), other, &["Exempt", "Limited"]),
-        }
-        if kind == "Limited" && given(spec, "exempt") {
-            last.forbidden(&path.child("exempt"), "");
+        // Absent counts as a type other than "Limited".
+        errors.generated(|e| {
+            match (kind, given(spec, "limited")) {
+                ("Limited", false) => e.required(&path.child("limited"), ""),
+                ("Limited", true) | (_, false) => {}
+                (_, true) => e.forbidden(&path.child("limited"), ""),
+            }
+            if kind == "Limited" && given(spec, "exempt") {
+                e.forbidden(&path.child("exempt"), "");
+            }
+            if kind.is_empty() {
+                e.required(&path.child("type"), "");
+            }
+        });
+        if !matches!(kind, "" | "Limited" | "Exempt") {
+            errors.not_supported(&path.child("type"), kind, &["Exempt", "Limited"]);
         }
         if let Some(mut wanted) = mandatory("prioritylevelconfigurations", name) {
             // How much the exempt level lends is the administrator's to say.
@@ -274,7 +280,6 @@ impl Strategy for Level {
                 errors.invalid(&path, spec.clone(), format!("spec of '{name}'{but} must equal the fixed value"));
             }
         }
-        errors.0.append(&mut last.0);
     }
 }
 
@@ -282,27 +287,43 @@ fn shares(v: &Value, path: &Path<'_>, errors: &mut Errors) {
     if let Some(n) = v["nominalConcurrencyShares"].as_i64().filter(|n| *n < 0) {
         errors.invalid(&path.child("nominalConcurrencyShares"), n, "must be a non-negative integer");
     }
+}
+
+fn lendable(v: &Value, path: &Path<'_>, errors: &mut Errors) {
     if let Some(n) = v["lendablePercent"].as_i64().filter(|n| !(0..=100).contains(n)) {
         errors.invalid(&path.child("lendablePercent"), n, "must be between 0 and 100, inclusive");
     }
 }
 
-fn limited(v: &Value, path: &Path<'_>, errors: &mut Errors, last: &mut Errors) {
+fn limited(v: &Value, path: &Path<'_>, errors: &mut Errors) {
     shares(v, path, errors);
+    response(&v["limitResponse"], &path.child("limitResponse"), errors);
+    lendable(v, path, errors);
     if let Some(n) = v["borrowingLimitPercent"].as_i64().filter(|n| *n < 0) {
         let why = "if specified, must be a non-negative integer";
         errors.invalid(&path.child("borrowingLimitPercent"), n, why);
     }
-    let (at, r) = (path.child("limitResponse"), &v["limitResponse"]);
+}
+
+fn response(r: &Value, at: &Path<'_>, errors: &mut Errors) {
     let queuing = at.child("queuing");
-    match (text(r, "type"), given(r, "queuing")) {
-        ("Reject", true) => last.forbidden(&queuing, ""),
-        ("Queue", false) => last.required(&queuing, ""),
-        ("Queue", true) => queues(&r["queuing"], &queuing, errors),
-        ("Reject", false) => {}
-        ("", _) => last.required(&at.child("type"), ""),
-        (other, _) => last.not_supported(&at.child("type"), other, &["Queue", "Reject"]),
+    let kind = text(r, "type");
+    if kind == "Queue" && given(r, "queuing") {
+        queues(&r["queuing"], &queuing, errors);
     }
+    if !matches!(kind, "" | "Queue" | "Reject") {
+        errors.not_supported(&at.child("type"), kind, &["Queue", "Reject"]);
+    }
+    errors.generated(|e| {
+        match (kind, given(r, "queuing")) {
+            ("Queue", false) => e.required(&queuing, ""),
+            ("Queue", true) | (_, false) => {}
+            (_, true) => e.forbidden(&queuing, ""),
+        }
+        if kind.is_empty() {
+            e.required(&at.child("type"), "");
+        }
+    });
 }
 
 fn queues(q: &Value, path: &Path<'_>, errors: &mut Errors) {

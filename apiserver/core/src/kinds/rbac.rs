@@ -48,7 +48,7 @@ impl Strategy for Role {
                 resources(r, &at, errors);
             }
             if empty(&r["verbs"]) {
-                errors.required(&at.child("verbs"), "");
+                errors.generated(|e| e.required(&at.child("verbs"), ""));
             }
         }
     }
@@ -86,14 +86,12 @@ impl Strategy for Binding {
         if text(role, "apiGroup") != GROUP {
             errors.not_supported(&path.child("apiGroup"), text(role, "apiGroup"), &[GROUP]);
         }
-        let kinds: &[&str] = if self.cluster { &["ClusterRole"] } else { &["ClusterRole", "Role"] };
+        let kinds: &[&str] = if self.cluster { &["ClusterRole"] } else { &["Role", "ClusterRole"] };
         if !kinds.contains(&text(role, "kind").as_str()) {
             errors.not_supported(&path.child("kind"), text(role, "kind"), kinds);
         }
         let name = text(role, "name");
-        if name.is_empty() {
-            errors.required(&path.child("name"), "");
-        } else {
+        if !name.is_empty() {
             for why in crate::names::is_path_segment(&name) {
                 errors.invalid(&path.child("name"), name.as_str(), why);
             }
@@ -102,7 +100,7 @@ impl Strategy for Binding {
         for (i, s) in obj["subjects"].as_array().into_iter().flatten().enumerate() {
             let at = subjects.index(i);
             if text(s, "name").is_empty() {
-                errors.required(&at.child("name"), "");
+                errors.generated(|e| e.required(&at.child("name"), ""));
             }
             match text(s, "kind").as_str() {
                 "ServiceAccount" => {
@@ -114,7 +112,7 @@ impl Strategy for Binding {
                     if !text(s, "apiGroup").is_empty() {
                         errors.not_supported(&at.child("apiGroup"), text(s, "apiGroup"), &[""]);
                     }
-                    if text(s, "namespace").is_empty() {
+                    if self.cluster && text(s, "namespace").is_empty() {
                         errors.required(&at.child("namespace"), "");
                     }
                 }
@@ -125,6 +123,9 @@ impl Strategy for Binding {
                 }
                 other => errors.not_supported(&at.child("kind"), other, &["ServiceAccount", "User", "Group"]),
             }
+        }
+        if name.is_empty() {
+            errors.generated(|e| e.required(&path.child("name"), ""));
         }
     }
 

@@ -296,7 +296,7 @@ fn error(path: &str, reason: Reason, value: Option<String>, why: &str) -> FieldE
         Reason::Required => (ErrorType::Required, format!("Required value: {why}")),
         Reason::Duplicate => (ErrorType::Duplicate, with("Duplicate value")),
     };
-    FieldError { kind, path, body }
+    FieldError { kind, path, body, generated: false }
 }
 
 /// An error at run time in upstream's words.

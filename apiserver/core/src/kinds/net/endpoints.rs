@@ -38,28 +38,25 @@ impl Strategy for EndpointSlice {
     }
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
-        // Required and enumerated values are looked at after everything else.
-        let mut last = Errors::new();
         let kind = text(obj, "addressType");
+        errors.generated(|e| match kind {
+            "" => e.required(&ROOT.child("addressType"), ""),
+            _ => one_of(obj, "addressType", &["FQDN", "IPv4", "IPv6"], &ROOT, e),
+        });
         let all = ROOT.child("endpoints");
         let endpoints = list(obj, "endpoints");
         if endpoints.len() > MAX_ENDPOINTS {
             errors.too_many(&all, endpoints.len(), MAX_ENDPOINTS);
         }
         for (i, e) in endpoints.iter().enumerate() {
-            endpoint(e, kind, &all.index(i), errors, &mut last);
+            endpoint(e, kind, &all.index(i), errors);
         }
         ports(obj, errors);
-        match kind {
-            "" => last.required(&ROOT.child("addressType"), ""),
-            _ => one_of(obj, "addressType", &["FQDN", "IPv4", "IPv6"], &ROOT, &mut last),
-        }
-        errors.0.append(&mut last.0);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        errors.generated(|e| immutable_untold(new, old, "addressType", &ROOT, e));
         self.validate(new, errors);
-        immutable_untold(new, old, "addressType", &ROOT, errors);
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
@@ -69,23 +66,25 @@ impl Strategy for EndpointSlice {
     }
 }
 
-fn endpoint(e: &Value, kind: &str, at: &Path<'_>, errors: &mut Errors, last: &mut Errors) {
+fn endpoint(e: &Value, kind: &str, at: &Path<'_>, errors: &mut Errors) {
     let addresses = list(e, "addresses");
     let addresses_at = at.child("addresses");
     if addresses.is_empty() {
-        last.required(&addresses_at, "");
+        errors.generated(|e| e.required(&addresses_at, ""));
     } else if addresses.len() > MAX_ADDRESSES {
-        errors.too_many(&addresses_at, addresses.len(), MAX_ADDRESSES);
+        errors.generated(|e| e.too_many(&addresses_at, addresses.len(), MAX_ADDRESSES));
     }
     for (i, a) in addresses.iter().filter_map(Value::as_str).enumerate() {
         let here = addresses_at.index(i);
         match kind {
             "IPv4" | "IPv6" => match not_canonical_ip(a) {
                 Some(why) => errors.invalid(&here, a, why),
-                None if a.contains(':') != (kind == "IPv6") => {
-                    errors.invalid(&addresses_at, a, format!("must be an {kind} address"));
+                None => {
+                    if a.contains(':') != (kind == "IPv6") {
+                        errors.invalid(&addresses_at, a, format!("must be an {kind} address"));
+                    }
+                    endpoint_ip(a, &here, errors);
                 }
-                None => endpoint_ip(a, &here, errors),
             },
             "FQDN" => {
                 let bare = a.strip_suffix('.').unwrap_or(a);

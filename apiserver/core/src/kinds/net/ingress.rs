@@ -226,7 +226,14 @@ fn parameters(p: &Value, path: &Path<'_>, errors: &mut Errors) {
     if !matches!(scope, "Cluster" | "Namespace") {
         errors.not_supported(&path.child("scope"), scope, &["Cluster", "Namespace"]);
     }
-    reference(p, path, errors);
+    for key in ["kind", "name"] {
+        let s = text(p, key);
+        if s.is_empty() {
+            errors.generated(|e| e.required(&path.child(key), ""));
+        } else {
+            complain(&path.child(key), s, names::is_path_segment(s), errors);
+        }
+    }
     let (at, namespace) = (path.child("namespace"), &p["namespace"]);
     match (scope, namespace.as_str()) {
         ("Namespace", None) => errors.required(&at, "`parameters.scope` is set to 'Namespace'"),

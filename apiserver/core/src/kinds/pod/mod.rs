@@ -66,6 +66,7 @@ impl Strategy for PodStrategy {
             let spec = Path::new("spec");
             errors.forbidden(&spec.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
         }
+        validate::validate_annotated(obj, &Path::new("spec"), errors);
     }
 
     fn prepare_update(&self, new: &mut Value, old: &Value) {

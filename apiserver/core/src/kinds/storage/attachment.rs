@@ -38,12 +38,12 @@ impl Strategy for Attachment {
         let node = text(spec, "nodeName");
         complain(&path.child("nodeName"), node, names::is_dns1123_subdomain(node), errors);
         self.validate_status(obj, obj, errors);
-        driver_name(text(spec, "attacher"), &path.child("attacher"), errors);
+        errors.generated(|e| driver_name(text(spec, "attacher"), &path.child("attacher"), e));
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         self.validate(new, errors);
-        immutable_untold(new, old, "spec", &Path::new(""), errors);
+        errors.generated(|e| immutable_untold(new, old, "spec", &Path::new(""), e));
     }
 
     fn validate_status(&self, new: &Value, _old: &Value, errors: &mut Errors) {

@@ -65,7 +65,7 @@ fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut Errors) {
     let path = Path::new("spec");
     let (at, given) = (path.child("schedule"), text(spec, "schedule"));
     if given.is_empty() {
-        errors.required(&at, "");
+        errors.generated(|e| e.required(&at, ""));
     } else {
         if let Err(why) = cron::Schedule::parse(given) {
             errors.invalid(&at, given, why);

@@ -89,12 +89,11 @@ impl Strategy for ReplicationController {
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = &obj["spec"];
-        not_negative(spec, &["minReadySeconds"], &path, errors);
+        errors.generated(|e| not_negative(spec, &["replicas", "minReadySeconds"], &path, e));
         let empty = spec["selector"].as_object().is_none_or(Map::is_empty);
         if empty {
             errors.required(&path.child("selector"), "");
         }
-        not_negative(spec, &["replicas"], &path, errors);
         let at = path.child("template");
         let template = &spec["template"];
         if template.is_null() {

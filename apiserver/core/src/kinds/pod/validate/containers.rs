@@ -17,20 +17,23 @@ pub(super) fn validate(spec: &Value, context: &Context<'_>, path: &Path<'_>, err
     for (i, c) in list(spec, "containers").iter().enumerate() {
         let here = at.index(i);
         common(c, context, &here, errors);
-        unique(c, &mut seen, &here, errors);
+        unique(c, &mut seen, true, &here, errors);
         probes::validate(c, context.grace, &here, errors);
         restart_policy(c, false, &here, errors);
     }
     host_ports(list(spec, "containers"), &at, errors);
     init(spec, context, &mut seen, &path.child("initContainers"), errors);
-    ephemeral(spec, context, &mut seen, &path.child("ephemeralContainers"), errors);
-    if context.host_network {
-        for key in ["containers", "initContainers"] {
-            let at = path.child(key);
-            for (i, c) in list(spec, key).iter().enumerate() {
-                host_network_ports(c, &at.index(i).child("ports"), errors);
-            }
-        }
+    ephemeral(spec, context, &path.child("ephemeralContainers"), errors);
+}
+
+/// On the host's network, a port of the host is the container's own.
+pub(super) fn validate_host_network(spec: &Value, context: &Context<'_>, path: &Path<'_>, errors: &mut Errors) {
+    if !context.host_network {
+        return;
+    }
+    let at = path.child("containers");
+    for (i, c) in list(spec, "containers").iter().enumerate() {
+        host_network_ports(c, &at.index(i).child("ports"), errors);
     }
 }
 
@@ -38,20 +41,16 @@ pub(super) fn validate(spec: &Value, context: &Context<'_>, path: &Path<'_>, err
 pub(in crate::kinds::pod) fn validate_ephemeral(pod: &Value, errors: &mut Errors) {
     let spec = &pod["spec"];
     let context = Context::new(spec, super::usable_volumes(spec));
-    let both = list(spec, "containers").iter().chain(list(spec, "initContainers"));
-    let mut seen: Vec<&str> = both.map(|c| text(c, "name")).collect();
     let path = Path::new("spec");
-    ephemeral(spec, &context, &mut seen, &path.child("ephemeralContainers"), errors);
+    ephemeral(spec, &context, &path.child("ephemeralContainers"), errors);
 }
 
-fn unique<'a>(c: &'a Value, seen: &mut Vec<&'a str>, at: &Path<'_>, errors: &mut Errors) {
+/// Refuses a name that was seen; whether an absent name counts as one depends on the sort of container.
+fn unique<'a>(c: &'a Value, seen: &mut Vec<&'a str>, absent_counts: bool, at: &Path<'_>, errors: &mut Errors) {
     let name = text(c, "name");
-    if name.is_empty() {
-        return;
-    }
     if seen.contains(&name) {
         errors.duplicate(&at.child("name"), name);
-    } else {
+    } else if absent_counts || !name.is_empty() {
         seen.push(name);
     }
 }
@@ -74,7 +73,9 @@ fn init<'a>(spec: &'a Value, context: &Context<'_>, seen: &mut Vec<&'a str>, pat
         let at = path.index(i);
         common(c, context, &at, errors);
         restart_policy(c, true, &at, errors);
-        unique(c, seen, &at, errors);
+        unique(c, seen, false, &at, errors);
+        // They run one by one: each is looked at alone.
+        host_ports(std::slice::from_ref(c), path, errors);
         // A sidecar runs beside the others and is watched like them.
         if text(c, "restartPolicy") == "Always" {
             probes::validate(c, context.grace, &at, errors);
@@ -85,20 +86,21 @@ fn init<'a>(spec: &'a Value, context: &Context<'_>, seen: &mut Vec<&'a str>, pat
                     errors.forbidden(&at.child(key), why);
                 }
             }
+            let policies = at.child("resizePolicy");
+            for (j, p) in list(c, "resizePolicy").iter().enumerate() {
+                if text(p, "restartPolicy") == "RestartContainer" {
+                    let why = "must not be set to 'RestartContainer' for non-sidecar initContainers";
+                    errors.invalid(&policies.index(j).child("restartPolicy"), "RestartContainer", why);
+                }
+            }
         }
-        host_ports(std::slice::from_ref(c), path, errors);
     }
 }
 
-fn ephemeral<'a>(
-    spec: &'a Value,
-    context: &Context<'_>,
-    seen: &mut Vec<&'a str>,
-    path: &Path<'_>,
-    errors: &mut Errors,
-) {
+fn ephemeral(spec: &Value, context: &Context<'_>, path: &Path<'_>, errors: &mut Errors) {
     let targets: Vec<&str> =
         ["containers", "initContainers"].iter().flat_map(|k| list(spec, k)).map(|c| text(c, "name")).collect();
+    let mut seen = targets.clone();
     for (i, c) in list(spec, "ephemeralContainers").iter().enumerate() {
         let at = path.index(i);
         // What is refused as a whole is not looked into.
@@ -122,7 +124,8 @@ fn ephemeral<'a>(
             }
         }
         common(&rest, context, &at, errors);
-        unique(c, seen, &at, errors);
+        untrimmed_image(c, &at, errors);
+        unique(c, &mut seen, true, &at, errors);
         let target = text(c, "targetContainerName");
         if !target.is_empty() && !targets.contains(&target) {
             errors.not_found(&at.child("targetContainerName"), target);
@@ -158,8 +161,16 @@ fn common(c: &Value, context: &Context<'_>, path: &Path<'_>, errors: &mut Errors
     if given(c, "resources") {
         resources::validate(&c["resources"], context, &path.child("resources"), errors);
     }
-    resources::validate_resize_policy(c, &path.child("resizePolicy"), errors);
+    resources::validate_resize_policy(c, context.restart_policy, &path.child("resizePolicy"), errors);
     security::validate_container(c, context.host_users, &path.child("securityContext"), errors);
+}
+
+/// An image of a pod is named without white space around it; templates were never held to this.
+pub(super) fn untrimmed_image(c: &Value, at: &Path<'_>, errors: &mut Errors) {
+    let image = text(c, "image");
+    if image.trim() != image {
+        errors.invalid(&at.child("image"), image, "must not have leading or trailing whitespace");
+    }
 }
 
 fn ports(c: &Value, path: &Path<'_>, errors: &mut Errors) {
@@ -225,8 +236,8 @@ fn host_network_ports(c: &Value, path: &Path<'_>, errors: &mut Errors) {
         // A template may leave the number open: it is filled in when a pod is made of it.
         let host = p["hostPort"].as_i64().unwrap_or(0);
         if host != 0 && host != p["containerPort"].as_i64().unwrap_or(0) {
-            let why = "must match `hostPort` when `hostNetwork` is true";
-            errors.invalid(&path.index(i).child("containerPort"), p["containerPort"].clone(), why);
+            let why = "must match `containerPort` when `hostNetwork` is true";
+            errors.invalid(&path.index(i).child("hostPort"), host, why);
         }
     }
 }

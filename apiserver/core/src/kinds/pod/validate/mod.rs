@@ -30,7 +30,7 @@ pub(super) use crate::kinds::check::{given, list, text};
 pub(super) use containers::validate_ephemeral;
 pub(in crate::kinds) use placement::{validate_node_selector, validate_tolerations};
 pub(in crate::kinds) use resources::validate_overhead;
-pub(super) use security::annotated_profiles;
+pub(super) use security::{annotated_profiles, validate_annotated};
 pub(in crate::kinds) use sources::validate as validate_source;
 pub(super) use volumes::usable as usable_volumes;
 
@@ -55,10 +55,7 @@ pub(super) fn validate_pod(obj: &Value, errors: &mut Errors) {
     for key in ["containers", "initContainers"] {
         let at = path.child(key);
         for (i, c) in list(spec, key).iter().enumerate() {
-            let image = text(c, "image");
-            if image.trim() != image {
-                errors.invalid(&at.index(i).child("image"), image, "must not have leading or trailing whitespace");
-            }
+            containers::untrimmed_image(c, &at.index(i), errors);
         }
     }
 }
@@ -71,7 +68,9 @@ pub(in crate::kinds) fn validate_template(t: &Value, path: &Path<'_>, errors: &m
     names::validate_annotations(t["metadata"]["annotations"].as_object(), &annotations, errors);
     security::validate_annotations(t, &annotations, errors);
     let spec = path.child("spec");
-    validate_spec(&t["spec"], &t["metadata"], &spec, errors);
+    // What is made of a template has another name: rules that go by the name are not for it.
+    validate_spec(&t["spec"], &Value::Null, &spec, errors);
+    security::validate_annotated(t, &spec, errors);
     if !list(&t["spec"], "ephemeralContainers").is_empty() {
         errors.forbidden(&spec.child("ephemeralContainers"), "ephemeral containers not allowed in pod template");
     }
@@ -84,6 +83,7 @@ struct Context<'a> {
     grace: i64,
     host_users: bool,
     host_network: bool,
+    restart_policy: &'a str,
 }
 
 impl<'a> Context<'a> {
@@ -94,6 +94,7 @@ impl<'a> Context<'a> {
             grace: spec["terminationGracePeriodSeconds"].as_i64().unwrap_or(30),
             host_users: spec["hostUsers"] != false,
             host_network: spec["hostNetwork"] == true,
+            restart_policy: text(spec, "restartPolicy"),
         }
     }
 }
@@ -103,6 +104,10 @@ fn validate_spec(spec: &Value, meta: &Value, path: &Path<'_>, errors: &mut Error
     let context = Context::new(spec, volumes);
     resources::validate_pod_claims(spec, &path.child("resourceClaims"), errors);
     containers::validate(spec, &context, path, errors);
+    if given(spec, "resources") {
+        resources::validate_pod_level(spec, &context, &path.child("resources"), errors);
+    }
+    containers::validate_host_network(spec, &context, path, errors);
     one_of(spec, "restartPolicy", &["Always", "OnFailure", "Never"], path, errors);
     network::validate_policy(spec, path, errors);
     names::validate_labels(spec["nodeSelector"].as_object(), &path.child("nodeSelector"), errors);
@@ -126,6 +131,7 @@ fn validate_spec(spec: &Value, meta: &Value, path: &Path<'_>, errors: &mut Error
     }
     placement::validate_spread(spec, &path.child("topologySpreadConstraints"), errors);
     security::validate_host_users(spec, path, errors);
+    network::validate_host_name_override(spec, path, errors);
     for key in ["serviceAccountName", "nodeName"] {
         subdomain_if_given(spec, key, path, errors);
     }
@@ -147,9 +153,6 @@ fn validate_spec(spec: &Value, meta: &Value, path: &Path<'_>, errors: &mut Error
             "" => errors.required(&os.child("name"), "cannot be empty"),
             other => errors.not_supported(&os.child("name"), other, &["linux", "windows"]),
         }
-    }
-    if given(spec, "resources") {
-        resources::validate_pod_level(spec, &context, &path.child("resources"), errors);
     }
 }
 

@@ -89,6 +89,9 @@ pub(super) fn validate_host_names(spec: &Value, path: &Path<'_>, errors: &mut Er
             complain(&path.child(key), s, names::is_dns1123_label(s), errors);
         }
     }
+}
+
+pub(super) fn validate_host_name_override(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     if !given(spec, "hostnameOverride") {
         return;
     }

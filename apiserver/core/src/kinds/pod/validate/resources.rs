@@ -130,19 +130,32 @@ pub(super) fn validate(r: &Value, context: &Context<'_>, path: &Path<'_>, errors
     for (i, c) in list(r, "claims").iter().enumerate() {
         let (at, name) = (claims.index(i), text(c, "name"));
         if name.is_empty() {
-            errors.required(&at.child("name"), "");
+            errors.required(&at, "");
             continue;
         }
-        let key = (name, text(c, "request"));
-        if seen.contains(&key) {
+        let request = text(c, "request");
+        if seen.contains(&(name, "")) {
+            // All requests of that claim are meant already.
             errors.duplicate(&at, name);
-        }
-        seen.push(key);
-        if !context.claims.contains(&name) {
-            let mut why = "must be one of the names in pod.spec.resourceClaims".to_owned();
-            if context.claims.is_empty() {
-                why.push_str(" which is empty");
+        } else if request.is_empty() {
+            for _ in seen.iter().filter(|(n, _)| *n == name) {
+                errors.duplicate(&at, name);
             }
+            seen.push((name, ""));
+        } else {
+            complain(&at.child("request"), request, names::is_dns1123_label(request), errors);
+            if seen.contains(&(name, request)) {
+                errors.duplicate(&at, format!("{name}/{request}").as_str());
+            } else {
+                seen.push((name, request));
+            }
+        }
+        if !context.claims.contains(&name) {
+            let mut known = context.claims.clone();
+            known.sort_unstable();
+            known.dedup();
+            let rest = if known.is_empty() { " which is empty".into() } else { format!(": {}", known.join(", ")) };
+            let why = format!("must be one of the names in pod.spec.resourceClaims{rest}");
             not_found_because(&at, name, &why, errors);
         }
     }
@@ -201,10 +214,14 @@ pub(in crate::kinds) fn validate_overhead(overhead: &Value, path: &Path<'_>, err
 }
 
 /// `resizePolicy` of a container.
-pub(super) fn validate_resize_policy(c: &Value, path: &Path<'_>, errors: &mut Errors) {
+pub(super) fn validate_resize_policy(c: &Value, pod_policy: &str, path: &Path<'_>, errors: &mut Errors) {
     let mut seen = vec![];
     for (i, p) in list(c, "resizePolicy").iter().enumerate() {
         let (at, name) = (path.index(i), text(p, "resourceName"));
+        if seen.contains(&name) {
+            errors.duplicate(&at, name);
+        }
+        seen.push(name);
         match name {
             "cpu" | "memory" => {}
             "" => errors.required(path, ""),
@@ -215,10 +232,10 @@ pub(super) fn validate_resize_policy(c: &Value, path: &Path<'_>, errors: &mut Er
             "" => errors.required(path, ""),
             other => errors.not_supported(path, other, &["NotRequired", "RestartContainer"]),
         }
-        if seen.contains(&name) {
-            errors.duplicate(&at, name);
+        if pod_policy == "Never" && text(p, "restartPolicy") != "NotRequired" {
+            let why = "must be 'NotRequired' when pod `restartPolicy` is 'Never'";
+            errors.invalid(path, text(p, "restartPolicy"), why);
         }
-        seen.push(name);
     }
 }
 

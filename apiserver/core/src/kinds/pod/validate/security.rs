@@ -8,6 +8,8 @@ use crate::names;
 use crate::path::Path;
 
 /// Prefix of the annotation that names a container's AppArmor profile.
+/// Every sort of container, in the order in which upstream visits them.
+const SORTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
 const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 const HOST_USERS: &str = "when `hostUsers` is false";
 
@@ -186,38 +188,52 @@ pub(super) fn validate_annotations(obj: &Value, at: &Path<'_>, errors: &mut Erro
     for (key, value) in obj["metadata"]["annotations"].as_object().into_iter().flatten() {
         let Some(name) = key.strip_prefix(APP_ARMOR) else { continue };
         let value = value.as_str().unwrap_or_default();
-        let lists = ["containers", "initContainers", "ephemeralContainers"];
-        let found = lists.iter().find_map(|l| {
-            let at = list(spec, l).iter().position(|c| text(c, "name") == name)?;
-            Some((*l, at))
-        });
-        let Some((l, i)) = found else {
+        if !SORTS.iter().any(|l| list(spec, l).iter().any(|c| text(c, "name") == name)) {
             errors.invalid(&at.key(key), name, "container not found");
-            continue;
-        };
+        }
         let known = matches!(value, "" | "runtime/default" | "unconfined") || value.starts_with("localhost/");
         if !known {
             let why = format!("invalid AppArmor profile name: {}", quote_str(value));
             errors.invalid(&at.key(key), value, why);
-            continue;
         }
-        let field = &list(spec, l)[i]["securityContext"]["appArmorProfile"];
-        if field.is_null() || value.is_empty() {
-            continue;
-        }
-        let (kind, file) = match value {
-            "runtime/default" => ("RuntimeDefault", ""),
-            "unconfined" => ("Unconfined", ""),
-            local => ("Localhost", local.strip_prefix("localhost/").unwrap_or_default()),
-        };
-        let root = Path::new("spec");
-        let sort = root.child(l);
-        let one = sort.index(i);
-        let here = one.child("securityContext.appArmorProfile");
-        if text(field, "type") != kind {
-            errors.forbidden(&here.child("type"), "apparmor type in annotation and field must match");
-        } else if text(field, "localhostProfile") != file {
-            errors.forbidden(&here.child("localhostProfile"), "apparmor profile in annotation and field must match");
+    }
+}
+
+/// AppArmor profiles given both as annotation and as field (the container's, else the pod's) say the same. `path` is
+/// that of the spec.
+pub(in crate::kinds::pod) fn validate_annotated(obj: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let spec = &obj["spec"];
+    if spec["os"]["name"] == "windows" {
+        return;
+    }
+    for sort in SORTS {
+        let at = path.child(sort);
+        for (i, c) in list(spec, sort).iter().enumerate() {
+            let of =
+                |owner: &'_ Value| Some(owner["securityContext"]["appArmorProfile"].clone()).filter(|p| !p.is_null());
+            let Some(profile) = of(c).or_else(|| of(spec)) else { continue };
+            let note = &obj["metadata"]["annotations"][format!("{APP_ARMOR}{}", text(c, "name")).as_str()];
+            let Some(note) = note.as_str() else { continue };
+            let one = at.index(i);
+            let here = one.child("securityContext.appArmorProfile");
+            let kind_agrees = match text(&profile, "type") {
+                "Unconfined" => note == "unconfined",
+                "RuntimeDefault" => note == "runtime/default",
+                "Localhost" => match note.strip_prefix("localhost/") {
+                    Some(file) => {
+                        if profile["localhostProfile"].as_str() != Some(file) {
+                            let why = "apparmor profile in annotation and field must match";
+                            errors.forbidden(&here.child("localhostProfile"), why);
+                        }
+                        true
+                    }
+                    None => false,
+                },
+                _ => true,
+            };
+            if !kind_agrees {
+                errors.forbidden(&here.child("type"), "apparmor type in annotation and field must match");
+            }
         }
     }
 }

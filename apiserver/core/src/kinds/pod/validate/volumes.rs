@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{complain, given, list, need, one_of, sources, text};
-use crate::invalid::Errors;
+use crate::invalid::{Errors, quote_str};
 use crate::names;
 use crate::path::Path;
 
@@ -34,8 +34,8 @@ const KINDS: &[(&str, &str)] = &[
     ("portworxVolume", "portworxVolume"),
     ("azureDisk", "azureDisk"),
     ("storageos", "storageos"),
-    ("scaleIO", "scaleIO"),
     ("projected", "projected"),
+    ("scaleIO", "scaleIO"),
     ("csi", "csi"),
     ("ephemeral", "ephemeral"),
     ("image", "image"),
@@ -81,13 +81,10 @@ fn source(v: &Value, meta: &Value, at: &Path<'_>, errors: &mut Errors) {
         count += 1;
         sources::validate(key, &v[*key], &here, errors);
         // The claim made for such a volume is named after both.
-        if *key == "ephemeral" && !text(meta, "name").is_empty() {
+        if *key == "ephemeral" && !text(meta, "name").is_empty() && !text(v, "name").is_empty() {
             let claim = format!("{}-{}", text(meta, "name"), text(v, "name"));
-            let why = names::is_dns1123_subdomain(&claim);
-            if claim.len() > names::DNS1123_SUBDOMAIN_MAX {
-                for w in why {
-                    errors.invalid(&at.child("name"), text(v, "name"), format!("PVC name {claim:?}: {w}"));
-                }
+            for w in names::is_dns1123_subdomain(&claim) {
+                errors.invalid(&at.child("name"), text(v, "name"), format!("PVC name {}: {w}", quote_str(&claim)));
             }
         }
     }
@@ -133,16 +130,19 @@ pub(super) fn validate_mounts(c: &Value, volumes: &[&Value], path: &Path<'_>, er
         if devices.iter().any(|d| text(d, "devicePath") == mount) {
             errors.invalid(&at.child("mountPath"), mount, "must not already exist as a path in volumeDevices");
         }
-        for key in ["subPath", "subPathExpr"] {
-            if !text(m, key).is_empty() {
-                descending(text(m, key), &at.child(key), errors);
+        // These complaints are at upstream's paths, which leave out the mount's index.
+        let (sub, expression) = (text(m, "subPath"), text(m, "subPathExpr"));
+        if !sub.is_empty() {
+            descending(sub, &path.child("subPath"), errors);
+        }
+        if !expression.is_empty() {
+            if !sub.is_empty() {
+                let why = "subPathExpr and subPath are mutually exclusive";
+                errors.invalid(&at.child("subPathExpr"), expression, why);
             }
+            descending(expression, &path.child("subPathExpr"), errors);
         }
-        if !text(m, "subPath").is_empty() && !text(m, "subPathExpr").is_empty() {
-            let why = "subPathExpr and subPath are mutually exclusive";
-            errors.invalid(&at.child("subPathExpr"), text(m, "subPathExpr"), why);
-        }
-        propagation(c, m, &at, errors);
+        propagation(c, m, path, errors);
     }
 }
 
@@ -179,26 +179,29 @@ pub(super) fn validate_devices(c: &Value, volumes: &[&Value], path: &Path<'_>, e
         if names.contains(&name) {
             errors.invalid(&at.child("name"), name, "must be unique");
         }
-        names.push(name);
         if !name.is_empty() {
-            match volumes.iter().find(|v| text(v, "name") == name) {
-                None => errors.not_found(&at.child("name"), name),
-                Some(v) if !given(v, "persistentVolumeClaim") && !given(v, "ephemeral") => {
-                    let why = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
-                    errors.invalid(&at.child("name"), name, why);
-                }
-                Some(_) => {}
+            names.push(name);
+        }
+        match volumes.iter().find(|v| text(v, "name") == name) {
+            None => errors.not_found(&at.child("name"), name),
+            Some(v) if !given(v, "persistentVolumeClaim") && !given(v, "ephemeral") => {
+                let why = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
+                errors.invalid(&at.child("name"), name, why);
             }
+            Some(_) => {}
         }
         let here = at.child("devicePath");
         if device.is_empty() {
             errors.required(&here, "");
-        } else if device.split('/').any(|p| p == "..") {
-            errors.invalid(&here, device, "can not contain backsteps ('..')");
-        } else if paths.contains(&device) {
+        }
+        if paths.contains(&device) {
             errors.invalid(&here, device, "must be unique");
         }
-        paths.push(device);
+        if device.split('/').any(|p| p == "..") {
+            errors.invalid(&here, device, "can not contain backsteps ('..')");
+        } else {
+            paths.push(device);
+        }
         if mounts.iter().any(|m| text(m, "name") == name) {
             errors.invalid(&at.child("name"), name, "must not already exist in volumeMounts");
         }
