@@ -130,7 +130,11 @@ pub(crate) fn rights() -> Vec<Value> {
             "skiff:workflows-view",
             aggregated(&["view"]),
             vec![
-                rule(group, &["workflows", "workflowversions", "workflowruns", "workflowmapruns", "workflowactivities"], &read),
+                rule(
+                    group,
+                    &["workflows", "workflowversions", "workflowruns", "workflowmapruns", "workflowactivities"],
+                    &read,
+                ),
                 rule(group, &kept, &read),
             ],
         ),

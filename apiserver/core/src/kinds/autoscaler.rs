@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::check::{complain, given, list, need, not_negative, one_of, quantity_not_negative, text};
 use super::defaults::{object, set, set_text};
+use super::pod::validate_container_resource;
 use super::{Strategy, Traits};
 use crate::invalid::Errors;
 use crate::names;
@@ -61,9 +62,9 @@ impl Strategy for Autoscaler {
 fn validate(obj: &Value, old: Option<&Value>, errors: &mut Errors) {
     let (spec, path) = (&obj["spec"], Path::new("spec"));
     let min = spec["minReplicas"].as_i64();
-    if let Some(n) = min.filter(|n| *n < 1) {
+    if let Some(n) = min.filter(|n| *n < 0) {
         let at = path.child("minReplicas");
-        errors.generated(|e| e.invalid(&at, n, "must be greater than or equal to 1"));
+        errors.generated(|e| e.invalid(&at, n, "must be greater than or equal to 0"));
     }
     let max = spec["maxReplicas"].as_i64().unwrap_or(0);
     let at = path.child("maxReplicas");
@@ -94,6 +95,15 @@ fn validate(obj: &Value, old: Option<&Value>, errors: &mut Errors) {
     }
     for (i, m) in list(spec, "metrics").iter().enumerate() {
         metric(m, &all.index(i), errors);
+    }
+    let wakes = |m: &Value| matches!(text(m, "type"), "Object" | "External");
+    let annotated = || {
+        let noted = obj["metadata"]["annotations"][METRICS].as_str().unwrap_or("[]");
+        serde_json::from_str::<Vec<Value>>(noted).unwrap_or_default().iter().any(wakes)
+    };
+    if min == Some(0) && !list(spec, "metrics").iter().any(wakes) && !annotated() {
+        let why = "must specify at least one Object or External metric to support scaling to zero replicas";
+        errors.forbidden(&all, why);
     }
     let at = path.child("behavior");
     for key in ["scaleUp", "scaleDown"] {
@@ -179,7 +189,10 @@ fn metric(m: &Value, path: &Path<'_>, errors: &mut Errors) {
     if kind.is_empty() {
         errors.required(&path.child("type"), "must specify a metric source type");
     }
-    one_of(m, "type", &["ContainerResource", "External", "Object", "Pods", "Resource"], path, errors);
+    if !SOURCES.iter().any(|(k, _)| *k == kind) {
+        let known = ["ContainerResource", "External", "Object", "Pods", "Resource"];
+        errors.not_supported(&path.child("type"), kind, &known);
+    }
     let present: Vec<&str> = SOURCES.iter().map(|(_, key)| *key).filter(|k| given(m, k)).collect();
     // Only the first is looked at.
     if let Some(first) = present.first() {
@@ -233,11 +246,16 @@ fn source(key: &str, s: &Value, path: &Path<'_>, errors: &mut Errors) {
             }
         }
         _ => {
-            if text(s, "name").is_empty() {
+            let (name, container) = (text(s, "name"), text(s, "container"));
+            if name.is_empty() {
                 errors.required(&path.child("name"), "must specify a resource name");
+            } else if key == "containerResource" {
+                validate_container_resource(name, &path.child("name"), errors);
             }
-            if key == "containerResource" && text(s, "container").is_empty() {
+            if key == "containerResource" && container.is_empty() {
                 errors.required(&path.child("container"), "must specify a container");
+            } else if key == "containerResource" {
+                complain(&path.child("container"), container, names::is_dns1123_label(container), errors);
             }
             amounts(t, &target, errors);
             match (given(t, "averageUtilization"), given(t, "averageValue")) {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::check::{IMMUTABLE, NOT_NEGATIVE, complain, list, text};
+use super::pod::{validate_container_resource, validate_resource};
 use super::{Strategy, Traits, defaults};
 use crate::invalid::Errors;
 use crate::names;
@@ -217,7 +218,10 @@ fn limit(l: &Value, kind: &str, at: &Path<'_>, errors: &mut Errors) {
     let mut named = |key: &str, errors: &mut Errors| {
         let here = at.child(key);
         for name in l[key].as_object().into_iter().flatten().map(|(k, _)| k.as_str()) {
-            complain(&here.key(name), name, names::is_qualified_name(name), errors);
+            match kind {
+                "Pod" | "Container" => validate_container_resource(name, &here.key(name), errors),
+                _ => validate_resource(name, &here.key(name), errors),
+            }
             resources.insert(name);
         }
     };

@@ -6,7 +6,7 @@ use super::strategy;
 use crate::invalid::Errors;
 
 fn shown(errors: &Errors) -> Vec<String> {
-    errors.0.iter().map(ToString::to_string).collect()
+    errors.told().into_iter().map(ToString::to_string).collect()
 }
 
 /// Faults of a new object.
@@ -265,6 +265,20 @@ fn other_kinds() {
         (
             change("node.k8s.io", "runtimeclasses", json!({"handler": "a"}), &json!({"handler": "b"})),
             "handler: Invalid value: \"b\": field is immutable",
+        ),
+        (
+            faults("rbac.authorization.k8s.io", "rolebindings", json!({"roleRef": {}, "subjects": [{}]})),
+            "roleRef.kind: Unsupported value: \"\": supported values: \"Role\", \"ClusterRole\"; \
+             subjects[0].kind: Unsupported value: \"\": supported values: \"ServiceAccount\", \"User\", \"Group\"; \
+             subjects[0].name: Required value; roleRef.name: Required value",
+        ),
+        (
+            faults("storage.k8s.io", "storageclasses", json!({"allowedTopologies": [{}]})),
+            "allowedTopologies[0].matchLabelExpressions: Duplicate value: \"\"; provisioner: Required value",
+        ),
+        (
+            faults("", "limitranges", json!({"spec": {"limits": [{"type": "Pod", "max": {"storage": "1"}}]}})),
+            "spec.limits[0].max[storage]: Invalid value: \"storage\": must be a standard resource for containers",
         ),
         (
             change("storage.k8s.io", "csidrivers", json!({"spec": {}}), &json!({"spec": {"attachRequired": false}})),

@@ -43,6 +43,7 @@ impl Strategy for EndpointSlice {
             "" => e.required(&ROOT.child("addressType"), ""),
             _ => one_of(obj, "addressType", &["FQDN", "IPv4", "IPv6"], &ROOT, e),
         });
+        ports(obj, errors);
         let all = ROOT.child("endpoints");
         let endpoints = list(obj, "endpoints");
         if endpoints.len() > MAX_ENDPOINTS {
@@ -51,7 +52,6 @@ impl Strategy for EndpointSlice {
         for (i, e) in endpoints.iter().enumerate() {
             endpoint(e, kind, &all.index(i), errors);
         }
-        ports(obj, errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {

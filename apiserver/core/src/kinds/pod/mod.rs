@@ -19,8 +19,8 @@ use crate::status::Status;
 
 pub(super) use defaults::{default_source as default_volume_source, default_template};
 pub(super) use validate::{
-    validate_node_selector, validate_overhead, validate_source as validate_volume_source, validate_template,
-    validate_tolerations,
+    validate_container_resource, validate_node_selector, validate_overhead, validate_resource,
+    validate_source as validate_volume_source, validate_template, validate_tolerations,
 };
 pub(super) use warnings::{
     of_node_selector as node_selector_warnings, of_template as template_warnings, retired_volume,

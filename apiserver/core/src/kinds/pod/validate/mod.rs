@@ -30,6 +30,9 @@ pub(super) use crate::kinds::check::{given, list, text};
 pub(super) use containers::validate_ephemeral;
 pub(in crate::kinds) use placement::{validate_node_selector, validate_tolerations};
 pub(in crate::kinds) use resources::validate_overhead;
+pub(in crate::kinds) use resources::{
+    validate_container_name as validate_container_resource, validate_name as validate_resource,
+};
 pub(super) use security::{annotated_profiles, validate_annotated};
 pub(in crate::kinds) use sources::validate as validate_source;
 pub(super) use volumes::usable as usable_volumes;

@@ -47,16 +47,21 @@ fn overcommit(name: &str) -> bool {
     is_native(name) && !name.starts_with(HUGE)
 }
 
-fn name_ok(name: &str, at: &Path<'_>, errors: &mut Errors) {
+/// A name of a resource of any object: qualified, or one of those that everybody knows.
+pub(in crate::kinds) fn validate_name(name: &str, at: &Path<'_>, errors: &mut Errors) {
     let why = names::is_qualified_name(name);
     let qualified = why.is_empty();
     complain(at, name, why, errors);
+    if qualified && !name.contains('/') && !STANDARD.contains(&name) && !name.starts_with(HUGE) {
+        errors.invalid(at, name, "must be a standard resource type or fully qualified");
+    }
+}
+
+/// A name of a resource that containers use.
+pub(in crate::kinds) fn validate_container_name(name: &str, at: &Path<'_>, errors: &mut Errors) {
+    validate_name(name, at, errors);
     if !name.contains('/') {
-        let huge = name.starts_with(HUGE);
-        if qualified && !STANDARD.contains(&name) && !huge {
-            errors.invalid(at, name, "must be a standard resource type or fully qualified");
-        }
-        if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !huge {
+        if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !name.starts_with(HUGE) {
             errors.invalid(at, name, "must be a standard resource for containers");
         }
     } else if !is_native(name) && !is_extended(name) {
@@ -96,14 +101,14 @@ pub(super) fn validate(r: &Value, context: &Context<'_>, path: &Path<'_>, errors
     let (mut huge, mut ordinary) = (false, false);
     for (name, q) in quantities(r, "limits") {
         let at = limits_at.key(name);
-        name_ok(name, &at, errors);
+        validate_container_name(name, &at, errors);
         quantity_ok(name, &q, &at, errors);
         huge |= name.starts_with(HUGE);
         ordinary |= matches!(name.as_str(), "cpu" | "memory");
     }
     for (name, q) in quantities(r, "requests") {
         let at = requests_at.key(name);
-        name_ok(name, &at, errors);
+        validate_container_name(name, &at, errors);
         quantity_ok(name, &q, &at, errors);
         huge |= name.starts_with(HUGE);
         ordinary |= matches!(name.as_str(), "cpu" | "memory");
@@ -173,7 +178,11 @@ pub(super) fn validate_pod_level(spec: &Value, context: &Context<'_>, path: &Pat
         let at = path.child(sort);
         for (name, _) in quantities(r, sort) {
             if !matches!(name.as_str(), "cpu" | "memory") && !name.starts_with(HUGE) {
-                errors.not_supported(&at.key(name), name.as_str(), &["cpu", "hugepages-", "memory"]);
+                let (here, before) = (at.key(name), errors.len());
+                validate_name(name, &here, errors);
+                if errors.len() == before {
+                    errors.not_supported(&here, name.as_str(), &["cpu", "hugepages-", "memory"]);
+                }
                 bad = true;
             }
         }
@@ -208,7 +217,7 @@ pub(super) fn validate_pod_level(spec: &Value, context: &Context<'_>, path: &Pat
 pub(in crate::kinds) fn validate_overhead(overhead: &Value, path: &Path<'_>, errors: &mut Errors) {
     for (name, q) in amounts(overhead) {
         let at = path.key(name);
-        name_ok(name, &at, errors);
+        validate_container_name(name, &at, errors);
         quantity_ok(name, &q, &at, errors);
     }
 }

@@ -52,6 +52,26 @@ fn faults_beyond_the_recorded_ones() {
             "spec.containers[0].ports[1].hostPort: Duplicate value: \"TCP//9\"",
         ),
         (
+            json!({"hostNetwork": true, "containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 80, "hostPort": 81}]}]}),
+            "spec.containers[0].ports[0].hostPort: Invalid value: 81: must match `containerPort` when `hostNetwork` is true",
+        ),
+        (
+            json!({"volumes": [{"name": "v", "emptyDir": {}}], "containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/a", "subPath": "/x"}]}]}),
+            "spec.containers[0].volumeMounts.subPath: Invalid value: \"/x\": must be a relative path",
+        ),
+        (
+            json!({"containers": [{"name": "c", "image": "i"}], "initContainers": [{"name": "d", "image": "i", "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "RestartContainer"}]}]}),
+            "spec.initContainers[0].resizePolicy[0].restartPolicy: Invalid value: \"RestartContainer\": must not be set to 'RestartContainer' for non-sidecar initContainers",
+        ),
+        (
+            json!({"resourceClaims": [{"name": "r", "resourceClaimName": "x"}, {"name": "b", "resourceClaimName": "x"}], "containers": [{"name": "c", "image": "i", "resources": {"claims": [{"name": "x"}]}}]}),
+            "spec.containers[0].resources.claims[0]: Not found: \"x\": must be one of the names in pod.spec.resourceClaims: b, r",
+        ),
+        (
+            json!({"resources": {"requests": {"foo": "1"}}}),
+            "spec.resources.requests[foo]: Invalid value: \"foo\": must be a standard resource type or fully qualified",
+        ),
+        (
             json!({"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}]}),
             "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
         ),
