@@ -108,7 +108,15 @@ RUN ln -s agnhost /agnhost-2
 ENTRYPOINT ["/agnhost"]
 CMD ["pause"]
 END
-      */busybox:*) image "$name" <<<'FROM skiff/busybox:1' ;;
+      # Debian's busybox has a shell that keeps variables of odd names from its children, which the suite looks for.
+      */busybox:*) image "$name" <<'END' ;;
+FROM skiff/conformance-base:1 AS base
+FROM skiff/busybox:1
+COPY --from=base /bin/bash /bin/bash
+COPY --from=base /lib64/ld-linux-x86-64.so.2 /lib64/
+COPY --from=base /lib/x86_64-linux-gnu/libc.so.6 /lib/x86_64-linux-gnu/libtinfo.so.6 /lib/x86_64-linux-gnu/
+RUN ["/bin/busybox", "ln", "-sf", "bash", "/bin/sh"]
+END
       */pause:*) image "$name" <<'END' ;;
 FROM scratch
 COPY agnhost /pause
