@@ -129,8 +129,9 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
-    let (parts, body) = request.into_parts();
-    let raw_query = parts.uri.query().unwrap_or_default();
+    let (mut parts, body) = request.into_parts();
+    let uri = parts.uri.clone();
+    let raw_query = uri.query().unwrap_or_default();
     let query = Query::parse(raw_query);
     let pretty = pretty(&query, &parts.headers);
     let accept = parts.headers.get("accept").and_then(|v| v.to_str().ok());
@@ -158,6 +159,7 @@ where
     if let Some(record) = record {
         record.impersonates(&user);
     }
+    auth::impersonation::forget(&mut parts.headers);
     let authorise = || {
         let decision = server.authorise(&user, &action);
         if let Some(record) = record {

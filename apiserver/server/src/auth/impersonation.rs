@@ -16,6 +16,15 @@ use crate::server::Inner;
 /// Group of the resources that stand for users.
 const GROUP: &str = "authentication.k8s.io";
 
+/// Takes the headers off a request once they are decided: pods, nodes and servers behind this one are not to hear them, and
+/// some would decide them again.
+pub fn forget(headers: &mut HeaderMap) {
+    let asked: Vec<_> = headers.keys().filter(|k| k.as_str().starts_with("impersonate-")).cloned().collect();
+    for header in asked {
+        headers.remove(header);
+    }
+}
+
 /// Who is to be impersonated, as the headers say.
 struct Wanted<'a> {
     name: &'a str,
@@ -170,4 +179,21 @@ fn assume(wanted: Wanted<'_>, constrained: bool) -> User {
         out.extra.entry(k).or_default().push(v);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn nothing_is_left_of_an_impersonation() {
+        let mut headers = HeaderMap::new();
+        for name in ["impersonate-user", "impersonate-group", "impersonate-uid", "impersonate-extra-scopes", "accept"] {
+            headers.append(name, HeaderValue::from_static("x"));
+            headers.append(name, HeaderValue::from_static("y"));
+        }
+        forget(&mut headers);
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["accept"]);
+    }
 }

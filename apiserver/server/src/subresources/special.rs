@@ -59,6 +59,7 @@ fn keep_only(sub: &str, new: &Value, old: &Value) -> Value {
             }
         },
         "approval" => {
+            out["metadata"] = new["metadata"].clone();
             if !out["status"].is_object() {
                 out["status"] = Value::Object(serde_json::Map::new());
             }
@@ -140,4 +141,22 @@ pub async fn handle(
         }
     }
     Err(Status::modified(kind.group(), kind.plural(), &name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_approval_changes_conditions_and_metadata() {
+        let old = json!({"metadata": {"name": "a"}, "spec": {"signerName": "e.com/s"}, "status": {"certificate": "c"}});
+        let conditions = json!([{"type": "Approved", "status": "True"}]);
+        let new = json!({"metadata": {"name": "a", "annotations": {"by": "me"}}, "spec": {"signerName": "e.com/t"},
+            "status": {"certificate": "d", "conditions": conditions}});
+        let mut want = old.clone();
+        want["metadata"]["annotations"] = json!({"by": "me"});
+        want["status"]["conditions"] = conditions;
+        assert_eq!(keep_only("approval", &new, &old), want);
+    }
 }
