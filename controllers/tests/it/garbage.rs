@@ -1,7 +1,7 @@
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use kube::ResourceExt;
-use kube::api::{DeleteParams, ListParams, PostParams, PropagationPolicy};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, eventually};
@@ -46,6 +46,29 @@ async fn dependents_follow_their_owner_as_asked() {
     ghost.metadata.uid = Some("b2a3e7c0-0000-4000-8000-000000000001".into());
     c.create::<ConfigMap>("default", map("lost", Some(&ghost))).await;
     eventually("the lost one goes", || async { api.get_opt("lost").await.unwrap().is_none().then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_in_a_circle_do_not_wait_for_each_other() {
+    let c = Cluster::start().await;
+    let api = c.api::<ConfigMap>("default");
+    let names = ["one", "two", "three"];
+    let mut made = vec![];
+    for name in names {
+        made.push(c.create::<ConfigMap>("default", map(name, None)).await);
+    }
+    for (i, name) in names.iter().enumerate() {
+        let owner = map(name, Some(&made[(i + 2) % 3]))["metadata"]["ownerReferences"].clone();
+        let patch = Patch::Merge(json!({"metadata": {"ownerReferences": owner}}));
+        api.patch(name, &PatchParams::default(), &patch).await.unwrap();
+    }
+    let params = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..DeleteParams::default() };
+    api.delete("one", &params).await.unwrap();
+    eventually("all of the circle go", || async {
+        let left = api.list(&ListParams::default()).await.unwrap().items;
+        left.iter().all(|m| !names.contains(&&*m.name_any())).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -162,6 +162,12 @@ impl Graph {
         self.dependents.get(uid).into_iter().flatten().map(|d| (d.clone(), blocks(d))).collect()
     }
 
+    /// Whether an object's dependents include one that waits for its own: then their waiting may go round in a circle.
+    #[must_use]
+    pub fn closes_circle(&self, uid: &str) -> bool {
+        self.dependents.get(uid).is_some_and(|all| all.iter().any(|d| self.waiting(d)))
+    }
+
     fn waiting(&self, uid: &str) -> bool {
         self.entries.get(uid).is_some_and(|e| e.waits)
     }

@@ -264,13 +264,15 @@ impl Controller {
                 found(api.patch_metadata(&place.name, &PatchParams::default(), &Patch::Merge(patch)).await)?;
             }
             Step::Delete(policy) => {
+                let mut version = meta.resource_version.clone();
+                let waited_for = owners.iter().any(|(_, o)| *o == Owner::Waiting);
+                if waited_for && self.graph.lock().closes_circle(uid) {
+                    version = self.unblock(&api, &place.name, uid, meta).await?;
+                }
                 let params = DeleteParams {
                     propagation_policy: Some(policy),
                     // A change since it was read may have given it an owner.
-                    preconditions: Some(Preconditions {
-                        uid: Some(uid.to_owned()),
-                        resource_version: meta.resource_version.clone(),
-                    }),
+                    preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: version }),
                     ..DeleteParams::default()
                 };
                 tracing::debug!(kind = place.kind, namespace = place.namespace, name = place.name, "collecting");
@@ -278,6 +280,24 @@ impl Controller {
             }
         }
         Ok(None)
+    }
+
+    /// Makes a dependent block none of its owners, else owners and dependents that wait for each other would for ever. A
+    /// dependent that closes no circle may be let go too early by this, as upstream's. Answers the new version.
+    async fn unblock(
+        &self,
+        api: &Api<DynamicObject>,
+        name: &str,
+        uid: &str,
+        meta: ObjectMeta,
+    ) -> Result<Option<String>, Error> {
+        let mut owners = meta.owner_references.unwrap_or_default();
+        owners.iter_mut().for_each(|o| o.block_owner_deletion = Some(false));
+        let patch = serde_json::json!({"metadata": {
+            "uid": uid, "resourceVersion": meta.resource_version, "ownerReferences": owners,
+        }});
+        let new = found(api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch)).await)?;
+        Ok(new.and_then(|o| o.metadata.resource_version))
     }
 
     async fn owner(&self, reference: &OwnerReference, namespace: &str) -> Result<Owner, Error> {
