@@ -5,6 +5,7 @@ pub mod eviction;
 pub mod proxy;
 pub mod reviews;
 pub mod scale;
+pub mod sockets;
 pub mod special;
 pub mod streams;
 pub mod token;

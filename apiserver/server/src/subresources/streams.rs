@@ -7,6 +7,7 @@ use http::Method;
 use serde_json::Value;
 use skiff_core::status::Status;
 
+use super::sockets;
 use crate::kubelets::{Forward, relay};
 use crate::registry::Kind;
 use crate::server::Inner;
@@ -85,11 +86,16 @@ pub async fn log(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call, raw_que
         return Ok(Answer::Http(r));
     };
     let (address, port) = agent_of(server, node)?;
+    let socket = sockets::asked(call)?;
     let (ns, name) = (&call.target.namespace, &call.target.name);
     let path = format!("/containerLogs/{ns}/{name}/{c}?{raw_query}");
     let io = server.kubelets.connect(address, port).await?;
     let to = Forward { method: &Method::GET, path, host: format!("{address}:{port}"), extra: vec![] };
-    relay_text(relay(io, call, to).await?).await
+    let answer = relay_text(relay(io, call, to).await?).await?;
+    Ok(match socket {
+        Some(socket) => sockets::send(socket, answer),
+        None => answer,
+    })
 }
 
 /// A node agent's plain-text refusal becomes a Status.
