@@ -141,8 +141,10 @@ impl Cluster {
         let process = spawn(&binary, &dir, what, &[])?;
         let mut c = Self { binary, dir, process, apart: vec![], kubectl: kubectl() };
         if what == "up" {
-            c.await_ready()?;
-            c.takes_pods()?;
+            if let Err(e) = c.await_ready().and_then(|()| c.takes_pods()) {
+                c.stop();
+                return Err(e);
+            }
         } else {
             c.eventually("the API answers", |c| Ok(c.kubectl(&["get", "namespaces"])?.code == 0))?;
         }
