@@ -8,8 +8,8 @@ use crate::cluster::Cluster;
 /// exec with a terminal of a size, attach to a running process.
 pub(crate) fn terminal(c: &mut Cluster, ns: &str) -> Result<()> {
     start(c, ns, "a", "sleep 3600")?;
-    // The size comes beside the input, not before it: until it is there, stty has none to tell.
-    let input = "tty; until stty size; do sleep 0.1; done; exit 3\n";
+    // The size comes beside the input, not before it: until it is there, stty has none to tell (and ends well all the same).
+    let input = "tty; until stty size 2>&1 | grep -q '^[1-9]'; do sleep 0.1; done; stty size; exit 3\n";
     let said = c.terminal(&["-n", ns, "exec", "-it", "a", "--", "sh"], input)?;
     ensure!(said.out.contains("/dev/pts/") || said.out.contains("/dev/console"), "{said:?}");
     ensure!(said.out.lines().any(|l| l.trim() == "40 100"), "the size of the terminal arrives: {said:?}");
