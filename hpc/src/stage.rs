@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::api::{Archive, GpuJobSpec, KeyRef};
 use crate::script::{OWN, inside, secret_env};
+use crate::store::hex;
 
 /// Bytes that a job's files may have, unpacked.
 const BYTES: u64 = 512 << 20;
@@ -223,7 +224,7 @@ impl Objects {
             let bytes = self.map(&name).await?.remove("data");
             all.extend(bytes.ok_or_else(|| StageError::Missing(format!("the ConfigMap {name} has no key data")))?);
         }
-        let digest: String = Sha256::digest(&all).iter().map(|b| format!("{b:02x}")).collect();
+        let digest: String = hex(&Sha256::digest(&all));
         if digest != archive.sha256 {
             return Err(StageError::Invalid(format!("the archive {} is not the one that was uploaded", archive.name)));
         }

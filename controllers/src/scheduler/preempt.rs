@@ -292,12 +292,21 @@ pub(super) async fn execute(client: &Client, events: &Recorder, pod: &Pod, victi
 mod tests {
     use super::*;
     use crate::scheduler::policy::Policy;
+    use crate::scheduler::usage::Usage;
     use serde_json::json;
 
     fn pod(name: &str, cpu: &str, priority: i32) -> Arc<Pod> {
         let v = json!({"metadata": {"name": name, "namespace": "x", "labels": {"app": name}}, "spec": {"priority": priority, "containers": [
             {"name": "c", "resources": {"requests": {"cpu": cpu}}}]}});
         Arc::new(serde_json::from_value(v).unwrap())
+    }
+
+    /// The place of a pod, or why no node takes it.
+    fn chosen(cache: &Cache, p: &Arc<Pod>) -> Result<super::super::Place, Vec<(String, Refusal)>> {
+        let (namespaces, wants, usage) = (Namespaces::new(), Wants::default(), Usage::default());
+        let policy = Policy::Default;
+        let context = super::super::Context { namespaces: &namespaces, wants: &wants, policy, last: "", usage: &usage };
+        super::super::choose(&Placed::new(Arc::clone(p)), cache, &context)
     }
 
     #[test]
@@ -311,17 +320,7 @@ mod tests {
             cache.assume(Placed::new(p), node);
         }
         let (namespaces, wants) = (Namespaces::new(), Wants::default());
-        let refused = |p: &Arc<Pod>| {
-            let policy = Policy::Default;
-            let context = super::super::Context {
-                namespaces: &namespaces,
-                wants: &wants,
-                policy,
-                last: "",
-                usage: &Default::default(),
-            };
-            super::super::choose(&Placed::new(Arc::clone(p)), &cache, &context).unwrap_err()
-        };
+        let refused = |p: &Arc<Pod>| chosen(&cache, p).unwrap_err();
         let plan = |p: &Arc<Pod>, budgets: &[Arc<PodDisruptionBudget>]| {
             super::plan(p, &cache, &refused(p), &Context { namespaces: &namespaces, wants: &wants, budgets })
         };
@@ -358,18 +357,7 @@ mod tests {
         let mut cache = Cache::default();
         let node = json!({"metadata": {"name": "a"}, "status": {"allocatable": {"cpu": "4", "pods": "10"}}});
         cache.set_node(Arc::new(serde_json::from_value(node).unwrap()));
-        let (namespaces, wants) = (Namespaces::new(), Wants::default());
-        let fits = |cache: &Cache, p: &Arc<Pod>| {
-            let policy = Policy::Default;
-            let context = super::super::Context {
-                namespaces: &namespaces,
-                wants: &wants,
-                policy,
-                last: "",
-                usage: &Default::default(),
-            };
-            super::super::choose(&Placed::new(Arc::clone(p)), cache, &context).is_ok()
-        };
+        let fits = |cache: &Cache, p: &Arc<Pod>| chosen(cache, p).is_ok();
         let (heir, equal, higher) = (pod("heir", "3", 5), pod("equal", "2", 5), pod("higher", "2", 6));
         cache.nominate(&heir, "a");
         assert!(fits(&cache, &heir) && fits(&cache, &higher) && !fits(&cache, &equal));

@@ -29,6 +29,7 @@ use super::{Case, Controller};
 use crate::api::VolumeSource;
 use crate::link::Link;
 use crate::stage::StageError;
+use crate::store::hex;
 
 /// Bytes that an archive may have, packed.
 const PACKED: u64 = 32 << 20;
@@ -125,7 +126,7 @@ fn archive(log: &str) -> Result<Vec<u8>, StageError> {
     let (text, end) = rest.rsplit_once("end ").ok_or_else(cut)?;
     let packed: String = text.split_ascii_whitespace().collect();
     let bytes = STANDARD.decode(packed).map_err(|_| cut())?;
-    let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let digest: String = hex(&Sha256::digest(&bytes));
     if digest == end.trim() { Ok(bytes) } else { Err(cut()) }
 }
 

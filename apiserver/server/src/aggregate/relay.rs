@@ -157,7 +157,8 @@ pub async fn forward(
 /// Says who asks, whatever the client itself said there. Who somebody acts for is decided here: the other server would decide
 /// it again, for the one that the request is for already.
 fn identify(headers: &mut HeaderMap, user: &User) {
-    let claims = |k: &&HeaderName| ["x-remote-", "impersonate-"].iter().any(|p| k.as_str().starts_with(p));
+    crate::auth::impersonation::forget(headers);
+    let claims = |k: &&HeaderName| k.as_str().starts_with("x-remote-");
     let claimed: Vec<HeaderName> = headers.keys().filter(claims).cloned().collect();
     for name in claimed {
         headers.remove(name);
