@@ -185,7 +185,7 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
                 }
                 let (headers, body, warnings) = (parts.headers, Bytes::new(), vec![]);
                 let target = ResourceRequest::default();
-                let mut call = Call { user, target, query, headers, body, warnings, upgrade };
+                let mut call = Call { user, target, query, headers, body, warnings, emptied: vec![], upgrade };
                 let work = aggregate::forward(&server, &remote, &parts.method, path_and_query, &mut call);
                 let r = tokio::time::timeout(server.config.request_timeout, work).await;
                 return (r.unwrap_or_else(|_| respond::status(&overdue(), plain)), label);
@@ -230,7 +230,8 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
     if let Some(record) = record {
         record.body(&body, &parts.headers);
     }
-    let mut call = Call { user, target, query, headers: parts.headers, body, warnings: vec![], upgrade };
+    let headers = parts.headers;
+    let mut call = Call { user, target, query, headers, body, warnings: vec![], emptied: vec![], upgrade };
     let method = parts.method;
     let upgrades = remote.is_some() && call.headers.contains_key("upgrade");
     let long = label.long || upgrades || subresources::long_running(&call);
