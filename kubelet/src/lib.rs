@@ -29,10 +29,12 @@ pub mod net;
 pub mod node;
 pub mod pause;
 pub mod pod;
+pub mod podcerts;
 pub mod probes;
 pub mod runtime;
 pub mod server;
 pub mod source;
+pub mod trust;
 pub mod volumes;
 
 /// Everything the agent must be told; nothing is read from the environment.
