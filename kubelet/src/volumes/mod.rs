@@ -4,7 +4,7 @@
 //! date. Secrets and tokens live on tmpfs and never reach a disk. What is mounted is read from the kernel's mount
 //! table, not remembered.
 //!
-//! Limits: emptyDir, hostPath, nfs, configMap, secret, downwardAPI, projected, and claims (also ephemeral ones) bound to
+//! Limits: emptyDir, hostPath, nfs, configMap, secret, downwardAPI, projected, image, and claims (also ephemeral ones) bound to
 //! hostPath, local or nfs volumes. Anything else, and block volumes, are refused with an event.
 
 use std::collections::HashMap;
@@ -29,6 +29,7 @@ use atomic::Payload;
 pub mod atomic;
 mod claims;
 mod files;
+mod image;
 pub mod local;
 mod mounts;
 mod projected;
@@ -77,6 +78,7 @@ pub struct Volumes {
     sources: Arc<Sources>,
     tokens: Mutex<HashMap<(String, String, String), Token>>,
     certificates: Certificates,
+    images: image::Images,
     node: String,
     /// Nothing is mounted: see [`crate::runtime::fake`].
     fake: bool,
@@ -88,8 +90,19 @@ impl Volumes {
     pub fn new(client: kube::Client, config: &Config, sources: Arc<Sources>, recorder: Recorder) -> Self {
         let (root, node) = (config.data_dir.join("pods"), config.node_name.clone());
         let fake = config.fake.is_some();
+        let images = image::Images::new(config.data_dir.join("images"));
         let certificates = Certificates::new(client.clone(), node.clone(), recorder, sources.changes());
-        Self { client, root, sources, tokens: Mutex::default(), certificates, node, fake, claims: Mutex::default() }
+        Self {
+            client,
+            root,
+            sources,
+            tokens: Mutex::default(),
+            certificates,
+            images,
+            node,
+            fake,
+            claims: Mutex::default(),
+        }
     }
 
     /// Directory of everything kept for a pod.
@@ -234,6 +247,7 @@ impl Volumes {
         unmount_below(&dir).await?;
         remove_tree(&dir.join("volumes")).await?;
         remove_tree(&dir.join("volume-subpaths")).await?;
+        self.images.sweep().await.map_err(io::Error::other)?;
         Ok(())
     }
 
@@ -262,6 +276,10 @@ impl Volumes {
     }
 
     async fn mount_one(&self, pod: &Pod, volume: &Volume, facts: &Facts) -> Result<(), String> {
+        if volume.image.is_some() {
+            // The engine must have it first: see [`Volumes::mount_image`].
+            return Ok(());
+        }
         let dir = self.path(pod, volume);
         let fs_group = spec::spec(pod).security_context.as_ref().and_then(|s| s.fs_group).map(|g| g as u32);
         if let Some(host) = &volume.host_path {
