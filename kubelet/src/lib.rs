@@ -29,10 +29,12 @@ pub mod net;
 pub mod node;
 pub mod pause;
 pub mod pod;
+pub mod podcerts;
 pub mod probes;
 pub mod runtime;
 pub mod server;
 pub mod source;
+pub mod trust;
 pub mod volumes;
 
 /// Everything the agent must be told; nothing is read from the environment.
@@ -298,8 +300,11 @@ pub async fn cleanup(config: &Config) -> anyhow::Result<()> {
         net::filter::refuse(&net::filter::of_range(range)).await;
     }
     volumes::unmount_below(&config.data_dir.join("pods")).await?;
-    match tokio::fs::remove_dir_all(config.data_dir.join("pods")).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
+    for made in ["pods", "images"] {
+        match tokio::fs::remove_dir_all(config.data_dir.join(made)).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
     }
+    Ok(())
 }

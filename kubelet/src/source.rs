@@ -1,7 +1,8 @@
-//! ConfigMaps, Secrets and Services as pods on this node need them.
+//! ConfigMaps, Secrets, trust bundles and Services as pods on this node need them.
 //!
 //! ConfigMaps and Secrets are watched one by one (the Node authoriser allows nothing wider), and only while somebody
-//! asks for them. Services are watched as a whole, for the environment variables of containers.
+//! asks for them. ClusterTrustBundles are watched all together, because signers and labels choose them, and again only
+//! while somebody asks. Services are watched as a whole, for the environment variables of containers.
 //!
 //! Contract: `config_map` and `secret` answer `Ok(None)` only when the server said that there is no such object;
 //! an answer may be as old as the watch is behind. A change is told on [`Sources::changed`].
@@ -12,11 +13,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use kube::runtime::{reflector, watcher};
 use kube::{Api, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
+
+use crate::trust::Bundles;
 
 /// How long a first answer may take before the caller is told to come back.
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
@@ -37,12 +41,24 @@ pub struct Unavailable {
 /// Which object changed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// `ConfigMap` or `Secret`.
+    /// `ConfigMap`, `Secret`, or what the makers below say.
     pub kind: &'static str,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
+}
+
+impl Key {
+    /// Any ClusterTrustBundle.
+    pub fn bundles() -> Self {
+        Self { kind: "ClusterTrustBundle", namespace: String::new(), name: String::new() }
+    }
+
+    /// A certificate that the agent asked for on behalf of the pod with this UID.
+    pub fn certificate(namespace: &str, pod_uid: &str) -> Self {
+        Self { kind: "PodCertificateRequest", namespace: namespace.into(), name: pod_uid.into() }
+    }
 }
 
 struct Entry<K> {
@@ -64,6 +80,7 @@ pub struct Sources {
     client: kube::Client,
     config_maps: Entries<ConfigMap>,
     secrets: Entries<Secret>,
+    bundles: Mutex<Option<Entry<Bundles>>>,
     services: reflector::Store<Service>,
     changes: broadcast::Sender<Key>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
@@ -88,15 +105,21 @@ impl Sources {
             client,
             config_maps: Mutex::default(),
             secrets: Mutex::default(),
+            bundles: Mutex::default(),
             services,
             changes: broadcast::channel(CHANGES).0,
             tasks: vec![task],
         }
     }
 
-    /// Tells which ConfigMaps and Secrets in use changed.
+    /// Tells which objects in use changed.
     pub fn changed(&self) -> broadcast::Receiver<Key> {
         self.changes.subscribe()
+    }
+
+    /// Where others tell of changes, too.
+    pub fn changes(&self) -> broadcast::Sender<Key> {
+        self.changes.clone()
     }
 
     /// A ConfigMap, or `None` when there is none.
@@ -107,6 +130,22 @@ impl Sources {
     /// A Secret, or `None` when there is none.
     pub async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Arc<Secret>>, Unavailable> {
         self.get(&self.secrets, "Secret", namespace, name).await
+    }
+
+    /// All ClusterTrustBundles.
+    pub async fn bundles(&self) -> Result<Arc<Bundles>, Unavailable> {
+        let latest = {
+            let mut entry = self.bundles.lock().unwrap_or_else(PoisonError::into_inner);
+            let entry = entry.get_or_insert_with(|| {
+                let (sender, latest) = watch::channel(None);
+                let task = tokio::spawn(follow_bundles(self.client.clone(), sender, self.changes.clone()));
+                Entry { latest, used: Instant::now(), task }
+            });
+            entry.used = Instant::now();
+            entry.latest.clone()
+        };
+        let missing = Unavailable { kind: "ClusterTrustBundle", namespace: String::new(), name: String::new() };
+        Ok(first(latest, missing).await?.unwrap_or_default())
     }
 
     /// Environment variables for the services of a namespace and for the API server, in upstream's form. Empty until
@@ -135,6 +174,8 @@ impl Sources {
     pub fn forget_unused(&self) {
         Self::sweep(&self.config_maps);
         Self::sweep(&self.secrets);
+        let mut bundles = self.bundles.lock().unwrap_or_else(PoisonError::into_inner);
+        bundles.take_if(|entry| entry.used.elapsed() >= UNUSED_FOR);
     }
 
     fn get<'a, K>(
@@ -148,7 +189,7 @@ impl Sources {
         K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
         K: Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
     {
-        let mut latest = {
+        let latest = {
             let mut entries = entries.lock().unwrap_or_else(PoisonError::into_inner);
             let entry = entries.entry((namespace.into(), name.into())).or_insert_with(|| {
                 let (sender, latest) = watch::channel(None);
@@ -160,11 +201,52 @@ impl Sources {
             entry.latest.clone()
         };
         let missing = Unavailable { kind, namespace: namespace.into(), name: name.into() };
-        async move {
-            match tokio::time::timeout(FIRST_ANSWER, latest.wait_for(Option::is_some)).await {
-                Ok(Ok(found)) => Ok(found.clone().flatten()),
-                _ => Err(missing),
+        first(latest, missing)
+    }
+}
+
+/// What a watch knows; waits a little for its first answer.
+async fn first<K>(
+    mut latest: watch::Receiver<Option<Option<Arc<K>>>>,
+    missing: Unavailable,
+) -> Result<Option<Arc<K>>, Unavailable> {
+    match tokio::time::timeout(FIRST_ANSWER, latest.wait_for(Option::is_some)).await {
+        Ok(Ok(found)) => Ok(found.clone().flatten()),
+        _ => Err(missing),
+    }
+}
+
+async fn follow_bundles(
+    client: kube::Client,
+    sender: watch::Sender<Option<Option<Arc<Bundles>>>>,
+    changes: broadcast::Sender<Key>,
+) {
+    let api = Api::<ClusterTrustBundle>::all(client);
+    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    // What is known is shared with the channel: there is one copy of it while nothing changes.
+    let (mut all, mut listed) = (Arc::<Bundles>::default(), Bundles::new());
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(watcher::Event::Init) => {
+                listed.clear();
+                continue;
             }
+            Ok(watcher::Event::InitApply(bundle)) => {
+                listed.insert(bundle.name_any(), bundle.into());
+                continue;
+            }
+            Ok(watcher::Event::InitDone) => all = Arc::new(std::mem::take(&mut listed)),
+            Ok(watcher::Event::Apply(bundle)) => drop(Arc::make_mut(&mut all).insert(bundle.name_any(), bundle.into())),
+            Ok(watcher::Event::Delete(bundle)) => drop(Arc::make_mut(&mut all).remove(&bundle.name_any())),
+            Err(error) => {
+                tracing::debug!(%error, "watch of trust bundles failed");
+                continue;
+            }
+        }
+        let first = sender.send_replace(Some(Some(all.clone()))).is_none();
+        if !first {
+            // No listener is fine.
+            let _ = changes.send(Key::bundles());
         }
     }
 }

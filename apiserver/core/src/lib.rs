@@ -19,6 +19,7 @@ pub mod names;
 pub mod openapi;
 pub mod patch;
 pub mod path;
+pub mod pem;
 pub mod quantity;
 pub mod quota;
 pub mod resources;

@@ -150,6 +150,7 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
     let authenticated = authenticate(&server, &parts.headers, peer);
     let known = matches!(parts.method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
     let target = Target::parse(&parts.method, &path, &query);
+    let known = known || matches!(&target, Target::Resource(t) if t.subresource == "proxy");
     let action = match &target {
         Target::Resource(t) => attributes(t, &query),
         Target::Path => {
@@ -330,6 +331,7 @@ fn verb_label(v: Verb) -> &'static str {
         Verb::Patch => "PATCH",
         Verb::Delete => "DELETE",
         Verb::DeleteCollection => "DELETECOLLECTION",
+        Verb::Options => "OPTIONS",
     }
 }
 
@@ -447,6 +449,7 @@ async fn dispatch(
         Verb::Patch => allowed(Verbs::PATCH) && !t.name.is_empty(),
         Verb::Delete => allowed(Verbs::DELETE),
         Verb::DeleteCollection => allowed(Verbs::DELETE_COLLECTION),
+        Verb::Options => false,
     };
     if !permitted {
         return Err(Status::method_not_allowed());
@@ -473,8 +476,8 @@ async fn dispatch(
     let answer = match t.verb {
         Verb::Get => get::get(&kind, call).await?,
         Verb::List => {
-            let (mut listing, _) = list::list(&kind, call).await?;
-            listing.objects = kind.present(server, listing.objects).await?;
+            let (listing, selection) = list::list(&kind, call).await?;
+            let listing = list::present(server, &kind, listing, &selection).await?;
             respond::list(&kind, listing, form, call)?
         }
         Verb::Watch => watch::watch(server, &kind, call, form).await?,
@@ -482,6 +485,7 @@ async fn dispatch(
         Verb::Update => update::update(server, &kind, call, Part::Main).await?,
         Verb::Patch => patch::patch(server, &kind, call, Part::Main).await?,
         Verb::Delete => delete::delete(server, &kind, call).await?,
+        Verb::Options => return Err(Status::method_not_allowed()),
         Verb::DeleteCollection => {
             let items = delete::delete_collection(server, &kind, call).await?;
             let revision = kind.stored()?.cache.revision();

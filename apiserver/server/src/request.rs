@@ -20,6 +20,8 @@ pub enum Verb {
     Patch,
     Delete,
     DeleteCollection,
+    /// `OPTIONS` of what a proxy passes on. RBAC has no word for it: it takes a right to all verbs.
+    Options,
 }
 
 impl Verb {
@@ -35,13 +37,14 @@ impl Verb {
             Self::Patch => "patch",
             Self::Delete => "delete",
             Self::DeleteCollection => "deletecollection",
+            Self::Options => "",
         }
     }
 
     /// Whether the verb changes something.
     #[must_use]
     pub const fn mutates(self) -> bool {
-        !matches!(self, Self::Get | Self::List | Self::Watch)
+        !matches!(self, Self::Get | Self::List | Self::Watch | Self::Options)
     }
 }
 
@@ -185,6 +188,7 @@ impl Target {
             Method::PUT => Verb::Update,
             Method::PATCH => Verb::Patch,
             Method::DELETE => Verb::Delete,
+            Method::OPTIONS if subresource == "proxy" => Verb::Options,
             _ => return Self::Path,
         };
         let mut out =

@@ -173,8 +173,8 @@ impl Inner {
         }
         if let Some(name) = user.node_name() {
             let pods = || self.pods_of(name);
-            let ingresses = |namespace: &str| self.in_namespace("networking.k8s.io", "ingresses", namespace);
-            if node::authorise(name, a, pods, ingresses) == node::Opinion::Allow {
+            let objects = |group: &str, plural: &str, namespace: &str| self.in_namespace(group, plural, namespace);
+            if node::authorise(name, a, pods, objects) == node::Opinion::Allow {
                 return Ok(String::new());
             }
         }

@@ -180,6 +180,14 @@ async fn a_server_comes_and_goes() {
     assert_eq!(header("authorization"), [""; 0]);
     assert_eq!(serde_json::from_slice::<Value>(sent).unwrap(), body);
 
+    // A change of the APIService is no interruption, whatever is looked at anew because of it.
+    for priority in 16..32 {
+        let patch = json!({"spec": {"versionPriority": priority}});
+        assert_eq!(call(&client, "PATCH", &format!("{SERVICES}/{NAME}"), &patch).await.0, 200);
+        assert_eq!(get(&client, &format!("{ROOT}/namespaces/a/flowers/rose")).await.0, 200);
+        assert_eq!(discovered(&client).await, Some(("Current".into(), 1)));
+    }
+
     // Its endpoints go: it is known, but old; then they are back; then it is gone.
     let (status, _, _) =
         call(&client, "PATCH", &format!("{slices}/flowers"), &json!({"endpoints": slice(false)["endpoints"]})).await;

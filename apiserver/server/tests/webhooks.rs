@@ -390,6 +390,75 @@ async fn conversion() {
     assert_eq!(call(&client, "DELETE", &format!("{V2}/one"), &Value::Null).await.0, 200);
 }
 
+/// The next event of a watch that is open.
+async fn event(lines: &mut (impl futures::Stream<Item = std::io::Result<String>> + Unpin)) -> (String, String, Value) {
+    use futures::StreamExt;
+    let next = tokio::time::timeout(std::time::Duration::from_secs(20), lines.next());
+    let line = next.await.expect("an event in time").unwrap().unwrap();
+    let event: Value = serde_json::from_str(&line).unwrap();
+    let text = |v: &Value| v.as_str().unwrap().to_owned();
+    (text(&event["type"]), text(&event["object"]["metadata"]["name"]), event["object"]["spec"].clone())
+}
+
+/// Fields are those of the version that is asked, whichever is stored.
+#[tokio::test]
+async fn fields_of_a_converted_version() {
+    use futures::AsyncBufReadExt;
+    const V1: &str = "/apis/e.com/v1/namespaces/default/things";
+    const V2: &str = "/apis/e.com/v2/namespaces/default/things";
+    let hooks = Hooks::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, client) = start(dir.path()).await;
+    let mut definition = definition(&hooks.url("/convert"));
+    for (version, path) in [(0, ".spec.a"), (1, ".spec.b")] {
+        definition["spec"]["versions"][version]["selectableFields"] = json!([{"jsonPath": path}]);
+    }
+    put(&client, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition).await;
+    let established = async {
+        while call(&client, "GET", V2, &Value::Null).await.0 != 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), established).await.expect("served in time");
+    let thing = |name: &str, b: &str| json!({"apiVersion": "e.com/v2", "kind": "Thing", "metadata": {"name": name}, "spec": {"b": b}});
+    for (name, b) in [("one", "x"), ("two", "y"), ("three", "x")] {
+        assert_eq!(call(&client, "POST", V2, &thing(name, b)).await.0, 201);
+    }
+    for (path, wanted) in [
+        (format!("{V2}?fieldSelector=spec.b%3Dx"), vec!["one", "three"]),
+        (format!("{V2}?fieldSelector=spec.b!%3Dx"), vec!["two"]),
+        (format!("{V2}?fieldSelector=spec.b%3Dx,metadata.name%3Done"), vec!["one"]),
+        (format!("{V1}?fieldSelector=spec.a%3Dy"), vec!["two"]),
+    ] {
+        let (status, list, _) = call(&client, "GET", &path, &Value::Null).await;
+        let names: Vec<&str> =
+            list["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].as_str().unwrap()).collect();
+        assert_eq!((status, names), (200, wanted), "{path}");
+    }
+    assert_eq!(call(&client, "GET", &format!("{V2}?fieldSelector=spec.a%3Dx"), &Value::Null).await.0, 400);
+
+    let request = Request::get(format!("{V2}?watch=true&fieldSelector=spec.b%3Dx")).body(vec![]).unwrap();
+    let mut lines = Box::pin(client.request_stream(request).await.unwrap().lines());
+    for name in ["one", "three"] {
+        assert_eq!(event(&mut lines).await, ("ADDED".into(), name.into(), json!({"b": "x"})));
+    }
+    // What leaves the selection is gone, as it last was; what enters it is new.
+    assert_eq!(call(&client, "PATCH", &format!("{V1}/one"), &json!({"spec": {"a": "z"}})).await.0, 200);
+    assert_eq!(event(&mut lines).await, ("DELETED".into(), "one".into(), json!({"b": "x"})));
+    assert_eq!(call(&client, "PATCH", &format!("{V1}/two"), &json!({"spec": {"a": "x"}})).await.0, 200);
+    assert_eq!(event(&mut lines).await, ("ADDED".into(), "two".into(), json!({"b": "x"})));
+    assert_eq!(call(&client, "DELETE", &format!("{V2}?fieldSelector=spec.b%3Dx"), &Value::Null).await.0, 200);
+    let mut gone = vec![];
+    for _ in 0..2 {
+        let (kind, name, spec) = event(&mut lines).await;
+        assert_eq!((kind.as_str(), spec), ("DELETED", json!({"b": "x"})));
+        gone.push(name);
+    }
+    assert_eq!(gone, ["three", "two"]);
+    let (_, left, _) = call(&client, "GET", V2, &Value::Null).await;
+    assert_eq!(left["items"].as_array().unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn conversion_that_fails() {
     const V2: &str = "/apis/e.com/v2/namespaces/default/things";

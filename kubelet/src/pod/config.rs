@@ -383,6 +383,7 @@ async fn mounts(
             || volume.secret.is_some()
             || volume.projected.is_some()
             || volume.downward_api.is_some()
+            || volume.image.is_some()
             || volume.persistent_volume_claim.as_ref().is_some_and(|c| c.read_only == Some(true));
         mounts.push(Mount {
             source: source.to_string_lossy().into_owned(),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
 use super::backoff::Backoff;
@@ -40,15 +40,16 @@ pub struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    /// The image of a container, pulled if need be; or why the container must wait.
+    /// The image that a container runs or shows as a volume, pulled if need be; or why the container must wait.
     pub async fn ensure(
         &self,
         pulls: &mut Pulls,
         pod: &Pod,
         field: &str,
-        container: &Container,
+        name: Option<&str>,
+        policy: Option<&str>,
     ) -> Result<Image, Waiting> {
-        let name = container.image.clone().unwrap_or_default();
+        let name = name.unwrap_or_default().to_owned();
         let event = |kind, reason: &str, message: String| {
             self.recorder.pod(pod, Some(field.to_string()), kind, reason, message);
         };
@@ -71,7 +72,7 @@ impl Fetch<'_> {
         };
         let latest = name.ends_with(":latest") || !name.rsplit('/').next().unwrap_or(&name).contains([':', '@']);
         let default = if latest { "Always" } else { "IfNotPresent" };
-        match (container.image_pull_policy.as_deref().unwrap_or(default), present) {
+        match (policy.unwrap_or(default), present) {
             ("Never" | "IfNotPresent", Some(image)) => {
                 let message =
                     format!("Container image {name:?} already present on machine and can be accessed by the pod");

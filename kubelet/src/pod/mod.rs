@@ -189,7 +189,7 @@ impl Manager {
         sources: Arc<Sources>,
     ) -> Arc<Self> {
         let shared = Shared {
-            volumes: Volumes::new(client.clone(), &config, sources.clone()),
+            volumes: Volumes::new(client.clone(), &config, sources.clone(), node.recorder()),
             recorder: node.recorder(),
             capacity: node.capacity(),
             starts: Semaphore::new(CONCURRENT_STARTS),

@@ -289,6 +289,20 @@ impl Runtime for Docker {
         }
     }
 
+    async fn save(&self, id: &str, to: &std::path::Path) -> Result<()> {
+        use tokio::io::AsyncWriteExt as _;
+        let failed = |e: std::io::Error| Error::Refused(format!("{}: {e}", to.display()));
+        let mut file = tokio::fs::File::create(to).await.map_err(failed)?;
+        let mut pieces = std::pin::pin!(self.client.export_image(id));
+        loop {
+            match tokio::time::timeout(PULL_STALL, pieces.next()).await {
+                Err(_) => return Err(Error::Timeout(PULL_STALL)),
+                Ok(None) => return file.flush().await.map_err(failed),
+                Ok(Some(piece)) => file.write_all(&piece.map_err(error)?).await.map_err(failed)?,
+            }
+        }
+    }
+
     async fn import(&self, reference: &str, layer: Vec<u8>) -> Result<()> {
         let (repo, tag) = reference.rsplit_once(':').unwrap_or((reference, "latest"));
         let options = CreateImageOptionsBuilder::new().from_src("-").repo(repo).tag(tag).build();

@@ -197,6 +197,10 @@ impl Runtime for Fake {
         Ok(())
     }
 
+    async fn save(&self, _: &str, _: &std::path::Path) -> Result<()> {
+        refused("has no files of images")
+    }
+
     async fn import(&self, _: &str, _: Vec<u8>) -> Result<()> {
         Ok(())
     }

@@ -90,6 +90,10 @@ impl<R: Runtime> Runtime for Measured<R> {
         timed("pull_image", self.0.pull(reference, credentials)).await
     }
 
+    async fn save(&self, id: &str, to: &std::path::Path) -> Result<()> {
+        self.0.save(id, to).await
+    }
+
     async fn import(&self, reference: &str, layer: Vec<u8>) -> Result<()> {
         self.0.import(reference, layer).await
     }

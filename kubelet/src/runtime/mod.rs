@@ -374,6 +374,8 @@ pub trait Runtime: Send + Sync + 'static {
     async fn images(&self) -> Result<Vec<Image>>;
     /// Pulls an image.
     async fn pull(&self, reference: &str, credentials: Option<&Credentials>) -> Result<()>;
+    /// Writes an image to a file, as the archive that `docker save` makes.
+    async fn save(&self, id: &str, to: &std::path::Path) -> Result<()>;
     /// Makes an image of one layer.
     async fn import(&self, reference: &str, layer: Vec<u8>) -> Result<()>;
 

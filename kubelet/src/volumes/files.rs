@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{ConfigMap, KeyToPath, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret};
 
 use super::atomic::{File, Payload};
+use crate::pod::fields::{self, Facts};
 use crate::pod::spec;
 use crate::source::Key;
 
@@ -12,20 +13,37 @@ pub(super) fn add(files: &mut Payload, path: &str, data: Vec<u8>, mode: i32) {
     files.insert(path.into(), File { data, mode: mode as u32 & 0o777, uid: None, gid: None });
 }
 
-/// A token is readable for the pod's user alone: by group when there is a volume group, by owner when all containers
-/// run as one user, else by all.
-pub(super) fn restrict_token(pod: &Pod, file: &mut File, fs_group: Option<u32>) {
+/// A credential is readable for one user alone where there is one: `user`, or else the one that all containers run as.
+/// Where there is a volume group, it may read, too.
+pub(super) fn restrict(pod: &Pod, file: &mut File, fs_group: Option<u32>, user: Option<i64>) {
     let pod_user = spec::spec(pod).security_context.as_ref().and_then(|s| s.run_as_user);
     let mut users =
         spec::containers(pod).into_iter().map(|(_, c)| c.security_context.and_then(|s| s.run_as_user).or(pod_user));
     let first = users.next().flatten();
-    let one_user = first.filter(|user| users.all(|u| u == Some(*user)));
-    if fs_group.is_some() {
+    let one_user = user.or_else(|| first.filter(|user| users.all(|u| u == Some(*user))));
+    if fs_group.is_some() || one_user.is_some() {
         file.mode = 0o600;
-    } else if let Some(user) = one_user {
-        file.mode = 0o600;
-        file.uid = Some(user as u32);
+        file.uid = one_user.and_then(|u| u32::try_from(u).ok());
     }
+}
+
+/// The fields of a pod, and the resources of its containers.
+pub(super) fn downward_files(
+    files: &mut Payload,
+    pod: &Pod,
+    items: Option<&[DownwardAPIVolumeFile]>,
+    mode: i32,
+    facts: &Facts,
+) -> Result<(), String> {
+    for item in items.into_iter().flatten() {
+        let data = match (&item.field_ref, &item.resource_field_ref) {
+            (Some(selector), _) => fields::field(pod, selector, facts)?,
+            (_, Some(selector)) => fields::resource(pod, selector, None, facts)?,
+            _ => return Err("a downward API item names neither a field nor a resource".into()),
+        };
+        add(files, &item.path, data.into_bytes(), item.mode.unwrap_or(mode));
+    }
+    Ok(())
 }
 
 pub(super) fn pick(
@@ -91,9 +109,22 @@ pub(super) fn secret_files(
     })
 }
 
-/// ConfigMaps and Secrets that a pod's volumes and variables refer to.
+/// What a pod's volumes and variables are made of.
 pub fn references(pod: &Pod) -> Vec<Key> {
     let mut keys = Vec::new();
+    let sources = || {
+        spec::spec(pod)
+            .volumes
+            .iter()
+            .flatten()
+            .flat_map(|v| v.projected.iter().flat_map(|p| p.sources.iter().flatten()))
+    };
+    if sources().any(|s| s.cluster_trust_bundle.is_some()) {
+        keys.push(Key::bundles());
+    }
+    if sources().any(|s| s.pod_certificate.is_some()) {
+        keys.push(Key::certificate(spec::namespace(pod), spec::uid(pod)));
+    }
     let mut add = |kind, name: &str| {
         keys.push(Key { kind, namespace: spec::namespace(pod).into(), name: name.into() });
     };
@@ -104,13 +135,13 @@ pub fn references(pod: &Pod) -> Vec<Key> {
         if let Some(name) = volume.secret.as_ref().and_then(|s| s.secret_name.as_deref()) {
             add("Secret", name);
         }
-        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
-            if let Some(source) = &source.config_map {
-                add("ConfigMap", &source.name);
-            }
-            if let Some(source) = &source.secret {
-                add("Secret", &source.name);
-            }
+    }
+    for source in sources() {
+        if let Some(source) = &source.config_map {
+            add("ConfigMap", &source.name);
+        }
+        if let Some(source) = &source.secret {
+            add("Secret", &source.name);
         }
     }
     for (_, container) in spec::containers(pod) {

@@ -4,7 +4,7 @@
 //! date. Secrets and tokens live on tmpfs and never reach a disk. What is mounted is read from the kernel's mount
 //! table, not remembered.
 //!
-//! Limits: emptyDir, hostPath, nfs, configMap, secret, downwardAPI, projected, and claims (also ephemeral ones) bound to
+//! Limits: emptyDir, hostPath, nfs, configMap, secret, downwardAPI, projected, image, and claims (also ephemeral ones) bound to
 //! hostPath, local or nfs volumes. Anything else, and block volumes, are refused with an event.
 
 use std::collections::HashMap;
@@ -15,38 +15,35 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{
-    ConfigMap, EmptyDirVolumeSource, HostPathVolumeSource, Pod, Secret, ServiceAccount, ServiceAccountTokenProjection,
-    Volume,
-};
-use kube::Api;
-use kube::api::PostParams;
+use k8s_openapi::api::core::v1::{ConfigMap, EmptyDirVolumeSource, HostPathVolumeSource, Pod, Secret, Volume};
 use nix::mount::{MsFlags, mount};
 
 use crate::Config;
-use crate::pod::fields::{self, Facts};
+use crate::events::Recorder;
+use crate::pod::fields::Facts;
 use crate::pod::spec;
+use crate::podcerts::Certificates;
 use crate::source::Sources;
 use atomic::Payload;
 
 pub mod atomic;
 mod claims;
 mod files;
+mod image;
 pub mod local;
 mod mounts;
+mod projected;
 pub mod subpath;
 
 use claims::{Bound, Source};
 pub use files::references;
-use files::{add, config_map_files, restrict_token, secret_files};
+use files::{config_map_files, downward_files, secret_files};
 use mounts::remove_tree;
 pub use mounts::{is_mounted, unmount_below};
+use projected::Token;
 
 /// A token request that takes longer failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// Life of a token whose projection names none.
-const TOKEN_SECONDS: i64 = 3600;
 
 /// Why a volume cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -74,19 +71,14 @@ pub enum Error {
     TearDown(#[from] io::Error),
 }
 
-#[derive(Clone)]
-struct Token {
-    text: String,
-    refresh: Timestamp,
-    expires: Timestamp,
-}
-
 /// The volumes of this node's pods.
 pub struct Volumes {
     client: kube::Client,
     root: PathBuf,
     sources: Arc<Sources>,
     tokens: Mutex<HashMap<(String, String, String), Token>>,
+    certificates: Certificates,
+    images: image::Images,
     node: String,
     /// Nothing is mounted: see [`crate::runtime::fake`].
     fake: bool,
@@ -95,10 +87,22 @@ pub struct Volumes {
 
 impl Volumes {
     /// Volumes below the agent's data directory.
-    pub fn new(client: kube::Client, config: &Config, sources: Arc<Sources>) -> Self {
+    pub fn new(client: kube::Client, config: &Config, sources: Arc<Sources>, recorder: Recorder) -> Self {
         let (root, node) = (config.data_dir.join("pods"), config.node_name.clone());
         let fake = config.fake.is_some();
-        Self { client, root, sources, tokens: Mutex::default(), node, fake, claims: Mutex::default() }
+        let images = image::Images::new(config.data_dir.join("images"));
+        let certificates = Certificates::new(client.clone(), node.clone(), recorder, sources.changes());
+        Self {
+            client,
+            root,
+            sources,
+            tokens: Mutex::default(),
+            certificates,
+            images,
+            node,
+            fake,
+            claims: Mutex::default(),
+        }
     }
 
     /// Directory of everything kept for a pod.
@@ -237,11 +241,13 @@ impl Volumes {
             return Ok(());
         }
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).retain(|(owner, ..), _| owner != uid);
+        self.certificates.forget(uid);
         self.claims.lock().unwrap_or_else(PoisonError::into_inner).retain(|(owner, _), _| owner != uid);
         let dir = self.pod_dir(uid);
         unmount_below(&dir).await?;
         remove_tree(&dir.join("volumes")).await?;
         remove_tree(&dir.join("volume-subpaths")).await?;
+        self.images.sweep().await.map_err(io::Error::other)?;
         Ok(())
     }
 
@@ -262,13 +268,18 @@ impl Volumes {
         entries.filter_map(|e| e.file_name().into_string().ok()).collect()
     }
 
-    /// When the first of a pod's tokens wants renewal.
+    /// When the first of a pod's tokens and certificates wants renewal.
     pub fn next_refresh(&self, uid: &str) -> Option<Timestamp> {
         let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.iter().filter(|((owner, ..), _)| owner == uid).map(|(_, t)| t.refresh).min()
+        let token = tokens.iter().filter(|((owner, ..), _)| owner == uid).map(|(_, t)| t.refresh).min();
+        token.into_iter().chain(self.certificates.next_refresh(uid)).min()
     }
 
     async fn mount_one(&self, pod: &Pod, volume: &Volume, facts: &Facts) -> Result<(), String> {
+        if volume.image.is_some() {
+            // The engine must have it first: see [`Volumes::mount_image`].
+            return Ok(());
+        }
         let dir = self.path(pod, volume);
         let fs_group = spec::spec(pod).security_context.as_ref().and_then(|s| s.fs_group).map(|g| g as u32);
         if let Some(host) = &volume.host_path {
@@ -336,55 +347,9 @@ impl Volumes {
             secret_files(&mut files, found.as_deref(), &name, source.items.as_deref(), mode, optional)?;
         } else if let Some(source) = &volume.downward_api {
             let mode = source.default_mode.unwrap_or(0o644);
-            for item in source.items.iter().flatten() {
-                let data = match (&item.field_ref, &item.resource_field_ref) {
-                    (Some(selector), _) => fields::field(pod, selector, facts)?,
-                    (_, Some(selector)) => fields::resource(pod, selector, None, facts)?,
-                    _ => return Err("a downward API item names neither a field nor a resource".into()),
-                };
-                add(&mut files, &item.path, data.into_bytes(), item.mode.unwrap_or(mode));
-            }
+            downward_files(&mut files, pod, source.items.as_deref(), mode, facts)?;
         } else if let Some(source) = &volume.projected {
-            let mode = source.default_mode.unwrap_or(0o644);
-            for source in source.sources.iter().flatten() {
-                if let Some(source) = &source.config_map {
-                    let optional = source.optional.unwrap_or(false);
-                    let found = self.config_map(namespace, &source.name, optional).await?;
-                    config_map_files(
-                        &mut files,
-                        found.as_deref(),
-                        &source.name,
-                        source.items.as_deref(),
-                        mode,
-                        optional,
-                    )?;
-                }
-                if let Some(source) = &source.secret {
-                    let optional = source.optional.unwrap_or(false);
-                    let found = self.secret(namespace, &source.name, optional).await?;
-                    secret_files(&mut files, found.as_deref(), &source.name, source.items.as_deref(), mode, optional)?;
-                }
-                for item in source.downward_api.iter().flat_map(|d| d.items.iter().flatten()) {
-                    let data = match (&item.field_ref, &item.resource_field_ref) {
-                        (Some(selector), _) => fields::field(pod, selector, facts)?,
-                        (_, Some(selector)) => fields::resource(pod, selector, None, facts)?,
-                        _ => return Err("a downward API item names neither a field nor a resource".into()),
-                    };
-                    add(&mut files, &item.path, data.into_bytes(), item.mode.unwrap_or(mode));
-                }
-                if let Some(projection) = &source.service_account_token {
-                    let token = self.token(pod, &volume.name, projection).await?;
-                    add(&mut files, &projection.path, token.into_bytes(), mode);
-                    if let Some(file) = files.get_mut(&projection.path) {
-                        restrict_token(pod, file, fs_group);
-                    }
-                }
-                if source.cluster_trust_bundle.is_some() || source.pod_certificate.is_some() {
-                    return Err(
-                        "clusterTrustBundle and podCertificate projections are not supported on this node".into()
-                    );
-                }
-            }
+            self.projected(&mut files, pod, volume, source, facts, fs_group).await?;
         } else {
             return Err(format!("volume type {} is not supported on this node", plugin(volume)));
         }
@@ -412,54 +377,6 @@ impl Volumes {
             Err(error) => Err(error.to_string()),
         }
     }
-
-    /// A token for the pod's service account; a new one when the old has lived 80 % of its life.
-    async fn token(
-        &self,
-        pod: &Pod,
-        volume: &str,
-        projection: &ServiceAccountTokenProjection,
-    ) -> Result<String, String> {
-        let key = (spec::uid(pod).to_string(), volume.to_string(), projection.path.clone());
-        let now = Timestamp::now();
-        let held = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        if let Some(token) = held.as_ref().filter(|t| now < t.refresh) {
-            return Ok(token.text.clone());
-        }
-        let seconds = projection.expiration_seconds.unwrap_or(TOKEN_SECONDS);
-        let request = TokenRequest {
-            spec: Some(TokenRequestSpec {
-                audiences: projection.audience.clone().filter(|a| !a.is_empty()).map(|a| vec![a]),
-                expiration_seconds: Some(seconds),
-                bound_object_ref: Some(BoundObjectReference {
-                    api_version: Some("v1".into()),
-                    kind: Some("Pod".into()),
-                    name: pod.metadata.name.clone(),
-                    uid: pod.metadata.uid.clone(),
-                }),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let account = spec::spec(pod).service_account_name.clone().unwrap_or_else(|| "default".into());
-        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), spec::namespace(pod));
-        let params = PostParams::default();
-        let asked = api.create_token_request(&account, &params, &request);
-        let answer = match tokio::time::timeout(REQUEST_TIMEOUT, asked).await {
-            Ok(Ok(answer)) => answer.status,
-            Ok(Err(error)) => return keep_or(held, format!("failed to fetch token: {error}")),
-            Err(_) => return keep_or(held, "failed to fetch token: timed out".into()),
-        };
-        let status = answer.unwrap_or_default();
-        let (Some(text), Some(expires)) = (status.token, status.expiration_timestamp.map(|t| t.0)) else {
-            return Err("failed to fetch token: empty answer".into());
-        };
-        let life = (expires.as_second() - now.as_second()).max(1);
-        let refresh = Timestamp::from_second(now.as_second() + life * 4 / 5).unwrap_or(expires);
-        let token = Token { text, refresh, expires };
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(key, token.clone());
-        Ok(token.text)
-    }
 }
 
 /// Whether a pod has an emptyDir whose size must be watched: in memory the file system itself is the limit.
@@ -470,14 +387,6 @@ pub fn has_limits(pod: &Pod) -> bool {
 fn on_disk_with_limit(e: &EmptyDirVolumeSource) -> bool {
     e.medium.as_deref().unwrap_or_default().is_empty()
         && e.size_limit.as_ref().and_then(spec::whole).is_some_and(|n| n > 0)
-}
-
-/// A token that still lives is better than none.
-fn keep_or(held: Option<Token>, error: String) -> Result<String, String> {
-    match held {
-        Some(token) if Timestamp::now() < token.expires => Ok(token.text),
-        _ => Err(error),
-    }
 }
 
 fn plugin(volume: &Volume) -> &'static str {

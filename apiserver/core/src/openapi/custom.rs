@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::Custom;
-use super::models::{Dialect, Models};
+use super::models::{API_VERSION, Dialect, KIND, METADATA, Models};
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
@@ -30,11 +30,11 @@ pub(super) fn object(custom: Custom<'_>, models: &mut Models<'_>) -> Value {
         // Clients of version 2 take whatever is said here for all there is.
         schema = json!({"type": "object"});
     } else {
-        let metadata = reference(models, OBJECT_META, "Standard metadata.");
+        let metadata = reference(models, OBJECT_META, METADATA);
         if let Value::Object(map) = &mut schema {
             let properties = map.entry("properties").or_insert_with(|| Value::Object(Map::new()));
-            properties["apiVersion"] = type_meta("The versioned schema of this representation of an object.");
-            properties["kind"] = type_meta("The REST resource that this object represents.");
+            properties["apiVersion"] = type_meta(API_VERSION);
+            properties["kind"] = type_meta(KIND);
             properties["metadata"] = metadata;
         }
     }
@@ -56,8 +56,8 @@ pub(super) fn list(custom: Custom<'_>, models: &mut Models<'_>) -> Value {
         "type": "object",
         "required": ["items"],
         "properties": {
-            "apiVersion": type_meta("The versioned schema of this representation of an object."),
-            "kind": type_meta("The REST resource that this object represents."),
+            "apiVersion": type_meta(API_VERSION),
+            "kind": type_meta(KIND),
             "items": {"description": format!("List of {}.", r.plural), "type": "array", "items": item},
             "metadata": metadata,
         },

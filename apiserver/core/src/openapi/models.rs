@@ -239,12 +239,17 @@ fn list_description(shape: &Struct) -> Option<String> {
     shape.field("items").map(|_| format!("{kind}List is a list of {kind} objects."))
 }
 
+/// What the fields of every object mean. People look for these words in `kubectl explain`.
+pub(super) const API_VERSION: &str = "APIVersion defines the versioned schema of this representation of an object.";
+pub(super) const KIND: &str = "Kind is a string value representing the REST resource this object represents.";
+pub(super) const METADATA: &str = "Standard object's metadata.";
+
 /// What the fields of every object and list mean.
 fn common_description(field: &str) -> Option<String> {
     let text = match field {
-        "apiVersion" => "The versioned schema of this representation of an object.",
-        "kind" => "The REST resource that this object represents.",
-        "metadata" => "Standard metadata.",
+        "apiVersion" => API_VERSION,
+        "kind" => KIND,
+        "metadata" => METADATA,
         "items" => "The objects of the list.",
         _ => return None,
     };

@@ -2,6 +2,7 @@
 //! CertificateSubjectRestriction).
 
 use serde_json::{Value, json};
+use skiff_core::invalid::Errors;
 use skiff_core::status::Status;
 
 use super::{Operation, Review};
@@ -35,8 +36,11 @@ pub(super) fn identify(r: &Review<'_>, obj: &mut Value) {
 /// Checks the rights on the signer.
 ///
 /// # Errors
-/// 403.
+/// 403, and 422 where a pod's certificate is signed.
 pub(super) fn check(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
+    if r.is(GROUP, "podcertificaterequests") && r.operation == Operation::Update && r.subresource() == "status" {
+        return check_pods(r, obj);
+    }
     if !applies(r) {
         return Ok(());
     }
@@ -53,13 +57,28 @@ pub(super) fn check(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
     }
 }
 
+/// Who decides about a pod's certificate must be its signer.
+fn check_pods(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
+    let signer = obj["spec"]["signerName"].as_str().unwrap_or_default();
+    if r.old.is_some_and(|o| o["status"] == obj["status"]) || may(r, "sign", signer) {
+        return Ok(());
+    }
+    let mut errors = Errors::new();
+    let why = format!("User {:?} is not permitted to \"sign\" for signer {signer:?}", r.call.user.name);
+    errors.forbidden(&"spec.signerName", why);
+    Err(Status::invalid(GROUP, "PodCertificateRequest", skiff_core::meta::name(obj), &errors))
+}
+
 /// The right may be on the signer, or on all of its domain.
-fn holds(r: &Review<'_>, obj: &Value, verb: &str, signer: &str) -> Result<(), Status> {
+fn may(r: &Review<'_>, verb: &str, signer: &str) -> bool {
     let domain = format!("{}/*", signer.split('/').next().unwrap_or_default());
-    let allowed = [signer, domain.as_str()]
+    [signer, domain.as_str()]
         .iter()
-        .any(|name| r.server.authorise(&r.call.user, &Attributes::resource(verb, GROUP, "signers", "", name)).is_ok());
-    if allowed {
+        .any(|name| r.server.authorise(&r.call.user, &Attributes::resource(verb, GROUP, "signers", "", name)).is_ok())
+}
+
+fn holds(r: &Review<'_>, obj: &Value, verb: &str, signer: &str) -> Result<(), Status> {
+    if may(r, verb, signer) {
         return Ok(());
     }
     Err(r.forbidden(obj, format!("user not permitted to {verb} requests with signerName \"{signer}\"")))

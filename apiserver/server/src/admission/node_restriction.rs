@@ -5,6 +5,7 @@ use skiff_core::meta;
 use skiff_core::status::Status;
 
 use super::{Operation, Review};
+use crate::auth::rbac::Attributes;
 
 /// Labels a node agent may set on its own node, besides those outside the protected domains.
 const OWN_LABELS: &[&str] = &[
@@ -49,6 +50,9 @@ pub(super) fn mutate(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
             } else {
                 Err(r.forbidden(obj, "can only access node lease with the same name as the requesting node"))
             }
+        }
+        ("certificates.k8s.io", "podcertificaterequests") if r.operation == Operation::Create => {
+            check_certificate(r, obj, node)
         }
         ("storage.k8s.io", "csinodes") if meta::name(obj) != node => {
             Err(r.forbidden(obj, "can only access CSINode with the same name as the requesting node"))
@@ -149,6 +153,76 @@ fn check_pod(r: &Review<'_>, obj: &Value, node: &str) -> Result<(), Status> {
         }
         Operation::Delete | Operation::Connect => Ok(()),
     }
+}
+
+/// An agent asks for certificates of pods that run on its node, in the name of their accounts, from signers they name.
+fn check_certificate(r: &Review<'_>, obj: &Value, node: &str) -> Result<(), Status> {
+    let namespace = &r.call.target.namespace;
+    let part = |key: &str| obj["spec"][key].as_str().unwrap_or_default();
+    let of = format!("{namespace}/{}", part("podName"));
+    if part("nodeName") != node {
+        let why = format!(
+            "PodCertificateRequest.Spec.NodeName={:?}, which is not the requesting node {node:?}",
+            part("nodeName")
+        );
+        return Err(r.forbidden(obj, why));
+    }
+    // An agent may know more than this server does yet: what is missing or another is no refusal for good.
+    let same = |what: &str, plural: &str, ns: &str, key: &str, uid: &str| {
+        let name = part(key);
+        let shown = if ns.is_empty() { name.to_owned() } else { format!("{ns}/{name}") };
+        let Some(found) = r.server.peek("", plural, ns, name) else {
+            let singular = plural.trim_end_matches('s');
+            return Err(Status::untyped(format!(
+                "while retrieving {what} {shown:?} named in the PodCertificateRequest: {singular} {name:?} not found"
+            )));
+        };
+        if meta::text(&found, "uid") == part(uid) {
+            return Ok(found);
+        }
+        Err(Status::untyped(format!(
+            "PodCertificateRequest for pod {of:?} names {what} UID {:?}, which differs from the running {what} ({:?})",
+            part(uid),
+            meta::text(&found, "uid")
+        )))
+    };
+    same("node", "nodes", "", "nodeName", "nodeUID")?;
+    let pod = same("pod", "pods", namespace, "podName", "podUID")?;
+    let why = if pod["spec"]["nodeName"] != node {
+        format!("pod {of:?} is not running on node {node:?} named in the PodCertificateRequest")
+    } else if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
+        format!("pod {of:?} is a mirror pod")
+    } else if pod["spec"]["serviceAccountName"] != part("serviceAccountName") {
+        format!(
+            "PodCertificateRequest for pod {of:?} contains serviceAccountName ({:?}) that differs from running pod ({:?})",
+            part("serviceAccountName"),
+            pod["spec"]["serviceAccountName"].as_str().unwrap_or_default()
+        )
+    } else {
+        same("service account", "serviceaccounts", namespace, "serviceAccountName", "serviceAccountUID")?;
+        return asks_signer(r, obj, &pod);
+    };
+    Err(r.forbidden(obj, why))
+}
+
+/// The pod names the signer in a volume, or the agent was given the right to ask it for this account.
+fn asks_signer(r: &Review<'_>, obj: &Value, pod: &Value) -> Result<(), Status> {
+    let signer = obj["spec"]["signerName"].as_str().unwrap_or_default();
+    let account = obj["spec"]["serviceAccountName"].as_str().unwrap_or_default();
+    let list = |v: &Value, key: &str| v[key].as_array().cloned().unwrap_or_default();
+    let mut sources = list(&pod["spec"], "volumes").into_iter().flat_map(|v| list(&v["projected"], "sources"));
+    if sources.any(|s| s["podCertificate"]["signerName"] == signer) {
+        return Ok(());
+    }
+    let verb = "request-serviceaccounts-podcertificate-signer";
+    let asked =
+        Attributes::resource(verb, r.kind.group(), &signer.replace('/', ":"), &r.call.target.namespace, account);
+    if r.server.authorise(&r.call.user, &asked).is_ok() {
+        return Ok(());
+    }
+    let of = format!("{}/{}", r.call.target.namespace, meta::name(pod));
+    let why = format!("pod {of:?} does not mount a podCertificate projected volume for signer {signer:?}");
+    Err(r.forbidden(obj, why))
 }
 
 /// Checks a deletion by a node agent.

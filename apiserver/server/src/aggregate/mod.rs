@@ -186,15 +186,26 @@ impl Follower {
         if self.tended.get(name).map(|(m, _)| m) == made_from.as_ref() {
             return;
         }
-        if let Some((_, task)) = self.tended.remove(name) {
+        let remote = object.as_ref().and_then(|o| Remote::parse(&self.server, o));
+        let mut before = None;
+        if let Some((was, task)) = self.tended.remove(name) {
             task.cancel();
-            set(&self.server, name, None);
+            // What is known of an APIService that was changed is true until it is looked at again: until then it serves on.
+            if made_from.as_ref().is_some_and(|m| m[0] == was[0]) {
+                before = self.server.registry.load().remotes().find(|r| r.name == name).cloned();
+            }
+            if remote.is_none() {
+                set(&self.server, name, None);
+            }
             if object.is_none() {
                 self.server.metrics.forget_service(name);
             }
         }
-        let (Some(object), Some(made_from)) = (object, made_from) else { return };
-        let Some(remote) = Remote::parse(&self.server, &object) else { return };
+        let (Some(mut remote), Some(made_from)) = (remote, made_from) else { return };
+        if let Some(before) = before.filter(|b| (&b.group, &b.version) == (&remote.group, &remote.version)) {
+            remote.available = before.available;
+            remote.offers = Arc::clone(&before.offers);
+        }
         let stop = self.server.shutdown.child_token();
         self.tended.insert(name.to_owned(), (made_from, stop.clone()));
         set(&self.server, name, Some(remote.clone()));

@@ -17,14 +17,15 @@ pub enum Opinion {
     None,
 }
 
-/// Decides for node `node`. `pods` answers the pods bound to it, `ingresses` the Ingresses of a namespace (called only
-/// when needed): every node may have an ingress gateway, which reads the certificates that Ingresses name.
+/// Decides for node `node`. `pods` answers the pods bound to it, `objects` those of a kind (group, plural) in a namespace
+/// (both called only when needed): every node may have an ingress gateway, which reads the certificates that Ingresses
+/// name.
 #[must_use]
 pub fn authorise(
     node: &str,
     a: &Attributes,
     pods: impl Fn() -> Vec<Value>,
-    ingresses: impl Fn(&str) -> Vec<Value>,
+    objects: impl Fn(&str, &str, &str) -> Vec<Value>,
 ) -> Opinion {
     let ok = |yes: bool| if yes { Opinion::Allow } else { Opinion::None };
     if !a.path.is_empty() {
@@ -33,7 +34,10 @@ pub fn authorise(
     let read_one = a.verb == "get" || ((a.verb == "list" || a.verb == "watch") && !a.name.is_empty());
     match (a.group.as_str(), a.resource.as_str()) {
         ("", "secrets" | "configmaps" | "persistentvolumeclaims" | "serviceaccounts") => {
-            let served = || a.resource == "secrets" && ingresses(&a.namespace).iter().any(|i| names(i, &a.name));
+            let served = || {
+                a.resource == "secrets"
+                    && objects("networking.k8s.io", "ingresses", &a.namespace).iter().any(|i| names(i, &a.name))
+            };
             ok(read_one && (pods().iter().any(|p| uses(p, a)) || served()))
         }
         ("", "serviceaccounts/token") => {
@@ -66,6 +70,15 @@ pub fn authorise(
         ("" | "events.k8s.io", "events") => ok(matches!(a.verb.as_str(), "create" | "update" | "patch")),
         ("certificates.k8s.io", "certificatesigningrequests") => {
             ok(matches!(a.verb.as_str(), "create" | "get" | "list" | "watch"))
+        }
+        ("certificates.k8s.io", "clustertrustbundles") => ok(matches!(a.verb.as_str(), "get" | "list" | "watch")),
+        // Whose request it may make, the NodeRestriction plugin says. What is not there belongs to nobody.
+        ("certificates.k8s.io", "podcertificaterequests") => {
+            let others = || {
+                let all = objects(&a.group, &a.resource, &a.namespace);
+                all.iter().any(|r| skiff_core::meta::name(r) == a.name && r["spec"]["nodeName"] != node)
+            };
+            ok(a.verb == "create" || (read_one && !others()))
         }
         ("authentication.k8s.io", "tokenreviews")
         | ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews") => ok(a.verb == "create"),
@@ -143,16 +156,22 @@ mod tests {
             "imagePullSecrets":[{"name":"s3"}]}})]
     }
 
-    fn ingresses(namespace: &str) -> Vec<Value> {
-        let ours = json!({"metadata": {"name": "i", "namespace": "n"}, "spec": {"tls": [{"secretName": "cert"}]}});
-        if namespace == "n" { vec![ours] } else { vec![] }
+    fn objects(_: &str, plural: &str, namespace: &str) -> Vec<Value> {
+        let request = |name: &str, node: &str| json!({"metadata": {"name": name}, "spec": {"nodeName": node}});
+        match (plural, namespace) {
+            ("ingresses", "n") => {
+                vec![json!({"metadata": {"name": "i", "namespace": "n"}, "spec": {"tls": [{"secretName": "cert"}]}})]
+            }
+            ("podcertificaterequests", "n") => vec![request("ours", "n1"), request("theirs", "n2")],
+            _ => vec![],
+        }
     }
 
     #[test]
     fn only_what_its_pods_and_its_gateway_use() {
         let may = |verb: &str, resource: &str, ns: &str, name: &str| {
             let asked = Attributes::resource(verb, "", resource, ns, name);
-            authorise("n1", &asked, pods, ingresses) == Opinion::Allow
+            authorise("n1", &asked, pods, objects) == Opinion::Allow
         };
         assert!(may("get", "secrets", "n", "cert") && may("watch", "secrets", "n", "cert"));
         assert!(!may("get", "secrets", "m", "cert") && !may("get", "configmaps", "n", "cert"));
@@ -168,5 +187,21 @@ mod tests {
         assert!(!may("create", "serviceaccounts/token", "n", "other"));
         assert!(may("patch", "nodes/status", "", "n1"));
         assert!(!may("patch", "nodes/status", "", "n2"));
+    }
+    #[test]
+    fn trust_is_for_all_and_requests_for_their_node() {
+        let may = |verb: &str, resource: &str, ns: &str, name: &str| {
+            let asked = Attributes::resource(verb, "certificates.k8s.io", resource, ns, name);
+            authorise("n1", &asked, pods, objects) == Opinion::Allow
+        };
+        assert!(may("watch", "clustertrustbundles", "", "") && !may("create", "clustertrustbundles", "", ""));
+        assert!(
+            may("create", "podcertificaterequests", "n", "") && may("watch", "podcertificaterequests", "n", "ours")
+        );
+        assert!(
+            !may("get", "podcertificaterequests", "n", "theirs") && !may("list", "podcertificaterequests", "n", "")
+        );
+        assert!(!may("update", "podcertificaterequests", "n", "ours"));
+        assert!(!may("update", "podcertificaterequests/status", "n", "ours"));
     }
 }

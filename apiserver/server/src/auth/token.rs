@@ -105,7 +105,7 @@ impl Tokens {
             Algorithm::ES256 => DecodingKey::from_ec_components(text(&public, "x"), text(&public, "y"))?,
             _ => DecodingKey::from_rsa_components(text(&public, "n"), text(&public, "e"))?,
         };
-        let pem = to_pem(pkcs8);
+        let pem = skiff_core::pem::encode("PRIVATE KEY", pkcs8);
         let encoding = match algorithm {
             Algorithm::ES256 => EncodingKey::from_ec_pem(pem.as_bytes())?,
             _ => EncodingKey::from_rsa_pem(pem.as_bytes())?,
@@ -193,13 +193,6 @@ impl Key {
 
 fn text<'a>(v: &'a Value, key: &str) -> &'a str {
     v[key].as_str().unwrap_or_default()
-}
-
-fn to_pem(pkcs8: &[u8]) -> String {
-    use base64::Engine;
-    let b64 = base64::engine::general_purpose::STANDARD.encode(pkcs8);
-    let lines: Vec<&str> = (0..b64.len()).step_by(64).map(|i| &b64[i..(i + 64).min(b64.len())]).collect();
-    format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"))
 }
 
 #[cfg(test)]

@@ -167,7 +167,8 @@ impl Kind {
         out.pop().ok_or_else(|| Status::internal("a conversion lost an object"))
     }
 
-    /// Stored objects as this version has them: their bytes are of this version afterwards.
+    /// Stored objects as this version has them: their bytes, and the fields they are selected by, are of this version
+    /// afterwards.
     ///
     /// # Errors
     /// As [`Kind::load_from`].
@@ -183,8 +184,9 @@ impl Kind {
             }
             // At the version it had, which of a deletion is not that of its last write.
             let revision = meta::text(&v, "resourceVersion").parse().unwrap_or(o.revision);
-            let value = object::encode(&v).stamp(revision);
-            Arc::new(with_value(&o, value))
+            let mut new = with_value(&o, object::encode(&v).stamp(revision));
+            new.meta.fields = super::selectable(&*self.strategy, &v);
+            Arc::new(new)
         };
         Ok(objects.into_iter().zip(converted).zip(other).map(renewed).collect())
     }

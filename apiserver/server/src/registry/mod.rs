@@ -286,12 +286,17 @@ fn extractor(strategy: Arc<dyn Strategy>) -> Extract {
         let mut meta = Meta::new(&m.namespace, &m.name, &m.uid, labels);
         if !fields.is_empty() {
             let v: Value = serde_json::from_slice(bytes).unwrap_or_default();
-            let values = fields.iter().map(|f| (*f, strategy.field(&v, f))).filter(|(_, v)| !v.is_empty());
-            meta.fields = values.map(|(f, v)| (f, v.into_boxed_str())).collect();
+            meta.fields = selectable(&*strategy, &v);
         }
         meta.version_at = object::version_range(bytes).and_then(|r| u32::try_from(r.start).ok());
         meta
     })
+}
+
+/// What an object can be selected by: fields that have a value.
+fn selectable(strategy: &dyn Strategy, v: &Value) -> Box<[(&'static str, Box<str>)]> {
+    let values = strategy.fields().iter().map(|f| (*f, strategy.field(v, f))).filter(|(_, v)| !v.is_empty());
+    values.map(|(f, v)| (f, v.into_boxed_str())).collect()
 }
 
 /// All served kinds.

@@ -2,6 +2,7 @@
 
 pub mod binding;
 pub mod eviction;
+mod links;
 pub mod proxy;
 pub mod reviews;
 pub mod scale;

@@ -4,12 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{HeaderName, HeaderValue, LOCATION};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, LOCATION};
 use http::{Method, StatusCode};
 use serde_json::Value;
 use skiff_core::status::Status;
 use tokio::net::TcpStream;
 
+use super::links::{Encoding, Place};
 use crate::body::Body;
 use crate::kubelets::{Forward, Stream, relay};
 use crate::registry::Kind;
@@ -86,13 +87,17 @@ pub async fn handle(
     } else {
         connect(&backend).await?
     };
-    let prefix = base.clone();
-    let extra = HeaderValue::from_str(&prefix)
+    let extra = HeaderValue::from_str(&format!("{base}{}", call.target.rest))
         .map(|v| vec![(HeaderName::from_static("x-forwarded-uri"), v)])
         .unwrap_or_default();
     let host = format!("{}:{}", backend.address, backend.port);
-    let answer = relay(io, call, Forward { method, path, host: host.clone(), extra }).await?;
-    Ok(rewrite(answer, &base, &host))
+    let called = call.headers.get(HOST).and_then(|h| h.to_str().ok()).map(str::to_owned);
+    let place = Place { base, hosts: std::iter::once(host.clone()).chain(called).collect() };
+    let page = *method != Method::HEAD;
+    match relay(io, call, Forward { method, path, host, extra }).await? {
+        Answer::Http(answer) => Ok(Answer::Http(rewrite(answer, place, page))),
+        other => Ok(other),
+    }
 }
 
 /// The proxy is no way to the server's own machine.
@@ -109,20 +114,23 @@ fn refuse_local(b: &Backend) -> Result<(), Status> {
     if local && !b.node { Err(Status::new(403, "Forbidden", "address not allowed")) } else { Ok(()) }
 }
 
-/// Redirects within the backend stay within the proxy; others are passed on as they are, never followed.
-fn rewrite(answer: Answer, base: &str, host: &str) -> Answer {
-    let Answer::Http(mut r) = answer else { return answer };
-    let new = r.headers().get(LOCATION).and_then(|l| l.to_str().ok()).and_then(|l| {
-        let path = l
-            .strip_prefix(&format!("http://{host}"))
-            .or_else(|| l.strip_prefix(&format!("https://{host}")))
-            .unwrap_or(l);
-        path.starts_with('/').then(|| format!("{base}{path}"))
-    });
-    if let Some(v) = new.and_then(|n| HeaderValue::from_str(&n).ok()) {
-        r.headers_mut().insert(LOCATION, v);
+/// Redirects within the backend stay within the proxy; others are passed on as they are, never followed. Links of pages do
+/// the same.
+fn rewrite(answer: http::Response<Body>, place: Place, page: bool) -> http::Response<Body> {
+    let (mut parts, body) = answer.into_parts();
+    if let Some(location) = parts.headers.get(LOCATION) {
+        let new = location.to_str().ok().and_then(|l| place.link(l));
+        if let Some(v) = new.and_then(|n| HeaderValue::from_str(&n).ok()) {
+            parts.headers.insert(LOCATION, v);
+        }
+        return http::Response::from_parts(parts, body);
     }
-    Answer::Http(r)
+    let text = |name| parts.headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default();
+    let html = text(CONTENT_TYPE).split(';').next().is_some_and(|t| t.trim() == "text/html");
+    let encoding = Encoding::of(text(CONTENT_ENCODING));
+    let (true, true, Some(encoding)) = (page, html, encoding) else { return http::Response::from_parts(parts, body) };
+    parts.headers.remove(CONTENT_LENGTH);
+    http::Response::from_parts(parts, encoding.page(body, place))
 }
 
 fn number(p: &str) -> Result<u16, Status> {

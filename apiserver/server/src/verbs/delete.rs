@@ -52,7 +52,8 @@ pub async fn delete(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call) -> R
 /// The first refusal ends it; what was deleted until then stays deleted.
 pub async fn delete_collection(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call) -> Result<Vec<Value>, Status> {
     let options = delete_options(call)?;
-    let (listing, _) = super::list::list(kind, call).await?;
+    let (listing, selection) = super::list::list(kind, call).await?;
+    let listing = super::list::present(server, kind, listing, &selection).await?;
     let mut out = Vec::with_capacity(listing.objects.len());
     for o in listing.objects {
         let (ns, name) = (o.meta.namespace().to_owned(), o.meta.name().to_owned());

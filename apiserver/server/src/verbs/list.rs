@@ -11,13 +11,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 use serde::{Deserialize, Serialize};
 use skiff_core::invalid::{Errors, quote_str};
 use skiff_core::path::Path;
-use skiff_core::selector::{FieldSelector, LabelSelector, Labels};
+use skiff_core::selector::{FieldSelector, FieldTerm, LabelSelector, Labels};
 use skiff_core::status::Status;
 use skiff_storage::cache::{Meta, Object};
 use tokio::time::Instant;
 
 use super::Call;
 use crate::registry::{Collection, FRESH_DEADLINE, Kind, storage_error};
+use crate::server::Inner;
 
 /// What a request selects.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +27,8 @@ pub struct Selection {
     pub labels: LabelSelector,
     /// By fields.
     pub fields: FieldSelector,
+    /// By fields of the request's version, where a webhook makes it of the stored one: [`present`] looks at them.
+    converted: FieldSelector,
 }
 
 impl Selection {
@@ -45,19 +48,39 @@ impl Selection {
             let stored = kind.strategy.stored_field(&t.field).to_owned();
             t.field = stored;
         }
-        Ok(Self { labels, fields })
+        let mut converted = FieldSelector::default();
+        if kind.converts() {
+            let stays = |t: &FieldTerm| matches!(t.field.as_str(), "metadata.name" | "metadata.namespace");
+            (fields.terms, converted.terms) = fields.terms.into_iter().partition(stays);
+        }
+        Ok(Self { labels, fields, converted })
     }
 
     /// Whether everything is selected.
     #[must_use]
     pub fn is_everything(&self) -> bool {
-        self.labels.is_everything() && self.fields.is_everything()
+        self.labels.is_everything() && self.fields.is_everything() && !self.asks_converted()
     }
 
-    /// Whether an object is selected.
+    /// Whether only objects in the request's version tell if they are selected.
+    #[must_use]
+    pub fn asks_converted(&self) -> bool {
+        !self.converted.is_everything()
+    }
+
+    /// Whether a stored object is selected, as far as can be told without converting it.
     #[must_use]
     pub fn matches(&self, o: &Object) -> bool {
-        let m = &o.meta;
+        (self.labels.is_everything() || self.labels.matches(&Labelled(&o.meta))) && Self::fit(&self.fields, &o.meta)
+    }
+
+    /// Whether an object that was selected is, after [`Kind::present`].
+    #[must_use]
+    pub fn matches_presented(&self, o: &Object) -> bool {
+        Self::fit(&self.converted, &o.meta)
+    }
+
+    fn fit(fields: &FieldSelector, m: &Meta) -> bool {
         let field = |name: &str, value: &str| match name {
             "metadata.name" => m.name() == value,
             "metadata.namespace" => m.namespace() == value,
@@ -66,9 +89,27 @@ impl Selection {
                 if values.peek().is_none() { value.is_empty() } else { values.any(|v| v == value) }
             }
         };
-        (self.labels.is_everything() || self.labels.matches(&Labelled(m)))
-            && self.fields.terms.iter().all(|t| field(&t.field, &t.value) != t.negated)
+        fields.terms.iter().all(|t| field(&t.field, &t.value) != t.negated)
     }
+}
+
+/// Brings a listing to the request's version, and drops what only that version's fields tell apart. So a page may be shorter
+/// than its limit, and how many remain is not known.
+///
+/// # Errors
+/// As [`Kind::present`].
+pub async fn present(
+    server: &Inner,
+    kind: &Kind,
+    mut listing: Listing,
+    selection: &Selection,
+) -> Result<Listing, Status> {
+    listing.objects = kind.present(server, listing.objects).await?;
+    if selection.asks_converted() {
+        listing.objects.retain(|o| selection.matches_presented(o));
+        listing.remaining = None;
+    }
+    Ok(listing)
 }
 
 /// The labels of a stored object, for selectors.

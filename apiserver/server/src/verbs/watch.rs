@@ -98,6 +98,7 @@ pub async fn watch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &Call, form: For
         .unwrap_or_else(|| objects.cache.list(&scope));
         let selected = snapshot.objects.into_iter().filter(|o| selection.matches(o)).collect();
         initial = kind.present(server, selected).await?.into();
+        initial.retain(|o: &Arc<Object>| selection.matches_presented(o));
         snapshot.revision
     } else if revision == 0 {
         objects.consistent().await?
@@ -396,24 +397,20 @@ impl Stream {
         (revision >= self.last_sent).then(|| self.frames.bookmark(revision, false))
     }
 
-    /// A change as this watcher sees it, if it does: what happened, and to which bytes.
-    fn seen(&self, e: &Event) -> Option<(&'static str, Bytes)> {
+    /// A change as this watcher sees it, if it does: what happened, and to which bytes. The objects are those of the event,
+    /// or what they are in the request's version.
+    fn seen(&self, e: &Event, object: &Object, previous: Option<&Object>) -> Option<(&'static str, Bytes)> {
         let all = self.selection.is_everything();
-        let now = e.kind != ChangeKind::Deleted && (all || self.selection.matches(&e.object));
-        let before = match e.kind {
-            ChangeKind::Deleted => all || self.selection.matches(&e.object),
-            _ => e.previous.as_ref().is_some_and(|p| all || self.selection.matches(p)),
-        };
+        let chosen = |o: &Object| all || (self.selection.matches(o) && self.selection.matches_presented(o));
+        let now = e.kind != ChangeKind::Deleted && chosen(object);
+        let before = if e.kind == ChangeKind::Deleted { chosen(object) } else { previous.is_some_and(chosen) };
         Some(match (before, now) {
             (false, false) => return None,
-            (false, true) => ("ADDED", e.object.value.clone()),
-            (true, true) => ("MODIFIED", e.object.value.clone()),
+            (false, true) => ("ADDED", object.value.clone()),
+            (true, true) => ("MODIFIED", object.value.clone()),
             (true, false) => {
                 // The last state this watcher knew, at the revision of the change.
-                let last = match e.kind {
-                    ChangeKind::Deleted => &e.object,
-                    _ => e.previous.as_ref().unwrap_or(&e.object),
-                };
+                let last = if e.kind == ChangeKind::Deleted { object } else { previous.unwrap_or(object) };
                 ("DELETED", object::restamp(&last.value, e.revision))
             }
         })
@@ -421,10 +418,19 @@ impl Stream {
 
     /// Like [`Stream::event`], of a kind whose objects a webhook converts.
     async fn converted(&mut self, e: &Event, out: &mut BytesMut) -> Result<bool, Status> {
-        let Some((name, bytes)) = self.seen(e) else { return Ok(false) };
-        let object = with_value(&e.object, bytes);
-        let object = self.frames.kind.present(&self.server, vec![Arc::new(object)]).await?;
-        let frame = object.first().and_then(|o| self.frames.object(name, &o.value));
+        let kind = Arc::clone(&self.frames.kind);
+        let frame = if self.selection.asks_converted() {
+            let both = std::iter::once(&e.object).chain(e.previous.as_ref()).cloned().collect();
+            let both = kind.present(&self.server, both).await?;
+            let Some(object) = both.first() else { return Ok(false) };
+            let seen = self.seen(e, object, both.get(1).map(Arc::as_ref));
+            seen.and_then(|(name, bytes)| self.frames.object(name, &bytes))
+        } else {
+            let Some((name, bytes)) = self.seen(e, &e.object, e.previous.as_deref()) else { return Ok(false) };
+            let object = with_value(&e.object, bytes);
+            let object = kind.present(&self.server, vec![Arc::new(object)]).await?;
+            object.first().and_then(|o| self.frames.object(name, &o.value))
+        };
         let Some(frame) = frame else { return Ok(false) };
         out.put_slice(&frame);
         Ok(true)
@@ -432,7 +438,7 @@ impl Stream {
 
     /// Writes one change as this watcher sees it, if it does.
     fn event(&mut self, e: &Event, out: &mut BytesMut) -> bool {
-        let Some((name, bytes)) = self.seen(e) else { return false };
+        let Some((name, bytes)) = self.seen(e, &e.object, e.previous.as_deref()) else { return false };
         let all = self.selection.is_everything();
         if self.frames.plain() {
             // The stored bytes are the frame but for its ends: nothing to share.

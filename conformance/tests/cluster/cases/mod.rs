@@ -15,6 +15,7 @@ mod monitoring;
 mod policies;
 mod predecessors;
 mod probes;
+mod projected;
 mod terminal;
 mod volumes;
 mod workflows;
@@ -48,6 +49,9 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("environment", volumes::environment),
     ("life_cycle", volumes::life_cycle),
     ("limits", volumes::limits),
+    ("trust", projected::trust),
+    ("pod_certificates", projected::certificates),
+    ("image_volumes", projected::images),
     ("claims", claims::claims),
     ("volumes_by_hand", claims::volumes_by_hand),
     ("stateful_data", claims::stateful_data),

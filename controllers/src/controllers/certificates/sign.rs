@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::ByteString;
@@ -142,7 +141,7 @@ impl Authority {
         let mut signature = vec![0];
         signature.extend(self.key.sign(&tbs).map_err(|e| AuthorityError::Sign(e.to_string()))?);
         let whole = der::sequence(&[tbs, self.algorithm.clone(), der::value(der::BITS, &signature)]);
-        Ok(pem(&whole))
+        Ok(skiff_core::pem::encode("CERTIFICATE", &whole))
     }
 }
 
@@ -174,12 +173,6 @@ fn names(request: &Request) -> Vec<Vec<u8>> {
         std::net::IpAddr::V6(a) => der::value(0x87, &a.octets()),
     }));
     names
-}
-
-fn pem(der: &[u8]) -> String {
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<&str> = (0..text.len()).step_by(64).map(|i| &text[i..(i + 64).min(text.len())]).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 /// The controller.
@@ -327,7 +320,7 @@ mod tests {
         let end = tail.len() - 40;
         body.truncate(at);
         body.extend_from_slice(&tail[end..]);
-        let text = pem(&body).replace("CERTIFICATE", "CERTIFICATE REQUEST");
+        let text = skiff_core::pem::encode("CERTIFICATE REQUEST", &body);
         assert!(Request::parse(text.as_bytes()).is_err());
         assert!(Request::parse(b"junk").is_err());
     }

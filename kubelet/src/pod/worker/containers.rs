@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Container as Spec;
+use k8s_openapi::api::core::v1::{Container as Spec, Pod, Volume};
 
 use super::{Snapshot, Worker};
 use crate::events::Kind as EventKind;
@@ -20,6 +20,13 @@ use crate::runtime::{ContainerConfig, Error as RuntimeError, State, label};
 const CONFIG_RETRY: Duration = Duration::from_secs(5);
 /// Grace given to stop hooks when the grace period is used up.
 const MINIMUM_GRACE: Duration = Duration::from_secs(2);
+
+/// The volumes of a container that show an image.
+fn image_volumes(pod: &Pod, container: &Spec) -> Vec<Volume> {
+    let mounted = |v: &Volume| container.volume_mounts.iter().flatten().any(|m| m.name == v.name);
+    let volumes = spec::spec(pod).volumes.iter().flatten();
+    volumes.filter(|v| v.image.is_some() && mounted(v)).cloned().collect()
+}
 
 impl Worker {
     /// Starts one container. `Some` delay: not now.
@@ -57,14 +64,26 @@ impl Worker {
         }
         let shared = self.shared.clone();
         let fetch = Fetch { runtime: &*shared.runtime, recorder: &shared.recorder, sources: &shared.sources };
-        let image = match fetch.ensure(&mut self.pulls, &self.pod, &field, container).await {
+        let (reference, policy) = (container.image.as_deref(), container.image_pull_policy.as_deref());
+        let image = match fetch.ensure(&mut self.pulls, &self.pod, &field, reference, policy).await {
             Ok(image) => image,
-            Err(waiting) => {
-                let retry = self.pulls.next_try(Instant::now()).unwrap_or(CONFIG_RETRY);
-                self.fail(&field, name, waiting);
-                return Ok(Some(retry));
-            }
+            Err(waiting) => return Ok(Some(self.no_image(&field, name, waiting))),
         };
+        for volume in image_volumes(&self.pod, container) {
+            let Some(source) = volume.image.as_ref() else { continue };
+            if shared.volumes.image_is_mounted(&self.pod, &volume).await {
+                continue;
+            }
+            let (reference, policy) = (source.reference.as_deref(), source.pull_policy.as_deref());
+            let shown = match fetch.ensure(&mut self.pulls, &self.pod, &field, reference, policy).await {
+                Ok(shown) => shown,
+                Err(waiting) => return Ok(Some(self.no_image(&field, name, waiting))),
+            };
+            if let Err(message) = shared.volumes.mount_image(&*shared.runtime, &self.pod, &volume, &shown).await {
+                self.fail(&field, name, Waiting { reason: "CreateContainerConfigError".into(), message });
+                return Ok(Some(CONFIG_RETRY));
+            }
+        }
         let facts = Facts { pod_ip: self.pod_ip(), ..self.facts() };
         let context = Context {
             config: &shared.config,
@@ -102,6 +121,13 @@ impl Worker {
                 Ok(None)
             }
         }
+    }
+
+    /// Notes that an image is missing; answers when to try again.
+    fn no_image(&mut self, field: &str, name: &str, waiting: Waiting) -> Duration {
+        let retry = self.pulls.next_try(Instant::now()).unwrap_or(CONFIG_RETRY);
+        self.fail(field, name, waiting);
+        retry
     }
 
     pub(super) async fn create_and_start(
