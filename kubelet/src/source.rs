@@ -222,7 +222,7 @@ async fn follow_bundles(
     changes: broadcast::Sender<Key>,
 ) {
     let api = Api::<ClusterTrustBundle>::all(client);
-    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let mut events = skiff_client::watch(api, watcher::Config::default());
     // What is known is shared with the channel: there is one copy of it while nothing changes.
     let (mut all, mut listed) = (Arc::<Bundles>::default(), Bundles::new());
     while let Some(event) = events.next().await {
