@@ -31,8 +31,8 @@ where
     follow(erased(api), config).filter_map(|event| std::future::ready(typed(event)))
 }
 
-/// Follows one object: what it is now, then every change; `None` while there is none. Errors end no stream, and nothing is
-/// waited for after one: whoever goes on polling needs a pause of its own.
+/// Follows one object: what it is now, then every change; `None` while there is none. Errors end no stream; what comes after
+/// one comes after a pause.
 pub fn watch_object<K>(api: Api<K>, name: &str) -> impl Stream<Item = Result<Option<K>, Error>> + Send + Unpin
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Debug + Send + 'static,
@@ -74,7 +74,7 @@ fn follow(api: Api<Raw>, config: watcher::Config) -> BoxStream<'static, Result<E
 }
 
 fn follow_one(api: Api<Raw>, name: &str) -> BoxStream<'static, Result<Option<Raw>, Error>> {
-    watcher::watch_object(api, name).boxed()
+    watcher::watch_object(api, name).default_backoff().boxed()
 }
 
 fn typed<K: Resource<DynamicType = ()> + DeserializeOwned>(
