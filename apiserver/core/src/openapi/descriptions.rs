@@ -44,7 +44,7 @@ static ROOTS: &[(&str, Root)] = roots! {
 [api storage v1] => [CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment, VolumeAttributesClass],
 [api storagemigration v1] => [StorageVersionMigration],
 [apiextensions_apiserver pkg apis apiextensions v1] => [CustomResourceDefinition],
-[apimachinery pkg apis meta v1] => [APIGroup, APIGroupList, APIResourceList, APIVersions, DeleteOptions, ListMeta, Status],
+[apimachinery pkg apis meta v1] => [APIGroup, APIGroupList, APIResourceList, APIVersions, DeleteOptions, ListMeta, ObjectMeta, Status],
 [kube_aggregator pkg apis apiregistration v1] => [APIService],};
 
 /// Descriptions, read as they are needed.
