@@ -1,4 +1,4 @@
-//! CertificateSigningRequest and ClusterTrustBundle.
+//! CertificateSigningRequest, ClusterTrustBundle and PodCertificateRequest.
 //!
 //! Whose request it is and who may approve and sign is admission's; here is what a request, its conditions and its
 //! certificate must look like. Certificates are looked at as PEM, not as ASN.1.
@@ -42,6 +42,8 @@ const USAGES: &[&str] = &[
 /// Conditions that stay once they are set.
 const LASTING: &[&str] = &["Approved", "Denied", "Failed"];
 const SHORTEST: i64 = 600;
+/// Life of a pod's certificate that nobody limited.
+const DAY_SECONDS: i64 = 86_400;
 
 /// Rules of CertificateSigningRequests.
 pub(super) struct SigningRequest;
@@ -156,6 +158,30 @@ impl Strategy for TrustBundle {
 
     fn fields(&self) -> &'static [&'static str] {
         &["spec.signerName"]
+    }
+}
+
+/// Rules of PodCertificateRequests: what is asked for does not change. The request itself is not looked into.
+pub(super) struct PodRequest;
+
+impl Strategy for PodRequest {
+    fn default(&self, obj: &mut Value) {
+        let spec = obj.get_mut("spec").and_then(Value::as_object_mut);
+        if let Some(life) = spec.map(|s| s.entry("maxExpirationSeconds").or_insert(Value::Null))
+            && life.is_null()
+        {
+            *life = DAY_SECONDS.into();
+        }
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        if new["spec"] != old["spec"] {
+            errors.invalid(&Path::new("spec"), new["spec"].clone(), "field is immutable");
+        }
+    }
+
+    fn fields(&self) -> &'static [&'static str] {
+        &["spec.signerName", "spec.podName", "spec.nodeName"]
     }
 }
 
@@ -277,6 +303,25 @@ fn changed(new: &Value, old: &Value, approval: bool, errors: &mut Errors) {
     for k in ["Approved", "Denied"] {
         if !approval && count(new, k) > count(old, k) {
             errors.forbidden(&at, format!("updates may not add a condition of type {}", quote_str(k)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_pods_request_has_a_limit_and_stays() {
+        for (given, wanted) in [(json!({}), 86_400), (json!({"maxExpirationSeconds": 3600}), 3600)] {
+            let mut request = json!({"spec": given});
+            PodRequest.default(&mut request);
+            assert_eq!(request["spec"]["maxExpirationSeconds"], wanted);
+            let (mut same, mut other) = (Errors::new(), Errors::new());
+            PodRequest.validate_update(&request, &request, &mut same);
+            PodRequest.validate_update(&json!({"spec": {"maxExpirationSeconds": 1}}), &request, &mut other);
+            assert_eq!((same.len(), other.len()), (0, 1));
         }
     }
 }

@@ -12,15 +12,6 @@ const D: Traits = Traits::DEFAULT;
 /// A completed deletion answers the object.
 const R: Traits = Traits { returns_deleted: true, ..D };
 
-/// A kind whose only peculiarity is what its lists can be selected by.
-struct Selectable(&'static [&'static str]);
-
-impl Strategy for Selectable {
-    fn fields(&self) -> &'static [&'static str] {
-        self.0
-    }
-}
-
 fn plain(t: Traits) -> Arc<dyn Strategy> {
     Arc::new(Plain(t))
 }
@@ -74,9 +65,7 @@ pub fn strategy(group: &str, plural: &str) -> Arc<dyn Strategy> {
         ("storage.k8s.io", "volumeattachments") => Arc::new(storage::Attachment),
         ("certificates.k8s.io", "certificatesigningrequests") => Arc::new(certificates::SigningRequest),
         ("certificates.k8s.io", "clustertrustbundles") => Arc::new(certificates::TrustBundle),
-        ("certificates.k8s.io", "podcertificaterequests") => {
-            Arc::new(Selectable(&["spec.signerName", "spec.podName", "spec.nodeName"]))
-        }
+        ("certificates.k8s.io", "podcertificaterequests") => Arc::new(certificates::PodRequest),
         ("flowcontrol.apiserver.k8s.io", "flowschemas") => Arc::new(flow::Schema),
         ("flowcontrol.apiserver.k8s.io", _) => Arc::new(flow::Level),
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations") => {

@@ -77,7 +77,7 @@ mod tests {
     [api storage v1] => [CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment, VolumeAttributesClass],
     [api storagemigration v1] => [StorageVersionMigration],
     [apiextensions_apiserver pkg apis apiextensions v1] => [CustomResourceDefinition],
-    [apimachinery pkg apis meta v1] => [APIGroup, APIGroupList, APIResourceList, APIVersions, DeleteOptions, ListMeta, Status],
+    [apimachinery pkg apis meta v1] => [APIGroup, APIGroupList, APIResourceList, APIVersions, DeleteOptions, ListMeta, ObjectMeta, Status],
     [kube_aggregator pkg apis apiregistration v1] => [APIService],};
 
     /// Every description by model and field.

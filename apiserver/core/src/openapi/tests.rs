@@ -125,6 +125,11 @@ fn custom_resources() {
     let thing = &v3["components"]["schemas"]["com.example.v1.Thing"];
     assert_eq!(thing["properties"]["spec"], schema["properties"]["spec"]);
     assert!(thing["properties"]["metadata"]["allOf"].is_array());
+    // Definitions' documents stand alone: what every object has is explained there, too.
+    assert!(thing["properties"]["apiVersion"]["description"].as_str().unwrap().starts_with("APIVersion defines"));
+    let meta = &v3["components"]["schemas"]["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"];
+    let created = meta["properties"]["creationTimestamp"]["description"].as_str().unwrap();
+    assert!(created.starts_with("CreationTimestamp is a timestamp"), "{created}");
     assert_eq!(
         thing["x-kubernetes-group-version-kind"],
         json!([{"group": "example.com", "version": "v1", "kind": "Thing"}])
