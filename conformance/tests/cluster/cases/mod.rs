@@ -18,6 +18,8 @@ mod probes;
 mod terminal;
 mod volumes;
 mod workflows;
+mod workflows_aws;
+mod workflows_killed;
 mod workloads;
 
 use anyhow::{Result, ensure};
@@ -61,6 +63,8 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("monitoring", monitoring::monitoring),
     ("predecessors", predecessors::predecessors),
     ("workflows", workflows::workflows),
+    ("workflows_aws", workflows_aws::workflows_aws),
+    ("workflows_killed", workflows_killed::workflows_killed),
     ("helm", helm::helm),
     ("functions", functions::functions),
     ("functions_of_files", functions::functions_of_files),
