@@ -74,8 +74,8 @@ fi
 cargo build -p skiff -p skiff-fake-slurm
 export SKIFF_REQUIRE_ENGINE=1 SKIFF_REQUIRE_ETCD=1
 # Programs of the AWS SDK are tried where it can be had.
-boto3="${CARGO_TARGET_DIR:-$PWD/target}/boto3"
-[ -x "$boto3/python" ] || pip3 install --quiet --break-system-packages --target "$boto3" boto3 &&
+boto3="${CARGO_TARGET_DIR:-$PWD/target}/aws-clients"
+[ -x "$boto3/python" ] || pip3 install --quiet --break-system-packages --target "$boto3" boto3 awscli &&
   printf '#!/bin/sh\nPYTHONPATH=%s exec python3 "$@"\n' "$boto3" >"$boto3/python" && chmod +x "$boto3/python" &&
   export SKIFF_BOTO3_PYTHON="$boto3/python" || say "boto3 could not be installed: its programs are not run"
 cargo test --workspace

@@ -12,7 +12,7 @@ use skiff_controllers::runtime::leader::while_leading;
 use skiff_faas::gateway::door::Tls;
 use skiff_faas::gateway::invoke::Shared;
 use skiff_workflow::Config;
-use skiff_workflow::task::functions::Gateway;
+use skiff_workflow::task::functions::{Functions, Gateway, NoFunctions};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
@@ -49,7 +49,11 @@ pub(crate) fn start(
     if args.workflows.no_workflows {
         return Ok(());
     }
-    let mut config = Config { functions: Arc::new(Gateway(functions)), endpoint: None };
+    let functions: Arc<dyn Functions> = match args.functions.functions_http_port {
+        0 => Arc::new(NoFunctions),
+        _ => Arc::new(Gateway(functions)),
+    };
+    let mut config = Config { functions, endpoint: None };
     if args.workflows.workflows_port != 0 {
         let names = ["localhost".to_owned(), node.to_owned()];
         let leaf = pki.cluster.server("skiff-workflows", &names, &[address, Ipv4Addr::LOCALHOST.into()])?;

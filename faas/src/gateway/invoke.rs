@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
-use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use crate::trigger::Event;
 
@@ -207,25 +207,45 @@ pub trait Broker: Send + Sync + 'static {
 }
 
 /// The gateway of this process, for others in it. Cloning shares the place; it is empty while there is no gateway.
-#[derive(Clone, Default)]
-pub struct Shared(Arc<RwLock<Option<Arc<dyn Invoke>>>>);
+#[derive(Clone)]
+pub struct Shared(Arc<watch::Sender<Option<Arc<dyn Invoke>>>>);
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(None)))
+    }
+}
 
 impl Shared {
     /// From now on calls go here, or nowhere.
     pub fn set(&self, invoke: Option<Arc<dyn Invoke>>) {
-        *self.0.write() = invoke;
+        self.0.send_replace(invoke);
     }
 
     /// Where calls go.
     #[must_use]
     pub fn get(&self) -> Option<Arc<dyn Invoke>> {
-        self.0.read().clone()
+        self.0.borrow().clone()
+    }
+
+    /// Where calls go, as soon as they can: who starts with the gateway may be earlier. It may never be.
+    pub async fn there(&self) -> Arc<dyn Invoke> {
+        let mut changes = self.0.subscribe();
+        loop {
+            if let Some(invoke) = changes.borrow_and_update().clone() {
+                return invoke;
+            }
+            if changes.changed().await.is_err() {
+                // Not while `self` lives.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 }
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Shared").field(&self.0.read().is_some()).finish()
+        f.debug_tuple("Shared").field(&self.0.borrow().is_some()).finish()
     }
 }
 
@@ -239,4 +259,33 @@ pub trait Sink: Send + Sync + 'static {
     /// What became of a call: `None` when it is unknown, or forgotten since. The gateway sends it as it is (202 while it is
     /// under way).
     async fn result(&self, namespace: &str, id: &str) -> Result<Option<Answer>, InvokeError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    struct Nothing;
+
+    #[async_trait]
+    impl Invoke for Nothing {
+        async fn invoke(&self, _: Call) -> Result<Answer, InvokeError> {
+            Err(InvokeError::Unavailable(String::new()))
+        }
+    }
+
+    #[tokio::test]
+    async fn who_comes_before_the_gateway_waits_for_it() {
+        let shared = Shared::default();
+        let early = shared.clone();
+        let mut waits = Box::pin(async move { early.there().await });
+        assert!(waits.as_mut().now_or_never().is_none());
+        shared.set(Some(Arc::new(Nothing)));
+        waits.await;
+        assert!(shared.there().now_or_never().is_some());
+        shared.set(None);
+        assert!(shared.get().is_none() && shared.there().now_or_never().is_none());
+    }
 }

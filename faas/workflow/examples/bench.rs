@@ -1,6 +1,6 @@
 //! How fast workflows are, on a server in this process: `cargo run --release -p skiff-workflow --example bench`. Functions
 //! answer at once, so that what is measured is the engine and what it stores. Words behind `--` say which parts are run:
-//! `latency starts tasks passes express map`; without one all of them.
+//! `latency starts tasks passes express map spread long waiting`; without one all of them but the last three, which are long.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -99,6 +99,42 @@ impl Bench {
         (started, began.elapsed().as_secs_f64())
     }
 
+    /// 10,000 runs that wait: what they cost; and how soon an engine that starts when their time has passed has ended all.
+    async fn waiting(&self, client: &kube::Client, stop: &CancellationToken) {
+        let before = resident();
+        let until = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(180);
+        let input = json!({"until": until.to_string()});
+        let starts = futures::stream::iter(0..10_000).map(|_| self.start("wait", &input)).buffer_unordered(16);
+        let names: Vec<String> = starts.map(|(name, _)| name).collect().await;
+        // What only waits has left memory, and its status is written.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let (held, used) = (resident().saturating_sub(before), busy());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        println!(
+            "10,000 waiting runs: {held} MiB more resident with their objects, {:.1} % of a core",
+            (busy() - used) * 10.0
+        );
+        stop.cancel();
+        let left = until.duration_since(jiff::Timestamp::now()).try_into().unwrap_or(Duration::ZERO);
+        println!("engine ended, {left:?} before their time");
+        tokio::time::sleep(left).await;
+        let began = Instant::now();
+        let settings = Settings { functions: Arc::new(Echo), faults: Arc::new(NoFaults) };
+        let next = CancellationToken::new();
+        tokio::spawn(Engine::new(client.clone(), settings, next.clone()).run());
+        let mut first = None;
+        for name in &names {
+            let at = self.end(name).await.duration_since(began).as_secs_f64();
+            first = Some(first.map_or(at, |f: f64| f.min(at)));
+        }
+        let all = began.elapsed().as_secs_f64();
+        println!(
+            "a new engine, all of them due: the first ended after {:.2} s, the last after {all:.2} s",
+            first.unwrap_or_default()
+        );
+        next.cancel();
+    }
+
     /// Median and 99th percentile of milliseconds from start to seen finished, one after the other.
     async fn latency(&self, workflow: &str, input: &Value, runs: usize) -> (f64, f64) {
         let mut all = vec![];
@@ -118,6 +154,13 @@ fn busy() -> f64 {
     fields.filter_map(|f| f.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
+/// MiB of this process in memory, server and store among them.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or_default() / 1024
+}
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let dir = tempfile::tempdir().unwrap();
@@ -133,7 +176,7 @@ async fn main() {
     let bench = Bench {
         engine,
         runs: runs.clone(),
-        workflows: Api::namespaced(client, "default"),
+        workflows: Api::namespaced(client.clone(), "default"),
         ends: Arc::default(),
         ended: Arc::default(),
     };
@@ -152,13 +195,21 @@ async fn main() {
     bench.define("one", chain(1), "standard").await;
     bench.define("eleven", chain(11), "standard").await;
     bench.define("count", counting(100), "standard").await;
+    bench.define("long", counting(50_000), "standard").await;
+    let wait = json!({"StartAt": "W", "States": {"W": {"Type": "Wait", "TimestampPath": "$.until", "End": true}}});
+    bench.define("wait", wait, "standard").await;
     bench.define("quick", counting(1000), "express").await;
     let items = json!({"StartAt": "M", "States": {"M": {"Type": "Map", "MaxConcurrency": 100, "End": true,
         "ItemProcessor": {"StartAt": "T", "States": {"T": {"Type": "Task", "Resource": "skiff:function:echo", "End": true}}}}}});
+    let mut spread = items.clone();
+    spread["States"]["M"]["ItemProcessor"]["ProcessorConfig"] =
+        json!({"Mode": "DISTRIBUTED", "ExecutionType": "STANDARD"});
     bench.define("items", items, "standard").await;
+    bench.define("spread", spread, "standard").await;
     bench.latency("short", &json!({"n": 0}), 20).await;
     let asked: Vec<String> = std::env::args().skip(1).collect();
-    let wanted = |part: &str| asked.is_empty() || asked.iter().any(|a| a == part);
+    let named = |part: &str| asked.iter().any(|a| a == part);
+    let wanted = |part: &str| asked.is_empty() || named(part);
 
     if wanted("latency") {
         let (p50, p99) = bench.latency("short", &json!({"n": 0}), 300).await;
@@ -199,6 +250,23 @@ async fn main() {
         let list: Vec<usize> = (0..10_000).collect();
         let (_, ended) = bench.many("items", &json!(list), 1, 1).await;
         println!("Map of 10,000 items, 100 at a time: {ended:.2} s");
+    }
+    if named("spread") {
+        let before = resident();
+        let list: Vec<usize> = (0..10_000).collect();
+        let (_, ended) = bench.many("spread", &json!(list), 1, 1).await;
+        println!(
+            "distributed Map of 10,000 items: {ended:.2} s, {} MiB more resident",
+            resident().saturating_sub(before)
+        );
+    }
+    if named("long") {
+        let before = resident();
+        let (_, ended) = bench.many("long", &json!({"n": 0}), 1, 1).await;
+        println!("a run of 100,001 transitions: {ended:.2} s, {} MiB more resident", resident().saturating_sub(before));
+    }
+    if named("waiting") {
+        bench.waiting(&client, &stop).await;
     }
     stop.cancel();
 }

@@ -277,3 +277,86 @@ async fn two_engines_cannot_both_write_a_run() {
     first.kill().await;
     second.kill().await;
 }
+
+/// Answers requests with `{"ok": true}` and keeps their keys. It listens where requests of tasks may go: not on loopback.
+async fn listener() -> (String, Arc<Mutex<Vec<String>>>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    // Nothing is sent: it is only asked which address of this machine would be the sender's.
+    let asked = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    asked.connect("192.0.2.1:9").unwrap();
+    let socket = tokio::net::TcpListener::bind((asked.local_addr().unwrap().ip(), 0)).await.unwrap();
+    let url = format!("http://{}/", socket.local_addr().unwrap());
+    let keys = Arc::new(Mutex::new(vec![]));
+    let kept = Arc::clone(&keys);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = socket.accept().await {
+            let kept = Arc::clone(&kept);
+            tokio::spawn(async move {
+                let mut head = vec![];
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read_u8().await {
+                        Ok(byte) => head.push(byte),
+                        Err(_) => return,
+                    }
+                }
+                let head = String::from_utf8(head).unwrap().to_lowercase();
+                kept.lock().extend(head.lines().find_map(|l| Some(l.strip_prefix("idempotency-key: ")?.to_owned())));
+                let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\nconnection: close\r\n\r\n";
+                let _ = stream.write_all(format!("{answer}{{\"ok\":true}}").as_bytes()).await;
+            });
+        }
+    });
+    (url, keys)
+}
+
+#[tokio::test]
+async fn requests_are_made_again_under_the_same_key() {
+    let world = support::world().await;
+    let (url, keys) = listener().await;
+    let task = |next: Value| {
+        let mut task = json!({"Type": "Task", "Resource": "arn:aws:states:::http:invoke", "ResultPath": null,
+            "Parameters": {"ApiEndpoint": url, "Method": "GET"}});
+        task.as_object_mut().unwrap().extend(next.as_object().unwrap().clone());
+        task
+    };
+    let states = json!({"A": task(json!({"Next": "B"})), "B": task(json!({"End": true}))});
+    let definition = json!({"StartAt": "A", "States": states});
+    let (mut want, mut broken) = (None, 0);
+    for point in [None].into_iter().chain(Point::ALL.map(Some)) {
+        let run = format!("http-{point:?}").to_lowercase().replace(['(', ')'], "");
+        keys.lock().clear();
+        let faults: Arc<dyn Faults> = match point {
+            Some(point) => {
+                let once = Once { point, after: 0, reached: AtomicUsize::new(0) };
+                Arc::new(OnceOf { run: run.clone(), once })
+            }
+            None => Arc::new(NoFaults),
+        };
+        let first = world.engine_with(faults);
+        world.start(&run, &definition, &json!({"x": 1})).await;
+        let stop = first.stop.clone();
+        tokio::select! {
+            () = stop.cancelled() => broken += 1,
+            _ = world.over(&run) => {}
+        }
+        first.kill().await;
+        let second = world.engine();
+        let status = world.over(&run).await.status.unwrap();
+        assert_eq!(
+            (status.phase, status.output),
+            (Phase::Succeeded, Some(json!({"x": 1}))),
+            "{run}: {:?}",
+            status.cause
+        );
+        second.kill().await;
+        let types = world.types(&run).await;
+        assert_eq!(&types, want.get_or_insert_with(|| types.clone()), "{run}");
+        // Two attempts in all, each asked for at most twice.
+        let asked = counted(&keys.lock());
+        assert_eq!(asked.len(), 2, "{run}: {asked:?}");
+        assert!(asked.values().all(|n| *n <= 2), "{run}: {asked:?}");
+        let again = matches!(point, Some(Point::Calling | Point::Answered));
+        assert_eq!(asked.values().sum::<usize>(), if again { 3 } else { 2 }, "{run}: {asked:?}");
+    }
+    assert!(broken >= 6, "only {broken} engines were killed");
+}

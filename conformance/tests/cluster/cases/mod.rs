@@ -19,6 +19,8 @@ mod projected;
 mod terminal;
 mod volumes;
 mod workflows;
+mod workflows_aws;
+mod workflows_killed;
 mod workloads;
 
 use anyhow::{Result, ensure};
@@ -65,6 +67,8 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("monitoring", monitoring::monitoring),
     ("predecessors", predecessors::predecessors),
     ("workflows", workflows::workflows),
+    ("workflows_aws", workflows_aws::workflows_aws),
+    ("workflows_killed", workflows_killed::workflows_killed),
     ("helm", helm::helm),
     ("functions", functions::functions),
     ("functions_of_files", functions::functions_of_files),

@@ -289,7 +289,7 @@ impl Actor {
                 self.engine.reached(Point::Armed, &self.owner.name).await;
             }
             let timer = wake.map(|at| Instant::now() + crate::task::until(at) + Duration::from_micros(10));
-            let status = self.journal.as_ref().and_then(|_| self.written.due(&self.machine));
+            let status = self.journal.as_ref().and_then(|_| self.written.due(&self.machine, self.engine.pace()));
             // What is worked on here, and what is kept nowhere else, stays.
             let park = (self.live.is_empty() && self.maps.is_empty() && self.journal.is_some()).then_some(idle);
             let far = Instant::now() + Duration::from_secs(86_400);
@@ -303,6 +303,10 @@ impl Actor {
                 () = tokio::time::sleep_until(status.unwrap_or(far)), if status.is_some() => self.tell().await?,
                 () = tokio::time::sleep_until(park.unwrap_or(far)), if park.is_some() => {
                     if wake.is_none_or(|at| crate::task::until(at) > IDLE) {
+                        if status.is_some() {
+                            // Where many runs go on, its turn may not have come yet.
+                            self.tell().await?;
+                        }
                         return Ok(End::Parked(wake));
                     }
                     idle = Instant::now() + IDLE;

@@ -20,6 +20,7 @@ mod work;
 mod workflows;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use k8s_openapi::jiff::Timestamp;
@@ -68,6 +69,8 @@ pub struct Engine {
     definitions: Mutex<HashMap<String, Weak<Definition>>>,
     loads: Semaphore,
     commits: Semaphore,
+    /// Runs that have an actor.
+    actors: AtomicUsize,
     recorder: Recorder,
     stop: CancellationToken,
     tracker: TaskTracker,
@@ -112,6 +115,7 @@ impl Engine {
             definitions: Mutex::default(),
             loads: Semaphore::new(LOADS),
             commits: Semaphore::new(COMMITS),
+            actors: AtomicUsize::new(0),
             recorder,
             stop,
             tracker: TaskTracker::new(),
@@ -250,6 +254,11 @@ impl Engine {
         true
     }
 
+    /// Time between two writes of the status of a run that goes on.
+    fn pace(&self) -> std::time::Duration {
+        status::pace(self.actors.load(Ordering::Relaxed))
+    }
+
     /// Starts the actor of a run.
     fn drive(
         &self,
@@ -261,8 +270,10 @@ impl Engine {
         let Some(engine) = self.shared() else { return };
         let stop = self.stop.clone();
         self.tracker.spawn(async move {
-            let work = actor::drive(engine, key, uid, sender, receiver);
+            engine.actors.fetch_add(1, Ordering::Relaxed);
+            let work = actor::drive(Arc::clone(&engine), key, uid, sender, receiver);
             stop.run_until_cancelled(work).await;
+            engine.actors.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }

@@ -1,4 +1,4 @@
-//! The status of a run: at once when it ends, otherwise at most about once a second.
+//! The status of a run: at once when it ends, otherwise at most about once a second, and less often where many runs go on.
 
 use std::time::Duration;
 
@@ -20,12 +20,22 @@ use crate::payload::{Owner, Payload};
 
 /// Time between two writes about a run that goes on.
 pub(super) const PERIOD: Duration = Duration::from_secs(1);
+/// Time between writes about all runs that go on together: where there are many, what they store comes first.
+const SHARE: Duration = Duration::from_millis(20);
+/// Longest time between two writes about one run, however many there are.
+const PERIOD_MAX: Duration = Duration::from_secs(30);
 /// States that are named.
 const STATES: usize = 20;
 /// Characters of a cause in a condition and an event.
 const CAUSE: usize = 1024;
 /// Tries of the last write.
 const TRIES: u32 = 8;
+
+/// Time between two writes about one of so many runs that go on.
+pub(super) fn pace(runs: usize) -> Duration {
+    let share = SHARE.saturating_mul(u32::try_from(runs).unwrap_or(u32::MAX));
+    share.clamp(PERIOD, PERIOD_MAX)
+}
 
 /// What was written last.
 pub(super) struct Written {
@@ -39,9 +49,9 @@ impl Written {
     }
 
     /// When something is to be written about a run that goes on; none where nothing is new.
-    pub(super) fn due(&self, machine: &Machine) -> Option<Instant> {
+    pub(super) fn due(&self, machine: &Machine, period: Duration) -> Option<Instant> {
         let same = self.last.as_ref().is_some_and(|(_, states)| *states == machine.current(STATES));
-        (!same).then(|| self.at + PERIOD)
+        (!same).then(|| self.at + period)
     }
 
     pub(super) fn wrote(&mut self, machine: &Machine) {
@@ -213,5 +223,16 @@ impl Engine {
             _ => (Level::Warning, "Failed"),
         };
         self.recorder.note(run, level, reason, text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_runs_share_the_writes_about_them() {
+        let seconds = |runs| pace(runs).as_secs();
+        assert_eq!([0, 1, 50, 200, 1_000_000].map(seconds), [1, 1, 1, 4, 30]);
     }
 }

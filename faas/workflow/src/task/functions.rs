@@ -67,6 +67,9 @@ pub trait Functions: Send + Sync + 'static {
     async fn call(&self, call: FunctionCall) -> Result<FunctionAnswer, FunctionError>;
 }
 
+/// Longest wait for the gateway of a process that has just started: runs go on at once after a restart, and may be earlier.
+const GATEWAY: Duration = Duration::from_secs(30);
+
 /// The functions of the gateway in this process, while there is one.
 pub struct Gateway(pub Shared);
 
@@ -74,7 +77,7 @@ pub struct Gateway(pub Shared);
 impl Functions for Gateway {
     async fn call(&self, call: FunctionCall) -> Result<FunctionAnswer, FunctionError> {
         let none = || FunctionError::Unavailable("no gateway of functions runs in this process".to_owned());
-        let gateway = self.0.get().ok_or_else(none)?;
+        let gateway = tokio::time::timeout(GATEWAY, self.0.there()).await.map_err(|_| none())?;
         let mut request = invoke::Call::post(&call.namespace, &call.name, call.payload.into_bytes());
         request.tag = call.qualifier;
         for (name, value) in call.headers {
