@@ -116,6 +116,7 @@ def text_of(value, names, sent):
         value = value.split("\n")[0]
     # Values in the form of upstream's own language, allocated numbers, and the store's own words for its keys.
     value = re.sub(r"value: [\[{].*?[\]}](: |$)", lambda m: "value: <value>" + m[1] if re.search(r'[{]"[A-Z]', m[0]) or len(m[0]) > 100 else m[0], value)
+    value = re.sub(r'Invalid value: "\{.*\}": ', "Invalid value: <value>: ", value)
     value = re.sub(r"Duplicate value: 3\d{4}", "Duplicate value: <port>", value)
     value = re.sub(r"Key: (/registry)?/", "Key: /", value)
     value = re.sub(r"\(\d+\)|(?<=resource version: )\d+|(?<=current: )\d+|(?<=resourceVersion: )\d+", "<rv>", value)
@@ -300,7 +301,7 @@ class Mutator:
         elif how == "edge":
             parent[at[-1]] = self.edge(value)
         elif how == "type":
-            parent[at[-1]] = rng.choice([x for x in OTHER if type(x) is not type(value)])
+            parent[at[-1]] = copy.deepcopy(rng.choice([x for x in OTHER if type(x) is not type(value)]))
         elif how == "other":
             others = [x for x in self.pool.get((kind, place(at)), []) if x != value]
             if not others:
