@@ -309,7 +309,6 @@ pub fn delete_options(call: &Call) -> Result<Value, Status> {
     };
     let value = read(&call.body).map_err(|e| unrecognised(expected, &call.body, &e.to_string()))?;
     let version = value["apiVersion"].as_str().unwrap_or_default();
-    let v = version.rsplit('/').next().unwrap_or_default();
     let kind = value["kind"].as_str().unwrap_or("DeleteOptions");
     // Any group's DeleteOptions will do, known or not.
     if kind != "DeleteOptions" {
@@ -318,7 +317,7 @@ pub fn delete_options(call: &Call) -> Result<Value, Status> {
             quote_str(kind),
             quote_str(version)
         );
-        return Err(cannot_handle(expected, v, kind, &why));
+        return Err(Status::bad_request(why));
     }
     Ok(value)
 }

@@ -51,6 +51,9 @@ fn with_writer<T>(kind: &Kind, call: &Call, manager: &str, f: impl FnOnce(&Write
 
 /// Records the ownership of a plain write.
 pub fn track(kind: &Kind, call: &Call, new: &mut Value, old: Option<&Value>, manager: &str) {
+    if kind.strategy.traits().untyped && managed::misfit(&kind.resource.model, old, new) {
+        return;
+    }
     with_kind(kind, call, |k| with_writer(kind, call, manager, |w| managed::update(k, old, new, w)));
 }
 

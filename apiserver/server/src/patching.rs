@@ -48,9 +48,9 @@ pub fn apply(
             Ok(Patched { value, duplicates: duplicate_fields(&parsed.duplicates), text })
         }
         PatchType::Strategic => {
-            let parsed = strategic::parse(body)?;
+            let mut parsed = strategic::parse(body)?;
             let mut value = old.clone();
-            strategic_merge(&mut value, &parsed.value, shape)?;
+            strategic_merge(&mut value, &mut parsed.value, shape)?;
             if let Err(why) = skiff_core::patch::restore::fits(&value, shape) {
                 return Err(skiff_core::patch::restore::refused(&parsed.value, &why));
             }

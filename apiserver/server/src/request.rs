@@ -94,7 +94,7 @@ impl Query {
     /// 400 in upstream's words when it is not a number.
     pub fn number(&self, key: &str) -> Result<Option<i64>, Status> {
         match self.get(key) {
-            None | Some("") => Ok(None),
+            None => Ok(None),
             Some(v) => v
                 .parse()
                 .map(Some)

@@ -37,6 +37,14 @@ pub enum TypeError {
     /// Not a duration.
     #[error("time: invalid duration {0:?}")]
     Duration(String),
+    /// Kind or version of an embedded object that is no text.
+    #[error("{path}: Invalid value: {found}: must be a string")]
+    NoText {
+        /// Where.
+        path: String,
+        /// What is there.
+        found: String,
+    },
     /// Neither a schema nor what may stand in its place.
     #[error("boolean or JSON schema expected")]
     Schema,

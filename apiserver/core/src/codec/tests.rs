@@ -175,7 +175,7 @@ proptest! {
             let mut none = Faults::default();
             normalize(&mut again, shape, &mut none).unwrap();
             prop_assert_eq!(&again, &value);
-            prop_assert_eq!(none, Faults::default());
+            prop_assert!(none.unknown.is_empty(), "{:?}", none);
             let mut unknown: Vec<_> = faults.unknown.iter().map(|p| format!("unknown field \"{p}\"")).collect();
             let mut strict = json::strict_faults(text.as_bytes(), shape);
             prop_assert!(strict.len() <= 100);

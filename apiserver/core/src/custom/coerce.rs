@@ -188,6 +188,9 @@ fn embedded(value: &mut Value, node: &Node, path: &str, unknown: &mut Vec<String
         Value::Object(members) => {
             for (name, value) in members.iter_mut() {
                 let at = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                if node.embedded && matches!(name.as_str(), "apiVersion" | "kind") && !value.is_string() {
+                    return Err(TypeError::NoText { path: at, found: value.to_string() });
+                }
                 if node.embedded && name == "metadata" {
                     if !value.is_null() {
                         typed_metadata(value, &at, unknown)?;

@@ -81,11 +81,14 @@ impl Strategy for DefinitionStrategy {
         rules::stored_versions(new, new, errors);
     }
 
-    fn warnings(&self, new: &Value, _old: Option<&Value>, out: &mut Vec<String>) {
-        for version in new["spec"]["versions"].as_array().into_iter().flatten() {
-            let schema = version.get("schema").and_then(|s| s.get("openAPIV3Schema"));
-            out.extend(schema.map(structural::unknown_formats).unwrap_or_default());
-        }
+    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+        let of = |crd: &Value| -> Vec<String> {
+            let versions = crd["spec"]["versions"].as_array().into_iter().flatten();
+            let schemas = versions.filter_map(|v| v.get("schema").and_then(|s| s.get("openAPIV3Schema")));
+            schemas.flat_map(structural::unknown_formats).collect()
+        };
+        let before = old.map(of).unwrap_or_default();
+        out.extend(of(new).into_iter().filter(|w| !before.contains(w)));
     }
 
     fn deletion_finalizer(&self) -> Option<&'static str> {

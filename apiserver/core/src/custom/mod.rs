@@ -18,6 +18,7 @@ pub mod jsonpath;
 pub mod names;
 mod patterns;
 mod rules;
+mod scale;
 pub mod schema;
 pub mod shape;
 pub mod strategy;

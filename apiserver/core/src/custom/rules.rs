@@ -3,7 +3,7 @@
 //! Upstream keeps what all versions share in one place and names that place in errors: `spec.validation` instead of
 //! `spec.versions[0].schema`. [`spec`] does so too.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::names::{self, APPROVAL};
 use super::{jsonpath, structural};
@@ -60,6 +60,10 @@ pub(super) fn spec(spec: &Value, errors: &mut Errors) {
             errors.required(&format!("spec.versions[{i}].schema.openAPIV3Schema"), "");
         }
     }
+    if spec["preserveUnknownFields"] == true && versions.iter().filter_map(schema_of).any(|s| has_defaults(&s)) {
+        let why = "must be false in order to use defaults in the schema";
+        errors.invalid(&"spec.preserveUnknownFields", true, why);
+    }
     // What all versions share is checked once, below.
     let shared = |key: &str| {
         let part = |v: &Value| v.get(key).filter(|p| !p.is_null()).cloned();
@@ -79,6 +83,9 @@ pub(super) fn spec(spec: &Value, errors: &mut Errors) {
             errors.invalid(&format!("{at}.name"), name, why.join(","));
         }
         deprecation(version, &at, errors);
+        if !one_schema {
+            root_type(schema_of(version).as_ref(), version, &format!("{at}.schema"), errors);
+        }
         if !one_schema && let Some(schema) = schema_of(version) {
             structural::check(&schema, &format!("{at}.schema.openAPIV3Schema"), errors);
         }
@@ -109,6 +116,7 @@ pub(super) fn spec(spec: &Value, errors: &mut Errors) {
     names_of(&spec["names"], errors);
     if let Some(first) = versions.first() {
         if one_schema && let Some(schema) = schema_of(first) {
+            root_type(Some(&schema), first, "spec.validation", errors);
             structural::check(&schema, "spec.validation.openAPIV3Schema", errors);
         }
         if one_fields {
@@ -414,6 +422,34 @@ pub(super) fn immutable(new: &Value, old: &Value, errors: &mut Errors) {
     same("spec.names.plural", "/spec/names/plural");
 }
 
+/// Where `status` is written by itself, its schema is taken out of that of the whole, which must be an object's.
+fn root_type(schema: Option<&Value>, version: &Value, at: &str, errors: &mut Errors) {
+    let alone = version["subresources"].get("status").is_some_and(|s| !s.is_null());
+    if let Some(kind) = schema.map(|s| text(s, "type")).filter(|k| alone && !matches!(*k, "" | "object")) {
+        let why =
+            "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
+        errors.invalid(&format!("{at}.openAPIV3Schema.type"), kind, why);
+    }
+}
+
+/// Whether a schema has a default anywhere.
+fn has_defaults(schema: &Value) -> bool {
+    match schema {
+        Value::Object(members) => {
+            members.get("default").is_some_and(|d| !d.is_null())
+                || members.iter().any(|(key, v)| match key.as_str() {
+                    "properties" | "patternProperties" | "definitions" | "dependencies" => {
+                        v.as_object().into_iter().flatten().any(|(_, v)| has_defaults(v))
+                    }
+                    "default" | "example" | "enum" => false,
+                    _ => has_defaults(v),
+                })
+        }
+        Value::Array(list) => list.iter().any(has_defaults),
+        _ => false,
+    }
+}
+
 /// Versions that objects may be stored in cannot go. `stored` has the list, `new` the versions.
 pub(super) fn stored_versions(new: &Value, stored: &Value, errors: &mut Errors) {
     let at = "status.storedVersions";
@@ -422,11 +458,21 @@ pub(super) fn stored_versions(new: &Value, stored: &Value, errors: &mut Errors) 
         errors.invalid(&at, Value::Null, "must have at least one stored version");
         return;
     }
-    let versions = list(&new["spec"], "versions");
-    for (i, version) in stored.iter().enumerate() {
-        if !versions.iter().any(|v| text(v, "name") == *version) {
-            errors.invalid(&format!("{at}[{i}]"), *version, "must appear in spec.versions");
+    let mut missing: Vec<(usize, &str)> = stored.iter().copied().enumerate().collect();
+    for version in list(&new["spec"], "versions") {
+        let name = text(version, "name");
+        let before = missing.len();
+        missing.retain(|(_, m)| *m != name);
+        // Of two versions of one name the second finds nothing any more.
+        if missing.len() == before && version["storage"] == true {
+            errors.invalid(&at, json!(stored), format!("must have the storage version {name}"));
         }
+    }
+    for (i, version) in missing {
+        let why = format!(
+            "missing from spec.versions; {version} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {version} and removes {version} from status.storedVersions"
+        );
+        errors.invalid(&format!("{at}[{i}]"), version, why);
     }
 }
 

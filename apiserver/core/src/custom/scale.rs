@@ -66,7 +66,10 @@ mod tests {
         let cases = [
             (json!({"spec": {"replicas": 1}}), ""),
             (json!({}), ""),
-            (json!({"spec": {"replicas": "x"}}), ".spec.replicas accessor error: x is of the type string, expected int64"),
+            (
+                json!({"spec": {"replicas": "x"}}),
+                ".spec.replicas accessor error: x is of the type string, expected int64",
+            ),
             (
                 json!({"spec": [1]}),
                 ".spec.replicas accessor error: [1] is of the type []interface {}, expected map[string]interface{}",

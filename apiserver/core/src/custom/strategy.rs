@@ -8,12 +8,14 @@ use serde_json::Value;
 use super::cel::{self, Told};
 use super::coerce;
 use super::columns::Columns;
+use super::scale;
 use super::schema::{Node, Schema};
 use super::validate;
 use crate::codec::{Faults, TypeError};
 use crate::invalid::{ErrorType, Errors, FieldError, ROOT};
 use crate::kinds::{Published, ScalePaths, Strategy, Traits, carry};
 use crate::meta;
+use crate::names;
 use crate::resources::Resource;
 use crate::schema::Struct;
 
@@ -86,23 +88,22 @@ impl Custom {
     /// What the schema says of the values, the numbers of scale, and embedded objects.
     fn values(&self, obj: &Value, old: Option<&Value>, errors: &mut Errors) {
         validate::check(obj, self.root(), old, "", errors);
-        if let Some(scale) = &self.scale {
-            for path in [&scale.spec, &scale.status] {
-                let name = path.as_str();
-                match lookup(obj, path) {
-                    None | Some(Value::Null) => {}
-                    Some(v) => match v.as_i64() {
-                        None => errors.invalid(&name, 0, format!("{name} accessor error: {v} is of the wrong type")),
-                        Some(n) if n < 0 => errors.invalid(&name, n, "should be a non-negative integer"),
-                        Some(n) if n > i64::from(i32::MAX) => {
-                            errors.invalid(&name, n, format!("should be less than or equal to {}", i32::MAX));
-                        }
-                        Some(_) => {}
-                    },
-                }
-            }
+        if let Some(paths) = &self.scale {
+            scale::number(obj, &paths.spec, errors);
+            scale::number(obj, &paths.status, errors);
+            scale::selector(obj, &paths.selector, errors);
         }
         validate::embedded(obj, self.root(), &ROOT, errors);
+    }
+
+    /// Duplicates in lists, unless there were some before.
+    fn unique(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        let (mut found, mut before) = (Errors::new(), Errors::new());
+        validate::unique(new, self.root(), &ROOT, &mut found);
+        validate::unique(old, self.root(), &ROOT, &mut before);
+        if before.is_empty() {
+            errors.0.append(&mut found.0);
+        }
     }
 
     /// The rules in CEL, which see valid objects only.
@@ -230,28 +231,35 @@ impl Strategy for Custom {
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         self.values(new, Some(old), errors);
-        // Duplicates that were there before may stay.
-        let (mut found, mut before) = (Errors::new(), Errors::new());
-        validate::unique(new, self.root(), &ROOT, &mut found);
-        validate::unique(old, self.root(), &ROOT, &mut before);
-        if before.is_empty() {
-            errors.0.append(&mut found.0);
-        }
+        self.unique(new, old, errors);
         self.rules(new, Some(old), errors);
     }
 
+    /// The rest is as it was. Texts name what is below `status` alone.
     fn validate_status(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        self.validate_update(new, old, errors);
+        if let (Some(status), Some(node)) = (new.get("status"), self.root().member("status")) {
+            validate::check(status, node, old.get("status"), "status", errors);
+        }
+        if let Some(paths) = &self.scale {
+            scale::number(new, &paths.status, errors);
+            scale::selector(new, &paths.selector, errors);
+        }
+        self.unique(new, old, errors);
+        self.rules(new, Some(old), errors);
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
         let before: Vec<&str> = old.map(meta::finalizers).unwrap_or_default();
         let added = meta::finalizers(new).into_iter().filter(|f| !before.contains(f));
-        for f in added.filter(|f| meta::is_plain_finalizer(f)) {
-            out.push(format!(
-                "metadata.finalizers: {}: prefer a domain-qualified finalizer name to avoid accidental conflicts with other finalizer writers",
-                crate::invalid::quote_str(f)
-            ));
+        for f in added {
+            let shown = crate::invalid::quote_str(f);
+            out.extend(names::is_qualified_name(f).iter().map(|why| format!("metadata.finalizers: {shown}: {why}")));
+            if meta::is_plain_finalizer(f) {
+                let path = if f.contains('.') { " including a path (/)" } else { "" };
+                out.push(format!(
+                    "metadata.finalizers: {shown}: prefer a domain-qualified finalizer name{path} to avoid accidental conflicts with other finalizer writers"
+                ));
+            }
         }
         if old.is_some() && self.root().has_rules() {
             let mut found = Errors::new();

@@ -578,8 +578,13 @@ pub(super) fn unknown_formats(schema: &Value) -> Vec<String> {
 
 fn formats(schema: &Value, out: &mut Vec<String>) {
     let format = text(schema, "format");
-    let numeric = matches!(text(schema, "type"), "integer" | "number");
-    if !format.is_empty() && !numeric && !super::formats::known(format) {
+    let known = match text(schema, "type") {
+        "" | "string" => super::formats::known(format),
+        "integer" => matches!(format, "int32" | "int64"),
+        "number" => matches!(format, "float" | "double"),
+        _ => false,
+    };
+    if !format.is_empty() && !known {
         out.push(format!("unrecognized format {}", crate::invalid::quote_str(format)));
     }
     let empty = Map::new();

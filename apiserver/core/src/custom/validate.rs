@@ -380,21 +380,30 @@ pub fn unique(value: &Value, node: &Node, path: &Path<'_>, errors: &mut Errors) 
             }
         }
         Value::Array(list) => {
+            // Of a map's list nothing but maps can be compared.
+            let odd = list.iter().position(|item| !(item.is_object() || item.is_null()));
+            if let (Some(ListType::Map), Some(i)) = (node.list, odd) {
+                errors.invalid(&path.index(i), list[i].clone(), "must be an object for an array of list-type map");
+            }
             let key = |item: &Value| match node.list {
-                Some(ListType::Map) => {
+                Some(ListType::Map) if odd.is_none() => {
                     let keys = node.keys.iter().filter_map(|k| Some((k.clone(), item.get(k)?.clone())));
                     Some(Value::Object(keys.collect()))
                 }
                 Some(ListType::Set) => Some(item.clone()),
                 _ => None,
             };
-            let mut seen: Vec<Value> = Vec::new();
+            // What is there more often than twice is told once.
+            let mut seen: Vec<(Value, bool)> = Vec::new();
             for (i, item) in list.iter().enumerate() {
                 if let Some(key) = key(item) {
-                    if seen.contains(&key) {
-                        errors.duplicate(&path.index(i), key);
-                    } else {
-                        seen.push(key);
+                    match seen.iter_mut().find(|(k, _)| *k == key) {
+                        Some((_, true)) => {}
+                        Some((_, told)) => {
+                            *told = true;
+                            errors.duplicate(&path.index(i), key);
+                        }
+                        None => seen.push((key, false)),
                     }
                 }
                 if let Some(items) = &node.items {

@@ -312,7 +312,7 @@ impl Strategy for Binding {
         let (spec, path) = (&obj["spec"], Path::new("spec"));
         let policy = text(spec, "policyName");
         if policy.is_empty() {
-            errors.required(&path.child("policyName"), "");
+            errors.generated(|e| e.required(&path.child("policyName"), ""));
         } else {
             complain(&path.child("policyName"), policy, names::is_dns1123_subdomain(policy), errors);
         }
@@ -353,7 +353,7 @@ fn actions(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     const KNOWN: &[&str] = &["Audit", "Deny", "Warn"];
     let all: Vec<&str> = list(spec, "validationActions").iter().filter_map(Value::as_str).collect();
     if all.is_empty() {
-        errors.required(path, "");
+        errors.generated(|e| e.required(path, ""));
     }
     for (i, a) in all.iter().enumerate() {
         if !KNOWN.contains(a) {

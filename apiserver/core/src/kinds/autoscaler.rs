@@ -6,10 +6,12 @@ use super::check::{complain, given, list, need, not_negative, one_of, quantity_n
 use super::defaults::{object, set, set_text};
 use super::pod::validate_container_resource;
 use super::{Strategy, Traits};
+use crate::codec::{self, Faults, TypeError};
 use crate::invalid::Errors;
 use crate::names;
 use crate::path::Path;
 use crate::quantity::Quantity;
+use crate::schema::Struct;
 
 /// What v1 cannot say stands in this annotation.
 const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
@@ -23,6 +25,17 @@ impl Strategy for Autoscaler {
     fn traits(&self) -> &Traits {
         const T: Traits = Traits { generation: true, status: true, ..Traits::DEFAULT };
         &T
+    }
+
+    /// An empty list of policies is kept until it is refused: only where there is none are there defaults.
+    fn normalize(&self, value: &mut Value, model: &Struct, faults: &mut Faults) -> Result<(), TypeError> {
+        let behavior = &value["spec"]["behavior"];
+        let empty = ["scaleUp", "scaleDown"].map(|k| behavior[k]["policies"].as_array().is_some_and(Vec::is_empty));
+        codec::normalize(value, model, faults)?;
+        for key in ["scaleUp", "scaleDown"].iter().zip(empty).filter_map(|(k, e)| e.then_some(*k)) {
+            value["spec"]["behavior"][key]["policies"] = json!([]);
+        }
+        Ok(())
     }
 
     fn default(&self, obj: &mut Value) {
@@ -202,6 +215,8 @@ fn metric(m: &Value, path: &Path<'_>, errors: &mut Errors) {
     if let Some(e) = expected.filter(|e| !present.contains(e)) {
         errors.required(&path.child(e), "must populate information for the given metric source");
     }
+    // Of a type that nobody knows the first source is spared.
+    let expected = expected.or_else(|| present.first().copied());
     if present.len() > 1 || (present.len() == 1 && expected.is_some_and(|e| !present.contains(&e))) {
         let mut others: Vec<&str> = present.into_iter().filter(|p| Some(*p) != expected).collect();
         others.sort_unstable();

@@ -50,12 +50,12 @@ const FIXED: &[(&str, &str)] = &[
     ("deprecatedFirstTimestamp", "firstTimestamp"),
     ("deprecatedLastTimestamp", "lastTimestamp"),
     ("deprecatedCount", "count"),
+    ("type", "type"),
     ("eventTime", "eventTime"),
     ("action", "action"),
     ("related", "related"),
     ("reportingController", "reportingController"),
     ("reportingInstance", "reportingInstance"),
-    ("type", "type"),
 ];
 const SHORT: usize = 128;
 const LONG: usize = 1024;
@@ -69,11 +69,17 @@ impl Event {
             ("involvedObject", "message", "reportingComponent")
         };
         let (ns, of) = (meta::namespace(obj), text(&obj[about], "namespace"));
-        let elsewhere = if of.is_empty() { !matches!(ns, "" | "default") } else { ns != of };
+        let timed = given(obj, "eventTime");
+        let elsewhere = match (timed, of.is_empty()) {
+            (false, true) => !matches!(ns, "" | "default"),
+            (false, false) => ns != of,
+            (true, true) => !matches!(ns, "default" | "kube-system"),
+            (true, false) => false,
+        };
         if elsewhere {
             errors.invalid(&ROOT.child("involvedObject.namespace"), of, "does not match event.namespace");
         }
-        if !given(obj, "eventTime") {
+        if !timed {
             return;
         }
         let by = text(obj, controller);
@@ -102,6 +108,7 @@ impl Event {
     /// What the newer view demands.
     fn new_style(&self, obj: &Value, errors: &mut Errors) {
         const UNSET: &str = "needs to be unset";
+        series(obj, errors);
         if !given(obj, "eventTime") {
             errors.required(&ROOT.child("eventTime"), "");
         }
@@ -123,15 +130,19 @@ impl Event {
         if !text(source, "component").is_empty() || !text(source, "host").is_empty() {
             errors.invalid(&ROOT.child("source"), "", UNSET);
         }
-        if given(obj, "series") {
-            let at = ROOT.child("series");
-            if obj["series"]["count"].as_i64().unwrap_or(0) < 2 {
-                errors.invalid(&at.child("count"), "", "should be at least 2");
-            }
-            if !given(&obj["series"], "lastObservedTime") {
-                errors.required(&at.child("lastObservedTime"), "");
-            }
-        }
+    }
+}
+
+fn series(obj: &Value, errors: &mut Errors) {
+    if !given(obj, "series") {
+        return;
+    }
+    let at = ROOT.child("series");
+    if obj["series"]["count"].as_i64().unwrap_or(0) < 2 {
+        errors.invalid(&at.child("count"), "", "should be at least 2");
+    }
+    if !given(&obj["series"], "lastObservedTime") {
+        errors.required(&at.child("lastObservedTime"), "");
     }
 }
 
@@ -151,6 +162,9 @@ impl Strategy for Event {
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         self.common(new, errors);
         if self.group {
+            if new["series"] != old["series"] {
+                series(new, errors);
+            }
             for (key, shown) in FIXED {
                 if new[*key] != old[*key] {
                     let value = if new[*key].is_null() { "".into() } else { new[*key].clone() };

@@ -254,16 +254,20 @@ impl Strategy for Level {
         }
         // Absent counts as a type other than "Limited".
         errors.generated(|e| {
+            if kind != "Exempt" && given(spec, "exempt") {
+                e.forbidden(&path.child("exempt"), "");
+            }
             match (kind, given(spec, "limited")) {
                 ("Limited", false) => e.required(&path.child("limited"), ""),
                 ("Limited", true) | (_, false) => {}
                 (_, true) => e.forbidden(&path.child("limited"), ""),
             }
-            if kind == "Limited" && given(spec, "exempt") {
-                e.forbidden(&path.child("exempt"), "");
-            }
             if kind.is_empty() {
                 e.required(&path.child("type"), "");
+            }
+            if given(spec, "limited") {
+                let at = path.child("limited");
+                generated_response(&spec["limited"]["limitResponse"], &at.child("limitResponse"), e);
             }
         });
         if !matches!(kind, "" | "Limited" | "Exempt") {
@@ -314,16 +318,19 @@ fn response(r: &Value, at: &Path<'_>, errors: &mut Errors) {
     if !matches!(kind, "" | "Queue" | "Reject") {
         errors.not_supported(&at.child("type"), kind, &["Queue", "Reject"]);
     }
-    errors.generated(|e| {
-        match (kind, given(r, "queuing")) {
-            ("Queue", false) => e.required(&queuing, ""),
-            ("Queue", true) | (_, false) => {}
-            (_, true) => e.forbidden(&queuing, ""),
-        }
-        if kind.is_empty() {
-            e.required(&at.child("type"), "");
-        }
-    });
+}
+
+/// What generated rules find in a response, also in one that the type of the level forbids.
+fn generated_response(r: &Value, at: &Path<'_>, errors: &mut Errors) {
+    let (queuing, kind) = (at.child("queuing"), text(r, "type"));
+    match (kind, given(r, "queuing")) {
+        ("Queue", false) => errors.required(&queuing, ""),
+        ("Queue", true) | (_, false) => {}
+        (_, true) => errors.forbidden(&queuing, ""),
+    }
+    if kind.is_empty() {
+        errors.required(&at.child("type"), "");
+    }
 }
 
 fn queues(q: &Value, path: &Path<'_>, errors: &mut Errors) {

@@ -132,7 +132,8 @@ impl Strategy for Binding {
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         self.validate(new, errors);
         if new["roleRef"] != old["roleRef"] {
-            errors.invalid_raw(&Path::new("roleRef"), new["roleRef"].to_string(), "field is immutable");
+            let shown = new["roleRef"].to_string();
+            errors.generated(|e| e.invalid_raw(&Path::new("roleRef"), shown, "field is immutable"));
         }
     }
 }

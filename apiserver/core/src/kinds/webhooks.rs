@@ -56,8 +56,10 @@ fn webhook(w: &Value, path: &Path<'_>, errors: &mut Errors) {
     if name.is_empty() {
         errors.required(&at, "");
     } else {
-        complain(&at, name, names::is_dns1123_subdomain(name), errors);
-        if name.split('.').count() < 3 {
+        let why = names::is_dns1123_subdomain(name);
+        let well_formed = why.is_empty();
+        complain(&at, name, why, errors);
+        if well_formed && name.split('.').count() < 3 {
             errors.invalid(&at, name, "should be a domain with at least three segments separated by dots");
         }
     }
@@ -114,7 +116,8 @@ fn client(c: &Value, path: &Path<'_>, errors: &mut Errors) {
 /// Checks a URL: https, a host, and nothing but a path.
 fn url(u: &str, path: &Path<'_>, errors: &mut Errors) {
     const FORM: &str = "desired format: https://host[/path]";
-    let (scheme, rest) = u.split_once("://").unwrap_or(("", u));
+    // Without a scheme all of it is a path.
+    let (scheme, rest) = u.split_once("://").or_else(|| Some(("", u.strip_prefix("//")?))).unwrap_or(("", ""));
     if scheme != "https" {
         errors.invalid(path, scheme, format!("'https' is the only allowed URL scheme; {FORM}"));
     }
@@ -133,9 +136,10 @@ fn url(u: &str, path: &Path<'_>, errors: &mut Errors) {
 }
 
 fn service(s: &Value, path: &Path<'_>, errors: &mut Errors) {
-    for key in ["name", "namespace"] {
-        if text(s, key).is_empty() {
-            errors.required(&path.child(key), "");
+    // Upstream takes one for the other when it says what is missing.
+    for (told, missing) in [("name", "namespace"), ("namespace", "name")] {
+        if text(s, missing).is_empty() {
+            errors.required(&path.child(told), "");
         }
     }
     if let Some(n) = s["port"].as_i64() {

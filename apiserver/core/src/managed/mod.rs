@@ -199,6 +199,16 @@ pub fn update(kind: &Kind<'_>, live: Option<&Value>, new: &mut Value, writer: &W
     set_managed_fields(new, if unchanged { before } else { fields });
 }
 
+/// Ownership after a write of an object that does not fit the structure of its kind, as those of custom kinds may: it is not
+/// understood, so all stays as it was. Answers whether it is such a one.
+pub fn misfit(shape: &Struct, live: Option<&Value>, new: &mut Value) -> bool {
+    if typed::fits(new, Type::Struct(shape)) {
+        return false;
+    }
+    set_managed_fields(new, live.and_then(managed_fields).cloned());
+    true
+}
+
 /// Ownership after a write that is no apply.
 fn record_update(kind: &Kind<'_>, old: &Value, new: &Value, managed: &mut Managed, writer: &Writer<'_>) {
     managed.retain_known(kind.known);

@@ -151,6 +151,13 @@ fn by_step<'v>(t: Type<'_>, list: &'v [Value]) -> (Vec<Step>, BTreeMap<Step, Vec
     (order, all)
 }
 
+/// Whether a value can be read along the schema, except that items may repeat.
+pub(super) fn fits(value: &Value, t: Type<'_>) -> bool {
+    faults(value, t).iter().all(|f| f.contains(TWICE))
+}
+
+const TWICE: &str = ": duplicate entries for key ";
+
 /// Faults that keep a value from being read along the schema, as upstream words them.
 pub(super) fn faults(value: &Value, t: Type<'_>) -> Vec<String> {
     let mut out = Vec::new();
@@ -212,7 +219,7 @@ fn fault(value: &Value, t: Type<'_>, path: &mut Vec<Step>, out: &mut Vec<String>
                     continue;
                 };
                 if !seen.insert(step.clone()) {
-                    out.push(format!("{}: duplicate entries for key {step}", show(path)));
+                    out.push(format!("{}{TWICE}{step}", show(path)));
                 }
                 path.push(step);
                 fault(item, t.item(), path, out);
@@ -333,6 +340,13 @@ impl Comparison {
                 path.pop();
             }
         } else {
+            // A map of which nobody says what it is comes or goes with all that is in it.
+            if let (Type::Deduced, Some(was), Some(is)) = (t, old, new)
+                && was.is_object() != is.is_object()
+            {
+                self.removed.below(path, &field_set(was, t));
+                self.added.below(path, &field_set(is, t));
+            }
             return self.leaf(old, new, path);
         }
         match (old, new) {

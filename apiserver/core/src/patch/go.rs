@@ -62,6 +62,23 @@ fn number(n: &serde_json::Number, out: &mut String) {
     }
 }
 
+/// A value as upstream's language prints it where a text was meant (`%s`): what is no text is marked.
+#[must_use]
+pub fn as_text(value: &Value) -> String {
+    let join = |items: Vec<String>| items.join(" ");
+    match value {
+        Value::String(s) => s.clone(),
+        Value::Null => "%!s(<nil>)".to_owned(),
+        Value::Array(items) => format!("[{}]", join(items.iter().map(as_text).collect())),
+        Value::Object(members) => {
+            let mut keys: Vec<&String> = members.keys().collect();
+            keys.sort_unstable();
+            format!("map[{}]", join(keys.into_iter().map(|k| format!("{k}:{}", as_text(&members[k]))).collect()))
+        }
+        other => format!("%!s({}={})", type_name(other), print(other)),
+    }
+}
+
 /// A value as upstream's language would write it in a program (`%#v`).
 #[must_use]
 pub fn literal(value: &Value) -> String {

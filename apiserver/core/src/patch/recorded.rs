@@ -39,7 +39,7 @@ fn patched(live: &Value, text: &str, media: &str, shape: &Struct) -> Result<Valu
     match media {
         "application/json-patch+json" => object = JsonPatch::parse(text.as_bytes())?.apply(live)?,
         "application/merge-patch+json" => merge::merge_patch(&mut object, &merge::parse(text.as_bytes())?.value),
-        _ => strategic_merge(&mut object, &strategic::parse(text.as_bytes())?.value, shape)?,
+        _ => strategic_merge(&mut object, &mut strategic::parse(text.as_bytes())?.value, shape)?,
     }
     Ok(object)
 }

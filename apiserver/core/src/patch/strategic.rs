@@ -33,10 +33,11 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed> {
     Ok(parsed)
 }
 
-/// Merges `patch` into `object`, whose type is `shape`. On an error the object is half done and must not be used.
-pub fn strategic_merge(object: &mut Value, patch: &Value, shape: &Struct) -> Result<()> {
-    let (Value::Object(members), Value::Object(patch)) = (&mut *object, patch) else { return Ok(()) };
-    merge_map(members, patch.clone(), Known::Struct(shape))
+/// Merges `patch` into `object`, whose type is `shape`. On an error the object is half done and must not be used. Directives
+/// that were followed, and lists that were ordered, are gone from the patch afterwards: it is what refusals quote.
+pub fn strategic_merge(object: &mut Value, patch: &mut Value, shape: &Struct) -> Result<()> {
+    let (Value::Object(members), Value::Object(patch)) = (object, patch) else { return Ok(()) };
+    merge_map(members, patch, Known::Struct(shape))
 }
 
 /// What is known of the members of a JSON object.
@@ -97,47 +98,53 @@ impl<'a> Known<'a> {
     }
 }
 
-fn merge_map(object: &mut Object, mut patch: Object, known: Known<'_>) -> Result<()> {
+fn merge_map(object: &mut Object, patch: &mut Object, known: Known<'_>) -> Result<()> {
     if let Some(directive) = patch.get(PATCH) {
         match directive.as_str() {
             Some("replace") => {
                 patch.remove(PATCH);
-                *object = patch;
+                object.clone_from(patch);
             }
             Some("delete") => object.clear(),
-            _ => return bad_directive(directive, &patch),
+            _ => return bad_directive(directive, patch),
         }
         return Ok(());
     }
-    retain_keys(object, &mut patch)?;
-    ordered_lists(object, &mut patch, known)?;
+    retain_keys(object, patch)?;
+    ordered_lists(object, patch, known)?;
     for (name, value) in patch {
         if let Some(name) = name.strip_prefix(DELETE_FROM) {
-            if let (Some(Value::Array(list)), Value::Array(gone)) = (object.get_mut(name), &value) {
-                list.retain(|item| !gone.contains(item));
+            match (object.get_mut(name), &*value) {
+                (Some(Value::Array(list)), Value::Array(gone)) => {
+                    alike(list, gone)?;
+                    list.retain(|item| !gone.contains(item));
+                }
+                (Some(_), Value::Null) => drop(object.remove(name)),
+                _ => {}
             }
             continue;
         }
         if value.is_null() {
-            object.remove(&name);
+            object.remove(name);
             continue;
         }
-        match (object.get_mut(&name), value) {
+        match (object.get_mut(name), value) {
             (Some(Value::Object(present)), Value::Object(value)) => {
-                if known.strategy(&name) == PatchStrategy::Replace {
-                    *present = value;
+                if known.strategy(name) == PatchStrategy::Replace {
+                    present.clone_from(value);
                 } else {
-                    merge_map(present, value, known.member(&name))?;
+                    merge_map(present, value, known.member(name))?;
                 }
             }
             (Some(Value::Array(present)), Value::Array(value)) => {
-                merge_list(present, value, &known.list(&name))?;
+                merge_list(present, value, &known.list(name))?;
             }
             (present, value) => {
-                if let Some(value) = fresh(value) {
-                    object.insert(name, value);
+                drop_nulls(value);
+                if let Some(value) = fresh(value.clone()) {
+                    object.insert(name.clone(), value);
                 } else if present.is_some() {
-                    object.remove(&name);
+                    object.remove(name);
                 }
             }
         }
@@ -145,14 +152,32 @@ fn merge_map(object: &mut Object, mut patch: Object, known: Known<'_>) -> Result
     Ok(())
 }
 
+/// Nulls in what is new mean nothing; they are not quoted either.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|_, v| !v.is_null());
+            members.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
+/// Only lists of one type can be merged.
+fn alike(list: &[Value], patch: &[Value]) -> Result<()> {
+    let mut both = list.iter().chain(patch).map(go::type_name);
+    let Some(first) = both.next() else { return Ok(()) };
+    if both.any(|other| other != first) {
+        let show = Value::Array([list, patch].map(|l| Value::Array(l.to_vec())).to_vec());
+        return wrong(format!("list element types are not identical: {}", go::print(&show)));
+    }
+    Ok(())
+}
+
 fn bad_directive<T>(directive: &Value, patch: &Object) -> Result<T> {
-    let value = match directive {
-        Value::String(s) => s.clone(),
-        // `%s` of what is no string.
-        Value::Null => "%!s(<nil>)".to_owned(),
-        other => format!("%!s({}={})", go::type_name(other), go::print(other)),
-    };
-    wrong(format!("unknown patch type: {value} in map: {}", go::print(&Value::Object(patch.clone()))))
+    let (directive, patch) = (go::as_text(directive), go::print(&Value::Object(patch.clone())));
+    wrong(format!("unknown patch type: {directive} in map: {patch}"))
 }
 
 /// What is new, without nulls (they mean nothing here) and without the parts that carry a `$patch` of their own, whatever
@@ -189,11 +214,7 @@ fn ordered_lists(object: &mut Object, patch: &mut Object, known: Known<'_>) -> R
         let order = list_of(patch.remove(&directive))?.unwrap_or_default();
         let name = &directive[SET_ORDER.len()..];
         let before = list_of(object.get(name).cloned())?;
-        let change = match patch.get(name) {
-            // A null removes the list, after which there is nothing to order.
-            Some(Value::Null) => continue,
-            other => list_of(other.cloned())?,
-        };
+        let change = list_of(patch.get(name).cloned())?;
         patch.remove(name);
         let rule = known.list(name);
         agrees(change.as_deref().unwrap_or_default(), &order, rule.key)?;
@@ -204,7 +225,8 @@ fn ordered_lists(object: &mut Object, patch: &mut Object, known: Known<'_>) -> R
             (None, Some(change)) => change.into_iter().filter_map(fresh).collect(),
             (Some(before), Some(change)) => {
                 let mut merged = before.clone();
-                merge_list(&mut merged, change, &rule)?;
+                let mut change = change;
+                merge_list(&mut merged, &mut change, &rule)?;
                 merged
             }
         };
@@ -222,23 +244,45 @@ fn list_of(value: Option<Value>) -> Result<Option<Vec<Value>>> {
     match value {
         None => Ok(None),
         Some(Value::Array(items)) => Ok(Some(items)),
-        Some(other) => wrong(format!("expected a []interface {{}}, but received a {}", go::type_name(&other))),
+        Some(other) => bad_type("[]interface {}", &other),
     }
 }
 
-/// Whether the items of a patch occur in the order list, in that order.
+fn bad_type<T>(wanted: &str, found: &Value) -> Result<T> {
+    let found = if found.is_null() { "%!s(<nil>)" } else { go::type_name(found) };
+    wrong(format!("expected a {wanted}, but received a {found}"))
+}
+
+/// Whether the items of a patch occur in the order list, in that order. Nothing is in order with everything.
 fn agrees(patch: &[Value], order: &[Value], key: &str) -> Result<()> {
+    if order.is_empty() {
+        return Ok(());
+    }
     let deletes = |item: &Value| !key.is_empty() && item.get(PATCH).and_then(Value::as_str) == Some("delete");
     let mut rest = order.iter();
     for item in patch.iter().filter(|i| !deletes(i)) {
-        if !rest.any(|o| same(o, item, key)) {
-            let (patch, order) = (Value::Array(patch.to_vec()), Value::Array(order.to_vec()));
-            return wrong(format!(
-                "The order in patch list:\n{}\n doesn't match {} list:\n{}\n",
-                go::print(&patch),
-                "$setElementOrder",
-                go::print(&order)
-            ));
+        loop {
+            let Some(next) = rest.next() else {
+                let (patch, order) = (Value::Array(patch.to_vec()), Value::Array(order.to_vec()));
+                return wrong(format!(
+                    "The order in patch list:\n{}\n doesn't match {} list:\n{}\n",
+                    go::print(&patch),
+                    "$setElementOrder",
+                    go::print(&order)
+                ));
+            };
+            if !key.is_empty() {
+                for one in [item, next] {
+                    match one {
+                        Value::Object(members) if members.contains_key(key) => {}
+                        Value::Object(_) => return no_key(one, key),
+                        other => return bad_type("map[string]interface {}", other),
+                    }
+                }
+            }
+            if same(next, item, key) {
+                break;
+            }
         }
     }
     Ok(())
@@ -248,23 +292,20 @@ fn same(a: &Value, b: &Value, key: &str) -> bool {
     if key.is_empty() { a == b } else { a.get(key).is_some() && a.get(key) == b.get(key) }
 }
 
-fn merge_list(list: &mut Vec<Value>, patch: Vec<Value>, rule: &Rule<'_>) -> Result<()> {
+fn merge_list(list: &mut Vec<Value>, patch: &mut Vec<Value>, rule: &Rule<'_>) -> Result<()> {
     if !rule.merges {
-        *list = patch;
+        list.clone_from(patch);
         return Ok(());
     }
-    let mut both = list.iter().chain(&patch);
-    let Some(objects) = both.clone().next().map(Value::is_object) else { return Ok(()) };
-    if both.any(|item| item.is_object() != objects) {
-        let show = Value::Array(vec![Value::Array(list.clone()), Value::Array(patch)]);
-        return wrong(format!("list element types are not identical: {}", go::print(&show)));
-    }
+    let Some(first) = list.iter().chain(&*patch).next() else { return Ok(()) };
+    let objects = first.is_object();
+    alike(list, patch)?;
     let before = list.clone();
     let merged = if objects {
-        merge_objects(list, &patch, rule)?
+        merge_objects(list, patch, rule)?
     } else {
         let mut merged: Vec<Value> = Vec::new();
-        for item in list.iter().chain(&patch) {
+        for item in list.iter().chain(&*patch) {
             if !merged.contains(item) {
                 merged.push(item.clone());
             }
@@ -272,6 +313,7 @@ fn merge_list(list: &mut Vec<Value>, patch: Vec<Value>, rule: &Rule<'_>) -> Resu
         merged
     };
     let key = if objects { rule.key } else { "" };
+    let patch = patch.clone();
     let Merged { before, patch, merged } =
         if objects { special_order(before, patch, merged, key) } else { Merged { before, patch, merged } };
     let (ours, theirs) = partition(merged, &patch, key)?;
@@ -294,19 +336,19 @@ fn special_order(before: Vec<Value>, mut patch: Vec<Value>, merged: Vec<Value>, 
     Merged { before, patch, merged }
 }
 
-fn merge_objects(list: &[Value], patch: &[Value], rule: &Rule<'_>) -> Result<Vec<Value>> {
+fn merge_objects(list: &[Value], patch: &mut [Value], rule: &Rule<'_>) -> Result<Vec<Value>> {
     let key = rule.key;
     let mut list = list.to_vec();
-    let mut rest = Vec::new();
     let mut replace = false;
-    for item in patch {
+    for item in &*patch {
         let Value::Object(members) = item else { continue };
         match members.get(PATCH).map(Value::as_str) {
-            None => rest.push(members.clone()),
+            None => {}
             Some(Some("delete")) => {
-                let Some(value) = members.get(key) else {
+                if key.is_empty() {
                     return wrong("delete patch type with no merge key defined".to_owned());
-                };
+                }
+                let Some(value) = members.get(key) else { return no_key(item, key) };
                 list.retain(|present| present.get(key) != Some(value));
             }
             Some(Some("replace")) => replace = true,
@@ -314,14 +356,15 @@ fn merge_objects(list: &[Value], patch: &[Value], rule: &Rule<'_>) -> Result<Vec
             Some(_) => return bad_directive(&members[PATCH], members),
         }
     }
+    let rest = patch.iter_mut().filter(|item| item.get(PATCH).is_none());
     if replace {
-        return Ok(rest.into_iter().map(Value::Object).collect());
+        return Ok(rest.map(|item| item.clone()).collect());
     }
     for item in rest {
-        let Some(value) = item.get(key) else { return no_key(&Value::Object(item), key) };
-        match list.iter_mut().find(|present| present.get(key) == Some(value)) {
-            Some(Value::Object(present)) => merge_map(present, item, rule.item)?,
-            _ => list.extend(fresh(Value::Object(item))),
+        let Some(value) = item.get(key).cloned() else { return no_key(item, key) };
+        match (list.iter_mut().find(|present| present.get(key) == Some(&value)), item) {
+            (Some(Value::Object(present)), Value::Object(item)) => merge_map(present, item, rule.item)?,
+            (_, item) => list.extend(fresh(item.clone())),
         }
     }
     Ok(list)

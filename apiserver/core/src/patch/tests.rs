@@ -14,7 +14,7 @@ fn merged(object: Value, patch: &Value) -> Value {
 
 fn strategic(object: &Value, patch: &Value) -> Result<Value, PatchError> {
     let mut object = object.clone();
-    strategic_merge(&mut object, patch, kind("", "v1", "Pod").unwrap())?;
+    strategic_merge(&mut object, &mut patch.clone(), kind("", "v1", "Pod").unwrap())?;
     Ok(object)
 }
 
@@ -236,4 +236,29 @@ proptest! {
         prop_assert_eq!(names, before.iter().chain(&patch).map(String::as_str).collect());
         prop_assert_eq!(strategic(&once, &change).unwrap(), once);
     }
+}
+
+#[test]
+fn refusals_quote_what_is_left_of_a_patch() {
+    let shape = kind("", "v1", "Pod").unwrap();
+    let object = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    // (patch, what of it is quoted afterwards)
+    let cases = [
+        (json!({"metadata": {"labels": {"$patch": "replace", "x": 1}}}), "map[metadata:map[labels:map[x:1]]]"),
+        (json!({"metadata": {"annotations": {"q": null}}}), "map[metadata:map[annotations:map[]]]"),
+        (
+            json!({"spec": {"$setElementOrder/containers": [{"name": "c"}], "containers": [{"name": "c", "image": 7}]}}),
+            "map[spec:map[]]",
+        ),
+    ];
+    for (mut patch, left) in cases {
+        strategic_merge(&mut object.clone(), &mut patch, shape).unwrap();
+        assert_eq!(go::print(&patch), left);
+    }
+    assert_eq!(go::as_text(&json!({"a": [7, "x", null]})), "map[a:[%!s(int64=7) x %!s(<nil>)]]");
+    // An order of nothing is no order.
+    let mut none = json!({"spec": {"$setElementOrder/containers": [], "containers": [{"name": "c", "image": "j"}]}});
+    let mut merged = object.clone();
+    strategic_merge(&mut merged, &mut none, shape).unwrap();
+    assert_eq!(merged["spec"]["containers"], json!([{"name": "c", "image": "j"}]));
 }

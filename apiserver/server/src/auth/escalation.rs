@@ -57,6 +57,9 @@ pub fn check(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
             if r.server.authorise(&r.call.user, &held).is_ok() {
                 return Ok(());
             }
+            if name.is_empty() {
+                return Err(Status::bad_request("Name parameter required."));
+            }
             let Some(found) = r.server.peek(GROUP, resource, ns, &name) else {
                 return Err(Status::not_found(GROUP, plural, &name));
             };

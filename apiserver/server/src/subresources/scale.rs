@@ -106,7 +106,8 @@ pub async fn handle(
             return answer(&kind.load_from(server, &found).await?);
         }
         Verb::Update => {
-            let (obj, options) = super::special::body(sub, "autoscaling", "v1", call, "UpdateOptions")?;
+            let (mut obj, options) = super::special::body(sub, "autoscaling", "v1", call, "UpdateOptions")?;
+            settle_namespace(kind, call, &mut obj)?;
             (options, Some(obj), None)
         }
         Verb::Patch => {
@@ -223,5 +224,12 @@ fn patched(
     let mut faults = codec::Faults::default();
     codec::normalize(&mut value, &sub.model, &mut faults)
         .map_err(|e| crate::patching::undecodable(&p.text, &e.to_string()))?;
+    let mut strict = p.duplicates;
+    strict.extend(patch::unknown(&faults));
+    match validation {
+        FieldValidation::Strict if !strict.is_empty() => return Err(crate::patching::strict(&p.text, &strict)),
+        FieldValidation::Warn => call.warnings.extend(strict),
+        _ => {}
+    }
     Ok(value)
 }

@@ -124,8 +124,11 @@ impl Labels for Labelled<'_> {
 /// A position in a paged list, as the opaque `continue` token.
 #[derive(Debug, Serialize, Deserialize)]
 struct Token {
+    #[serde(default)]
     v: String,
+    #[serde(default)]
     rv: i64,
+    #[serde(default)]
     start: String,
 }
 
@@ -135,11 +138,18 @@ fn encode_token(revision: u64, start: &str) -> String {
 }
 
 fn decode_token(text: &str) -> Result<Token, Status> {
-    let bad = |why: &str| Status::bad_request(format!("continue key is not valid: {why}"));
-    let bytes = B64.decode(text.trim_end_matches('=')).map_err(|e| bad(&e.to_string()))?;
+    let bad = |why: &str| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+    let odd = |b: u8| !(b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+    let bytes = B64.decode(text.trim_end_matches('=')).map_err(|_| {
+        let at = text.bytes().position(odd).unwrap_or(text.len() / 4 * 4);
+        bad(&format!("illegal base64 data at input byte {at}"))
+    })?;
     let t: Token = serde_json::from_slice(&bytes).map_err(|e| bad(&e.to_string()))?;
     if t.v != "meta.k8s.io/v1" {
         return Err(bad(&format!("server does not recognize this encoded version {}", quote_str(&t.v))));
+    }
+    if t.rv == 0 {
+        return Err(bad("incorrect encoded start resourceVersion (version meta.k8s.io/v1)"));
     }
     if t.start.is_empty() {
         return Err(bad("encoded start key empty (version meta.k8s.io/v1)"));
@@ -187,19 +197,10 @@ pub struct Listing {
     pub remaining: Option<usize>,
 }
 
-fn list_options_error(field: &str, kind: ErrorKind<'_>) -> Status {
+fn forbidden_option(field: &str, why: &str) -> Status {
     let mut e = Errors::new();
-    let path = Path::new(field);
-    match kind {
-        ErrorKind::Forbidden(why) => e.forbidden(&path, why),
-        ErrorKind::Unsupported(v) => e.not_supported(&path, v, &["Exact", "NotOlderThan", ""]),
-    }
+    e.forbidden(&Path::new(field), why);
     Status::invalid("meta.k8s.io", "ListOptions", "", &e)
-}
-
-enum ErrorKind<'a> {
-    Forbidden(&'a str),
-    Unsupported(&'a str),
 }
 
 /// Checks the options of lists and watches that depend on each other.
@@ -221,48 +222,40 @@ pub fn validate_options(call: &Call, watch: bool) -> Result<(), Status> {
                 }
                 Ok(())
             }
-            (Some(_), "") => Err(list_options_error(
-                field,
-                ErrorKind::Forbidden("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
-            )),
+            (Some(_), "") => {
+                Err(forbidden_option(field, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"))
+            }
             (Some(_), _) => {
                 let mut e = Errors::new();
                 e.not_supported(&Path::new(field), matching, &["NotOlderThan"]);
                 Err(Status::invalid("meta.k8s.io", "ListOptions", "", &e))
             }
-            (None, _) => Err(list_options_error(
+            (None, _) => Err(forbidden_option(
                 field,
-                ErrorKind::Forbidden(
-                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-                ),
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
             )),
         };
     }
+    let mut errors = Errors::new();
+    let path = Path::new(field);
+    if !matching.is_empty() {
+        if version.is_empty() {
+            errors.forbidden(&path, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+        }
+        if !q("continue").is_empty() {
+            errors.forbidden(&path, "resourceVersionMatch is forbidden when continue is provided");
+        }
+        if !matches!(matching, "Exact" | "NotOlderThan") {
+            errors.not_supported(&path, matching, &["Exact", "NotOlderThan", ""]);
+        }
+        if matching == "Exact" && version == "0" {
+            errors.forbidden(&path, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+        }
+    }
     if call.query.get("sendInitialEvents").is_some_and(|v| !v.is_empty()) {
-        return Err(list_options_error(
-            "sendInitialEvents",
-            ErrorKind::Forbidden("sendInitialEvents is forbidden for list"),
-        ));
+        errors.forbidden(&Path::new("sendInitialEvents"), "sendInitialEvents is forbidden for list");
     }
-    if matching.is_empty() {
-        return Ok(());
-    }
-    if !q("continue").is_empty() {
-        let why = "resourceVersionMatch is forbidden when continue is provided";
-        return Err(list_options_error(field, ErrorKind::Forbidden(why)));
-    }
-    if version.is_empty() {
-        let why = "resourceVersionMatch is forbidden unless resourceVersion is provided";
-        return Err(list_options_error(field, ErrorKind::Forbidden(why)));
-    }
-    if !matches!(matching, "Exact" | "NotOlderThan") {
-        return Err(list_options_error(field, ErrorKind::Unsupported(matching)));
-    }
-    if matching == "Exact" && version == "0" {
-        let why = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
-        return Err(list_options_error(field, ErrorKind::Forbidden(why)));
-    }
-    Ok(())
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "ListOptions", "", &errors)) }
 }
 
 fn which(call: &Call, limit: usize) -> Result<At, Status> {
@@ -287,18 +280,19 @@ fn which(call: &Call, limit: usize) -> Result<At, Status> {
 /// # Errors
 /// 400, 410, 422 or 504 as the options deserve.
 pub async fn list(kind: &Kind, call: &Call) -> Result<(Listing, Selection), Status> {
+    call.query.number("timeoutSeconds")?;
+    let limit = usize::try_from(call.query.number("limit")?.unwrap_or(0)).unwrap_or(0);
     let selection = Selection::from_call(kind, call)?;
     let objects = kind.stored()?;
     validate_options(call, false)?;
-    let limit = usize::try_from(call.query.number("limit")?.unwrap_or(0)).unwrap_or(0);
     let scope = objects.scope(&call.target.namespace);
     let token = call.query.get("continue").unwrap_or_default();
     if !token.is_empty() {
+        let t = decode_token(token)?;
         let version = call.query.get("resourceVersion").unwrap_or_default();
         if !matches!(version, "" | "0") {
             return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
         }
-        let t = decode_token(token)?;
         let start = format!("{scope}{}", t.start);
         let revision = match u64::try_from(t.rv) {
             Ok(r) if r > 0 => r,

@@ -36,11 +36,18 @@ pub struct WriteOptions {
 /// # Errors
 /// 422 with upstream's fields.
 pub fn write_options(call: &Call, kind: &str) -> Result<WriteOptions, Status> {
-    let mut errors = Errors::new();
+    write_options_after(call, kind, Errors::new())
+}
+
+/// [`write_options`] where something was checked before.
+///
+/// # Errors
+/// 422 with all that is wrong.
+pub fn write_options_after(call: &Call, kind: &str, mut errors: Errors) -> Result<WriteOptions, Status> {
     let dry: Vec<&str> = call.query.all("dryRun").collect();
-    validate_dry_run(&dry, &mut errors);
     let manager = call.query.get("fieldManager").unwrap_or_default();
     validate_manager(manager, &mut errors);
+    validate_dry_run(&dry, &mut errors);
     let validation = match call.query.get("fieldValidation").unwrap_or_default() {
         "" | "Warn" => FieldValidation::Warn,
         "Ignore" => FieldValidation::Ignore,

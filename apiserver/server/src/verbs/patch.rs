@@ -9,7 +9,7 @@ use skiff_core::meta;
 use skiff_core::path::Path;
 use skiff_core::status::Status;
 
-use super::options::{FieldValidation, WriteOptions, write_options};
+use super::options::{FieldValidation, WriteOptions, write_options_after};
 use super::update::{RACE_TRIES, check_identity, check_version};
 use super::write::{self, Attempt, Part};
 use super::{Answer, Call};
@@ -68,8 +68,8 @@ pub fn patch_type(call: &Call, strategic: bool) -> Result<PatchType, Status> {
     }
 }
 
-/// Checks the options that depend on the patch type.
-fn validate_options(call: &Call, patch: PatchType) -> Result<(), Status> {
+/// Reads the options, after a check of those that depend on the patch type.
+fn patch_options(call: &Call, patch: PatchType) -> Result<WriteOptions, Status> {
     let mut e = Errors::new();
     if patch == PatchType::Apply {
         if call.query.get("fieldManager").unwrap_or_default().is_empty() {
@@ -78,7 +78,7 @@ fn validate_options(call: &Call, patch: PatchType) -> Result<(), Status> {
     } else if call.query.get("force").is_some_and(|f| !f.is_empty()) {
         e.forbidden(&Path::new("force"), "may not be specified for non-apply patch");
     }
-    if e.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &e)) }
+    write_options_after(call, "PatchOptions", e)
 }
 
 /// Patches the object named in the path.
@@ -87,8 +87,7 @@ fn validate_options(call: &Call, patch: PatchType) -> Result<(), Status> {
 /// As upstream's server answers.
 pub async fn patch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call, part: Part) -> Result<Answer, Status> {
     let patch = patch_type(call, !kind.strategy.traits().untyped)?;
-    let options = write_options(call, "PatchOptions")?;
-    validate_options(call, patch)?;
+    let options = patch_options(call, patch)?;
     let objects = Arc::clone(kind.stored()?);
     let (ns, name) = (call.target.namespace.clone(), call.target.name.clone());
     let applied = match patch {
@@ -209,7 +208,9 @@ pub fn decode_patched(
     Ok(value)
 }
 
-fn unknown(faults: &codec::Faults) -> Vec<String> {
+/// What decoding dropped, as strict faults.
+#[must_use]
+pub fn unknown(faults: &codec::Faults) -> Vec<String> {
     faults.unknown.iter().map(|p| format!("unknown field {}", skiff_core::invalid::quote_str(p))).collect()
 }
 

@@ -55,8 +55,8 @@ impl Strategy for EndpointSlice {
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        errors.generated(|e| immutable_untold(new, old, "addressType", &ROOT, e));
         self.validate(new, errors);
+        errors.generated(|e| immutable_untold(new, old, "addressType", &ROOT, e));
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {

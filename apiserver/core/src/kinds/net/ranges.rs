@@ -30,16 +30,16 @@ impl Strategy for Range {
             errors.invalid(&at, shown, "may only hold up to 2 values");
             return;
         }
-        if let [a, b] = all {
-            let v4 = |v: &Value| v.as_str().and_then(|s| s.parse::<ipnet::IpNet>().ok()).map(|n| n.addr().is_ipv4());
-            if v4(a).is_none() || v4(b).is_none() || v4(a) == v4(b) {
-                let why = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
-                errors.invalid(&at, shown, why);
-            }
-        }
         for (i, c) in all.iter().filter_map(Value::as_str).enumerate() {
             if let Err(why) = range(c) {
                 errors.invalid(&at.index(i), c, why);
+            }
+        }
+        if let [a, b] = all {
+            let v4 = |v: &Value| v.as_str().and_then(|s| s.parse::<ipnet::IpNet>().ok()).map(|n| n.addr().is_ipv4());
+            if v4(a).is_some() && v4(a) == v4(b) {
+                let why = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
+                errors.invalid(&at, shown, why);
             }
         }
     }

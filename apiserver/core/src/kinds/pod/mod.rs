@@ -51,6 +51,7 @@ impl Strategy for PodStrategy {
         }
         obj["status"] = status;
         drop_disabled(&mut obj["spec"]);
+        validate::select_by_keys(obj);
         app_armor_fields(obj);
         meta::meta_mut(obj).insert("generation".into(), 1.into());
     }

@@ -103,6 +103,7 @@ fn check(pod: &Value, path: &Path<'_>, out: &mut Vec<String>) {
         }
     }
     node_affinity(spec, &at, out);
+    no_selector(spec, &at, out);
     let spread = at.child("topologySpreadConstraints");
     for (i, c) in list(spec, "topologySpreadConstraints").iter().enumerate() {
         let here = spread.index(i);
@@ -110,7 +111,7 @@ fn check(pod: &Value, path: &Path<'_>, out: &mut Vec<String>) {
             out.push(format!("{}: {} is {why}", here.child("topologyKey"), text(c, "topologyKey")));
         }
         if !given(c, "labelSelector") {
-            out.push(format!("{}: a null labelSelector results in matching no pod", here.child("labelSelector")));
+            out.push(format!("{}: {NONE_CHOSEN}", here.child("labelSelector")));
         }
     }
     let secrets = at.child("imagePullSecrets");
@@ -119,7 +120,8 @@ fn check(pod: &Value, path: &Path<'_>, out: &mut Vec<String>) {
         let (here, name) = (secrets.index(i), text(s, "name"));
         if name.is_empty() {
             out.push(format!("{}: invalid empty name \"\"", here.child("name")));
-        } else if seen.contains(&name) {
+        }
+        if seen.contains(&name) {
             out.push(format!("{}: duplicate name {}", here.child("name"), quote_str(name)));
         }
         seen.push(name);
@@ -136,6 +138,29 @@ fn check(pod: &Value, path: &Path<'_>, out: &mut Vec<String>) {
     containers(spec, &at, out);
     volumes(spec, &at, out);
 }
+
+/// Terms about other pods that choose none.
+fn no_selector(spec: &Value, at: &Path<'_>, out: &mut Vec<String>) {
+    let affinity = at.child("affinity");
+    for sort in ["podAffinity", "podAntiAffinity"] {
+        let (here, v) = (affinity.child(sort), &spec["affinity"][sort]);
+        let required = here.child("requiredDuringSchedulingIgnoredDuringExecution");
+        for (i, t) in list(v, "requiredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+            if !given(t, "labelSelector") {
+                out.push(format!("{}: {NONE_CHOSEN}", required.index(i).child("labelSelector")));
+            }
+        }
+        let preferred = here.child("preferredDuringSchedulingIgnoredDuringExecution");
+        for (i, w) in list(v, "preferredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+            if !given(&w["podAffinityTerm"], "labelSelector") {
+                let one = preferred.index(i);
+                out.push(format!("{}: {NONE_CHOSEN}", one.child("podAffinityTerm.labelSelector")));
+            }
+        }
+    }
+}
+
+const NONE_CHOSEN: &str = "a null labelSelector results in matching no pod";
 
 fn node_affinity(spec: &Value, at: &Path<'_>, out: &mut Vec<String>) {
     let a = &spec["affinity"]["nodeAffinity"];

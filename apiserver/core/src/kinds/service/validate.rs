@@ -76,7 +76,6 @@ pub(super) fn validate(obj: &Value, errors: &mut Errors) {
     }
     duplicates(all, kind, &ports, errors);
     source_ranges(obj, &root, errors);
-    traffic(spec, kind, &root, errors);
     let load_balancer = kind == "LoadBalancer";
     if load_balancer && spec["allocateLoadBalancerNodePorts"].is_null() {
         errors.required(&root.child("allocateLoadBalancerNodePorts"), "");
@@ -95,6 +94,7 @@ pub(super) fn validate(obj: &Value, errors: &mut Errors) {
             errors.forbidden(&at, "may only be used when `type` is 'LoadBalancer'");
         }
     }
+    traffic(spec, kind, &root, errors);
 }
 
 /// Node ports that are not for this type, and node ports and ports that occur twice for one protocol.

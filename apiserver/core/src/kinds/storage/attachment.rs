@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::csi::driver_name;
+use super::csi::driver_name_generated;
 use crate::invalid::Errors;
 use crate::kinds::check::{complain, given, immutable_untold, text};
 use crate::kinds::{Strategy, Traits};
@@ -38,7 +38,7 @@ impl Strategy for Attachment {
         let node = text(spec, "nodeName");
         complain(&path.child("nodeName"), node, names::is_dns1123_subdomain(node), errors);
         self.validate_status(obj, obj, errors);
-        errors.generated(|e| driver_name(text(spec, "attacher"), &path.child("attacher"), e));
+        errors.generated(|e| driver_name_generated(text(spec, "attacher"), &path.child("attacher"), e));
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {

@@ -60,7 +60,9 @@ impl Strategy for Claim {
 fn settle_sources(spec: &mut Value, old: Option<&Value>) {
     let Some(s) = spec.as_object_mut() else { return };
     let used = |k: &str| old.is_some_and(|o| given(o, k));
-    if !used("dataSource") && s.get("dataSource").is_some_and(|d| !is_known(d)) {
+    // Who knows the newer field does not expect that the older is ignored.
+    let newer = s.get("dataSourceRef").is_some_and(|r| !r.is_null());
+    if !used("dataSource") && !newer && s.get("dataSource").is_some_and(|d| !is_known(d)) {
         s.remove("dataSource");
     }
     let elsewhere = s.get("dataSourceRef").is_some_and(|r| !text(r, "namespace").is_empty());

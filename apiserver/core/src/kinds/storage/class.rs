@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use super::csi::driver_name;
 use crate::invalid::Errors;
 use crate::kinds::check::{complain, immutable_untold, list, one_of, text};
 use crate::kinds::{Strategy, Traits, defaults};
@@ -32,7 +31,7 @@ impl Strategy for Class {
         let provisioner = text(obj, "provisioner");
         let at = ROOT.child("provisioner");
         if provisioner.is_empty() {
-            errors.generated(|e| e.required(&at, ""));
+            errors.required(&at, "");
         } else {
             complain(&at, provisioner, names::is_qualified_name(&provisioner.to_lowercase()), errors);
         }
@@ -119,7 +118,13 @@ impl Strategy for AttributesClass {
     }
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
-        driver_name(text(obj, "driverName"), &ROOT.child("driverName"), errors);
+        let (name, at) = (text(obj, "driverName"), ROOT.child("driverName"));
+        if name.is_empty() {
+            errors.generated(|e| e.required(&at, ""));
+        } else {
+            let lower = name.to_lowercase();
+            complain(&at, &lower, names::is_qualified_name(&lower), errors);
+        }
         parameters(obj, false, errors);
     }
 
@@ -129,5 +134,6 @@ impl Strategy for AttributesClass {
                 errors.forbidden(&ROOT.child(key), format!("updates to {key} are forbidden."));
             }
         }
+        self.validate(new, errors);
     }
 }

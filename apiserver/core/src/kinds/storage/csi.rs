@@ -22,6 +22,20 @@ pub(super) fn driver_name(name: &str, path: &Path<'_>, errors: &mut Errors) {
     complain(path, name, names::is_dns1123_subdomain(&name.to_lowercase()), errors);
 }
 
+/// [`driver_name`] as generated rules say it.
+pub(super) fn driver_name_generated(name: &str, path: &Path<'_>, errors: &mut Errors) {
+    let mut found = Errors::new();
+    driver_name(name, path, &mut found);
+    for mut e in found.0 {
+        e.body = e.body.replace(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters",
+            "an RFC 1123 subdomain must consist of alphanumeric characters",
+        );
+        e.body = e.body.replace("'example.com'", "'Example.com'");
+        errors.0.push(e);
+    }
+}
+
 /// Rules of CSIDrivers.
 pub(in crate::kinds) struct Driver;
 

@@ -93,7 +93,7 @@ impl Strategy for Volume {
         }
         if source(&compared) != source(o) {
             let at = path.child("persistentvolumesource");
-            errors.forbidden(&at, "spec.persistentvolumesource is immutable after creation");
+            errors.forbidden(&at, "spec.persistentvolumesource is immutable after creation\n");
         }
         let mut fixed = vec!["volumeMode"];
         if given(o, "nodeAffinity") {

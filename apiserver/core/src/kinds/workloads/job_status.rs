@@ -217,12 +217,8 @@ fn transition(job: &Value, n: &Value, o: &Value, errors: &mut Errors) {
         errors.invalid(&path.child("completionTime"), n["completionTime"].clone(), IMMUTABLE);
     }
     if !o["startTime"].is_null() && n["startTime"] != o["startTime"] && spec["suspend"] != true {
-        let at = path.child("startTime");
-        if n["startTime"].is_null() {
-            errors.required(&at, "startTime cannot be removed for unsuspended job");
-        } else {
-            errors.invalid(&at, n["startTime"].clone(), "startTime cannot be modified for unsuspended job");
-        }
+        let why = "field is immutable for unsuspended job once set";
+        errors.invalid(&path.child("startTime"), n["startTime"].clone(), why);
     }
     if is(o, "SuccessCriteriaMet") && !is(n, "SuccessCriteriaMet") {
         errors.invalid_untold(&conditions, "cannot disable the SuccessCriteriaMet=True condition");

@@ -37,17 +37,17 @@ pub(in crate::kinds) struct ControllerRevision;
 
 impl Strategy for ControllerRevision {
     fn validate(&self, obj: &Value, errors: &mut Errors) {
+        not_negative(obj, &["revision"], &Path::new(""), errors);
         let data = Path::new("data");
         match &obj["data"] {
             Value::Null => errors.required(&data, "data is mandatory"),
             Value::Object(_) => {}
             _ => errors.required(&data, "data must be a valid JSON object"),
         }
-        not_negative(obj, &["revision"], &Path::new(""), errors);
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        self.validate(new, errors);
+        not_negative(new, &["revision"], &Path::new(""), errors);
         immutable(new, old, "data", &Path::new(""), errors);
     }
 }

@@ -82,7 +82,11 @@ impl Strategy for StatefulSet {
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        self.validate(new, errors);
+        let mut found = Errors::new();
+        self.validate(new, &mut found);
+        // Who changes the name of the service is told only that it stays.
+        found.0.retain(|e| e.path != "spec.serviceName");
+        errors.0.append(&mut found.0);
         let path = Path::new("spec");
         for key in ["selector", "volumeClaimTemplates", "serviceName", "podManagementPolicy"] {
             immutable(&new["spec"], &old["spec"], key, &path, errors);

@@ -121,13 +121,20 @@ pub(super) fn validate_from(container: &Value, path: &Path<'_>, errors: &mut Err
                 count += 1;
                 let name = text(&e[key], "name");
                 let here = at.child(key);
-                complain(&here.child("name"), name, names::is_dns1123_subdomain(name), errors);
+                if name.is_empty() {
+                    errors.required(&here.child("name"), "");
+                } else {
+                    // As the beginning of a name: it may end in a dash.
+                    let whole = name.strip_suffix('-').filter(|w| !w.is_empty()).unwrap_or(name);
+                    let why = names::is_dns1123_subdomain(whole);
+                    complain(&here.child("name"), name, why, errors);
+                }
             }
         }
         match count {
-            0 => errors.invalid(&at, "", "must specify one of: `configMapRef` or `secretRef`"),
+            0 => errors.invalid(path, "", "must specify one of: `configMapRef` or `secretRef`"),
             1 => {}
-            _ => errors.invalid(&at, "", ONE_ONLY),
+            _ => errors.invalid(path, "", ONE_ONLY),
         }
     }
 }

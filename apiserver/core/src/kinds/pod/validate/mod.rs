@@ -28,6 +28,7 @@ use crate::path::Path;
 pub(in crate::kinds) use crate::kinds::check::label_selector as validate_label_selector;
 pub(super) use crate::kinds::check::{given, list, text};
 pub(super) use containers::validate_ephemeral;
+pub(in crate::kinds::pod) use placement::select_by_keys;
 pub(in crate::kinds) use placement::{validate_node_selector, validate_tolerations};
 pub(in crate::kinds) use resources::validate_overhead;
 pub(in crate::kinds) use resources::{
@@ -93,7 +94,7 @@ impl<'a> Context<'a> {
     fn new(spec: &'a Value, volumes: Vec<&'a Value>) -> Self {
         Self {
             volumes,
-            claims: list(spec, "resourceClaims").iter().map(|c| text(c, "name")).collect(),
+            claims: list(spec, "resourceClaims").iter().map(|c| text(c, "name")).filter(|n| !n.is_empty()).collect(),
             grace: spec["terminationGracePeriodSeconds"].as_i64().unwrap_or(30),
             host_users: spec["hostUsers"] != false,
             host_network: spec["hostNetwork"] == true,
@@ -115,7 +116,7 @@ fn validate_spec(spec: &Value, meta: &Value, path: &Path<'_>, errors: &mut Error
     network::validate_policy(spec, path, errors);
     names::validate_labels(spec["nodeSelector"].as_object(), &path.child("nodeSelector"), errors);
     security::validate_pod_context(spec, path, errors);
-    placement::validate_affinity(spec, meta, &path.child("affinity"), errors);
+    placement::validate_affinity(spec, &path.child("affinity"), errors);
     network::validate_dns(spec, path, errors);
     let gates = path.child("readinessGates");
     for (i, g) in list(spec, "readinessGates").iter().enumerate() {
@@ -163,28 +164,67 @@ fn validate_spec(spec: &Value, meta: &Value, path: &Path<'_>, errors: &mut Error
 pub(super) fn validate_status(new: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("status");
     let (n, o) = (&new["status"], &old["status"]);
+    let conditions = path.child("conditions");
+    for (i, c) in list(n, "conditions").iter().enumerate() {
+        let (at, kind) = (conditions.index(i), text(c, "type"));
+        natural(c, "observedGeneration", &at, errors);
+        if !matches!(kind, "PodScheduled" | "Ready" | "Initialized") {
+            complain(&at.child("Type"), kind, names::is_qualified_name(kind), errors);
+        }
+    }
     subdomain_if_given(n, "nominatedNodeName", &path, errors);
+    natural(n, "observedGeneration", &path, errors);
     if text(n, "qosClass") != text(o, "qosClass") {
         errors.invalid(&path.child("qosClass"), text(n, "qosClass"), "field is immutable");
     }
     restarts(new, old, errors);
-    for key in ["podIPs", "hostIPs"] {
-        let at = path.child(key);
-        let all = list(n, key);
-        let mut families = vec![];
-        for (i, ip) in all.iter().enumerate() {
-            let ip = text(ip, "ip");
-            if let Some(why) = bad_ip(ip) {
-                errors.invalid(&at.index(i), ip, why);
-            } else {
-                families.push(ip.contains(':'));
-            }
+    addresses(n, o, "podIP", "podIPs", &path, errors);
+    addresses(n, o, "hostIP", "hostIPs", &path, errors);
+}
+
+fn natural(v: &Value, key: &str, at: &Path<'_>, errors: &mut Errors) {
+    if let Some(g) = v[key].as_i64().filter(|g| *g < 0) {
+        errors.invalid(&at.child(key), g, "must be a non-negative integer");
+    }
+}
+
+/// One address of each family at most, of which the first is told alone, too.
+fn addresses(new: &Value, old: &Value, single: &str, many: &str, path: &Path<'_>, errors: &mut Errors) {
+    let at = path.child(many);
+    let all: Vec<&str> = list(new, many).iter().map(|v| text(v, "ip")).collect();
+    let (first, host) = (text(new, single), many == "hostIPs");
+    let unequal = all.first().is_some_and(|f| *f != first);
+    let not_first = |errors: &mut Errors| {
+        let why = format!("must be equal to `{single}`");
+        errors.invalid(&at.index(0).child("ip"), all[0], why);
+    };
+    if host && unequal {
+        not_first(errors);
+    }
+    for (i, ip) in all.iter().enumerate() {
+        // What was there before may stay.
+        if let Some(why) = bad_ip(ip).filter(|_| !list(old, many).iter().any(|v| text(v, "ip") == *ip)) {
+            errors.invalid(&at.index(i), *ip, why);
         }
-        let twice = families.iter().filter(|f| **f).count() > 1 || families.iter().filter(|f| !**f).count() > 1;
-        if twice {
-            let shown = Value::Array(all.to_vec()).to_string();
-            errors.invalid_raw(&at, shown, "may specify no more than one IP for each IP family");
-        }
+    }
+    let shown = || Value::Array(list(new, many).to_vec()).to_string();
+    let known: Vec<bool> = all.iter().map(|a| bad_ip(a).is_none()).collect();
+    if let Some(i) = known.iter().position(|k| !k).filter(|_| all.len() > 1) {
+        let why = format!("failed to check for dual stack with error:invalid IP[{i}]: {}", all[i]);
+        errors.internal(&at, &why);
+        errors.invalid_raw(&at, shown(), "may specify no more than one IP for each IP family");
+    }
+    let six = all.iter().filter(|a| a.contains(':')).count();
+    if all.len() > 1 && known.iter().all(|k| *k) && (all.len() > 2 || six != 1) {
+        errors.invalid_raw(&at, shown(), "may specify no more than one IP for each IP family");
+    }
+    if host {
+        return;
+    }
+    if first.is_empty() != all.is_empty() {
+        errors.invalid_raw(&at, shown(), "podIP and podIPs must either both be set or both be unset");
+    } else if unequal {
+        not_first(errors);
     }
 }
 

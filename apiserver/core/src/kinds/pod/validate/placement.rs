@@ -1,6 +1,6 @@
 //! Where a pod may run: affinity, tolerations, topology spread.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{complain, given, list, one_of, text, validate_label_selector};
 use crate::invalid::Errors;
@@ -11,20 +11,20 @@ const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 const WEIGHT: &str = "must be in the range 1-100";
 
-pub(super) fn validate_affinity(spec: &Value, meta: &Value, path: &Path<'_>, errors: &mut Errors) {
+pub(super) fn validate_affinity(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     let a = &spec["affinity"];
     node(&a["nodeAffinity"], &path.child("nodeAffinity"), errors);
     for key in ["podAffinity", "podAntiAffinity"] {
         let (at, v) = (path.child(key), &a[key]);
         let here = at.child(REQUIRED);
         for (i, term) in list(v, REQUIRED).iter().enumerate() {
-            pod_term(term, meta, &here.index(i), errors);
+            pod_term(term, &here.index(i), errors);
         }
         let here = at.child(PREFERRED);
         for (i, w) in list(v, PREFERRED).iter().enumerate() {
             let one = here.index(i);
             weight(w, &one, errors);
-            pod_term(&w["podAffinityTerm"], meta, &one.child("podAffinityTerm"), errors);
+            pod_term(&w["podAffinityTerm"], &one.child("podAffinityTerm"), errors);
         }
     }
 }
@@ -117,7 +117,7 @@ fn node_term(t: &Value, path: &Path<'_>, errors: &mut Errors) {
     }
 }
 
-fn pod_term(t: &Value, meta: &Value, path: &Path<'_>, errors: &mut Errors) {
+fn pod_term(t: &Value, path: &Path<'_>, errors: &mut Errors) {
     if given(t, "labelSelector") {
         validate_label_selector(&t["labelSelector"], &path.child("labelSelector"), errors);
     }
@@ -128,7 +128,7 @@ fn pod_term(t: &Value, meta: &Value, path: &Path<'_>, errors: &mut Errors) {
         let n = n.as_str().unwrap_or_default();
         complain(&path.child("namespace"), n, names::is_dns1123_label(n), errors);
     }
-    label_keys(t, meta, path, errors);
+    label_keys(t, path, errors);
     let key = text(t, "topologyKey");
     let at = path.child("topologyKey");
     if key.is_empty() {
@@ -138,7 +138,7 @@ fn pod_term(t: &Value, meta: &Value, path: &Path<'_>, errors: &mut Errors) {
 }
 
 /// `matchLabelKeys` and `mismatchLabelKeys`: each key is named once, here or in the selector.
-fn label_keys(t: &Value, meta: &Value, path: &Path<'_>, errors: &mut Errors) {
+fn label_keys(t: &Value, path: &Path<'_>, errors: &mut Errors) {
     let keys = |k: &str| -> Vec<String> { list(t, k).iter().filter_map(|v| v.as_str().map(str::to_owned)).collect() };
     let (matching, mismatching) = (keys("matchLabelKeys"), keys("mismatchLabelKeys"));
     for (name, all) in [("matchLabelKeys", &matching), ("mismatchLabelKeys", &mismatching)] {
@@ -151,29 +151,59 @@ fn label_keys(t: &Value, meta: &Value, path: &Path<'_>, errors: &mut Errors) {
             complain(&at.index(i), key, names::is_qualified_name(key), errors);
         }
     }
-    let selector = &t["labelSelector"];
-    if !selector.is_null() {
-        let named = |key: &String| {
-            selector["matchLabels"].get(key.as_str()).is_some()
-                || list(selector, "matchExpressions").iter().any(|e| text(e, "key") == key.as_str())
-        };
-        // A label the pod has becomes part of the selector, so a key in both lists is there twice as well.
-        let has = |key: &String| meta["labels"].get(key.as_str()).is_some();
-        for (i, key) in matching.iter().enumerate() {
-            if named(key) || has(key) && mismatching.contains(key) {
-                errors.invalid(&path.index(i), key.as_str(), "exists in both matchLabelKeys and labelSelector");
-            }
-        }
-        for (i, key) in mismatching.iter().enumerate().filter(|(_, k)| !matching.contains(k)) {
-            if named(key) {
-                errors.invalid(&path.index(i), key.as_str(), "exists in both mismatchLabelKeys and labelSelector");
-            }
-        }
-    }
+    selected_twice(&matching, &t["labelSelector"], path, errors);
     let at = path.child("matchLabelKeys");
     for (i, key) in matching.iter().enumerate().filter(|(_, k)| mismatching.contains(k)) {
         errors.invalid(&at.index(i), key.as_str(), "exists in both matchLabelKeys and mismatchLabelKeys");
     }
+}
+
+/// Keys that have become part of the selector ([`select_by_keys`]) and were in it before.
+fn selected_twice(keys: &[String], selector: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let mut seen: Vec<&str> = selector["matchLabels"].as_object().into_iter().flatten().map(|(k, _)| &**k).collect();
+    for key in list(selector, "matchExpressions").iter().map(|e| text(e, "key")) {
+        if seen.contains(&key)
+            && let Some(i) = keys.iter().rposition(|k| k == key)
+        {
+            errors.invalid(&path.index(i), key, "exists in both matchLabelKeys and labelSelector");
+        }
+        seen.push(key);
+    }
+}
+
+/// Makes the pod's own values of `matchLabelKeys` and `mismatchLabelKeys` part of the selectors beside them.
+pub(in crate::kinds::pod) fn select_by_keys(obj: &mut Value) {
+    let labels = obj["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+    let Some(spec) = obj.get_mut("spec") else { return };
+    let narrow = |term: &mut Value| {
+        if !given(term, "labelSelector") {
+            return;
+        }
+        for (keys, operator) in [("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")] {
+            let own: Vec<Value> = list(term, keys)
+                .iter()
+                .filter_map(Value::as_str)
+                .filter_map(|k| labels.get(k).map(|v| json!({"key": k, "operator": operator, "values": [v]})))
+                .collect();
+            if own.is_empty() {
+                continue;
+            }
+            let all = &mut term["labelSelector"]["matchExpressions"];
+            match all.as_array_mut() {
+                Some(all) => all.extend(own),
+                None => *all = own.into(),
+            }
+        }
+    };
+    for sort in ["podAffinity", "podAntiAffinity"] {
+        let Some(affinity) = spec.get_mut("affinity").and_then(|a| a.get_mut(sort)) else { continue };
+        let preferred = affinity.get_mut(PREFERRED);
+        let preferred = preferred.and_then(Value::as_array_mut).into_iter().flatten();
+        preferred.filter_map(|w| w.get_mut("podAffinityTerm")).for_each(narrow);
+        let required = affinity.get_mut(REQUIRED);
+        required.and_then(Value::as_array_mut).into_iter().flatten().for_each(narrow);
+    }
+    spec.get_mut("topologySpreadConstraints").and_then(Value::as_array_mut).into_iter().flatten().for_each(narrow);
 }
 
 pub(in crate::kinds) fn validate_tolerations(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
@@ -224,8 +254,6 @@ pub(super) fn validate_spread(spec: &Value, path: &Path<'_>, errors: &mut Errors
         let key = text(c, "topologyKey");
         if key.is_empty() {
             errors.required(&at.child("topologyKey"), "can not be empty");
-        } else {
-            names::validate_label_name(key, &at.child("topologyKey"), errors);
         }
         let when = text(c, "whenUnsatisfiable");
         if unknown_when(when) {
@@ -247,22 +275,7 @@ pub(super) fn validate_spread(spec: &Value, path: &Path<'_>, errors: &mut Errors
         for policy in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
             one_of(c, policy, &["Honor", "Ignore"], &at, errors);
         }
-        let keys = at.child("matchLabelKeys");
-        let given_keys = list(c, "matchLabelKeys");
-        if !given_keys.is_empty() && !given(c, "labelSelector") {
-            errors.forbidden(&keys, "must not be specified when labelSelector is not set");
-        } else {
-            for (j, k) in given_keys.iter().enumerate() {
-                let k = k.as_str().unwrap_or_default();
-                complain(&keys.index(j), k, names::is_qualified_name(k), errors);
-                let selector = &c["labelSelector"];
-                if selector["matchLabels"].get(k).is_some()
-                    || list(selector, "matchExpressions").iter().any(|e| text(e, "key") == k)
-                {
-                    errors.invalid(&keys.index(j), k, "exists in both matchLabelKeys and labelSelector");
-                }
-            }
-        }
+        label_keys(c, &at, errors);
         if given(c, "labelSelector") {
             validate_label_selector(&c["labelSelector"], &at.child("labelSelector"), errors);
         }
@@ -271,4 +284,31 @@ pub(super) fn validate_spread(spec: &Value, path: &Path<'_>, errors: &mut Errors
 
 fn unknown_when(when: &str) -> bool {
     !matches!(when, "DoNotSchedule" | "ScheduleAnyway")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::invalid::ROOT;
+
+    #[test]
+    fn keys_become_part_of_the_selector_where_the_pod_has_them() {
+        let term = json!({"topologyKey": "z", "labelSelector": {"matchLabels": {"q": "r"}},
+            "matchLabelKeys": ["x", "none"], "mismatchLabelKeys": ["w"]});
+        let unselected = json!({"topologyKey": "z", "matchLabelKeys": ["x"]});
+        let mut pod = json!({"metadata": {"labels": {"x": "1", "w": "2"}},
+            "spec": {"affinity": {"podAffinity": {REQUIRED: [term, unselected]}}}});
+        select_by_keys(&mut pod);
+        let terms = &pod["spec"]["affinity"]["podAffinity"][REQUIRED];
+        let want = json!([{"key": "x", "operator": "In", "values": ["1"]}, {"key": "w", "operator": "NotIn", "values": ["2"]}]);
+        assert_eq!(terms[0]["labelSelector"]["matchExpressions"], want);
+        assert_eq!(terms[1], unselected);
+        let mut errors = Errors::new();
+        label_keys(&terms[0], &ROOT, &mut errors);
+        assert!(errors.is_empty(), "{:?}", errors.0);
+        // A second time the key is there twice.
+        select_by_keys(&mut pod);
+        label_keys(&pod["spec"]["affinity"]["podAffinity"][REQUIRED][0], &ROOT, &mut errors);
+        assert_eq!(errors.0.len(), 1, "{:?}", errors.0);
+    }
 }

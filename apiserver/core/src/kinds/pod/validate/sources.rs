@@ -49,9 +49,17 @@ pub(in crate::kinds) fn validate(kind: &str, s: &Value, at: &Path<'_>, errors: &
         "fc" => fibre(s, at, errors),
         "flocker" => flocker(s, at, errors),
         "quobyte" => {
-            if text(s, "registry").is_empty() {
-                let why = "must be a host:port pair or multiple pairs separated by commas";
-                errors.required(&at.child("registry"), why);
+            let (registry, here) = (text(s, "registry"), at.child("registry"));
+            let why = "must be a host:port pair or multiple pairs separated by commas";
+            if registry.is_empty() {
+                errors.required(&here, why);
+            } else if text(s, "tenant").len() >= 65 {
+                let why = "must be a UUID and may not exceed a length of 64 characters";
+                errors.required(&at.child("tenant"), why);
+            } else {
+                for _ in registry.split(',').filter(|pair| !is_host_port(pair)) {
+                    errors.invalid(&here, registry, why);
+                }
             }
             need(s, "volume", at, errors);
         }
@@ -71,6 +79,14 @@ pub(in crate::kinds) fn validate(kind: &str, s: &Value, at: &Path<'_>, errors: &
         "ephemeral" => claim_template(s, at, errors),
         "image" => one_of(s, "pullPolicy", &["Always", "IfNotPresent", "Never"], at, errors),
         _ => {}
+    }
+}
+
+/// `host:port`, the host in brackets where it has colons itself.
+fn is_host_port(pair: &str) -> bool {
+    match pair.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').is_some_and(|(_, port)| port.starts_with(':') && !port[1..].contains(':')),
+        None => pair.matches(':').count() == 1,
     }
 }
 
@@ -167,10 +183,6 @@ fn projected(s: &Value, at: &Path<'_>, errors: &mut Errors) {
                 continue;
             }
             let (v, one) = (&source[kind], here.child(kind));
-            if count > 0 {
-                errors.forbidden(&here, "may not specify more than 1 volume type per source");
-                continue;
-            }
             count += 1;
             match kind {
                 "secret" | "configMap" => {
@@ -211,6 +223,9 @@ fn projected(s: &Value, at: &Path<'_>, errors: &mut Errors) {
                 }
                 _ => own_path(v, at, &mut paths, errors),
             }
+        }
+        if count > 1 {
+            errors.forbidden(&here, "may not specify more than 1 volume type per source");
         }
     }
 }

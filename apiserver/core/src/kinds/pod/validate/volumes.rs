@@ -73,11 +73,12 @@ fn source(v: &Value, meta: &Value, at: &Path<'_>, errors: &mut Errors) {
         if !given(v, key) {
             continue;
         }
-        let here = at.child(shown);
         if count > 0 {
-            errors.forbidden(&here, "may not specify more than 1 volume type");
+            let shown = if *key == "cephfs" { "cephFS" } else { shown };
+            errors.forbidden(&at.child(shown), "may not specify more than 1 volume type");
             continue;
         }
+        let here = at.child(shown);
         count += 1;
         sources::validate(key, &v[*key], &here, errors);
         // The claim made for such a volume is named after both.
