@@ -60,8 +60,25 @@ start_engine() { # node
   # No network and no rules of the engine's own: pods' networks are the agent's.
   nsenter --net="/run/netns/skbed-$1" setsid dockerd --data-root "$store/$1/docker" --exec-root "$dir/exec" \
     --pidfile "$dir/docker.pid" -H "unix://$dir/docker.sock" --bridge=none --iptables=false --live-restore \
-    >"$dir/dockerd.log" 2>&1 </dev/null &
-  wait_for 60 "the engine of $1" in_node "$1" docker version
+    >>"$dir/dockerd.log" 2>&1 </dev/null &
+  wait_for 90 "the engine of $1" in_node "$1" docker version || { tail -n 25 "$dir/dockerd.log" >&2; return 1; }
+}
+
+# A killed engine's containerd ends with it, a moment later. Their pid files would name whoever has the numbers next (the
+# engine then refuses to start, or waits for a containerd that is not one): both are seen to be gone and the files removed.
+kill_engine() { # node
+  local file pid
+  for file in "$bed/$1/docker.pid" "$bed/$1/exec/containerd/containerd.pid"; do
+    [ -f "$file" ] || continue
+    pid=$(cat "$file")
+    kill -9 "$pid" 2>/dev/null || true
+    wait_for 10 "the end of process $pid" ended "$pid"
+    rm -f "$file"
+  done
+}
+ended() { # pid: no such process, or one that only waits to be collected
+  local state; state=$(sed 's/.*) \(.\).*/\1/' "/proc/$1/stat" 2>/dev/null) || return 0
+  [ "$state" = Z ]
 }
 
 agent() { # node: starts its skiff as it was started first
@@ -162,7 +179,7 @@ case "${1:-}" in
   heal) number "$2" >/dev/null; ip -n $lan link set "skbed-$2" up ;;
   kill) number "$2" >/dev/null; kill -9 "$(cat "$bed/$2/skiff.pid")" ;;
   start) number "$2" >/dev/null; agent "$2" ;;
-  kill-engine) number "$2" >/dev/null; kill -9 "$(cat "$bed/$2/docker.pid")" ;;
+  kill-engine) number "$2" >/dev/null; kill_engine "$2" ;;
   start-engine) number "$2" >/dev/null; start_engine "$2" ;;
   exec) number "$2" >/dev/null; shift; in_node "$@" ;;
   *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 1 ;;

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ListParams, PostParams};
-use kube::runtime::{conditions, wait::await_condition};
 use serde_json::json;
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
+use skiff_controllers::runtime::definitions::define;
 use skiff_faas::api::{FunctionInstance, FunctionRevision, definitions};
 use skiff_faas::instance::{Address, Class, Event, Instance, StartError};
 use skiff_faas::process::{Config, Host};
@@ -38,15 +37,7 @@ async fn world() -> Option<World> {
     let store = Embedded::open(dir.path().join("store"), Options::default()).unwrap();
     let server = Server::builder(Arc::new(store)).start().await.unwrap();
     let client = server.client(User::new("admin", &["system:masters"]));
-    let all = Api::<CustomResourceDefinition>::all(client.clone());
-    for definition in definitions() {
-        let name = definition.metadata.name.clone().unwrap();
-        all.create(&PostParams::default(), &definition).await.unwrap();
-        tokio::time::timeout(SOON, await_condition(all.clone(), &name, conditions::is_crd_established()))
-            .await
-            .unwrap()
-            .unwrap();
-    }
+    define(&client, "tests", &definitions()).await.unwrap();
     let host = Host::new(client.clone(), Config::new("node-1", dir.path().join("fn"))).unwrap();
     let events = host.events();
     host.can(Language::Python).unwrap();

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
-use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::runtime::{reflector, watcher};
 use kube::{Api, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
@@ -96,7 +96,7 @@ impl Sources {
     /// Starts watching services.
     pub fn start(client: kube::Client) -> Self {
         let (services, writer) = reflector::store();
-        let stream = watcher(Api::<Service>::all(client.clone()), watcher::Config::default()).default_backoff();
+        let stream = skiff_client::watch(Api::<Service>::all(client.clone()), watcher::Config::default());
         let task = tokio::spawn(async move {
             let mut applied = std::pin::pin!(reflector::reflector(writer, stream));
             while applied.next().await.is_some() {}
@@ -222,7 +222,7 @@ async fn follow_bundles(
     changes: broadcast::Sender<Key>,
 ) {
     let api = Api::<ClusterTrustBundle>::all(client);
-    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let mut events = skiff_client::watch(api, watcher::Config::default());
     // What is known is shared with the channel: there is one copy of it while nothing changes.
     let (mut all, mut listed) = (Arc::<Bundles>::default(), Bundles::new());
     while let Some(event) = events.next().await {
@@ -262,7 +262,7 @@ async fn follow<K>(
 {
     let api = Api::<K>::namespaced(client, &key.namespace);
     let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut events = skiff_client::watch(api, config);
     let mut found_in_list = None;
     while let Some(event) = events.next().await {
         let latest = match event {

@@ -4,13 +4,11 @@
 
 use std::collections::HashSet;
 use std::fmt::Debug;
-use std::pin::pin;
 use std::time::SystemTime;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service as ApiService;
 use k8s_openapi::api::discovery::v1::EndpointSlice as ApiSlice;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
@@ -39,7 +37,7 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let mut listed = HashSet::new();
-    let mut events = pin!(watcher::watcher(api, config).default_backoff());
+    let mut events = skiff_client::watch(api, config);
     while let Some(event) = events.next().await {
         match event {
             Ok(Event::Init) => listed.clear(),

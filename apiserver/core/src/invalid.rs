@@ -1,5 +1,6 @@
 //! Field errors: what validation finds, in upstream's words.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde_json::Value;
@@ -164,12 +165,38 @@ impl Errors {
         }
     }
 
+    /// Rules see nothing where a client sent an empty map or list; upstream's still see it, and show it. `emptied` has the
+    /// paths and what was there: `spec.capacity={}`.
+    pub fn show_empty(&mut self, emptied: &[String]) {
+        for (path, shown) in emptied.iter().filter_map(|e| e.rsplit_once('=')) {
+            for e in self.0.iter_mut().filter(|e| e.path == path) {
+                e.body = e.body.replacen(" value: null", &format!(" value: {shown}"), 1);
+            }
+        }
+    }
+
+    /// Forgets what was said before in the same words, except what generated rules find: upstream drops such repetitions on
+    /// its way from the rules written by hand to the generated ones, for the kinds that have these.
+    pub fn once(&mut self) {
+        let mut said = HashSet::new();
+        self.0.retain(|e| e.generated || said.insert((e.path.clone(), e.body.clone())));
+    }
+
     /// The faults in the order in which clients are told.
     #[must_use]
     pub fn told(&self) -> Vec<&FieldError> {
         let mut all: Vec<&FieldError> = self.0.iter().collect();
         all.sort_by_key(|e| e.generated);
         all
+    }
+
+    /// The faults as one text, each once; several in brackets.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let mut said = HashSet::new();
+        let mut texts: Vec<String> = self.told().into_iter().map(ToString::to_string).collect();
+        texts.retain(|t| said.insert(t.clone()));
+        if texts.len() == 1 { texts.remove(0) } else { format!("[{}]", texts.join(", ")) }
     }
 
     /// `path: Required value: detail`. An empty detail is left out, here and below.
@@ -273,6 +300,28 @@ mod tests {
                 "spec: Too long: may not be more than 63 bytes",
             ]
         );
+    }
+
+    #[test]
+    fn what_was_sent_empty_is_shown_empty() {
+        let mut e = Errors::new();
+        e.invalid_raw(&"a.b", "null", "why");
+        e.invalid_raw(&"a.c", "null", "why");
+        e.show_empty(&["a.b={}".to_owned()]);
+        let told: Vec<_> = e.0.iter().map(ToString::to_string).collect();
+        assert_eq!(told, ["a.b: Invalid value: {}: why", "a.c: Invalid value: null: why"]);
+    }
+
+    #[test]
+    fn what_is_found_twice_is_told_once() {
+        let mut e = Errors::new();
+        e.required(&"a", "");
+        e.required(&"b", "");
+        e.required(&"a", "");
+        e.required(&"a", "why");
+        e.generated(|e| e.required(&"a", ""));
+        e.once();
+        assert_eq!(e.told().into_iter().map(|e| e.path.as_str()).collect::<Vec<_>>(), ["a", "b", "a", "a"]);
     }
 
     #[test]

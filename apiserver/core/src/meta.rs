@@ -1,5 +1,7 @@
 //! `ObjectMeta`: access, and the rules every kind shares.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use crate::invalid::{Errors, quote_str};
@@ -237,17 +239,26 @@ pub fn standard_finalizer(name: &str, at: &Path<'_>, errors: &mut Errors) {
     }
 }
 
-/// Checks new metadata against old.
+/// Checks new metadata, and then against old.
 pub fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("metadata");
     let empty = Map::new();
+    let m = meta(new).unwrap_or(&empty);
+    validate_common(m, &path, errors);
+    validate_finalizers(m, &path, errors);
+    validate_change(new, old, errors);
+}
+
+/// The part of [`validate_update`] that looks at both.
+pub fn validate_change(new: &Value, old: &Value, errors: &mut Errors) {
+    let path = Path::new("metadata");
+    let empty = Map::new();
     let (n, o) = (meta(new).unwrap_or(&empty), meta(old).unwrap_or(&empty));
-    validate_finalizers(n, &path, errors);
-    let old_finalizers = finalizers(old);
     if deleting(old) {
-        let added: Vec<&str> = finalizers(new).into_iter().filter(|f| !old_finalizers.contains(f)).collect();
+        let before = finalizers(old);
+        let added: BTreeSet<&str> = finalizers(new).into_iter().filter(|f| !before.contains(f)).collect();
         if !added.is_empty() {
-            let shown: Vec<String> = added.iter().map(|f| quote_str(f)).collect();
+            let shown: Vec<String> = added.into_iter().map(quote_str).collect();
             errors.forbidden(
                 &path.child("finalizers"),
                 format!(
@@ -257,26 +268,21 @@ pub fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
             );
         }
     }
+    let version = n.get("resourceVersion").and_then(Value::as_str).unwrap_or_default();
+    if version.is_empty() {
+        errors.invalid(&path.child("resourceVersion"), version, "must be specified for an update");
+    }
     let generation = |m: &Map<String, Value>| m.get("generation").and_then(Value::as_i64).unwrap_or(0);
     if generation(n) < generation(o) {
         errors.invalid(&path.child("generation"), generation(n), "must not be decremented");
     }
-    let immutable = [("name", false), ("namespace", false), ("uid", false), ("creationTimestamp", false)];
-    for (key, _) in immutable {
+    let immutable =
+        ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"];
+    for key in immutable {
         if n.get(key) != o.get(key) {
-            let shown = n.get(key).cloned().unwrap_or(if key == "creationTimestamp" { Value::Null } else { "".into() });
-            errors.invalid(&path.child(key), shown, "field is immutable");
+            let absent = if key.contains("Timestamp") || key.contains("Seconds") { Value::Null } else { "".into() };
+            errors.invalid(&path.child(key), n.get(key).cloned().unwrap_or(absent), "field is immutable");
         }
-    }
-    for key in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
-        if n.get(key) != o.get(key) {
-            let shown = n.get(key).cloned().unwrap_or_default();
-            errors.invalid(&path.child(key), shown, "field is immutable");
-        }
-    }
-    let version = n.get("resourceVersion").and_then(Value::as_str).unwrap_or_default();
-    if version.is_empty() {
-        errors.invalid(&path.child("resourceVersion"), version, "must be specified for an update");
     }
     validate_common(n, &path, errors);
 }

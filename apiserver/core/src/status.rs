@@ -204,15 +204,8 @@ impl Status {
     /// 422 with one cause per field. `kind` is the kind, not the resource.
     #[must_use]
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &Errors) -> Self {
-        let mut texts: Vec<String> = Vec::with_capacity(errors.len());
         let told = errors.told();
-        for e in &told {
-            let t = e.to_string();
-            if !texts.contains(&t) {
-                texts.push(t);
-            }
-        }
-        let list = if texts.len() == 1 { texts.remove(0) } else { format!("[{}]", texts.join(", ")) };
+        let list = errors.sentence();
         let what = qualified(kind, group);
         let text = format!("{what} {} is invalid: {list}", crate::invalid::quote_str(name));
         let mut s = Self::new(422, "Invalid", text).about(name, group, kind);

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, WARNING};
 use http::{HeaderMap, Method};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Limited};
 use serde_json::json;
 use skiff_core::resources::Verbs;
@@ -56,7 +58,8 @@ where
     let (parts, body) = request.into_parts();
     let record = Record::begin(server.config.audit.as_ref(), &audit, &parts);
     let gzip = parts.headers.get("accept-encoding").and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("gzip"));
-    let work = pass(Arc::clone(&server), http::Request::from_parts(parts, body), record.as_deref());
+    let body = body.map_err(std::io::Error::other).boxed_unsync();
+    let work = pass_boxed(Arc::clone(&server), http::Request::from_parts(parts, body), record.as_deref());
     // A panicking handler costs one answer, not the process.
     let answered = AssertUnwindSafe(Record::scope(record.clone(), work)).catch_unwind().await;
     let (mut response, label) = match answered {
@@ -123,11 +126,15 @@ fn audit_id(headers: &HeaderMap) -> String {
     given.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
 }
 
-async fn pass<B>(server: Arc<Inner>, mut request: http::Request<B>, record: Option<&Record>) -> (Response, Label)
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+/// What came, whoever carried it here.
+type Received = http::Request<UnsyncBoxBody<Bytes, std::io::Error>>;
+
+/// One compiled copy for all carriers: everything that a request may reach is below it.
+fn pass_boxed(server: Arc<Inner>, request: Received, record: Option<&Record>) -> BoxFuture<'_, (Response, Label)> {
+    Box::pin(pass(server, request, record))
+}
+
+async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>) -> (Response, Label) {
     let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
     let (mut parts, body) = request.into_parts();
     let uri = parts.uri.clone();
@@ -179,7 +186,7 @@ where
                 }
                 let (headers, body, warnings) = (parts.headers, Bytes::new(), vec![]);
                 let target = ResourceRequest::default();
-                let mut call = Call { user, target, query, headers, body, warnings, upgrade };
+                let mut call = Call { user, target, query, headers, body, warnings, emptied: vec![], upgrade };
                 let work = aggregate::forward(&server, &remote, &parts.method, path_and_query, &mut call);
                 let r = tokio::time::timeout(server.config.request_timeout, work).await;
                 return (r.unwrap_or_else(|_| respond::status(&overdue(), plain)), label);
@@ -224,7 +231,8 @@ where
     if let Some(record) = record {
         record.body(&body, &parts.headers);
     }
-    let mut call = Call { user, target, query, headers: parts.headers, body, warnings: vec![], upgrade };
+    let headers = parts.headers;
+    let mut call = Call { user, target, query, headers, body, warnings: vec![], emptied: vec![], upgrade };
     let method = parts.method;
     let upgrades = remote.is_some() && call.headers.contains_key("upgrade");
     let long = label.long || upgrades || subresources::long_running(&call);

@@ -59,7 +59,11 @@ impl<'a> Expected<'a> {
 pub fn body(call: &mut Call, expected: Expected<'_>, validation: FieldValidation) -> Result<Value, Status> {
     let encoding = body_encoding(call.headers.get("content-type").and_then(|v| v.to_str().ok()), !expected.untyped())?;
     let decoded = decode(&call.body, encoding, expected)?;
-    report(decoded, expected, validation, &mut call.warnings)
+    if expected.untyped() {
+        let kind = decoded.value["kind"].as_str().unwrap_or_default();
+        check_kind(kind, skiff_core::meta::name(&decoded.value), expected)?;
+    }
+    report(decoded, expected, validation, call)
 }
 
 /// Applies the strictness to what decoding found.
@@ -70,18 +74,19 @@ pub fn report(
     decoded: Decoded,
     expected: Expected<'_>,
     validation: FieldValidation,
-    warnings: &mut Vec<String>,
+    call: &mut Call,
 ) -> Result<Value, Status> {
     if !decoded.strict.is_empty() {
         match validation {
             FieldValidation::Ignore => {}
-            FieldValidation::Warn => warnings.extend(decoded.warnings()),
+            FieldValidation::Warn => call.warnings.extend(decoded.warnings()),
             FieldValidation::Strict => {
                 let why = format!("strict decoding error: {}", decoded.strict.join(", "));
                 return Err(cannot_handle(expected, expected.version, expected.kind, &why));
             }
         }
     }
+    call.emptied = decoded.emptied;
     let mut value = decoded.value;
     value["kind"] = expected.kind.into();
     value["apiVersion"] = expected.api_version().into();
@@ -164,7 +169,7 @@ fn decode(bytes: &[u8], encoding: Encoding, expected: Expected<'_>) -> Result<De
                 .normalize(&mut value, &mut faults)
                 .map_err(|e| cannot_handle(expected, expected.version, expected.kind, &e.to_string()))?;
             // Unknown fields of protobuf are dropped without a word, whatever the strictness.
-            Ok(Decoded { value, strict: vec![] })
+            Ok(Decoded { value, strict: vec![], emptied: vec![] })
         }
     }
 }
@@ -180,26 +185,34 @@ fn untyped(
     expected.normalize(&mut value, &mut faults)?;
     let mut strict = twice(&duplicates);
     strict.extend(faults.unknown.iter().map(|path| format!("unknown field {}", quote_str(path))));
-    Ok(Decoded { strict, value })
+    Ok(Decoded { strict, value, emptied: faults.emptied })
 }
 
-/// Checks kind and version that an untyped object gives itself.
+/// Checks the version that an untyped object gives itself.
 ///
 /// # Errors
-/// 400 for another version, 422 for another kind.
-pub fn check_untyped(kind: &str, api_version: &str, name: &str, expected: Expected<'_>) -> Result<(), Status> {
-    if api_version != expected.api_version() {
-        return Err(Status::bad_request(format!(
-            "the API version in the data ({api_version}) does not match the expected API version ({})",
-            expected.api_version()
-        )));
+/// 400.
+pub fn check_version(api_version: &str, expected: Expected<'_>) -> Result<(), Status> {
+    if api_version == expected.api_version() {
+        return Ok(());
     }
-    if kind != expected.kind {
-        let mut e = skiff_core::invalid::Errors::new();
-        e.invalid(&skiff_core::path::Path::new("kind"), kind, format!("must be {}", expected.kind));
-        return Err(Status::invalid(expected.group, kind, name, &e));
+    Err(Status::bad_request(format!(
+        "the API version in the data ({api_version}) does not match the expected API version ({})",
+        expected.api_version()
+    )))
+}
+
+/// Checks the kind that an untyped object gives itself: upstream looks at it only after it has read the rest.
+///
+/// # Errors
+/// 422.
+pub fn check_kind(kind: &str, name: &str, expected: Expected<'_>) -> Result<(), Status> {
+    if kind == expected.kind {
+        return Ok(());
     }
-    Ok(())
+    let mut e = skiff_core::invalid::Errors::new();
+    e.invalid(&skiff_core::path::Path::new("kind"), kind, format!("must be {}", expected.kind));
+    Err(Status::invalid(expected.group, kind, name, &e))
 }
 
 /// Whether an object asks to drop all owners: the empty list, which the typed form cannot tell from none.
@@ -229,7 +242,7 @@ fn typed(bytes: &[u8], mut parsed: Parsed, expected: Expected<'_>) -> Result<Par
                 return Err(unrecognised(expected, bytes, &format!("Object '{shown}' is missing in '{whole}'")));
             }
         }
-        check_untyped(&kind, &api_version, skiff_core::meta::name(&parsed.value), expected)?;
+        check_version(&api_version, expected)?;
         return Ok(parsed);
     }
     let (group, version) = match api_version.split_once('/') {

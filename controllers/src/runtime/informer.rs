@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_kind};
 use kube::{Api, Resource, ResourceExt};
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
@@ -195,8 +194,7 @@ impl<K: Watched> Informer<K> {
     pub fn start(&self, api: Api<K>, config: watcher::Config, stop: CancellationToken) -> tokio::task::JoinHandle<()> {
         let this = self.clone();
         tokio::spawn(async move {
-            let stream = watch_kind(api, config.streaming_lists()).default_backoff();
-            let mut stream = std::pin::pin!(stream);
+            let mut stream = skiff_client::watch(api, config.streaming_lists());
             let mut listed: HashMap<String, Arc<K>> = HashMap::new();
             loop {
                 let next = tokio::select! {

@@ -8,9 +8,9 @@ mod call;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, ResourceRequirements};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::CustomResource;
+use kube::api::DynamicObject;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -549,9 +549,8 @@ pub struct TriggerStatus {
     pub message: Option<String>,
 }
 
-/// The definitions, for whoever installs them.
+/// The definitions, for whoever installs them: definitions.json, which a test makes from the types here.
 #[must_use]
-pub fn definitions() -> [CustomResourceDefinition; 4] {
-    use kube::CustomResourceExt as _;
-    [Function::crd(), FunctionRevision::crd(), FunctionInstance::crd(), FunctionCall::crd()]
+pub fn definitions() -> Vec<DynamicObject> {
+    skiff_controllers::runtime::definitions::read(include_str!("../../definitions.json"))
 }

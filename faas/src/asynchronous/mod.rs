@@ -25,7 +25,6 @@ use futures::StreamExt as _;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, ResourceExt as _};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -188,7 +187,7 @@ impl Queue {
     pub async fn run(self: Arc<Self>, invoke: Arc<dyn Invoke>, stop: CancellationToken) {
         let all = Api::<FunctionCall>::all(self.client.clone());
         let config = watcher::Config::default().page_size(PAGE);
-        let mut events = Box::pin(watch(all, config).default_backoff());
+        let mut events = skiff_client::watch(all, config);
         let mut workers: JoinSet<(Key, String, Timestamp)> = JoinSet::new();
         let mut listed: Option<HashSet<Key>> = None;
         loop {

@@ -12,7 +12,6 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::core::v1::{ConfigMap, EnvVar};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
-use kube::runtime::wait::await_condition;
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
 
@@ -235,7 +234,8 @@ impl Settings {
         let generation = function.metadata.generation;
         let known = |f: Option<&Function>| f.and_then(|f| settled(f, generation)).is_some();
         let patience = Duration::from_secs(self.wait_timeout);
-        let waited = tokio::time::timeout(patience, await_condition(session.api::<Function>(), &name, known)).await;
+        let waited =
+            tokio::time::timeout(patience, skiff_client::wait_for(session.api::<Function>(), &name, known)).await;
         let function = waited.with_context(|| format!("timed out waiting for function {name}"))??;
         match function.as_ref().and_then(|f| settled(f, generation)) {
             Some(Ok(())) => {

@@ -12,7 +12,6 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Method, Request};
 use http_body_util::BodyExt as _;
 use kube::client::Body;
-use kube::runtime::wait::await_condition;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde_json::Value;
 
@@ -138,7 +137,7 @@ async fn finished(session: &Session, id: &str, patience: Duration, include: bool
     // Asked first, so that an unknown name is told at once.
     api.get(id).await?;
     let ended = |c: Option<&FunctionCall>| c.is_none_or(|c| is_over(state(c)));
-    let waited = tokio::time::timeout(patience, await_condition(api, id, ended)).await;
+    let waited = tokio::time::timeout(patience, skiff_client::wait_for(api, id, ended)).await;
     let call = waited.with_context(|| format!("call {id} did not end within {} s", patience.as_secs()))??;
     print(id, &call.with_context(|| format!("call {id} is forgotten"))?, include)
 }

@@ -92,7 +92,7 @@ async fn follow(
 ) -> anyhow::Result<()> {
     use kube::runtime::{WatchStreamExt as _, watcher};
     let config = watcher::Config { label_selector: mine.label_selector, ..watcher::Config::default() };
-    let mut changes = Box::pin(watcher(pods.clone(), config).default_backoff().applied_objects());
+    let mut changes = skiff_client::watch(pods.clone(), config).applied_objects();
     let mut followed = std::collections::BTreeSet::new();
     let (done, mut ended) = mpsc::channel::<(String, anyhow::Result<()>)>(FOLLOWED_MAX);
     loop {

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, PostParams};
-use kube::runtime::{conditions, wait::await_condition};
+use kube::runtime::wait::await_condition;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
+use skiff_controllers::runtime::definitions::define;
 use skiff_faas::api::{Function, definitions};
 use skiff_faas::gateway::invoke::{Answer, Call, Invoke, InvokeError};
 use skiff_storage::embedded::{Embedded, Options};
@@ -34,13 +34,7 @@ pub(crate) async fn world() -> World {
     let store = Embedded::open(dir.path(), Options::default()).unwrap();
     let server = Server::builder(Arc::new(store)).start().await.unwrap();
     let client = server.client(User::new("admin", &["system:masters"]));
-    let all = Api::<CustomResourceDefinition>::all(client.clone());
-    for definition in definitions() {
-        let name = definition.metadata.name.clone().unwrap();
-        all.create(&PostParams::default(), &definition).await.unwrap();
-        let established = await_condition(all.clone(), &name, conditions::is_crd_established());
-        tokio::time::timeout(PATIENCE, established).await.unwrap().unwrap();
-    }
+    define(&client, "tests", &definitions()).await.unwrap();
     World { server, client, _dir: dir }
 }
 

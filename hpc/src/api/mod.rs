@@ -12,7 +12,7 @@ mod partition;
 mod source;
 mod status;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::DynamicObject;
 
 pub use cluster::{
     Defaults, FilesAccess, HpcCluster, HpcClusterSpec, HpcClusterStatus, Limits, LocalAccess, PartitionRule, Polling,
@@ -37,9 +37,8 @@ pub const CLUSTER: &str = "skiff.dev/hpc-cluster";
 /// Annotation of a job: a new value lets a job that is held, or waits for its next try, go at once.
 pub const RELEASE: &str = "skiff.dev/release";
 
-/// The definitions, for whoever installs them.
+/// The definitions, for whoever installs them: definitions.json, which a test makes from the types here.
 #[must_use]
-pub fn definitions() -> [CustomResourceDefinition; 3] {
-    use kube::CustomResourceExt as _;
-    [HpcCluster::crd(), SlurmPartition::crd(), GpuJob::crd()]
+pub fn definitions() -> Vec<DynamicObject> {
+    skiff_controllers::runtime::definitions::read(include_str!("../../definitions.json"))
 }

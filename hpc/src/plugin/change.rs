@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 use kube::Resource as _;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use kube::runtime::wait::{await_condition, conditions::is_deleted};
+use kube::runtime::wait::conditions::is_deleted;
 use serde_json::{Value, json};
 
 use super::{MANAGER, Session};
@@ -78,7 +78,7 @@ pub(super) async fn cancel(session: &Session, args: CancelArgs) -> anyhow::Resul
             if !args.no_wait {
                 // Its object goes when Slurm said that it ended.
                 let uid = job.meta().uid.clone().unwrap_or_default();
-                let gone = await_condition(api.clone(), &name, is_deleted(&uid));
+                let gone = skiff_client::wait_for(api.clone(), &name, is_deleted(&uid));
                 let waited = tokio::time::timeout(Duration::from_secs(args.timeout), gone).await;
                 waited.with_context(|| {
                     format!("job {name} is being cancelled, but Slurm has not said so in {} s", args.timeout)

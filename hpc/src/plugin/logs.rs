@@ -7,7 +7,6 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use http_body_util::BodyExt as _;
 use kube::client::Body;
-use kube::runtime::wait::await_condition;
 
 use super::Session;
 use crate::api::{GpuJob, Phase};
@@ -74,7 +73,7 @@ pub(super) async fn logs(session: &Session, args: LogsArgs) -> anyhow::Result<()
             !matches!(phase, Some(Phase::Pending | Phase::Staging | Phase::Queued | Phase::Suspended | Phase::Starting))
         };
         let week = Duration::from_secs(7 * 86_400);
-        tokio::time::timeout(week, await_condition(api, &args.name, begun))
+        tokio::time::timeout(week, skiff_client::wait_for(api, &args.name, begun))
             .await
             .context("it has not begun in a week")??;
     }

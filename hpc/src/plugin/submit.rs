@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use kube::api::PostParams;
-use kube::runtime::wait::await_condition;
 use kube::{Resource as _, ResourceExt as _};
 use skiff_plugin::archive::{self, Entry, Files};
 use skiff_plugin::parts;
@@ -393,7 +392,7 @@ pub(super) async fn submit(session: &Session, args: SubmitArgs) -> anyhow::Resul
 async fn wait(session: &Session, name: &str, patience: Duration) -> anyhow::Result<()> {
     let ended =
         |job: Option<&GpuJob>| job.is_none_or(|j| j.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::ended));
-    let waited = tokio::time::timeout(patience, await_condition(session.api::<GpuJob>(), name, ended)).await;
+    let waited = tokio::time::timeout(patience, skiff_client::wait_for(session.api::<GpuJob>(), name, ended)).await;
     let job = waited.with_context(|| format!("job {name} has not ended in {} s", patience.as_secs()))??;
     let status = job.with_context(|| format!("job {name} was deleted"))?.status.unwrap_or_default();
     let said = status.conditions.iter().find(|c| c.status == "True" && (c.type_ == "Failed" || c.type_ == "Complete"));

@@ -9,13 +9,13 @@ use fake_slurm::state::Store;
 use fake_slurm::{control, rest, ssh};
 use k8s_openapi::api::core::v1::Secret;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, PostParams};
-use kube::runtime::{conditions, wait::await_condition};
+use kube::runtime::wait::await_condition;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
+use skiff_controllers::runtime::definitions::define;
 use skiff_hpc::api::{GpuJob, HpcCluster, Phase, definitions};
 use skiff_hpc::{Config, run};
 use skiff_storage::embedded::{Embedded, Options};
@@ -37,13 +37,7 @@ pub(crate) async fn world() -> World {
     let store = Embedded::open(dir.path().join("store"), Options::default()).unwrap();
     let server = Server::builder(Arc::new(store)).start().await.unwrap();
     let client = server.client(User::new("admin", &["system:masters"]));
-    let all = Api::<CustomResourceDefinition>::all(client.clone());
-    for definition in definitions() {
-        let name = definition.metadata.name.clone().unwrap();
-        all.create(&PostParams::default(), &definition).await.unwrap();
-        let established = await_condition(all.clone(), &name, conditions::is_crd_established());
-        tokio::time::timeout(PATIENCE, established).await.unwrap().unwrap();
-    }
+    define(&client, "tests", &definitions()).await.unwrap();
     World { server, client, dir }
 }
 

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, ResourceExt};
 use serde_json::Value;
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
@@ -251,7 +251,7 @@ impl Manager {
     async fn follow_api(&self) {
         let api: Api<Pod> = Api::all(self.shared.client.clone());
         let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.shared.config.node_name));
-        let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+        let mut events = skiff_client::watch(api, config);
         let mut listed = HashSet::new();
         while let Some(event) = events.next().await {
             match event {

@@ -11,7 +11,6 @@
 //! [`Sources`]: crate::source::Sources
 
 use std::collections::HashMap;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +23,6 @@ use k8s_openapi::api::certificates::v1::{
 use k8s_openapi::api::core::v1::{Node, Pod, PodCertificateProjection, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::PostParams;
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 use tokio::sync::broadcast;
 
@@ -314,7 +312,7 @@ async fn call<T>(work: impl Future<Output = Result<T, kube::Error>>) -> Result<T
 
 /// Waits, for as long as it takes, until somebody decides.
 async fn follow(requests: Api<PodCertificateRequest>, name: &str) -> Result<Outcome, Error> {
-    let mut changes = pin!(watcher::watch_object(requests, name).default_backoff());
+    let mut changes = skiff_client::watch_object(requests, name);
     loop {
         match changes.next().await {
             Some(Ok(Some(request))) => {

@@ -32,7 +32,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 pub async fn run(client: kube::Client, node: String, shutdown: CancellationToken) {
     let api: Api<PersistentVolume> = Api::all(client);
     let config = watcher::Config::default().labels(&format!("{HOST}={node}"));
-    let mut events = std::pin::pin!(watcher(api.clone(), config).default_backoff().applied_objects());
+    let mut events = skiff_client::watch(api.clone(), config).applied_objects();
     let mut failed: HashMap<String, PersistentVolume> = HashMap::new();
     loop {
         let next = tokio::select! {

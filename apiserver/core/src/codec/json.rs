@@ -49,6 +49,8 @@ pub struct Decoded {
     pub value: Value,
     /// What strict decoding refuses: `unknown field "spec.x"`, `duplicate field "spec.y"`.
     pub strict: Vec<String>,
+    /// As [`Faults::emptied`].
+    pub emptied: Vec<String>,
 }
 
 impl Decoded {
@@ -85,7 +87,7 @@ pub fn decode_parsed(bytes: &[u8], parsed: Parsed, shape: &Struct) -> Result<Dec
     normalize(&mut value, shape, &mut faults)?;
     let clean = faults.unknown.is_empty() && duplicates.is_empty();
     let strict = if clean { Vec::new() } else { strict_faults(bytes, shape) };
-    Ok(Decoded { value, strict })
+    Ok(Decoded { value, strict, emptied: faults.emptied })
 }
 
 /// What strict decoding of a JSON text reports, in the order of the document.

@@ -47,6 +47,8 @@ pub enum TypeError {
 pub struct Faults {
     /// Paths of unknown fields, for example `spec.containers[0].imagee`.
     pub unknown: Vec<String>,
+    /// Maps and lists that are there, empty: `spec.selector={}`.
+    pub emptied: Vec<String>,
 }
 
 /// Where a value is: built on the stack, printed only when there is something to report.
@@ -162,12 +164,26 @@ fn member(value: &mut Value, field: &Field, path: Path<'_>, faults: &mut Report<
     Ok(field.presence != Presence::OmitEmpty || !(value.is_null() || is_empty(value)))
 }
 
+/// More than this nobody is told about.
+const MAX_EMPTIED: usize = 64;
+
+fn note_empty(shown: &str, path: Path<'_>, faults: &mut Report<'_>) {
+    if let Some(faults) = faults
+        && faults.emptied.len() < MAX_EMPTIED
+    {
+        faults.emptied.push(format!("{path}={shown}"));
+    }
+}
+
 fn any(value: &mut Value, shape: &Shape, path: Path<'_>, faults: &mut Report<'_>) -> Result<(), TypeError> {
     match shape {
         Shape::Struct(shape) => structure(value, shape, path, faults),
         Shape::Json | Shape::Deduced | Shape::RawExtension | Shape::FieldsV1 => Ok(()),
         Shape::List(item) => match value {
             Value::Array(list) => {
+                if list.is_empty() {
+                    note_empty("[]", path, faults);
+                }
                 for (i, value) in list.iter_mut().enumerate() {
                     any(value, item, Path::Index(&path, i), faults)?;
                 }
@@ -178,6 +194,9 @@ fn any(value: &mut Value, shape: &Shape, path: Path<'_>, faults: &mut Report<'_>
         },
         Shape::Map(item) => match value {
             Value::Object(map) => {
+                if map.is_empty() {
+                    note_empty("{}", path, faults);
+                }
                 for (name, value) in map.iter_mut() {
                     any(value, item, Path::Member(&path, name), faults)?;
                 }

@@ -31,7 +31,7 @@ use serde_json::Value;
 
 pub use strategy::Custom;
 
-use self::schema::Node;
+use self::schema::Schema;
 
 use crate::kinds::Strategy;
 use crate::meta;
@@ -87,8 +87,7 @@ impl Definition {
         let names = names.or_else(|| spec.get("names"))?;
         let versions = spec.get("versions")?.as_array()?;
         let storage = versions.iter().find(|v| v.get("storage") == Some(&Value::Bool(true)))?;
-        let stored = storage.get("schema").and_then(|s| s.get("openAPIV3Schema")).filter(|s| !s.is_null());
-        let stored = Arc::new(stored.map_or_else(Node::open, Node::compile));
+        let stored = Arc::new(Schema::of(storage));
         let storage = text(storage, "name");
         let paths = versions.iter().flat_map(selectable);
         let fields = strategy::intern(paths.map(|p| p.trim_start_matches('.').to_owned()).collect());
@@ -107,8 +106,7 @@ impl Definition {
         // Objects written under an older definition may lack what this one fills in.
         let first = crd["metadata"]["generation"].as_i64().unwrap_or(0) <= 1;
         for version in versions {
-            let other = (text(version, "name") != out.storage).then(|| Arc::clone(&stored));
-            let served = out.version(version, names, first, other);
+            let served = out.version(version, names, first, &stored);
             if version.get("storage") == Some(&Value::Bool(true)) {
                 out.stored = Some(served.clone());
             }
@@ -119,7 +117,7 @@ impl Definition {
         Some(out)
     }
 
-    fn version(&self, version: &Value, names: &Value, first: bool, stored: Option<Arc<Node>>) -> Version {
+    fn version(&self, version: &Value, names: &Value, first: bool, stored: &Arc<Schema>) -> Version {
         let text = |key: &str| names.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let list = |key: &str| -> Vec<Cow<'static, str>> {
             let list = names.get(key).and_then(Value::as_array).into_iter().flatten();
@@ -128,10 +126,14 @@ impl Definition {
         let name = version.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
         let kind = text("kind");
         // What a webhook converts it makes to fit: only this version's own schema has a say.
-        let stored = stored.filter(|_| !self.webhook);
-        let strategy = Arc::new(Custom::compile(&self.group, &kind, &name, version, first, stored));
+        let (schema, stored) = if name == self.storage {
+            (Arc::clone(stored), None)
+        } else {
+            (Arc::new(Schema::of(version)), Some(Arc::clone(stored)).filter(|_| !self.webhook))
+        };
+        let strategy = Arc::new(Custom::compile(&self.group, &kind, &name, version, first, stored, schema));
         let model_name = openapi::custom_model_name(&self.group, &name, &kind);
-        let model = Handle::Shared(Arc::new(shape::model(model_name, strategy.root())));
+        let model = Handle::Shared(Arc::new(shape::model(model_name, &strategy.schema().compile())));
         let mut subresources = Vec::new();
         let reads = Verbs::GET.and(Verbs::PATCH).and(Verbs::UPDATE);
         if strategy.scale().is_some()

@@ -1,11 +1,11 @@
-//! The structural schema of a version, compiled once: what pruning, defaulting, validation and ownership walk along.
+//! The structural schema of a version, compiled once, at its first use: what pruning, defaulting, validation and ownership walk along.
 //!
 //! A definition's schema is JSON that was checked before it got here; compiling never fails, it only leaves out what does
 //! not make sense (a pattern that is no regular expression), because a definition that was stored once must go on being
 //! served.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use regex::Regex;
 use serde_json::Value;
@@ -86,6 +86,80 @@ pub struct Bound {
     pub exclusive: bool,
 }
 
+/// A regular expression, compiled when the first value is held against it: most definitions' never are, and one takes
+/// tens of KiB.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    text: String,
+    regex: OnceLock<Option<Regex>>,
+}
+
+impl Pattern {
+    fn new(text: &str) -> Self {
+        Self { text: text.to_owned(), regex: OnceLock::new() }
+    }
+
+    /// The pattern as it was written.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether a value matches somewhere. What is no regular expression asks nothing.
+    #[must_use]
+    pub fn matches(&self, value: &str) -> bool {
+        let regex = self.regex.get_or_init(|| Regex::new(&self.text).ok());
+        regex.as_ref().is_none_or(|r| r.is_match(value))
+    }
+}
+
+/// The schema of a version, compiled when the first object needs it: a cluster has many definitions that nobody uses.
+#[derive(Debug, Default)]
+pub struct Schema {
+    /// As JSON, which takes a sixth of what a tree of values takes.
+    source: Option<Box<str>>,
+    open: bool,
+    root: OnceLock<Node>,
+}
+
+impl Schema {
+    /// That of an entry of `spec.versions`.
+    #[must_use]
+    pub fn of(version: &Value) -> Self {
+        let source = version.get("schema").and_then(|s| s.get("openAPIV3Schema")).filter(|s| !s.is_null());
+        let open = source.is_none_or(|s| {
+            let none = s.get("properties").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
+            none && s.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true))
+        });
+        Self { source: source.map(|s| s.to_string().into()), open, root: OnceLock::new() }
+    }
+
+    /// As it was written, in JSON; `None` where the version has none.
+    #[must_use]
+    pub fn source(&self) -> Option<&str> {
+        self.source.as_deref()
+    }
+
+    /// Whether everything is kept as it comes.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// Compiled, for once.
+    #[must_use]
+    pub fn compile(&self) -> Node {
+        let source = self.source.as_ref().and_then(|s| serde_json::from_str::<Value>(s).ok());
+        source.as_ref().map_or_else(Node::open, Node::compile)
+    }
+
+    /// Compiled, and kept.
+    #[must_use]
+    pub fn root(&self) -> &Node {
+        self.root.get_or_init(|| self.compile())
+    }
+}
+
 /// One value's schema.
 #[derive(Clone, Debug, Default)]
 pub struct Node {
@@ -117,8 +191,8 @@ pub struct Node {
     pub format: String,
     /// `enum`
     pub values: Vec<Value>,
-    /// `pattern`, with its text.
-    pub pattern: Option<(String, Arc<Regex>)>,
+    /// `pattern`
+    pub pattern: Option<Pattern>,
     /// `minimum`
     pub minimum: Option<Bound>,
     /// `maximum`
@@ -196,9 +270,7 @@ impl Node {
             atomic_map: text("x-kubernetes-map-type") == "atomic",
             format: text("format").to_owned(),
             values: list("enum").to_vec(),
-            pattern: Some(text("pattern"))
-                .filter(|p| !p.is_empty())
-                .and_then(|p| Some((p.to_owned(), Arc::new(Regex::new(p).ok()?)))),
+            pattern: Some(text("pattern")).filter(|p| !p.is_empty()).map(Pattern::new),
             minimum: bound("minimum", "exclusiveMinimum"),
             maximum: bound("maximum", "exclusiveMaximum"),
             multiple_of: float("multipleOf"),
@@ -214,7 +286,7 @@ impl Node {
             any_of: nodes("anyOf"),
             one_of: nodes("oneOf"),
             not: schema.get("not").filter(|n| n.is_object()).map(|n| Box::new(Self::compile(n))),
-            rules: list("x-kubernetes-validations").iter().map(|r| Arc::new(Rule::compile(r))).collect(),
+            rules: list("x-kubernetes-validations").iter().map(|r| Arc::new(Rule::new(r))).collect(),
             ruled: false,
         };
         node.ruled = !node.rules.is_empty()

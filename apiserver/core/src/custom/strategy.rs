@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::cel::{self, Told};
 use super::coerce;
 use super::columns::Columns;
-use super::schema::Node;
+use super::schema::{Node, Schema};
 use super::validate;
 use crate::codec::{Faults, TypeError};
 use crate::invalid::{ErrorType, Errors, FieldError, ROOT};
@@ -21,15 +21,14 @@ use crate::schema::Struct;
 #[derive(Debug)]
 pub struct Custom {
     traits: Traits,
-    root: Node,
+    schema: Arc<Schema>,
     columns: Columns,
-    schema: Option<Value>,
     selectable: Vec<String>,
     fields: &'static [&'static str],
     scale: Option<ScalePaths>,
     deprecated: Option<String>,
     /// The schema of the stored version, where that is another one.
-    stored: Option<Arc<Node>>,
+    stored: Option<Arc<Schema>>,
     /// Whether stored objects have to be read along the schema before they are shown.
     reads: bool,
 }
@@ -43,10 +42,9 @@ impl Custom {
         name: &str,
         version: &Value,
         first: bool,
-        stored: Option<Arc<Node>>,
+        stored: Option<Arc<Schema>>,
+        schema: Arc<Schema>,
     ) -> Self {
-        let schema = version.get("schema").and_then(|s| s.get("openAPIV3Schema")).filter(|s| !s.is_null()).cloned();
-        let root = schema.as_ref().map_or_else(Node::open, Node::compile);
         let subresources = version.get("subresources");
         let has = |sub: &str| subresources.and_then(|s| s.get(sub)).filter(|s| !s.is_null());
         let text = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -68,21 +66,26 @@ impl Custom {
             untyped: true,
             ..Traits::DEFAULT
         };
-        let open = root.preserve && root.properties.is_empty();
-        let reads = !(first || open);
+        let reads = !(first || schema.is_open());
         let columns = Columns::compile(version.get("additionalPrinterColumns"));
-        Self { traits, root, columns, schema, selectable, fields, scale, deprecated, stored, reads }
+        Self { traits, schema, columns, selectable, fields, scale, deprecated, stored, reads }
     }
 
     /// The compiled schema.
     #[must_use]
     pub fn root(&self) -> &Node {
-        &self.root
+        self.schema.root()
+    }
+
+    /// The schema, compiled or not yet.
+    #[must_use]
+    pub fn schema(&self) -> &Schema {
+        &self.schema
     }
 
     /// What the schema says of the values, the numbers of scale, and embedded objects.
     fn values(&self, obj: &Value, old: Option<&Value>, errors: &mut Errors) {
-        validate::check(obj, &self.root, old, "", errors);
+        validate::check(obj, self.root(), old, "", errors);
         if let Some(scale) = &self.scale {
             for path in [&scale.spec, &scale.status] {
                 let name = path.as_str();
@@ -99,12 +102,12 @@ impl Custom {
                 }
             }
         }
-        validate::embedded(obj, &self.root, &ROOT, errors);
+        validate::embedded(obj, self.root(), &ROOT, errors);
     }
 
     /// The rules in CEL, which see valid objects only.
     fn rules(&self, obj: &Value, old: Option<&Value>, errors: &mut Errors) {
-        if !self.root.has_rules() {
+        if !self.root().has_rules() {
             return;
         }
         let blocks = |e: &FieldError| {
@@ -115,7 +118,7 @@ impl Custom {
             errors.invalid(&validate::NIL, Value::Null, why);
             return;
         }
-        cel::run(obj, &self.root, old, Told::Errors, errors);
+        cel::run(obj, self.root(), old, Told::Errors, errors);
     }
 
     /// Where the scale subresource finds its numbers.
@@ -156,11 +159,11 @@ impl Strategy for Custom {
     }
 
     fn normalize(&self, value: &mut Value, _model: &Struct, faults: &mut Faults) -> Result<(), TypeError> {
-        coerce::read(value, &self.root, faults)
+        coerce::read(value, self.root(), faults)
     }
 
     fn default(&self, obj: &mut Value) {
-        coerce::default(obj, &self.root);
+        coerce::default(obj, self.root());
     }
 
     fn reads(&self) -> bool {
@@ -169,16 +172,16 @@ impl Strategy for Custom {
 
     fn read(&self, obj: &mut Value) {
         if let Some(stored) = &self.stored {
-            coerce::refresh(obj, stored);
-            coerce::narrow(obj, &self.root);
+            coerce::refresh(obj, stored.root());
+            coerce::narrow(obj, self.root());
         } else {
-            coerce::refresh(obj, &self.root);
+            coerce::refresh(obj, self.root());
         }
     }
 
     fn store(&self, obj: &mut Value) {
         if let Some(stored) = &self.stored {
-            coerce::narrow(obj, stored);
+            coerce::narrow(obj, stored.root());
         }
     }
 
@@ -221,7 +224,7 @@ impl Strategy for Custom {
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         self.values(obj, None, errors);
-        validate::unique(obj, &self.root, &ROOT, errors);
+        validate::unique(obj, self.root(), &ROOT, errors);
         self.rules(obj, None, errors);
     }
 
@@ -229,8 +232,8 @@ impl Strategy for Custom {
         self.values(new, Some(old), errors);
         // Duplicates that were there before may stay.
         let (mut found, mut before) = (Errors::new(), Errors::new());
-        validate::unique(new, &self.root, &ROOT, &mut found);
-        validate::unique(old, &self.root, &ROOT, &mut before);
+        validate::unique(new, self.root(), &ROOT, &mut found);
+        validate::unique(old, self.root(), &ROOT, &mut before);
         if before.is_empty() {
             errors.0.append(&mut found.0);
         }
@@ -250,9 +253,9 @@ impl Strategy for Custom {
                 crate::invalid::quote_str(f)
             ));
         }
-        if old.is_some() && self.root.has_rules() {
+        if old.is_some() && self.root().has_rules() {
             let mut found = Errors::new();
-            cel::run(new, &self.root, old, Told::Warnings, &mut found);
+            cel::run(new, self.root(), old, Told::Warnings, &mut found);
             out.extend(found.0.iter().map(ToString::to_string));
         }
     }
@@ -275,7 +278,7 @@ impl Strategy for Custom {
     }
 
     fn published(&self) -> Option<Published<'_>> {
-        Some(Published { schema: self.schema.as_ref(), selectable: &self.selectable })
+        Some(Published { schema: self.schema.source(), selectable: &self.selectable })
     }
 
     fn scale_paths(&self) -> Option<&ScalePaths> {

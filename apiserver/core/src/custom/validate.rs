@@ -230,10 +230,10 @@ fn string(s: &str, node: &Node, path: &Path<'_>, out: &mut Outcome) {
         out.errors.too_long(path, usize::try_from(max).unwrap_or(0));
     } else if let Some(min) = node.min_length.filter(|min| length < *min) {
         out.errors.invalid(path, s, format!("{path} in body should be at least {min} chars long"));
-    } else if let Some((text, pattern)) = &node.pattern
-        && !pattern.is_match(s)
+    } else if let Some(pattern) = &node.pattern
+        && !pattern.matches(s)
     {
-        out.errors.invalid(path, s, format!("{path} in body should match '{text}'"));
+        out.errors.invalid(path, s, format!("{path} in body should match '{}'", pattern.text()));
     }
 }
 

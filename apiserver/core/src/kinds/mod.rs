@@ -84,8 +84,8 @@ impl Traits {
 /// What a kind publishes about itself besides its structure.
 #[derive(Clone, Copy, Debug)]
 pub struct Published<'a> {
-    /// `openAPIV3Schema` of the definition.
-    pub schema: Option<&'a Value>,
+    /// `openAPIV3Schema` of the definition, as JSON.
+    pub schema: Option<&'a str>,
     /// Paths of the fields that selectors may name.
     pub selectable: &'a [String],
 }

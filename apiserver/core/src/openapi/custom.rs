@@ -19,8 +19,8 @@ pub fn model_name(group: &str, version: &str, kind: &str) -> String {
 pub(super) fn object(custom: Custom<'_>, models: &mut Models<'_>) -> Value {
     let mut schema = custom
         .schema
-        .filter(|s| s.is_object())
-        .cloned()
+        .and_then(|s| serde_json::from_str::<Value>(s).ok())
+        .filter(Value::is_object)
         .unwrap_or_else(|| json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}));
     if models.dialect == Dialect::V2 {
         plain(&mut schema);

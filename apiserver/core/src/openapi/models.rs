@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::Custom;
 use super::custom;
-use super::descriptions::Descriptions;
+use super::descriptions;
 use crate::schema::{self, Field, ListType, PatchStrategy, Shape, Struct};
 
 /// Which of the two languages a document is in.
@@ -24,7 +24,6 @@ pub(super) struct Models<'a> {
     custom: BTreeMap<String, (Custom<'a>, bool)>,
     wanted: Vec<String>,
     seen: BTreeSet<String>,
-    descriptions: Descriptions,
 }
 
 impl<'a> Models<'a> {
@@ -35,7 +34,7 @@ impl<'a> Models<'a> {
             custom.insert(custom::model_name(&r.group, &r.version, &r.kind), (*c, false));
             custom.insert(custom::model_name(&r.group, &r.version, &r.list_kind), (*c, true));
         }
-        Self { dialect, custom, wanted: Vec::new(), seen: BTreeSet::new(), descriptions: Descriptions::new() }
+        Self { dialect, custom, wanted: Vec::new(), seen: BTreeSet::new() }
     }
 
     /// A reference; the model is part of the document from now on.
@@ -85,7 +84,7 @@ impl<'a> Models<'a> {
             "JSON" | "JSONSchemaPropsOrBool" | "JSONSchemaPropsOrArray" | "JSONSchemaPropsOrStringArray" => json!({}),
             _ => return None,
         };
-        if let Some(text) = self.descriptions.model(model) {
+        if let Some(text) = descriptions::model(model) {
             schema["description"] = text.into();
         }
         Some(schema)
@@ -93,7 +92,7 @@ impl<'a> Models<'a> {
 
     fn structure(&mut self, shape: &Struct) -> Value {
         let mut out = Map::new();
-        let description = self.descriptions.model(&shape.name).or_else(|| list_description(shape));
+        let description = descriptions::model(&shape.name).or_else(|| list_description(shape));
         if let Some(text) = description {
             out.insert("description".into(), text.into());
         }
@@ -122,7 +121,7 @@ impl<'a> Models<'a> {
 
     fn field(&mut self, shape: &Struct, field: &Field) -> Value {
         let mut out = self.value(&field.shape);
-        let description = self.descriptions.field(&shape.name, &field.name).or_else(|| common_description(&field.name));
+        let description = descriptions::field(&shape.name, &field.name).or_else(|| common_description(&field.name));
         let mut extra = Map::new();
         if let Some(text) = description {
             extra.insert("description".into(), text.into());

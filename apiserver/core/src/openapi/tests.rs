@@ -119,7 +119,7 @@ fn custom_resources() {
     let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
         "a": {"type": "string", "nullable": true, "default": "x"}, "b": {"x-kubernetes-int-or-string": true, "anyOf": []}}}}});
     let selectable = [".spec.a".to_owned()];
-    let custom = [Custom { resource: &resource, schema: Some(&schema), selectable: &selectable }];
+    let custom = [Custom { resource: &resource, schema: Some(&schema.to_string()), selectable: &selectable }];
     let v3 = value_v3("example.com", "v1", &custom).unwrap();
     check_references(&v3, "/components/schemas", "#/components/schemas/");
     let thing = &v3["components"]["schemas"]["com.example.v1.Thing"];

@@ -240,7 +240,9 @@ pub async fn mutate(
 ) -> Result<(), Status> {
     let warnings = built_in(server, kind, call, operation, obj, old).await?;
     call.warnings.extend(warnings);
-    dynamic::mutate(server, kind, call, operation, obj, old, dry_run).await
+    dynamic::mutate(server, kind, call, operation, obj, old, dry_run).await?;
+    // Before the kind's own rules see it.
+    crate::auth::escalation::check(&Review { server, kind, call, operation, old }, obj)
 }
 
 /// The mutating plugins; answers warnings.
@@ -288,7 +290,6 @@ pub async fn validate(
             lifecycle::check_delete(&r, obj)?;
             node_restriction::check_delete(&r, obj)?;
         }
-        crate::auth::escalation::check(&r, obj)?;
         limits::check(&r, obj)?;
         storage::check_resize(&r, obj)?;
         let secure = pod_security::check(&r, obj, &mut warnings);

@@ -42,8 +42,14 @@ pub fn check(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
             }
             let role = &obj["roleRef"];
             let name = role["name"].as_str().unwrap_or_default().to_owned();
-            let (resource, ns) =
-                if role["kind"] == "Role" { ("roles", meta::namespace(obj)) } else { ("clusterroles", "") };
+            let (resource, ns) = match role["kind"].as_str().unwrap_or_default() {
+                "Role" => ("roles", meta::namespace(obj)),
+                "ClusterRole" => ("clusterroles", ""),
+                other => {
+                    let what = skiff_core::invalid::quote_str(other);
+                    return Err(Status::untyped(format!("unsupported role reference kind: {what}")));
+                }
+            };
             let held = Attributes {
                 verb: "bind".into(),
                 ..Attributes::resource("bind", GROUP, resource, meta::namespace(obj), &name)

@@ -104,6 +104,7 @@ fn call(kind: &Kind) -> Call {
         headers: HeaderMap::new(),
         body: Bytes::new(),
         warnings: vec![],
+        emptied: vec![],
         upgrade: None,
     }
 }

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::Value;
 use skiff_core::custom::{Definition, Version, names};
 use skiff_core::kinds::Strategy;
@@ -60,8 +61,8 @@ struct Served {
     uid: String,
     group: String,
     plural: String,
-    /// What it was made from: spec, names, and whether it is going.
-    made_from: Value,
+    /// A digest of what it was made from: spec, names, and whether it is going.
+    made_from: Vec<u8>,
     collection: Arc<Collection>,
     /// The stored version, served or not.
     stored: Option<Arc<Kind>>,
@@ -213,7 +214,9 @@ impl Follower {
     /// Puts the kinds of an established definition into the registry, unless they are there.
     async fn serve(&mut self, crd: &Value, revision: Revision) -> Result<(), Status> {
         let deleting = meta::deleting(crd);
-        let made_from = serde_json::json!([crd["spec"], crd["status"]["acceptedNames"], deleting, meta::uid(crd)]);
+        let made_from = (&crd["spec"], &crd["status"]["acceptedNames"], deleting, meta::uid(crd));
+        let made_from = serde_json::to_vec(&made_from).map_err(Status::internal)?;
+        let made_from = digest(&SHA256, &made_from).as_ref().to_vec();
         let known = self.served.get(meta::name(crd));
         if known.is_some_and(|s| s.made_from == made_from) {
             return Ok(());

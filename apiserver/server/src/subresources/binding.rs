@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use skiff_core::invalid::quote_str;
+use skiff_core::invalid::{Errors, quote_str};
 use skiff_core::meta;
+use skiff_core::path::Path;
 use skiff_core::status::Status;
 use skiff_storage::{Compare, Error, Op};
 
@@ -26,15 +27,21 @@ pub async fn bind(server: &Arc<Inner>, call: &Call, binding: &Value, options: &W
     }
     let target = &binding["target"];
     let target_kind = target["kind"].as_str().unwrap_or_default();
-    if !matches!(target_kind, "" | "Node") {
-        let q = quote_str(target_kind);
-        return Err(Status::untyped(format!(
-            "target.kind: Unsupported value: {q}: supported values: \"Node\", \"<empty>\""
-        )));
-    }
     let node = target["name"].as_str().unwrap_or_default();
+    let mut errors = Errors::new();
+    let at = Path::new("target");
+    if !matches!(target_kind, "" | "Node") {
+        errors.not_supported(&at.child("kind"), target_kind, &["Node", "<empty>"]);
+    }
     if node.is_empty() {
-        return Err(Status::untyped("target.name: Required value"));
+        errors.required(&at.child("name"), "");
+    } else if matches!(target_kind, "" | "Node") {
+        for why in skiff_core::names::is_dns1123_subdomain(node) {
+            errors.invalid(&at.child("name"), node, why);
+        }
+    }
+    if !errors.is_empty() {
+        return Err(Status::untyped(errors.sentence()));
     }
     let kind = server.kind("", "pods")?;
     let pods = Arc::clone(kind.stored()?);

@@ -12,6 +12,7 @@ use skiff_storage::{Compare, Error, Object, Op};
 use crate::admission::{self, Operation};
 use crate::registry::{Kind, object, storage_error};
 use crate::server::Inner;
+use crate::verbs::create::settle_namespace;
 use crate::verbs::{Answer, Call, delete};
 
 /// Evicts the pod in the path.
@@ -26,6 +27,7 @@ pub async fn evict(
 ) -> Result<Answer, Status> {
     let (mut obj, options) = super::special::body(sub, "policy", "v1", call, "CreateOptions")?;
     let (ns, name) = (call.target.namespace.clone(), call.target.name.clone());
+    settle_namespace(kind, call, &mut obj)?;
     if meta::name(&obj) != name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }

@@ -84,6 +84,7 @@ pub async fn handle(
         ("serviceaccounts", "token") => token::create(server, kind, sub, call).await,
         ("pods", "binding") => {
             let (mut obj, options) = special::body(sub, "", "v1", call, "CreateOptions")?;
+            crate::verbs::create::settle_namespace(kind, call, &mut obj)?;
             admission::review(server, kind, call, Operation::Create, &mut obj, options.dry_run).await?;
             binding::bind(server, call, &obj, &options).await
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use skiff_core::invalid::Errors;
+use skiff_core::invalid::{Errors, quote_str};
 use skiff_core::path::Path;
 use skiff_core::status::Status;
 
@@ -37,36 +37,12 @@ pub fn create(
         }
         "TokenReview" => token_review(server, obj)?,
         "SelfSubjectAccessReview" => {
-            let a = access_attributes(kind, &obj["spec"])?;
-            nameless(kind, obj)?;
-            decide(server, &call.user, &a)
+            check_access(kind, call, obj)?;
+            decide(server, &call.user, &access_attributes(&obj["spec"]))
         }
         "SubjectAccessReview" | "LocalSubjectAccessReview" => {
-            let user = review_user(&obj["spec"]);
-            let local = r.kind == "LocalSubjectAccessReview";
-            let mut errors = Errors::new();
-            let spec = Path::new("spec");
-            if user.name.is_empty() && user.groups.is_empty() {
-                errors.invalid(&spec.child("user"), "", "at least one of user or group must be specified");
-            }
-            let elsewhere = &obj["spec"]["nonResourceAttributes"];
-            if local && !elsewhere.is_null() {
-                let why = "disallowed on this kind of request";
-                errors.invalid_raw(&spec.child("nonResourceAttributes"), elsewhere.to_string(), why);
-            } else if local {
-                let ns = obj["spec"]["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
-                if ns != call.target.namespace {
-                    errors.invalid(&spec.child("resourceAttributes.namespace"), ns, "must match metadata.namespace");
-                }
-            }
-            if !errors.is_empty() {
-                return Err(Status::invalid(&r.group, "", "", &errors));
-            }
-            let a = access_attributes(kind, &obj["spec"])?;
-            if !local {
-                nameless(kind, obj)?;
-            }
-            decide(server, &user, &a)
+            check_access(kind, call, obj)?;
+            decide(server, &review_user(&obj["spec"]), &access_attributes(&obj["spec"]))
         }
         "SelfSubjectRulesReview" => rules_review(server, &call.user, obj)?,
         other => return Err(Status::internal(format!("{other} has no answer"))),
@@ -121,9 +97,16 @@ fn token_review(server: &Inner, obj: &Value) -> Result<Value, Status> {
     let Some(claims) = server.verify_token(token) else { return Ok(json!({"user": {}})) };
     let own = [server.tokens.issuer()];
     let wanted = if wanted.is_empty() { own.to_vec() } else { wanted };
-    let shared: Vec<&str> = wanted.into_iter().filter(|w| claims.aud.iter().any(|a| a == w)).collect();
+    let shared: Vec<&str> = wanted.iter().copied().filter(|w| claims.aud.iter().any(|a| a == w)).collect();
     if shared.is_empty() {
-        return Ok(json!({"user": {}}));
+        let list = |l: &[&str]| l.iter().map(|a| quote_str(a)).collect::<Vec<_>>().join(" ");
+        let has: Vec<&str> = claims.aud.iter().map(String::as_str).collect();
+        let why = format!(
+            "[invalid bearer token, token audiences [{}] is invalid for the target audiences [{}]]",
+            list(&has),
+            list(&wanted)
+        );
+        return Ok(json!({"user": {}, "error": why}));
     }
     let user = super::token::user_of(&claims);
     Ok(json!({"authenticated": true, "user": user_info(&user), "audiences": shared}))
@@ -136,22 +119,56 @@ fn review_user(spec: &Value) -> User {
     u
 }
 
-fn access_attributes(kind: &Kind, spec: &Value) -> Result<Attributes, Status> {
+/// Checks what a review about access asks.
+fn check_access(kind: &Kind, call: &Call, obj: &Value) -> Result<(), Status> {
+    let of = &*kind.resource.kind;
+    let local = of == "LocalSubjectAccessReview";
+    let spec = &obj["spec"];
     let (res, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    let mut errors = Errors::new();
+    let at = Path::new("spec");
     if res.is_null() == path.is_null() {
-        let mut errors = Errors::new();
-        let shown = if res.is_null() { "null".to_owned() } else { spec.to_string() };
         let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-        errors.invalid_raw(&Path::new("spec"), shown, why);
-        return Err(Status::invalid(kind.group(), "", "", &errors));
+        errors.invalid_raw(&at, path.to_string(), why);
     }
+    if of != "SelfSubjectAccessReview" {
+        let user = review_user(spec);
+        if user.name.is_empty() && user.groups.is_empty() {
+            errors.invalid(&at.child("user"), "", "at least one of user or group must be specified");
+        }
+    }
+    let named = obj["metadata"].as_object().is_some_and(|m| {
+        m.iter().any(|(k, v)| {
+            let free = matches!(k.as_str(), "managedFields" | "creationTimestamp") || (local && k == "namespace");
+            !free && !v.is_null() && v != ""
+        })
+    });
+    if named {
+        let why = if local { "must be empty except for namespace" } else { "must be empty" };
+        errors.invalid_raw(&Path::new("metadata"), obj["metadata"].to_string(), why);
+    }
+    if local && !res.is_null() {
+        let ns = res["namespace"].as_str().unwrap_or_default();
+        if ns != call.target.namespace {
+            errors.invalid(&at.child("resourceAttributes.namespace"), ns, "must match metadata.namespace");
+        }
+    }
+    if local && !path.is_null() {
+        let why = "disallowed on this kind of request";
+        errors.invalid_raw(&at.child("nonResourceAttributes"), path.to_string(), why);
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(kind.group(), "", "", &errors)) }
+}
+
+fn access_attributes(spec: &Value) -> Attributes {
+    let (res, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     let text = |v: &Value, k: &str| v[k].as_str().unwrap_or_default().to_owned();
     if !path.is_null() {
-        return Ok(Attributes { verb: text(path, "verb"), path: text(path, "path"), ..Attributes::default() });
+        return Attributes { verb: text(path, "verb"), path: text(path, "path"), ..Attributes::default() };
     }
     let sub = text(res, "subresource");
     let resource = text(res, "resource");
-    Ok(Attributes {
+    Attributes {
         verb: text(res, "verb"),
         group: text(res, "group"),
         version: text(res, "version"),
@@ -159,20 +176,7 @@ fn access_attributes(kind: &Kind, spec: &Value) -> Result<Attributes, Status> {
         name: text(res, "name"),
         namespace: text(res, "namespace"),
         path: String::new(),
-    })
-}
-
-/// A review about the whole cluster has no name of its own.
-fn nameless(kind: &Kind, obj: &Value) -> Result<(), Status> {
-    let rest = obj["metadata"].as_object().is_some_and(|m| {
-        m.iter().any(|(k, v)| !matches!(k.as_str(), "managedFields" | "creationTimestamp") && !v.is_null() && v != "")
-    });
-    if !rest {
-        return Ok(());
     }
-    let mut errors = Errors::new();
-    errors.invalid_raw(&Path::new("metadata"), obj["metadata"].to_string(), "must be empty");
-    Err(Status::invalid(kind.group(), "", "", &errors))
 }
 
 fn decide(server: &Inner, user: &User, a: &Attributes) -> Value {

@@ -16,6 +16,7 @@ use crate::ownership::{self, Owner};
 use crate::registry::Kind;
 use crate::request::Verb;
 use crate::server::Inner;
+use crate::verbs::create::settle_namespace;
 use crate::verbs::options::{FieldValidation, write_options};
 use crate::verbs::update::{RACE_TRIES, check_version};
 use crate::verbs::write::{self, Attempt, Part};
@@ -117,7 +118,7 @@ pub async fn handle(
     for _ in 0..RACE_TRIES {
         let found = objects.get(&ns, &name).await?.ok_or_else(|| kind.not_found(&name))?;
         let old = kind.load_from(server, &found).await?;
-        let wanted = match (&given, how) {
+        let mut wanted = match (&given, how) {
             (Some(v), _) => v.clone(),
             (None, Some(patch::PatchType::Apply)) => applied(call, &view_of(kind, &old, false)?)?,
             (None, Some(how)) => patched(sub, call, how, &view_of(kind, &old, false)?, options.validation)?,
@@ -134,6 +135,7 @@ pub async fn handle(
                 "the name of the object ({wanted_name}) does not match the name on the URL ({name})"
             )));
         }
+        settle_namespace(kind, call, &mut wanted)?;
         // Kinds of definitions are checked as what they are, by their own rules.
         if kind.strategy.scale_paths().is_none() {
             validate(&wanted, &name)?;

@@ -46,18 +46,10 @@ fn keep_only(sub: &str, new: &Value, old: &Value) -> Value {
                 }
             }
         },
-        "finalize" => match new["spec"].get("finalizers") {
-            Some(v) => {
-                out = new.clone();
-                out["status"] = old["status"].clone();
-                out["spec"]["finalizers"] = v.clone();
-            }
-            None => {
-                if let Some(s) = out["spec"].as_object_mut() {
-                    s.remove("finalizers");
-                }
-            }
-        },
+        "finalize" => {
+            out = new.clone();
+            skiff_core::kinds::carry(&mut out, old, "status");
+        }
         "approval" => {
             out["metadata"] = new["metadata"].clone();
             if !out["status"].is_object() {

@@ -14,6 +14,7 @@ use crate::auth::User;
 use crate::auth::token::{Claims, Private, Reference};
 use crate::registry::Kind;
 use crate::server::Inner;
+use crate::verbs::create::settle_namespace;
 use crate::verbs::{Answer, Call};
 
 const MIN_SECONDS: i64 = 600;
@@ -58,20 +59,12 @@ pub async fn create(
 ) -> Result<Answer, Status> {
     let (mut obj, options) = super::special::body(sub, "authentication.k8s.io", "v1", call, "CreateOptions")?;
     let (ns, name) = (call.target.namespace.clone(), call.target.name.clone());
+    settle_namespace(kind, call, &mut obj)?;
     let account = kind.stored()?.get(&ns, &name).await?.ok_or_else(|| kind.not_found(&name))?;
     let mut errors = Errors::new();
     if !meta::name(&obj).is_empty() && meta::name(&obj) != name {
         let m = Path::new("metadata");
         errors.invalid(&m.child("name"), meta::name(&obj), "must match the service account name if specified");
-        return Err(Status::invalid("authentication.k8s.io", "TokenRequest", &name, &errors));
-    }
-    if !meta::namespace(&obj).is_empty() && meta::namespace(&obj) != ns {
-        let m = Path::new("metadata");
-        errors.invalid(
-            &m.child("namespace"),
-            meta::namespace(&obj),
-            "must match the service account namespace if specified",
-        );
         return Err(Status::invalid("authentication.k8s.io", "TokenRequest", &name, &errors));
     }
     let seconds = obj["spec"]["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
@@ -128,16 +121,25 @@ fn bind(server: &Inner, ns: &str, account: &str, reference: &Value, claims: &mut
         return Ok(());
     }
     let text = |k: &str| reference[k].as_str().unwrap_or_default();
-    let (resource, scope) = match (text("apiVersion"), text("kind")) {
-        ("v1" | "", "Pod") => ("pods", ns),
-        ("v1" | "", "Secret") => ("secrets", ns),
-        ("v1" | "", "Node") => ("nodes", ""),
-        (v, k) => {
-            let (g, v) = v.rsplit_once('/').unwrap_or(("", v));
+    // Of the version only the group counts; what has more than one slash counts as nothing at all.
+    let version = text("apiVersion");
+    let (g, v) = match version.split_once('/') {
+        Some((_, rest)) if rest.contains('/') => ("", ""),
+        Some(both) => both,
+        None => ("", version),
+    };
+    let (resource, scope) = match (g, text("kind")) {
+        ("", "Pod") => ("pods", ns),
+        ("", "Secret") => ("secrets", ns),
+        ("", "Node") => ("nodes", ""),
+        (_, k) => {
             return Err(Status::bad_request(format!("cannot bind token to object of type {g}/{v}, Kind={k}")));
         }
     };
     let name = text("name");
+    if name.is_empty() {
+        return Err(Status::bad_request("Name parameter required."));
+    }
     let found = server.peek("", resource, scope, name).ok_or_else(|| Status::not_found("", resource, name))?;
     if !text("uid").is_empty() && text("uid") != meta::uid(&found) {
         let why = format!(

@@ -36,6 +36,8 @@ pub struct Call {
     pub body: Bytes,
     /// `Warning` headers to send along.
     pub warnings: Vec<String>,
+    /// Empty maps and lists of the body, of which the typed form knows nothing: `spec.selector={}`. For the words of a refusal.
+    pub emptied: Vec<String>,
     /// The connection, for subresources that take it over.
     pub upgrade: Option<hyper::upgrade::OnUpgrade>,
 }

@@ -168,7 +168,7 @@ pub fn decode_patched(
     let mut nameless = vec![];
     if got != want {
         if kind.strategy.traits().untyped {
-            decode::check_untyped(got.0, got.1, meta::name(&value), Expected::of(kind))?;
+            decode::check_version(got.1, Expected::of(kind))?;
         } else if how == PatchType::Strategic {
             // Upstream merges into the typed object, where a kind cannot change: such a patch changes nothing else.
             value["kind"] = want.0.into();
@@ -189,9 +189,13 @@ pub fn decode_patched(
     if let Err(e) = kind.normalize(&mut value, &mut faults) {
         return Err(crate::patching::undecodable(&patched.text, &e.to_string()));
     }
+    if kind.strategy.traits().untyped {
+        decode::check_kind(got.0, meta::name(&value), Expected::of(kind))?;
+    }
     if forget {
         value["metadata"]["managedFields"] = Value::Array(vec![]);
     }
+    call.emptied = std::mem::take(&mut faults.emptied);
     let mut strict: Vec<String> = patched.duplicates;
     strict.extend(nameless);
     strict.extend(unknown(&faults));
@@ -264,6 +268,6 @@ fn decode_applied(kind: &Kind, call: &mut Call, mut merged: Value, options: &Wri
     let expected = Expected::of(kind);
     let mut faults = codec::Faults::default();
     kind.normalize(&mut merged, &mut faults).map_err(|e| Status::bad_request(e.to_string()))?;
-    let decoded = codec::Decoded { value: merged, strict: unknown(&faults) };
-    decode::report(decoded, expected, options.validation, &mut call.warnings)
+    let decoded = codec::Decoded { value: merged, strict: unknown(&faults), emptied: faults.emptied };
+    decode::report(decoded, expected, options.validation, call)
 }

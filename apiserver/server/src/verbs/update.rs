@@ -74,7 +74,7 @@ pub async fn replace(
                 return Err(Status::conflict(kind.group(), kind.plural(), &name, why));
             }
             if kind.strategy.traits().create_on_update && part == Part::Main {
-                meta::meta_mut(&mut obj).remove("resourceVersion");
+                version_number(meta::text(&obj, "resourceVersion"))?;
                 crate::chain::authorise_create(server, call)?;
                 return write::create(server, kind, call, obj, Owner::Update, options).await;
             }
@@ -119,11 +119,22 @@ pub fn check_version(kind: &Kind, obj: &Value, name: &str, current: u64) -> Resu
             Err(Status::invalid(kind.group(), kind.plural(), name, &e))
         }
         v => {
-            let quoted = skiff_core::invalid::quote_str(v);
-            let n: u64 = v
-                .parse()
-                .map_err(|_| Status::untyped(format!("strconv.ParseUint: parsing {quoted}: invalid syntax")))?;
-            if n == current { Ok(true) } else { Err(Status::modified(kind.group(), kind.plural(), name)) }
+            if version_number(v)? == current {
+                Ok(true)
+            } else {
+                Err(Status::modified(kind.group(), kind.plural(), name))
+            }
         }
     }
+}
+
+/// The number in a client's resourceVersion; 0 when there is none.
+fn version_number(version: &str) -> Result<u64, Status> {
+    if version.is_empty() {
+        return Ok(0);
+    }
+    version.parse().map_err(|_| {
+        let quoted = skiff_core::invalid::quote_str(version);
+        Status::untyped(format!("strconv.ParseUint: parsing {quoted}: invalid syntax"))
+    })
 }

@@ -21,6 +21,7 @@ use super::{Answer, Call, Content};
 use crate::admission::{self, Operation};
 use crate::ownership::{self, Owner};
 use crate::registry::{Kind, object, storage_error};
+use crate::request::Verb;
 use crate::server::Inner;
 
 /// How often a generated name is tried again when it is taken.
@@ -48,10 +49,7 @@ pub async fn create(
     options: &WriteOptions,
 ) -> Result<Answer, Status> {
     let objects = Arc::clone(kind.stored()?);
-    // What is no number is not looked at, as upstream does.
-    if meta::text(&obj, "resourceVersion").parse::<u64>().is_ok_and(|v| v != 0) {
-        return Err(Status::untyped("resourceVersion should not be set on objects to be created"));
-    }
+    let version = obj["metadata"].get("resourceVersion").filter(|v| !v.is_null() && *v != "").cloned();
     wipe_new(&mut obj);
     dedup_owners(&mut obj, &mut call.warnings);
     let generated = meta::name(&obj).is_empty() && !meta::text(&obj, "generateName").is_empty();
@@ -77,7 +75,7 @@ pub async fn create(
     let mut errors = Errors::new();
     kind.strategy.settle(&mut obj, None, &mut errors);
     if !errors.is_empty() {
-        return Err(refusal(kind, meta::name(&obj), &errors));
+        return Err(refusal(kind, meta::name(&obj), errors, &call.emptied));
     }
     let undo = kind.hooks.before_create(server, &mut obj, options.dry_run).await?;
     let undo_on_error = |e: Status, undo: crate::registry::hooks::Undo| {
@@ -94,7 +92,7 @@ pub async fn create(
     if !errors.is_empty() {
         let name = meta::name(&obj);
         let name = if name.is_empty() { &base } else { name };
-        return Err(undo_on_error(refusal(kind, name, &errors), undo));
+        return Err(undo_on_error(refusal(kind, name, errors, &call.emptied), undo));
     }
     kind.strategy.warnings(&obj, None, &mut call.warnings);
     forget_empty_lists(&mut obj, &kind.resource.model);
@@ -109,7 +107,17 @@ pub async fn create(
         if let Some(there) = objects.cache.get(&key) {
             return Err(exists(kind, &obj, serde_json::from_slice(&there.value).ok().as_ref()));
         }
+        // Only the store would have set another.
+        if let Some(version) = version {
+            meta::meta_mut(&mut obj).insert("resourceVersion".into(), version);
+        }
         return Ok(Answer::Object { code: 201, kind: Arc::clone(kind), object: Content::Parsed(obj) });
+    }
+    // The store is who minds; it does not look at what is no number. On the way to an update nobody asks.
+    let numbered = version.and_then(|v| v.as_str()?.parse::<u64>().ok()).is_some_and(|v| v != 0);
+    if numbered && call.target.verb == Verb::Create {
+        let why = Status::untyped("resourceVersion should not be set on objects to be created");
+        return Err(undo_on_error(why, undo));
     }
     for attempt in 0.. {
         let stored = match kind.stored_form(server, obj.clone()).await {
@@ -142,7 +150,17 @@ pub async fn create(
     Err(Status::internal("unreachable: the loop above always returns"))
 }
 
-fn refusal(kind: &Kind, name: &str, errors: &Errors) -> Status {
+/// Whether a fault that is found twice is told twice: of kinds that upstream generates no rules for.
+fn repeats(kind: &Kind) -> bool {
+    kind.strategy.traits().untyped || matches!(kind.group(), "apiextensions.k8s.io" | "apiregistration.k8s.io")
+}
+
+fn refusal(kind: &Kind, name: &str, mut errors: Errors, emptied: &[String]) -> Status {
+    if !repeats(kind) {
+        errors.once();
+    }
+    errors.show_empty(emptied);
+    let errors = &errors;
     let group = kind.strategy.error_group().unwrap_or(kind.group());
     Status::invalid(group, &kind.resource.kind, name, errors)
 }
@@ -293,7 +311,7 @@ pub async fn update(
     if part == Part::Main {
         kind.strategy.settle(&mut new, Some(&old), &mut errors);
         if !errors.is_empty() {
-            return Err(refusal(kind, meta::name(&old), &errors));
+            return Err(refusal(kind, meta::name(&old), errors, &call.emptied));
         }
     }
     let undo = kind.hooks.before_update(server, &mut new, &old, options.dry_run).await?;
@@ -303,6 +321,9 @@ pub async fn update(
         }
     };
     meta::validate_update(&new, &old, &mut errors);
+    if repeats(kind) {
+        meta::validate_change(&new, &old, &mut errors);
+    }
     if !kind.strategy.traits().untyped {
         meta::validate_standard_finalizers(&new, &mut errors);
     }
@@ -313,7 +334,7 @@ pub async fn update(
     }
     if !errors.is_empty() {
         give_back(undo);
-        return Err(refusal(kind, meta::name(&old), &errors));
+        return Err(refusal(kind, meta::name(&old), errors, &call.emptied));
     }
     kind.strategy.warnings(&new, Some(&old), &mut call.warnings);
     forget_empty_lists(&mut new, &kind.resource.model);

@@ -67,15 +67,20 @@ pub struct WorkflowHistorySpec {
     /// The same where it is long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned_ref: Option<PayloadRef>,
-    /// Events, while the page is open: id, previousEventId, timestamp, type, and details as the service's.
+    /// JSON text `{"events", "inputs"}`, while the page is open. Events have id, previousEventId, timestamp, type, and details
+    /// as the service's; inputs are what came from outside: from them and the checkpoint follows what the run is. It is text
+    /// because the whole page is written at each step, and the server walks each field of an object many times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<String>,
+    /// The events of an open page as earlier versions wrote it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "objects")]
     pub events: Vec<Value>,
-    /// What came from outside, while the page is open: from it and the checkpoint follows what the run is.
+    /// The inputs of an open page as earlier versions wrote it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "objects")]
     pub inputs: Vec<Value>,
-    /// `{"events", "inputs"}` of a sealed page, deflated JSON in base64.
+    /// The same text of a sealed page, deflated and in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packed: Option<String>,
 }

@@ -11,9 +11,9 @@ mod journal;
 mod map;
 mod run;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::CustomResource;
+use kube::api::DynamicObject;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -367,18 +367,8 @@ impl WorkflowVersion {
     }
 }
 
-/// The definitions, for whoever installs them.
+/// The definitions, for whoever installs them: definitions.json, which a test makes from the types here.
 #[must_use]
-pub fn definitions() -> [CustomResourceDefinition; 8] {
-    use kube::CustomResourceExt as _;
-    [
-        Workflow::crd(),
-        WorkflowVersion::crd(),
-        WorkflowRun::crd(),
-        WorkflowMapRun::crd(),
-        WorkflowHistory::crd(),
-        WorkflowPayload::crd(),
-        WorkflowActivity::crd(),
-        WorkflowSignal::crd(),
-    ]
+pub fn definitions() -> Vec<DynamicObject> {
+    skiff_controllers::runtime::definitions::read(include_str!("../../definitions.json"))
 }

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 
 use futures::StreamExt as _;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, ResourceExt as _};
 use tokio::sync::oneshot;
 
@@ -37,7 +36,7 @@ impl Engine {
     pub(super) async fn hear_runs(&self) {
         let all = Api::<WorkflowRun>::all(self.client.clone());
         let config = watcher::Config::default().page_size(PAGE);
-        let mut events = Box::pin(watch(all, config).default_backoff());
+        let mut events = skiff_client::watch(all, config);
         let mut listed: Option<HashSet<Key>> = None;
         // Those that are new in a list begin when all are known: what goes on already comes before what waits.
         let mut fresh = vec![];
@@ -139,7 +138,7 @@ impl Engine {
     pub(super) async fn hear_signals(&self) {
         let all = Api::<WorkflowSignal>::all(self.client.clone());
         let config = watcher::Config::default().page_size(PAGE);
-        let mut events = Box::pin(watch(all, config).default_backoff());
+        let mut events = skiff_client::watch(all, config);
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::InitApply(signal) | Event::Apply(signal)) => self.signalled(signal).await,

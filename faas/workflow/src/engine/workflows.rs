@@ -6,7 +6,6 @@ use futures::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use skiff_asl::{Definition, Fault, Severity, StateKind, fault};
@@ -69,7 +68,7 @@ impl Engine {
         let triggers = Triggers::new(self.client.clone(), runs);
         let all = Api::<Workflow>::all(self.client.clone());
         let config = watcher::Config::default().page_size(PAGE);
-        let mut events = Box::pin(watch(all, config).default_backoff());
+        let mut events = skiff_client::watch(all, config);
         // What each is called, so that those that are missing in a list are known.
         let mut known: HashMap<Key, Workflow> = HashMap::new();
         let mut listed: HashMap<Key, Workflow> = HashMap::new();

@@ -235,19 +235,52 @@ fn fields(spec: &WorkflowHistorySpec) -> Vec<(&'static str, Value)> {
     all.into_iter().filter_map(|(k, v)| Some((k, v?))).collect()
 }
 
+/// What a page holds.
 #[derive(Deserialize)]
-struct Content {
-    events: Vec<Value>,
-    inputs: Vec<Value>,
+pub(crate) struct Content {
+    pub(crate) events: Vec<Value>,
+    pub(crate) inputs: Vec<Value>,
 }
 
-/// What came, of a page.
-pub(crate) fn inputs_of(page: WorkflowHistorySpec) -> Result<Vec<Value>, JournalError> {
-    content(page).map(|c| c.inputs)
-}
-
-fn content(spec: WorkflowHistorySpec) -> Result<Content, JournalError> {
-    let Some(packed) = spec.packed else { return Ok(Content { events: spec.events, inputs: spec.inputs }) };
-    let text = pack::unpack(&packed).map_err(|e| damaged(spec.number, e))?;
+/// What a page holds, open or sealed.
+///
+/// # Errors
+/// When it cannot be understood.
+pub(crate) fn content(spec: WorkflowHistorySpec) -> Result<Content, JournalError> {
+    let text = match (spec.packed, spec.open) {
+        (Some(packed), _) => pack::unpack(&packed).map_err(|e| damaged(spec.number, e))?,
+        (None, Some(open)) => open,
+        (None, None) => return Ok(Content { events: spec.events, inputs: spec.inputs }),
+    };
     serde_json::from_str(&text).map_err(|e| damaged(spec.number, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn pages_are_read_whichever_version_wrote_them() {
+        let text = json!({"events": [{"id": 1}], "inputs": [{"k": "start"}]}).to_string();
+        let forms = [
+            json!({"open": text}),
+            json!({"sealed": true, "packed": pack::pack(&text)}),
+            json!({"events": [{"id": 1}], "inputs": [{"k": "start"}]}),
+        ];
+        for mut form in forms {
+            for (key, value) in
+                json!({"run": "r", "runUid": "u", "number": 1, "firstEvent": 1, "lastEvent": 1}).as_object().unwrap()
+            {
+                form[key] = value.clone();
+            }
+            let content = content(serde_json::from_value(form.clone()).unwrap()).unwrap();
+            assert_eq!(
+                (content.events, content.inputs),
+                (vec![json!({"id": 1})], vec![json!({"k": "start"})]),
+                "{form}"
+            );
+        }
+    }
 }

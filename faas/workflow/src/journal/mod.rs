@@ -246,22 +246,15 @@ impl Journal {
         });
         if let Some(spec) = spec.as_object_mut() {
             spec.extend(self.more.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
+            let text = format!("{{\"events\":[{}],\"inputs\":[{}]}}", self.events, self.inputs);
             if sealed {
-                let text = format!("{{\"events\":[{}],\"inputs\":[{}]}}", self.events, self.inputs);
                 spec.insert("sealed".to_owned(), json!(true));
-                spec.insert("packed".to_owned(), json!(pack::pack(&text)));
+                spec.insert("packed".to_owned(), Value::String(pack::pack(&text)));
+            } else {
+                spec.insert("open".to_owned(), Value::String(text));
             }
         }
         let meta = serde_json::to_string(&meta).unwrap_or_default();
-        let mut spec = spec.to_string();
-        if !sealed {
-            spec.pop();
-            spec.push_str(",\"events\":[");
-            spec.push_str(&self.events);
-            spec.push_str("],\"inputs\":[");
-            spec.push_str(&self.inputs);
-            spec.push_str("]}");
-        }
         format!("{{\"apiVersion\":\"{GROUP}/v1\",\"kind\":\"WorkflowHistory\",\"metadata\":{meta},\"spec\":{spec}}}")
     }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use kube::runtime::wait::await_condition;
 use skiff_plugin::Session;
 
 use super::data;
@@ -115,7 +114,7 @@ pub(super) async fn run(session: &Session, args: RunArgs) -> anyhow::Result<()> 
 async fn wait(session: &Session, run: &str, seconds: u64, counts: impl Fn(&WorkflowRun) -> bool) -> anyhow::Result<()> {
     let over =
         |r: Option<&WorkflowRun>| r.is_none_or(|r| r.status.as_ref().is_some_and(|s| s.phase.is_over()) && counts(r));
-    let waited = await_condition(session.api::<WorkflowRun>(), run, over);
+    let waited = skiff_client::wait_for(session.api::<WorkflowRun>(), run, over);
     let waited = tokio::time::timeout(Duration::from_secs(seconds), waited).await;
     let found = waited.with_context(|| format!("timed out waiting for the end of workflowrun/{run}"))??;
     found.with_context(|| format!("workflowrun/{run} was deleted"))?;

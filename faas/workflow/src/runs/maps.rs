@@ -13,7 +13,7 @@ use crate::api::{Phase, WorkflowHistory, WorkflowMapRun};
 use crate::engine::map::ledger::Entry;
 use crate::engine::map::{Pin, about};
 use crate::journal::JournalError;
-use crate::journal::load::{Pages, inputs_of};
+use crate::journal::load::{Pages, content};
 use crate::journal::record::{self, Record, Text, time};
 use crate::machine::{Input, Machine, What};
 use crate::payload::{self, Owner};
@@ -66,7 +66,7 @@ async fn entries(
         let name = WorkflowHistory::name_of(&owner.name, number);
         let page = pages.get_opt(&name).await.map_err(|e| JournalError::Api(Box::new(e)))?;
         let Some(page) = page.filter(|p| p.spec.run_uid == owner.uid) else { break };
-        for input in inputs_of(page.spec)? {
+        for input in content(page.spec)?.inputs {
             let damaged = |e: serde_json::Error| JournalError::Damaged { page: number, why: e.to_string() };
             each(Entry::deserialize(input).map_err(damaged)?)?;
         }

@@ -14,6 +14,7 @@ use crate::api::{
     DATA_MAX, Kind, Phase, Stop, WORKFLOW, Workflow, WorkflowHistory, WorkflowHistorySpec, WorkflowRun,
     WorkflowRunSpec, WorkflowSignal, WorkflowSignalSpec,
 };
+use crate::journal::load::content;
 use crate::pack;
 use crate::payload::{self, Owner, Payload};
 use crate::token::Token;
@@ -122,14 +123,7 @@ impl Stored {
 
 /// The events of a page, as they are.
 pub(crate) fn events_of(page: WorkflowHistorySpec) -> Result<Vec<Value>, RunsError> {
-    let Some(packed) = page.packed else { return Ok(page.events) };
-    let damaged = |e: &dyn std::fmt::Display| RunsError::Unavailable(format!("page {}: {e}", page.number));
-    let text = pack::unpack(&packed).map_err(|e| damaged(&e))?;
-    let mut value: Value = serde_json::from_str(&text).map_err(|e| damaged(&e))?;
-    match value.get_mut("events").map(Value::take) {
-        Some(Value::Array(events)) => Ok(events),
-        _ => Err(damaged(&"no events")),
-    }
+    content(page).map(|c| c.events).map_err(|e| RunsError::Unavailable(e.to_string()))
 }
 
 fn id_of(event: &Value) -> i64 {

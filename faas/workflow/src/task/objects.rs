@@ -288,7 +288,7 @@ impl Call {
                 matches!(phase, Some("Succeeded" | "Failed"))
             })
         };
-        let found = await_condition(pods.clone(), &name, over).await;
+        let found = skiff_client::wait_for(pods.clone(), &name, over).await;
         let found = found.map_err(|e| failed("Kubernetes.Unavailable", e.to_string()))?;
         let pod = found.ok_or_else(|| failed(error::TASK_FAILED, format!("the pod {name} was deleted")))?;
         let limit = i64::try_from(DATA_MAX - 1024).unwrap_or(i64::MAX);

@@ -1,7 +1,6 @@
 //! Tasks that are other workflows: fire and forget, waited for, or answered by a token.
 
 use kube::Api;
-use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
 use skiff_asl::{ExecutionError, error};
 
@@ -133,7 +132,9 @@ impl Call {
         let namespace = &self.owner.namespace;
         let runs = Api::<WorkflowRun>::namespaced(self.client().clone(), namespace);
         let over = |run: Option<&WorkflowRun>| run.is_none_or(|r| r.status.as_ref().is_some_and(|s| s.phase.is_over()));
-        await_condition(runs, run, over).await.map_err(|e| failed("StepFunctions.SfnException", e.to_string()))?;
+        skiff_client::wait_for(runs, run, over)
+            .await
+            .map_err(|e| failed("StepFunctions.SfnException", e.to_string()))?;
         let found = self.engine.stored().describe(namespace, run).await.map_err(|e| refused(&e))?;
         let status = found.run.status.clone().unwrap_or_default();
         let machine = found.run.spec.workflow.clone().unwrap_or_default();

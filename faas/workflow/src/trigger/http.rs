@@ -12,7 +12,6 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
-use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
 use skiff_faas::gateway::auth::{Right, User};
 use skiff_faas::gateway::call::whole;
@@ -136,7 +135,7 @@ async fn start(
     let api = Api::<WorkflowRun>::namespaced(endpoint.client.clone(), namespace);
     let over = |r: Option<&WorkflowRun>| r.is_none_or(|r| r.status.as_ref().is_some_and(|s| s.phase.is_over()));
     // Who waited in vain can ask for the run.
-    let Ok(Ok(Some(_))) = tokio::time::timeout(wait, await_condition(api, &run, over)).await else {
+    let Ok(Ok(Some(_))) = tokio::time::timeout(wait, skiff_client::wait_for(api, &run, over)).await else {
         return Ok(accepted());
     };
     let found = endpoint.runs.describe(namespace, &run).await?;

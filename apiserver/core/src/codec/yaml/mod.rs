@@ -31,7 +31,7 @@ pub fn decode_parsed_yaml(parsed: ParsedYaml, shape: &Struct) -> Result<Decoded,
     normalize(&mut value, shape, &mut faults)?;
     let mut strict: Vec<String> = duplicates_fault(&duplicates).into_iter().collect();
     strict.extend(faults.unknown.iter().map(|path| format!("unknown field \"{path}\"")));
-    Ok(Decoded { value, strict })
+    Ok(Decoded { value, strict, emptied: faults.emptied })
 }
 
 /// Keys given twice, as the one strict fault that upstream makes of them.

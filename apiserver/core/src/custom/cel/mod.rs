@@ -20,7 +20,7 @@ pub mod typecheck;
 mod types;
 mod values;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 use kube_cel::KubeCelExt as _;
@@ -49,9 +49,15 @@ enum Reason {
     Duplicate,
 }
 
-/// One compiled rule.
+/// One rule, compiled when the first value is held against it: most definitions' rules never are.
 #[derive(Debug)]
 pub struct Rule {
+    source: Value,
+    compiled: OnceLock<Compiled>,
+}
+
+#[derive(Debug)]
+struct Compiled {
     text: String,
     program: Result<IdedExpr, String>,
     message: String,
@@ -64,9 +70,19 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Compiles a rule. What does not compile is told when it runs.
+    /// A rule of `x-kubernetes-validations`. What does not compile is told when it runs.
     #[must_use]
-    pub fn compile(rule: &Value) -> Self {
+    pub fn new(source: &Value) -> Self {
+        Self { source: source.clone(), compiled: OnceLock::new() }
+    }
+
+    fn compiled(&self) -> &Compiled {
+        self.compiled.get_or_init(|| Compiled::of(&self.source))
+    }
+}
+
+impl Compiled {
+    fn of(rule: &Value) -> Self {
         let text = |key: &str| rule.get(key).and_then(Value::as_str).unwrap_or_default().trim().to_owned();
         let expression = text("rule");
         let message_expression = text("messageExpression");
@@ -212,7 +228,7 @@ impl Walk {
         let ratcheted = old == Some(value);
         let this = values::of(value, node, object);
         let before = old.map(|o| values::of(o, node, object));
-        for rule in &node.rules {
+        for rule in node.rules.iter().map(|r| r.compiled()) {
             if lower::late() {
                 self.exhausted = true;
                 let why =

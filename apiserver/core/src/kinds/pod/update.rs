@@ -7,6 +7,9 @@ use crate::path::Path;
 
 const ONLY: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
+/// Lines of a difference at most, about.
+const MAX_TOLD: usize = 20;
+
 /// Checks an update of the pod itself.
 pub(super) fn validate(new: &Value, old: &Value, errors: &mut Errors) {
     let spec = Path::new("spec");
@@ -37,14 +40,14 @@ pub(super) fn validate(new: &Value, old: &Value, errors: &mut Errors) {
     let gates = spec.child("schedulingGates");
     let held = |v: &Value| v["schedulingGates"].as_array().cloned().unwrap_or_default();
     let (ng, og) = (held(n), held(o));
-    let added: Vec<&Value> = ng.iter().filter(|g| !og.contains(g)).collect();
-    if !added.is_empty() {
-        let names: Vec<&str> = added.iter().filter_map(|g| g["name"].as_str()).collect();
-        let at = ng.iter().position(|g| added.contains(&g)).unwrap_or(0);
-        errors.forbidden(
-            &gates.index(at).child("name"),
-            format!("only deletion is allowed, but found new scheduling gate '{}'", names.join(",")),
-        );
+    let name = |g: &Value| g["name"].as_str().unwrap_or_default().to_owned();
+    let known: Vec<String> = og.iter().map(name).collect();
+    for (i, gate) in ng.iter().enumerate().map(|(i, g)| (i, name(g))) {
+        // Of gates of one name the last is told.
+        if !known.contains(&gate) && !ng[i + 1..].iter().any(|later| name(later) == gate) {
+            let why = format!("only deletion is allowed, but found new scheduling gate '{gate}'");
+            errors.forbidden(&gates.index(i).child("name"), why);
+        }
     }
     // Everything that may change is made equal; what still differs may not.
     let mut munged = n.clone();
@@ -82,8 +85,34 @@ pub(super) fn validate(new: &Value, old: &Value, errors: &mut Errors) {
         gated(n, o, &mut munged);
     }
     if munged != *o {
-        errors.forbidden(&spec, ONLY);
+        errors.forbidden(&spec, format!("{ONLY}\n{}", differences(&munged, o)));
     }
+}
+
+/// What differs, a line for each change: upstream adds such a list, too, in the form of its own language's values.
+fn differences(new: &Value, old: &Value) -> String {
+    fn walk(at: &str, new: &Value, old: &Value, out: &mut Vec<String>) {
+        if new == old || out.len() >= MAX_TOLD {
+            return;
+        }
+        match (new, old) {
+            (Value::Object(n), Value::Object(o)) => {
+                for key in o.keys().chain(n.keys().filter(|k| !o.contains_key(*k))) {
+                    let none = &Value::Null;
+                    walk(&format!("{at}.{key}"), n.get(key).unwrap_or(none), o.get(key).unwrap_or(none), out);
+                }
+            }
+            (Value::Array(n), Value::Array(o)) if n.len() == o.len() => {
+                for (i, (n, o)) in n.iter().zip(o).enumerate() {
+                    walk(&format!("{at}[{i}]"), n, o, out);
+                }
+            }
+            _ => out.extend([(old, '-'), (new, '+')].map(|(v, sign)| format!("{sign} {at}: {v}"))),
+        }
+    }
+    let mut out = vec![];
+    walk("spec", new, old, &mut out);
+    out.join("\n")
 }
 
 /// What was accepted once stays acceptable: an old pod must remain updatable.
@@ -172,9 +201,10 @@ pub(super) fn validate_ephemeral(new: &Value, old: &Value, errors: &mut Errors) 
         let name = was["name"].as_str().unwrap_or_default();
         let now = new["spec"]["ephemeralContainers"].as_array().into_iter().flatten().find(|c| c["name"] == name);
         match now {
-            None => errors.forbidden(&at, format!("existing ephemeral containers {name:?} may not be removed")),
+            None => errors.forbidden(&at, format!("existing ephemeral containers {name:?} may not be removed\n")),
             Some(c) if c != was => {
-                errors.forbidden(&at, format!("existing ephemeral containers {name:?} may not be changed"));
+                let why = format!("existing ephemeral containers {name:?} may not be changed\n{}", differences(c, was));
+                errors.forbidden(&at, why);
             }
             Some(_) => {}
         }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::Api;
-use kube::runtime::watcher::watch_object;
 use skiff_asl::definition::ResultWriter;
 use skiff_asl::{ExecutionError, error};
 use tokio::sync::{mpsc, oneshot};
@@ -107,8 +106,7 @@ impl<'a> Actor<'a> {
         }
         let outstanding = self.ledger.outstanding();
         self.follow(outstanding).await;
-        let watched = watch_object(self.objects.clone(), &self.whole.spread.plan.name);
-        let mut watched = Box::pin(watched);
+        let mut watched = skiff_client::watch_object(self.objects.clone(), &self.whole.spread.plan.name);
         loop {
             while self.ledger.bytes() < BATCH && !*cancelled {
                 if let Some(index) = self.ledger.ready() {
