@@ -441,7 +441,7 @@ mod tests {
         let mut gzip = GzEncoder::new(vec![], Compression::fast());
         gzip.write_all(text.as_bytes()).unwrap();
         let packed = gzip.finish().unwrap();
-        let pieces: Vec<_> = packed.chunks(7).map(|c| Bytes::copy_from_slice(c)).collect();
+        let pieces: Vec<_> = packed.chunks(7).map(Bytes::copy_from_slice).collect();
         let body = Encoding::of("gzip").unwrap().page(Body::stream(futures::stream::iter(pieces)), place());
         let out = body.collect().await.unwrap().to_bytes();
         let mut got = String::new();
