@@ -31,7 +31,7 @@ impl Strategy for Class {
         let provisioner = text(obj, "provisioner");
         let at = ROOT.child("provisioner");
         if provisioner.is_empty() {
-            errors.required(&at, "");
+            errors.generated(|e| e.required(&at, ""));
         } else {
             complain(&at, provisioner, names::is_qualified_name(&provisioner.to_lowercase()), errors);
         }
@@ -120,7 +120,7 @@ impl Strategy for AttributesClass {
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         let (name, at) = (text(obj, "driverName"), ROOT.child("driverName"));
         if name.is_empty() {
-            errors.generated(|e| e.required(&at, ""));
+            errors.required(&at, "");
         } else {
             let lower = name.to_lowercase();
             complain(&at, &lower, names::is_qualified_name(&lower), errors);
