@@ -383,12 +383,12 @@ async fn mounts(
             || volume.secret.is_some()
             || volume.projected.is_some()
             || volume.downward_api.is_some()
-            || volume.image.is_some()
             || volume.persistent_volume_claim.as_ref().is_some_and(|c| c.read_only == Some(true));
         mounts.push(Mount {
             source: source.to_string_lossy().into_owned(),
             target: wanted.mount_path.clone(),
-            read_only: wanted.read_only.unwrap_or(false) || always_read_only,
+            // An image's mount is read-only itself; made so once more by the engine it could be run from.
+            read_only: (wanted.read_only.unwrap_or(false) || always_read_only) && volume.image.is_none(),
             propagation,
         });
     }

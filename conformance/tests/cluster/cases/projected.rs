@@ -140,14 +140,14 @@ pub(crate) fn images(c: &mut Cluster, ns: &str) -> Result<()> {
     let manifest = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {
         "terminationGracePeriodSeconds": 1,
         "containers": [{"name": "c", "image": "skiff/busybox:1", "command": ["sleep", "3600"],
-            "volumeMounts": [{"name": "v", "mountPath": "/v"}, {"name": "v", "mountPath": "/part", "subPath": "bin"}]}],
+            "volumeMounts": [{"name": "v", "mountPath": "/v"}, {"name": "v", "mountPath": "/part", "subPath": "bin", "readOnly": true}]}],
         "volumes": [{"name": "v", "image": {"reference": "skiff/busybox:1", "pullPolicy": "IfNotPresent"}}]}})
     .to_string();
     apply(c, ns, &manifest)?;
     await_ready(c, ns, "p")?;
     let same = "cmp /bin/busybox /v/bin/busybox && cmp /bin/busybox /part/busybox && echo same";
     ensure!(shell(c, ns, "p", same)? == "same\n");
-    for refused in ["touch /v/new", "touch /part/new", "/v/bin/busybox true"] {
+    for refused in ["touch /v/new", "touch /part/new", "/v/bin/busybox true", "/part/busybox true"] {
         let o = c.kubectl(&["-n", ns, "exec", "p", "--", "sh", "-c", refused])?;
         ensure!(o.code != 0, "{refused}: {o:?}");
     }
