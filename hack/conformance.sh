@@ -5,7 +5,9 @@
 #   hack/conformance.sh run [FOCUS]      the [Conformance] tests whose names match FOCUS (all without it), one after another
 #   hack/conformance.sh parallel N [FOCUS]   the same but those that must be alone, N at once
 #   hack/conformance.sh server           kube-apiserver of the same release, for comparing answers
-# No registry is asked: images get the names that the suite asks for, and engines must not pull them.
+#   hack/conformance.sh registry up|down the images' registries on this machine's loopback, for tests that always pull
+# No other registry is asked: images get the names that the suite asks for. `registry up` has Debian's docker-registry answer for
+# those registries with a certificate of its own (/etc/hosts, /etc/docker/certs.d); `registry down` takes all that back.
 # Context: $SKIFF_CONTEXT of $KUBECONFIG. Results: JUnit, log and list of what failed in $SKIFF_RUN_DIR/conformance.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -104,7 +106,7 @@ images() {
 FROM skiff/conformance-base:1
 RUN mkdir -p /uploads && useradd -M -u 1000 user-defined-in-image && groupadd -g 50000 group-defined-in-image && usermod -aG group-defined-in-image user-defined-in-image
 COPY agnhost localhost.crt localhost.key /
-RUN ln -s agnhost /agnhost-2
+RUN ln -s agnhost /agnhost-2 && sed -i 's/^PRETTY_NAME=.*/PRETTY_NAME="Debian GNU\/Linux, where upstream has Alpine Linux"/' /etc/os-release
 ENTRYPOINT ["/agnhost"]
 CMD ["pause"]
 END
@@ -157,6 +159,52 @@ END
   done <"$work/images"
 }
 
+registries() { cut -d/ -f1 "$work/images" | grep -v '^invalid' | sort -u; }
+mark='# skiff-conformance'
+
+registry_up() {
+  [ -s "$work/images" ] || fail "no images yet: hack/conformance.sh images"
+  [ ! -f "$run/registry.pid" ] || fail "it runs already, or did: hack/conformance.sh registry down"
+  need docker-registry docker-registry
+  need openssl openssl
+  need curl curl
+  ensure_engine
+  local dir=$work/registry names host name
+  mkdir -p "$dir" "$run"
+  names=$(registries | sed 's/^/DNS:/' | paste -sd,)
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=skiff-conformance \
+    -addext "subjectAltName=$names" -keyout "$dir/key.pem" -out "$dir/ca.crt" 2>/dev/null
+  cat >"$dir/config.yml" <<END
+version: 0.1
+log: {level: warn}
+storage: {filesystem: {rootdirectory: $dir/data}}
+http: {addr: "127.0.0.1:443", tls: {certificate: $dir/ca.crt, key: $dir/key.pem}}
+END
+  for host in $(registries); do
+    mkdir -p "/etc/docker/certs.d/$host"
+    cp "$dir/ca.crt" "/etc/docker/certs.d/$host/ca.crt"
+    echo "127.0.0.1 $host $mark" >>/etc/hosts
+  done
+  setsid docker-registry serve "$dir/config.yml" >"$dir/log" 2>&1 </dev/null &
+  echo $! >"$run/registry.pid"
+  host=$(registries | head -n 1)
+  for _ in $(seq 100); do curl -sf --cacert "$dir/ca.crt" "https://$host/v2/" >/dev/null && break; sleep 0.1; done
+  grep -v '^invalid' "$work/images" | while read -r name; do
+    ! docker image inspect "$name" >/dev/null 2>&1 || step "$name" docker push -q "$name" </dev/null
+  done
+}
+
+registry_down() {
+  [ ! -f "$run/registry.pid" ] || kill "$(cat "$run/registry.pid")" 2>/dev/null || true
+  local host
+  for host in $(registries); do rm -f "/etc/docker/certs.d/$host/ca.crt"; rmdir "/etc/docker/certs.d/$host" 2>/dev/null || true; done
+  # In place: /etc/hosts may be a mount.
+  local rest
+  rest=$(grep -v "$mark\$" /etc/hosts)
+  printf '%s\n' "$rest" >/etc/hosts
+  rm -rf "$run/registry.pid" "$work/registry"
+}
+
 # suite NODES FOCUS SKIP
 suite() {
   local nodes=$1 focus=$2 skip=$3 code=0 kubeconfig
@@ -185,6 +233,12 @@ case ${1:-} in
   build) build ;;
   images) images ;;
   server) server ;;
+  registry)
+    case ${2:-} in
+      up) registry_up ;;
+      down) registry_down ;;
+      *) fail "hack/conformance.sh registry up|down" ;;
+    esac ;;
   run) suite 1 "${2:+${2}.*}\\[Conformance\\]" "" ;;
   parallel) suite "${2:?how many at once}" "${3:+${3}.*}\\[Conformance\\]" "\\[Serial\\]|\\[Disruptive\\]" ;;
   *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2 ;;
