@@ -49,10 +49,12 @@ fn read(path: &Path) -> anyhow::Result<Value> {
     Ok(v)
 }
 
-/// Replaces the entry `name` in each list by the one of `new` (or removes it).
+/// Replaces the entry `name` in each list by the one of `new` (or removes it). The namespace that somebody chose for the
+/// context stays.
 fn replace(old: &mut Value, new: Option<&Value>, name: &str) {
     for list in ["clusters", "users", "contexts"] {
         let mut entries = old[list].as_array().cloned().unwrap_or_default();
+        let chosen = entries.iter().find(|e| e["name"] == name).and_then(|e| e["context"].get("namespace")).cloned();
         entries.retain(|e| e["name"] != name);
         if let Some(e) = new.and_then(|n| n[list].as_array()).and_then(|l| l.first()) {
             let mut e = e.clone();
@@ -60,6 +62,9 @@ fn replace(old: &mut Value, new: Option<&Value>, name: &str) {
             if list == "contexts" {
                 e["context"]["cluster"] = name.into();
                 e["context"]["user"] = name.into();
+                if let Some(namespace) = chosen {
+                    e["context"]["namespace"] = namespace;
+                }
             }
             entries.push(e);
         }
@@ -153,10 +158,14 @@ mod tests {
         fs::write(&file, "apiVersion: v1\nkind: Config\ncurrent-context: mine\ncontexts:\n- name: mine\n  context: {cluster: c, user: u}\n").unwrap();
         let leaf = Leaf { cert: "c".into(), key: "k".into() };
         merge(&file, &render("skiff", "https://x", "ca", &leaf), "skiff").unwrap();
+        let mut all = read(&file).unwrap();
+        all["contexts"][1]["context"]["namespace"] = "chosen".into();
+        write(&file, &all.to_string()).unwrap();
         merge(&file, &render("skiff", "https://y", "ca", &leaf), "skiff").unwrap();
         let v = read(&file).unwrap();
         assert_eq!(v["contexts"].as_array().unwrap().len(), 2);
         assert_eq!(v["current-context"], "mine");
+        assert_eq!(v["contexts"][1]["context"]["namespace"], "chosen");
         assert_eq!(v["clusters"][0]["cluster"]["server"], "https://y");
         remove(&file, "skiff").unwrap();
         let v = read(&file).unwrap();
