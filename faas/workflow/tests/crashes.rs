@@ -40,6 +40,17 @@ impl Faults for OnceOf {
     }
 }
 
+/// A run that is broken off at a point, once; without a point it is not.
+fn once_at(point: Option<Point>, run: &str) -> Arc<dyn Faults> {
+    match point {
+        Some(point) => {
+            let once = Once { point, after: 0, reached: AtomicUsize::new(0) };
+            Arc::new(OnceOf { run: run.to_owned(), once })
+        }
+        None => Arc::new(NoFaults),
+    }
+}
+
 fn single(name: &str, state: Value) -> Value {
     let mut state = state;
     state["End"] = json!(true);
@@ -200,14 +211,7 @@ async fn what_others_answer_is_taken_up() {
         for point in [None].into_iter().chain(Point::ALL.map(Some)) {
             let run = format!("{name}-{point:?}").to_lowercase().replace(['(', ')'], "");
             world.functions.calls.lock().clear();
-            let faults: Arc<dyn Faults> = match point {
-                Some(point) => {
-                    let once = Once { point, after: 0, reached: AtomicUsize::new(0) };
-                    Arc::new(OnceOf { run: run.clone(), once })
-                }
-                None => Arc::new(NoFaults),
-            };
-            let first = world.engine_with(faults);
+            let first = world.engine_with(once_at(point, &run));
             let engine = Mutex::new(Arc::clone(&first.engine));
             world.start(&run, &definition, &json!({})).await;
             let answer = async {
@@ -325,14 +329,7 @@ async fn requests_are_made_again_under_the_same_key() {
     for point in [None].into_iter().chain(Point::ALL.map(Some)) {
         let run = format!("http-{point:?}").to_lowercase().replace(['(', ')'], "");
         keys.lock().clear();
-        let faults: Arc<dyn Faults> = match point {
-            Some(point) => {
-                let once = Once { point, after: 0, reached: AtomicUsize::new(0) };
-                Arc::new(OnceOf { run: run.clone(), once })
-            }
-            None => Arc::new(NoFaults),
-        };
-        let first = world.engine_with(faults);
+        let first = world.engine_with(once_at(point, &run));
         world.start(&run, &definition, &json!({"x": 1})).await;
         let stop = first.stop.clone();
         tokio::select! {

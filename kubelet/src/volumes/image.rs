@@ -266,6 +266,8 @@ mod tests {
         for (name, content) in entries {
             let mut header = tar::Header::new_gnu();
             header.set_mode(0o755);
+            header.set_uid(0);
+            header.set_gid(0);
             if let Some(to) = content.strip_prefix("->") {
                 header.set_entry_type(tar::EntryType::Symlink);
                 header.set_size(0);

@@ -252,31 +252,24 @@ impl Pipe {
     }
 
     fn pass(&mut self, piece: &[u8]) -> io::Result<Bytes> {
-        let last = piece.is_empty();
+        // The coders of the two encodings have the same methods, and no trait for them.
+        macro_rules! repack {
+            ($page:ident, $read:ident, $write:ident, $piece:ident) => {{
+                $read.write_all($piece)?;
+                $read.flush()?;
+                $write.write_all(&$page.next(std::mem::take($read.get_mut()), $piece.is_empty()))?;
+                if $piece.is_empty() {
+                    $write.try_finish()?
+                } else {
+                    $write.flush()?
+                }
+                Ok(std::mem::take($write.get_mut()).into())
+            }};
+        }
         match self {
             Self::Plain(page) => Ok(page.pass(piece).into()),
-            Self::Gzip(page, read, write) => {
-                read.write_all(piece)?;
-                read.flush()?;
-                write.write_all(&page.next(std::mem::take(read.get_mut()), last))?;
-                if last {
-                    write.try_finish()?
-                } else {
-                    write.flush()?
-                }
-                Ok(std::mem::take(write.get_mut()).into())
-            }
-            Self::Deflate(page, read, write) => {
-                read.write_all(piece)?;
-                read.flush()?;
-                write.write_all(&page.next(std::mem::take(read.get_mut()), last))?;
-                if last {
-                    write.try_finish()?
-                } else {
-                    write.flush()?
-                }
-                Ok(std::mem::take(write.get_mut()).into())
-            }
+            Self::Gzip(page, read, write) => repack!(page, read, write, piece),
+            Self::Deflate(page, read, write) => repack!(page, read, write, piece),
         }
     }
 }
