@@ -177,6 +177,10 @@ fn lay(layer: &Path, tree: &Path) -> io::Result<()> {
         };
         if name == EMPTIED {
             let Some(dir) = path.parent().map(|p| inside(tree, p)).transpose()?.flatten() else { continue };
+            // A link is not emptied: it may lead anywhere.
+            if !dir.symlink_metadata()?.is_dir() {
+                continue;
+            }
             for below in std::fs::read_dir(dir)? {
                 remove(&below?.path()).map_err(io::Error::other)?;
             }

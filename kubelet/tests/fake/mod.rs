@@ -206,7 +206,8 @@ impl Fake {
 }
 
 fn frame(kind: &str, object: &Value) -> Result<Frame<Bytes>, Infallible> {
-    Ok(Frame::data(format!("{}\n", json!({"type": kind, "object": object})).into()))
+    // In the order in which upstream writes it.
+    Ok(Frame::data(format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").into()))
 }
 
 fn key(resource: &str, object: &Value) -> (String, String, String) {
