@@ -51,6 +51,17 @@ fn once_at(point: Option<Point>, run: &str) -> Arc<dyn Faults> {
     }
 }
 
+/// Waits until an engine ends at its point, or the run is over without coming there; whether it was broken off.
+async fn broken_off(world: &support::World, engine: support::Running, run: &str) -> bool {
+    let stop = engine.stop.clone();
+    let broken = tokio::select! {
+        () = stop.cancelled() => true,
+        _ = world.over(run) => false,
+    };
+    engine.kill().await;
+    broken
+}
+
 fn single(name: &str, state: Value) -> Value {
     let mut state = state;
     state["End"] = json!(true);
@@ -144,12 +155,7 @@ async fn whatever_is_killed_is_taken_up() {
                 let first = world.engine_with(Arc::clone(&faults) as Arc<dyn Faults>);
                 world.start(&run, &definition, &input).await;
                 // It ends at the point, or the run does not come there.
-                let stop = first.stop.clone();
-                tokio::select! {
-                    () = stop.cancelled() => broken += 1,
-                    _ = world.over(&run) => {}
-                }
-                first.kill().await;
+                broken += usize::from(broken_off(&world, first, &run).await);
                 let second = world.engine();
                 let status = world.over(&run).await.status.unwrap();
                 match &output {
@@ -234,12 +240,7 @@ async fn what_others_answer_is_taken_up() {
                 }
             };
             let taken_up = async {
-                let stop = first.stop.clone();
-                tokio::select! {
-                    () = stop.cancelled() => broken += 1,
-                    _ = world.over(&run) => {}
-                }
-                first.kill().await;
+                broken += usize::from(broken_off(&world, first, &run).await);
                 let second = world.engine();
                 *engine.lock() = Arc::clone(&second.engine);
                 let status = world.over(&run).await.status.unwrap();
@@ -331,12 +332,7 @@ async fn requests_are_made_again_under_the_same_key() {
         keys.lock().clear();
         let first = world.engine_with(once_at(point, &run));
         world.start(&run, &definition, &json!({"x": 1})).await;
-        let stop = first.stop.clone();
-        tokio::select! {
-            () = stop.cancelled() => broken += 1,
-            _ = world.over(&run) => {}
-        }
-        first.kill().await;
+        broken += usize::from(broken_off(&world, first, &run).await);
         let second = world.engine();
         let status = world.over(&run).await.status.unwrap();
         assert_eq!(
