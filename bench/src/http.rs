@@ -144,7 +144,11 @@ async fn tcp(address: SocketAddr) -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn tls(address: SocketAddr, with: &TlsConnector) -> anyhow::Result<TlsStream<TcpStream>> {
+/// A new connection with TLS.
+///
+/// # Errors
+/// When it cannot be made.
+pub(crate) async fn tls(address: SocketAddr, with: &TlsConnector) -> anyhow::Result<TlsStream<TcpStream>> {
     Ok(with.connect(ServerName::from(address.ip()), tcp(address).await?).await?)
 }
 

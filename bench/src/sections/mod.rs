@@ -7,6 +7,7 @@ pub(crate) mod functions;
 pub(crate) mod gets;
 pub(crate) mod idle;
 pub(crate) mod kills;
+pub(crate) mod limit;
 pub(crate) mod lists;
 pub(crate) mod mixed;
 pub(crate) mod scale;

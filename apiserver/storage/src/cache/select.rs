@@ -1,5 +1,6 @@
 //! Walks over very many objects that let others work in between.
 
+use std::hint::black_box;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -7,6 +8,9 @@ use super::{Cache, Object, Snapshot, range};
 
 /// Objects that [`Cache::select`] looks at before others get the lock: half a millisecond's worth.
 const STEP: usize = 4096;
+/// Objects whose metadata is asked for together. They lie all over the memory, and a walk from one to the next would wait for
+/// each; asked for together, the waits overlap.
+const TOGETHER: usize = 64;
 /// How often a selection starts again because the window moved past it, before it holds the lock to its end.
 const RESTARTS: usize = 3;
 
@@ -41,7 +45,18 @@ impl Cache {
                 }
                 let first = Bound::Included(from.as_deref().unwrap_or(prefix));
                 let mut rest = range(&state.live, prefix, first);
-                objects.extend(rest.by_ref().take(step).map(|(_, o)| o).filter(|o| wanted(o)).map(Arc::clone));
+                let mut left = step;
+                let mut group: Vec<&Arc<Object>> = Vec::with_capacity(TOGETHER);
+                while left > 0 {
+                    group.clear();
+                    group.extend(rest.by_ref().take(TOGETHER.min(left)).map(|(_, o)| o));
+                    if group.is_empty() {
+                        break;
+                    }
+                    left -= group.len();
+                    black_box(group.iter().map(|o| o.meta.touch()).sum::<usize>());
+                    objects.extend(group.iter().copied().filter(|o| wanted(o)).map(Arc::clone));
+                }
                 let Some((next, _)) = rest.next() else {
                     state.rewind(&mut objects, prefix, revision, wanted);
                     return Some(Snapshot { objects, revision });
