@@ -179,7 +179,10 @@ fn validate_owners(m: &Map<String, Value>, path: &Path<'_>, errors: &mut Errors)
             }
         }
         if version == "v1" && get("kind") == "Event" {
-            let shown = o.to_string();
+            // As upstream's type prints: in the order of its fields.
+            let keys = ["apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion"];
+            let shown = keys.iter().filter_map(|k| o.get(*k).filter(|v| !v.is_null()).map(|v| format!("\"{k}\":{v}")));
+            let shown = format!("{{{}}}", shown.collect::<Vec<_>>().join(","));
             errors.invalid_raw(&at, shown, "/v1, Kind=Event is disallowed from being an owner");
         }
         if o.get("controller").and_then(Value::as_bool) == Some(true) {

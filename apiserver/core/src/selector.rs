@@ -310,7 +310,7 @@ impl Parser {
             return Err(ParseError(format!("found '{key}', expected: identifier")));
         }
         if let Some(why) = names::is_qualified_name(&key).first() {
-            return Err(ParseError(format!("key: Invalid value: {}: {why}", quote_str(&key))));
+            return Err(ParseError(format!("<nil>: Invalid value: {}: {why}", quote_str(&key))));
         }
         let mut r = Requirement { key, operator: Operator::Exists, values: vec![] };
         if negated || matches!(self.peek(), "" | ",") {

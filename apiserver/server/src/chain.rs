@@ -427,14 +427,6 @@ async fn dispatch(
     if t.name.contains('/') {
         return Err(Status::no_such_path());
     }
-    let accept = call.header("accept").to_owned();
-    if !subresources::takes_stream(&t) && !kind.strategy.traits().untyped && t.subresource != "log" {
-        routable(&accept)?;
-    }
-    if let Some(why) = skiff_core::names::is_path_segment(&t.name).first() {
-        let q = skiff_core::invalid::quote_str(&t.name);
-        return Err(Status::bad_request(format!("Name parameter invalid: {q}: {why}")));
-    }
     if !t.subresource.is_empty() {
         return subresource(server, &kind, method, call, raw_query, pretty).await;
     }
@@ -454,6 +446,8 @@ async fn dispatch(
     if !permitted {
         return Err(Status::method_not_allowed());
     }
+    routed(&kind, call)?;
+    let accept = call.header("accept").to_owned();
     let deprecated = match (t.group.as_str(), t.resource.as_str()) {
         ("", "endpoints") => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
         ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+"),
@@ -493,16 +487,27 @@ async fn dispatch(
             if kind.strategy.traits().untyped {
                 m["continue"] = "".into();
             }
-            let v = respond::list_value(&kind, items, m);
-            Answer::Value {
-                code: 200,
-                value: v,
-                model: skiff_core::schema::kind(&t.group, &t.version, &kind.resource.list_kind)
-                    .map(skiff_core::schema::Handle::Static),
-            }
+            respond::items(&kind, items, m, form, call)?
         }
     };
     respond::write(Kind::present_answer(server, answer).await?, form, call)
+}
+
+/// What upstream's router looks at once it has found a resource and a method: the body's type where patches are taken, then
+/// what the client accepts; and after it the name.
+fn routed(kind: &Kind, call: &Call) -> Result<(), Status> {
+    let t = &call.target;
+    if !subresources::takes_stream(t) && !kind.strategy.traits().untyped && t.subresource != "log" {
+        if t.verb == Verb::Patch {
+            patch::routable(call)?;
+        }
+        routable(call.header("accept"))?;
+    }
+    if let Some(why) = skiff_core::names::is_path_segment(&t.name).first() {
+        let q = skiff_core::invalid::quote_str(&t.name);
+        return Err(Status::bad_request(format!("Name parameter invalid: {q}: {why}")));
+    }
+    Ok(())
 }
 
 /// A namespaced path for a cluster-scoped kind is nothing; writes to a namespaced kind without namespace are no route.
@@ -542,6 +547,7 @@ async fn subresource(
     if !stream && !sub.verbs.contains(verb.as_str()) {
         return Err(Status::method_not_allowed());
     }
+    routed(kind, call)?;
     if sub.name == "status" {
         let offer = Offer { protobuf: !kind.strategy.traits().untyped, ..Offer::BUILT_IN };
         let form = negotiate(Some(call.header("accept")), pretty, offer)?;

@@ -188,8 +188,8 @@ impl Target {
             Method::PUT => Verb::Update,
             Method::PATCH => Verb::Patch,
             Method::DELETE => Verb::Delete,
-            Method::OPTIONS if subresource == "proxy" => Verb::Options,
-            _ => return Self::Path,
+            // Known to no resource, so that whoever may ask is told so; a proxy passes OPTIONS on.
+            _ => Verb::Options,
         };
         let mut out =
             ResourceRequest { group, version: version.to_owned(), namespace, resource, name, subresource, rest, verb };

@@ -164,7 +164,6 @@ pub fn status(s: &Status, form: Form) -> http::Response<Body> {
 /// # Errors
 /// 406 when a single object's view was asked of a list.
 pub fn list(kind: &Arc<Kind>, listing: Listing, form: Form, call: &Call) -> Result<Answer, Status> {
-    let r = &kind.resource;
     let mut m = Map::new();
     m.insert("resourceVersion".into(), listing.revision.to_string().into());
     if !listing.next.is_empty() || (kind.strategy.traits().untyped && form.view == View::Object) {
@@ -175,22 +174,30 @@ pub fn list(kind: &Arc<Kind>, listing: Listing, form: Form, call: &Call) -> Resu
     }
     let m = Value::Object(m);
     if form.view == View::Metadata {
-        let what = format!("*{}.{}", internal_group(&r.group), r.list_kind);
-        let text = format!("you requested PartialObjectMetadata, but the requested object is a list ({what})");
-        return Err(Status::new(406, "NotAcceptable", text));
+        return Err(no_single(kind));
     }
     let objects = match lists::pieces(kind, listing.objects, &m, form, call)? {
         lists::Sent::InPieces(response) => return Ok(Answer::Http(response)),
         lists::Sent::NotYet(objects) => objects,
     };
-    let items: Vec<Value> = objects.iter().map(|o| kind.load(o)).collect::<Result<_, _>>()?;
+    let objects = objects.iter().map(|o| kind.load(o)).collect::<Result<_, _>>()?;
+    items(kind, objects, m, form, call)
+}
+
+/// Objects as a list in the form asked for; `m` is the list's metadata.
+///
+/// # Errors
+/// As [`list`].
+pub fn items(kind: &Kind, items: Vec<Value>, m: Value, form: Form, call: &Call) -> Result<Answer, Status> {
+    let r = &kind.resource;
     Ok(match form.view {
+        View::Metadata => return Err(no_single(kind)),
         View::Table(v1) => {
             let t = table(kind, &items, &m, v1, include_object(call)?);
             Answer::Http(value_response(200, &t, None, form))
         }
         View::MetadataList => {
-            let items: Vec<Value> = items.iter().map(partial).collect();
+            let items = none_as_null(items.iter().map(partial).collect());
             let v = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": m, "items": items});
             let shape = model("io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadataList").map(Handle::Static);
             Answer::Http(value_response(200, &v, shape.as_ref(), form))
@@ -201,6 +208,17 @@ pub fn list(kind: &Arc<Kind>, listing: Listing, form: Form, call: &Call) -> Resu
             Answer::Http(value_response(200, &v, shape.as_ref(), form))
         }
     })
+}
+
+fn no_single(kind: &Kind) -> Status {
+    let what = format!("*{}.{}", internal_group(kind.group()), kind.resource.list_kind);
+    let text = format!("you requested PartialObjectMetadata, but the requested object is a list ({what})");
+    Status::new(406, "NotAcceptable", text)
+}
+
+/// Upstream appends to a list that begins as none where it makes these.
+fn none_as_null(items: Vec<Value>) -> Value {
+    if items.is_empty() { Value::Null } else { items.into() }
 }
 
 /// A list object; items of typed lists carry no kind and version, those of untyped ones do.
@@ -283,6 +301,8 @@ fn scales(scale: &Value, v1: bool, include: Include) -> Value {
 pub fn table(kind: &Kind, items: &[Value], metadata: &Value, v1: bool, include: Include) -> Value {
     let now = jiff::Timestamp::now();
     let rows: Vec<Value> = items.iter().map(|item| row(kind, item, now, v1, include)).collect();
+    let own = kind.strategy.columns().is_some() || tables::has_own(kind.group(), kind.plural());
+    let rows = if own { rows.into() } else { none_as_null(rows) };
     json!({"kind": "Table", "apiVersion": table_version(v1), "metadata": metadata, "columnDefinitions": columns(kind), "rows": rows})
 }
 

@@ -312,7 +312,8 @@ impl Strategy for Binding {
         let (spec, path) = (&obj["spec"], Path::new("spec"));
         let policy = text(spec, "policyName");
         if policy.is_empty() {
-            errors.generated(|e| e.required(&path.child("policyName"), ""));
+            let missing = |e: &mut Errors| e.required(&path.child("policyName"), "");
+            if self.mutating { missing(errors) } else { errors.generated(missing) }
         } else {
             complain(&path.child("policyName"), policy, names::is_dns1123_subdomain(policy), errors);
         }

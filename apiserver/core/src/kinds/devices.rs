@@ -3,7 +3,7 @@
 //! CEL expressions are taken as they are. Upstream looks at some fields after all others (those whose rules it generates
 //! from its types); `last` collects these.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::check::{complain, given, immutable, list, one_of, text};
 use super::{Strategy, Traits};
@@ -142,6 +142,7 @@ impl Strategy for Slice {
         if counted <= 0 {
             errors.invalid(&pool.child("resourceSliceCount"), counted, "must be greater than zero");
         }
+        places(spec, &path, errors);
         let all = path.child("devices");
         let mut seen = vec![];
         for (i, d) in list(spec, "devices").iter().enumerate() {
@@ -203,14 +204,44 @@ fn validate_spec(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
     errors.0.append(&mut last.0);
 }
 
-/// A request as upstream's type prints.
-fn shown(r: &Value) -> String {
+/// Where a slice's devices can be reached from: said in one way of four.
+fn places(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
+    const ONE: &str = "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
+    let mut set = vec![];
+    match spec["nodeName"].as_str() {
+        Some("") => {
+            errors.invalid(&path.child("nodeName"), "", "must be either unset or set to a non-empty string");
+        }
+        Some(_) => set.push("`nodeName`"),
+        None => {}
+    }
+    if given(spec, "nodeSelector") {
+        set.push("`nodeSelector`");
+    }
+    for (key, shown) in [("allNodes", "`allNodes`"), ("perDeviceNodeSelection", "`perDeviceNodeSelection`")] {
+        match spec[key].as_bool() {
+            Some(false) => errors.invalid(&path.child(key), false, "must be either unset or set to true"),
+            Some(true) => set.push(shown),
+            None => {}
+        }
+    }
+    match set.len() {
+        0 => errors.required(path, ONE),
+        1 => {}
+        _ => errors.invalid(path, format!("{{{}}}", set.join(", ")), format!("{ONE}, but multiple fields are set")),
+    }
+}
+
+/// A wish for devices as upstream's type prints.
+fn flat(v: &Value) -> String {
     const KEYS: &[&str] =
         &["name", "deviceClassName", "selectors", "allocationMode", "count", "adminAccess", "tolerations", "capacity"];
-    let flat = |v: &Value| {
-        let parts: Vec<String> = KEYS.iter().filter(|k| given(v, k)).map(|k| format!("\"{k}\":{}", v[*k])).collect();
-        format!("{{{}}}", parts.join(","))
-    };
+    let parts: Vec<String> = KEYS.iter().filter(|k| given(v, k)).map(|k| format!("\"{k}\":{}", v[*k])).collect();
+    format!("{{{}}}", parts.join(","))
+}
+
+/// A request as upstream's type prints.
+fn shown(r: &Value) -> String {
     let mut parts = vec![format!("\"name\":{}", r["name"])];
     if given(r, "exactly") {
         parts.push(format!("\"exactly\":{}", flat(&r["exactly"])));
@@ -224,11 +255,7 @@ fn shown(r: &Value) -> String {
 
 fn name(r: &Value, path: &Path<'_>, errors: &mut Errors) {
     let n = text(r, "name");
-    if n.is_empty() {
-        errors.required(&path.child("name"), "");
-    } else {
-        complain(&path.child("name"), n, names::is_dns1123_label(n), errors);
-    }
+    complain(&path.child("name"), n, names::is_dns1123_label(n), errors);
 }
 
 fn request(r: &Value, path: &Path<'_>, errors: &mut Errors, last: &mut Errors) {
@@ -247,7 +274,7 @@ fn request(r: &Value, path: &Path<'_>, errors: &mut Errors, last: &mut Errors) {
                 name(s, &at, errors);
                 wish(s, &at, errors, last);
                 if seen.contains(&text(s, "name")) {
-                    errors.duplicate_raw(&at, shown(&json!({"name": s["name"], "exactly": s})), "");
+                    errors.duplicate_raw(&at, flat(s), "");
                 }
                 seen.push(text(s, "name"));
             }

@@ -71,12 +71,22 @@ pub struct Table {
 #[must_use]
 pub fn of(group: &str, plural: &str) -> Table {
     const PLAIN: &[Column] = &[NAME, column("Created At", "date", "", 0)];
+    let plain = Table { columns: PLAIN, cells: |o, _| vec![name(o), meta::text(o, "creationTimestamp").into()] };
+    own(group, plural).unwrap_or(plain)
+}
+
+/// Whether upstream has columns for a kind; all others are shown with their name and age.
+#[must_use]
+pub fn has_own(group: &str, plural: &str) -> bool {
+    own(group, plural).is_some()
+}
+
+fn own(group: &str, plural: &str) -> Option<Table> {
     pod::table(group, plural)
         .or_else(|| apps::table(group, plural))
         .or_else(|| network::table(group, plural))
         .or_else(|| cluster::table(group, plural))
         .or_else(|| policy::table(group, plural))
-        .unwrap_or(Table { columns: PLAIN, cells: |o, _| vec![name(o), meta::text(o, "creationTimestamp").into()] })
 }
 
 /// `conditions` of a row: finished pods have one, so that clients can tell them apart.

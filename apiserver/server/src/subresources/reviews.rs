@@ -90,11 +90,7 @@ fn token_review(server: &Inner, obj: &Value) -> Result<Value, Status> {
         }
         return Ok(json!({"authenticated": true, "user": user_info(&user), "audiences": [own]}));
     }
-    // A token that was good once and whose objects are gone is simply not authenticated.
-    if server.tokens.verify(token).is_none() {
-        return Ok(bad());
-    }
-    let Some(claims) = server.verify_token(token) else { return Ok(json!({"user": {}})) };
+    let Some(claims) = server.tokens.verify(token) else { return Ok(bad()) };
     let own = [server.tokens.issuer()];
     let wanted = if wanted.is_empty() { own.to_vec() } else { wanted };
     let shared: Vec<&str> = wanted.iter().copied().filter(|w| claims.aud.iter().any(|a| a == w)).collect();
@@ -108,6 +104,8 @@ fn token_review(server: &Inner, obj: &Value) -> Result<Value, Status> {
         );
         return Ok(json!({"user": {}, "error": why}));
     }
+    // A token that was good once and whose objects are gone is simply not authenticated.
+    let Some(claims) = server.verify_token(token) else { return Ok(json!({"user": {}})) };
     let user = super::token::user_of(&claims);
     Ok(json!({"authenticated": true, "user": user_info(&user), "audiences": shared}))
 }

@@ -141,6 +141,11 @@ fn bind(server: &Inner, ns: &str, account: &str, reference: &Value, claims: &mut
         return Err(Status::bad_request("Name parameter required."));
     }
     let found = server.peek("", resource, scope, name).ok_or_else(|| Status::not_found("", resource, name))?;
+    if resource == "pods" && found["spec"]["serviceAccountName"].as_str().unwrap_or_default() != account {
+        return Err(Status::bad_request(format!(
+            "cannot bind token for serviceaccount \"{account}\" to pod running with different serviceaccount name."
+        )));
+    }
     if !text("uid").is_empty() && text("uid") != meta::uid(&found) {
         let why = format!(
             "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
@@ -151,11 +156,6 @@ fn bind(server: &Inner, ns: &str, account: &str, reference: &Value, claims: &mut
     let r = Some(Reference { name: name.to_owned(), uid: meta::uid(&found).to_owned() });
     match resource {
         "pods" => {
-            if found["spec"]["serviceAccountName"].as_str().unwrap_or_default() != account {
-                return Err(Status::bad_request(format!(
-                    "cannot bind token for serviceaccount \"{account}\" to pod running with different serviceaccount name."
-                )));
-            }
             if let Some(node) = found["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
                 let uid = server.peek("", "nodes", "", node).map(|n| meta::uid(&n).to_owned()).unwrap_or_default();
                 claims.kubernetes.node = Some(Reference { name: node.to_owned(), uid });

@@ -8,6 +8,7 @@ use skiff_core::status::Status;
 use super::options::write_options;
 use super::{Answer, Call, write};
 use crate::decode::{self, Expected};
+use crate::negotiate::body_encoding;
 use crate::ownership::Owner;
 use crate::registry::Kind;
 use crate::server::Inner;
@@ -17,6 +18,8 @@ use crate::server::Inner;
 /// # Errors
 /// As upstream's server answers.
 pub async fn create(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call) -> Result<Answer, Status> {
+    // Of the verbs with a body only this one looks at its type before the options.
+    body_encoding(Some(call.header("content-type")), !kind.strategy.traits().untyped)?;
     let options = write_options(call, "CreateOptions")?;
     let mut obj = decode::body(call, Expected::of(kind), options.validation)?;
     settle_namespace(kind, call, &mut obj)?;

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::Call;
 use crate::registry::{Collection, FRESH_DEADLINE, Kind, storage_error};
+use crate::request::Verb;
 use crate::server::Inner;
 
 /// What a request selects.
@@ -32,14 +33,16 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Reads and checks both selectors of a request.
+    /// Reads and checks both selectors of a request, and the options beside them.
     ///
     /// # Errors
-    /// 400 in upstream's words.
+    /// 400 and 422 in upstream's words.
     pub fn from_call(kind: &Kind, call: &Call) -> Result<Self, Status> {
         let get = |k: &str| call.query.get(k).unwrap_or_default();
         let labels = LabelSelector::parse(get("labelSelector")).map_err(|e| Status::bad_request(e.0))?;
         let fields = FieldSelector::parse(get("fieldSelector")).map_err(|e| Status::bad_request(e.0))?;
+        // Between reading the selectors and asking which fields there are, as upstream does.
+        validate_options(call, call.target.verb == Verb::Watch)?;
         let mut fields = fields;
         for t in &mut fields.terms {
             if let Some(text) = kind.strategy.unsupported_field(&t.field, &kind.resource) {
@@ -207,7 +210,7 @@ fn forbidden_option(field: &str, why: &str) -> Status {
 ///
 /// # Errors
 /// 422 naming the field.
-pub fn validate_options(call: &Call, watch: bool) -> Result<(), Status> {
+fn validate_options(call: &Call, watch: bool) -> Result<(), Status> {
     let q = |k: &str| call.query.get(k).unwrap_or_default();
     let (version, matching) = (q("resourceVersion"), q("resourceVersionMatch"));
     let field = "resourceVersionMatch";
@@ -284,7 +287,6 @@ pub async fn list(kind: &Kind, call: &Call) -> Result<(Listing, Selection), Stat
     let limit = usize::try_from(call.query.number("limit")?.unwrap_or(0)).unwrap_or(0);
     let selection = Selection::from_call(kind, call)?;
     let objects = kind.stored()?;
-    validate_options(call, false)?;
     let scope = objects.scope(&call.target.namespace);
     let token = call.query.get("continue").unwrap_or_default();
     if !token.is_empty() {

@@ -31,6 +31,17 @@ pub enum PatchType {
     Apply,
 }
 
+/// Refuses the types of bodies that no route of a built-in kind takes.
+///
+/// # Errors
+/// 415 in the router's words.
+pub fn routable(call: &Call) -> Result<(), Status> {
+    match patch_type(call, true) {
+        Err(s) if s.message.starts_with("415") => Err(s),
+        _ => Ok(()),
+    }
+}
+
 /// Reads the patch type; 415 in the router's words for what no route takes.
 ///
 /// # Errors

@@ -20,7 +20,7 @@ use skiff_storage::store::ChangeKind;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::list::{Selection, parse_revision, validate_options};
+use super::list::{Selection, parse_revision};
 use super::{Answer, Call};
 use crate::body::Body;
 use crate::metrics::Delays;
@@ -58,7 +58,6 @@ fn pace(watchers: usize) -> Duration {
 /// # Errors
 /// 400, 410, 422 or 504 before the stream begins.
 pub async fn watch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &Call, form: Form) -> Result<Answer, Status> {
-    validate_options(call, true)?;
     let mut selection = Selection::from_call(kind, call)?;
     let objects = kind.stored()?;
     let name = &call.target.name;

@@ -215,8 +215,8 @@ impl Strategy for Class {
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        self.validate(new, errors);
         immutable(&new["spec"], &old["spec"], "controller", &Path::new("spec"), errors);
+        self.validate(new, errors);
     }
 }
 

@@ -123,8 +123,6 @@ fn mirror_addresses(obj: &mut Value) {
     let list = spec.get("clusterIPs").and_then(Value::as_array).cloned().unwrap_or_default();
     if !one.is_empty() && list.is_empty() {
         spec.insert("clusterIPs".into(), json!([one]));
-    } else if one.is_empty() && list.len() == 1 && list[0] == "None" {
-        spec.insert("clusterIP".into(), "None".into());
     }
 }
 

@@ -119,7 +119,8 @@ fn ephemeral(spec: &Value, context: &Context<'_>, path: &Path<'_>, errors: &mut 
             if !empty {
                 refused.push(key);
             }
-            if let Some(m) = rest.as_object_mut() {
+            // Ports are looked at all the same.
+            if let Some(m) = rest.as_object_mut().filter(|_| key != "ports") {
                 m.remove(key);
             }
         }
