@@ -91,6 +91,7 @@ pub(crate) fn rights() -> Vec<Value> {
         "workflowmapruns",
         "workflowmapruns/status",
         "workflowhistories",
+        "workflowlogs",
         "workflowpayloads",
         "workflowactivities",
         "workflowsignals",

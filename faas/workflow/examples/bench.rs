@@ -1,6 +1,7 @@
 //! How fast workflows are, on a server in this process: `cargo run --release -p skiff-workflow --example bench`. Functions
 //! answer at once, so that what is measured is the engine and what it stores. Words behind `--` say which parts are run:
 //! `latency starts tasks passes express map spread long waiting`; without one all of them but the last three, which are long.
+//! With `alone` no steps are stored together.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
 use skiff_storage::embedded::{Embedded, Options};
 use skiff_workflow::api::{Workflow, WorkflowRun};
-use skiff_workflow::engine::{Engine, NoFaults, Settings};
+use skiff_workflow::engine::{Engine, NoFaults, Settings, Sharing};
 use skiff_workflow::runs::{Runs as _, Start};
 use skiff_workflow::task::functions::{FunctionAnswer, FunctionCall, FunctionError, Functions};
 use tokio_util::sync::CancellationToken;
@@ -99,6 +100,12 @@ impl Bench {
         (started, began.elapsed().as_secs_f64())
     }
 
+    /// How many writes the store has had.
+    async fn revision(&self) -> u64 {
+        let runs = self.runs.list(&kube::api::ListParams::default().limit(1)).await.unwrap();
+        runs.metadata.resource_version.and_then(|v| v.parse().ok()).unwrap_or_default()
+    }
+
     /// 10,000 runs that wait: what they cost; and how soon an engine that starts when their time has passed has ended all.
     async fn waiting(&self, client: &kube::Client, stop: &CancellationToken) {
         let before = resident();
@@ -119,7 +126,7 @@ impl Bench {
         println!("engine ended, {left:?} before their time");
         tokio::time::sleep(left).await;
         let began = Instant::now();
-        let settings = Settings { functions: Arc::new(Echo), faults: Arc::new(NoFaults) };
+        let settings = Settings { functions: Arc::new(Echo), faults: Arc::new(NoFaults), sharing: Sharing::default() };
         let next = CancellationToken::new();
         tokio::spawn(Engine::new(client.clone(), settings, next.clone()).run());
         let mut first = None;
@@ -163,15 +170,21 @@ fn resident() -> u64 {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
+    let asked: Vec<String> = std::env::args().skip(1).collect();
+    let mut sharing = Sharing::default();
+    if asked.iter().any(|a| a == "alone") {
+        sharing.from = usize::MAX;
+    }
     let dir = tempfile::tempdir().unwrap();
     let store = Embedded::open(dir.path(), Options::default()).unwrap();
     let server = Server::builder(Arc::new(store)).start().await.unwrap();
     let client = server.client(User::new("admin", &["system:masters"]));
     skiff_workflow::define(&client).await.unwrap();
     let stop = CancellationToken::new();
-    let settings = Settings { functions: Arc::new(Echo), faults: Arc::new(NoFaults) };
+    let settings = Settings { functions: Arc::new(Echo), faults: Arc::new(NoFaults), sharing };
     let engine = Engine::new(client.clone(), settings, stop.clone());
     tokio::spawn(Arc::clone(&engine).run());
+    let asked: Vec<String> = asked.into_iter().filter(|a| a != "alone").collect();
     let runs = Api::<WorkflowRun>::namespaced(client.clone(), "default");
     let bench = Bench {
         engine,
@@ -207,7 +220,6 @@ async fn main() {
     bench.define("items", items, "standard").await;
     bench.define("spread", spread, "standard").await;
     bench.latency("short", &json!({"n": 0}), 20).await;
-    let asked: Vec<String> = std::env::args().skip(1).collect();
     let named = |part: &str| asked.iter().any(|a| a == part);
     let wanted = |part: &str| asked.is_empty() || named(part);
 
@@ -224,12 +236,13 @@ async fn main() {
     }
     for (part, workflow, transitions) in [("tasks", "eleven", 11.0), ("passes", "count", 201.0)] {
         if wanted(part) {
-            let before = busy();
+            let (before, revision) = (busy(), bench.revision().await);
             let (_, ended) = bench.many(workflow, &json!({"n": 0}), 200, 200).await;
             let rate = 200.0 * transitions / ended;
             println!(
-                "200 runs of {transitions} {part}: {rate:.0} transitions/s, {:.2} cores busy",
-                (busy() - before) / ended
+                "200 runs of {transitions} {part}: {rate:.0} transitions/s, {:.2} cores busy, {} writes",
+                (busy() - before) / ended,
+                bench.revision().await - revision
             );
         }
     }

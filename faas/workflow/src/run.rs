@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::definitions;
 use crate::endpoint::Endpoint;
-use crate::engine::{Engine, NoFaults, Settings};
+use crate::engine::{Engine, NoFaults, Settings, Sharing};
 use crate::runs::Runs;
 use crate::task::functions::Functions;
 
@@ -44,7 +44,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> any
     if !define_at_start(&client, MANAGER, &definitions(), &stop).await? {
         return Ok(());
     }
-    let settings = Settings { functions: config.functions, faults: Arc::new(NoFaults) };
+    let settings = Settings { functions: config.functions, faults: Arc::new(NoFaults), sharing: Sharing::default() };
     let inner = stop.child_token();
     let engine = Engine::new(client.clone(), settings, inner.clone());
     let mut door = None;

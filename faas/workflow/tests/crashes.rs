@@ -2,15 +2,17 @@
 //! takes over. The history must come out the same, but for attempts and times.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures::StreamExt as _;
 use kube::api::PostParams;
+use kube::runtime::wait::await_condition;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use skiff_workflow::api::{Phase, WorkflowActivity};
-use skiff_workflow::engine::{Faults, NoFaults, Point};
+use skiff_workflow::api::{Phase, WorkflowActivity, WorkflowLog};
+use skiff_workflow::engine::{Faults, NoFaults, Point, Sharing};
 use skiff_workflow::runs::{Answer, Runs as _, Stored};
 
 mod support;
@@ -50,6 +52,9 @@ fn once_at(point: Option<Point>, run: &str) -> Arc<dyn Faults> {
         None => Arc::new(NoFaults),
     }
 }
+
+/// Each step for itself; all in the log, of which each object has room for one.
+const WAYS: [Sharing; 2] = [Sharing { from: usize::MAX, bytes: 0 }, Sharing { from: 0, bytes: 1 }];
 
 /// Waits until an engine ends at its point, or the run is over without coming there; whether it was broken off.
 async fn broken_off(world: &support::World, engine: support::Running, run: &str) -> bool {
@@ -94,6 +99,7 @@ fn table() -> Vec<(&'static str, Value, Value, Result<Value, &'static str>)> {
     let retry = json!({"StartAt": "X", "States": {"X": retry, "Y": {"Type": "Pass", "End": true}}});
     vec![
         ("chain", chain, json!({"x": 1}), Ok(json!({"x": 3}))),
+        ("steps", adding(5), json!({"x": 0}), Ok(json!({"x": 5}))),
         ("wait", single("W", json!({"Type": "Wait", "Seconds": 1})), json!({"x": 1}), Ok(json!({"x": 1}))),
         ("retry", retry, json!({"error": "E"}), Ok(json!({"error": "E"}))),
         (
@@ -140,51 +146,59 @@ fn counted(types: &[String]) -> BTreeMap<String, usize> {
 #[tokio::test]
 async fn whatever_is_killed_is_taken_up() {
     let world = support::world().await;
-    let mut broken = 0;
+    let (mut broken, mut points) = (0, HashSet::new());
     for (name, definition, input, output) in table() {
         let engine = world.engine();
         world.start(name, &definition, &input).await;
         world.over(name).await;
         let want = world.types(name).await;
         engine.kill().await;
-        for point in Point::ALL {
-            for after in 0..2 {
-                let run = format!("{name}-{}-{after}", format!("{point:?}").to_lowercase());
-                world.functions.calls.lock().clear();
-                let faults = Arc::new(Once { point, after, reached: AtomicUsize::new(0) });
-                let first = world.engine_with(Arc::clone(&faults) as Arc<dyn Faults>);
-                world.start(&run, &definition, &input).await;
-                // It ends at the point, or the run does not come there.
-                broken += usize::from(broken_off(&world, first, &run).await);
-                let second = world.engine();
-                let status = world.over(&run).await.status.unwrap();
-                match &output {
-                    Ok(output) => {
-                        assert_eq!((status.phase, status.output.as_ref()), (Phase::Succeeded, Some(output)), "{run}")
-                    }
-                    Err(error) => {
-                        assert_eq!((status.phase, status.error.as_deref()), (Phase::Failed, Some(*error)), "{run}")
-                    }
-                }
-                let types = world.types(&run).await;
-                if matches!(name, "parallel" | "map") {
-                    assert_eq!(counted(&types), counted(&want), "{run}");
-                } else {
-                    assert_eq!(types, want, "{run}");
-                }
-                let ids: Vec<i64> = world.history(&run).await.iter().map(|e| e["id"].as_i64().unwrap()).collect();
-                assert_eq!(ids, (1..=i64::try_from(types.len()).unwrap()).collect::<Vec<_>>(), "{run}");
-                // Done again is only what was under way, and under the same key.
-                let mut keys: BTreeMap<String, usize> = BTreeMap::new();
-                for key in world.functions.keys() {
-                    *keys.entry(key).or_default() += 1;
-                }
-                assert!(keys.values().all(|n| *n <= 2), "{run}: {keys:?}");
-                second.kill().await;
+        let cases = Point::ALL.into_iter().flat_map(|point| [0, 1].map(|after| (point, after)));
+        for (sharing, (point, after)) in WAYS.into_iter().flat_map(|way| cases.clone().map(move |case| (way, case))) {
+            let way = if sharing.from == 0 { "together" } else { "alone" };
+            if way == "alone" && matches!(point, Point::Shared | Point::Full | Point::Taken) {
+                continue;
             }
+            let run = format!("{name}-{point:?}-{after}-{way}").to_lowercase();
+            world.functions.calls.lock().clear();
+            let faults = Arc::new(Once { point, after, reached: AtomicUsize::new(0) });
+            let first = world.engine_sharing(Arc::clone(&faults) as Arc<dyn Faults>, sharing);
+            world.start(&run, &definition, &input).await;
+            // It ends at the point, or the run does not come there.
+            if broken_off(&world, first, &run).await {
+                broken += 1;
+                points.insert(point);
+            }
+            let second = world.engine_sharing(Arc::new(NoFaults), sharing);
+            let status = world.over(&run).await.status.unwrap();
+            match &output {
+                Ok(output) => {
+                    assert_eq!((status.phase, status.output.as_ref()), (Phase::Succeeded, Some(output)), "{run}")
+                }
+                Err(error) => {
+                    assert_eq!((status.phase, status.error.as_deref()), (Phase::Failed, Some(*error)), "{run}")
+                }
+            }
+            let types = world.types(&run).await;
+            if matches!(name, "parallel" | "map") {
+                assert_eq!(counted(&types), counted(&want), "{run}");
+            } else {
+                assert_eq!(types, want, "{run}");
+            }
+            let ids: Vec<i64> = world.history(&run).await.iter().map(|e| e["id"].as_i64().unwrap()).collect();
+            assert_eq!(ids, (1..=i64::try_from(types.len()).unwrap()).collect::<Vec<_>>(), "{run}");
+            // Done again is only what was under way, and under the same key.
+            let mut keys: BTreeMap<String, usize> = BTreeMap::new();
+            for key in world.functions.keys() {
+                *keys.entry(key).or_default() += 1;
+            }
+            assert!(keys.values().all(|n| *n <= 2), "{run}: {keys:?}");
+            second.kill().await;
         }
     }
-    assert!(broken > 50, "only {broken} engines were killed");
+    assert!(broken > 100, "only {broken} engines were killed");
+    let missed: Vec<Point> = Point::ALL.into_iter().filter(|p| !points.contains(p)).collect();
+    assert!(missed.is_empty(), "nothing came to {missed:?}");
 }
 
 /// Tasks that somebody else ends: by a token, by fetching the work, by what becomes of an object.
@@ -255,31 +269,131 @@ async fn what_others_answer_is_taken_up() {
     assert!(broken > 12, "only {broken} engines were killed");
 }
 
-#[tokio::test]
-async fn two_engines_cannot_both_write_a_run() {
-    let world = support::world().await;
-    let first = world.engine();
-    let second = world.engine();
-    let states: serde_json::Map<String, Value> = (0..20)
+/// A chain of tasks that each add one.
+fn adding(tasks: usize) -> Value {
+    let states: serde_json::Map<String, Value> = (0..tasks)
         .map(|i| {
-            let next = if i == 19 { json!({"End": true}) } else { json!({"Next": format!("S{}", i + 1)}) };
+            let next = if i + 1 == tasks { json!({"End": true}) } else { json!({"Next": format!("S{}", i + 1)}) };
             let mut state = add();
             state.as_object_mut().unwrap().extend(next.as_object().unwrap().clone());
             (format!("S{i}"), state)
         })
         .collect();
-    let definition = json!({"StartAt": "S0", "States": states});
-    for i in 0..5 {
-        world.start(&format!("r{i}"), &definition, &json!({"x": 0})).await;
+    json!({"StartAt": "S0", "States": states})
+}
+
+#[tokio::test]
+async fn two_engines_cannot_both_write_a_run() {
+    let world = support::world().await;
+    for (way, sharing) in ["alone", "together"].into_iter().zip(WAYS) {
+        let first = world.engine_sharing(Arc::new(NoFaults), sharing);
+        let second = world.engine_sharing(Arc::new(NoFaults), sharing);
+        for i in 0..5 {
+            world.start(&format!("{way}-{i}"), &adding(20), &json!({"x": 0})).await;
+        }
+        for i in 0..5 {
+            let run = format!("{way}-{i}");
+            let status = world.over(&run).await.status.unwrap();
+            assert_eq!((status.phase, status.output), (Phase::Succeeded, Some(json!({"x": 20}))), "{run}");
+            let types = world.types(&run).await;
+            assert_eq!(types.len(), 2 + 20 * 5, "{run}: {types:?}");
+        }
+        first.kill().await;
+        second.kill().await;
     }
-    for i in 0..5 {
+}
+
+/// What the log of the runs has.
+async fn log(world: &support::World) -> WorkflowLog {
+    world.api::<WorkflowLog>().get(WorkflowLog::HEAD).await.unwrap()
+}
+
+#[tokio::test]
+async fn whoever_lost_the_log_writes_pages() {
+    let world = support::world().await;
+    let engine = world.engine_sharing(Arc::new(NoFaults), WAYS[1]);
+    world.start("r", &adding(200), &json!({"x": 0})).await;
+    world.told("r", "LambdaFunctionSucceeded").await;
+    // Another takes the log, and nobody reads what is in it: what was stored there is known to the engine.
+    let logs = world.api::<WorkflowLog>();
+    loop {
+        let mut head = log(&world).await;
+        head.spec.taken += 1;
+        head.spec.writer = "another/1".to_owned();
+        match logs.replace(WorkflowLog::HEAD, &PostParams::default(), &head).await {
+            Ok(_) => break,
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(e) => panic!("{e}"),
+        }
+    }
+    let status = world.over("r").await.status.unwrap();
+    assert_eq!((status.phase, status.output), (Phase::Succeeded, Some(json!({"x": 200}))));
+    assert_eq!(world.types("r").await.len(), 2 + 200 * 5);
+    assert_eq!(log(&world).await.spec.writer, "another/1", "it is not taken back in a hurry");
+    // Each step was done once: nobody was asked to take the run over.
+    assert_eq!(world.functions.calls.lock().len(), 200);
+    engine.kill().await;
+}
+
+#[tokio::test]
+async fn who_asks_the_engine_sees_what_is_only_in_the_log() {
+    let world = support::world().await;
+    let engine = world.engine_sharing(Arc::new(NoFaults), WAYS[1]);
+    for i in 0..10 {
         let run = format!("r{i}");
-        let status = world.over(&run).await.status.unwrap();
-        assert_eq!((status.phase, status.output), (Phase::Succeeded, Some(json!({"x": 20}))));
-        let types = world.types(&run).await;
-        assert_eq!(types.len(), 2 + 20 * 5, "{types:?}");
+        let before = world.functions.calls.lock().len();
+        let mut definition = adding(3);
+        definition["States"]["S2"]["Resource"] = json!("arn:aws:states:::lambda:invoke.waitForTaskToken");
+        definition["States"]["S2"]["Parameters"] = json!({"FunctionName": "echo", "Payload": {"t.$": "$$.Task.Token"}});
+        world.start(&run, &definition, &json!({"x": 0})).await;
+        world.functions.until(before + 3).await;
+        // The third call is made when that it is to be made is stored.
+        let events = engine.engine.history("default", &run, None, false, usize::MAX).await.unwrap().events;
+        let scheduled = events.iter().filter(|e| e["type"].as_str().unwrap().ends_with("Scheduled")).count();
+        assert_eq!(scheduled, 3, "{events:?}");
     }
+    engine.kill().await;
+}
+
+#[tokio::test]
+async fn many_runs_share_writes_and_leave_nothing_in_the_log() {
+    let world = support::world().await;
+    let first = world.engine();
+    let names: Vec<String> = (0..60).map(|i| format!("r{i}")).collect();
+    let definition = adding(12);
+    let hold = Arc::new(tokio::sync::Notify::new());
+    *world.functions.hold.lock() = Some(Arc::clone(&hold));
+    for name in &names {
+        world.start(name, &definition, &json!({"x": 0})).await;
+    }
+    // All answers come at once.
+    world.functions.until(names.len()).await;
+    *world.functions.hold.lock() = None;
+    hold.notify_waiters();
+    let shared = await_condition(world.api::<WorkflowLog>(), WorkflowLog::HEAD, |log: Option<&WorkflowLog>| {
+        log.is_some_and(|l| l.spec.steps.len() > 2)
+    });
+    tokio::time::timeout(support::PATIENCE, shared).await.unwrap().unwrap();
     first.kill().await;
+    let second = world.engine();
+    for name in &names {
+        let status = world.over(name).await.status.unwrap();
+        assert_eq!((status.phase, status.output), (Phase::Succeeded, Some(json!({"x": 12}))), "{name}");
+        assert_eq!(world.types(name).await.len(), 2 + 12 * 5, "{name}");
+    }
+    let emptied = await_condition(world.api::<WorkflowLog>(), WorkflowLog::HEAD, |log: Option<&WorkflowLog>| {
+        log.is_some_and(|l| l.spec.steps == "[]" && l.spec.full.is_empty())
+    });
+    tokio::time::timeout(support::PATIENCE, emptied).await.unwrap().unwrap();
+    assert!(log(&world).await.spec.taken >= 2);
+    let config = kube::runtime::watcher::Config::default();
+    let mut changes = Box::pin(kube::runtime::watcher(world.api::<WorkflowLog>(), config));
+    let only = async {
+        while world.api::<WorkflowLog>().list(&Default::default()).await.unwrap().items.len() > 1 {
+            changes.next().await;
+        }
+    };
+    tokio::time::timeout(support::PATIENCE, only).await.expect("full ones are deleted");
     second.kill().await;
 }
 

@@ -2,8 +2,8 @@
 
 use kube::CustomResourceExt as _;
 use skiff_workflow::api::{
-    Workflow, WorkflowActivity, WorkflowHistory, WorkflowMapRun, WorkflowPayload, WorkflowRun, WorkflowSignal,
-    WorkflowVersion,
+    Workflow, WorkflowActivity, WorkflowHistory, WorkflowLog, WorkflowMapRun, WorkflowPayload, WorkflowRun,
+    WorkflowSignal, WorkflowVersion,
 };
 
 #[test]
@@ -14,6 +14,7 @@ fn definitions_are_what_the_types_say() {
         WorkflowRun::crd(),
         WorkflowMapRun::crd(),
         WorkflowHistory::crd(),
+        WorkflowLog::crd(),
         WorkflowPayload::crd(),
         WorkflowActivity::crd(),
         WorkflowSignal::crd(),

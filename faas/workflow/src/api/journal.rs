@@ -55,6 +55,10 @@ pub struct WorkflowHistorySpec {
     /// Who wrote it, and its how manieth write: an engine that was not answered finds its own again.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub writer: String,
+    /// The number under which the namespace's [`WorkflowLog`] was held when this was written: steps after it, of the same writer,
+    /// may be there. Without it everything is on pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<i64>,
     /// What the run was when this page began: deflated JSON in base64. Not every page has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
@@ -91,6 +95,40 @@ impl WorkflowHistory {
     pub fn name_of(run: &str, number: i64) -> String {
         format!("{run}-{number}")
     }
+}
+
+/// Steps of many runs of a namespace that were stored together, until they are on the runs' pages. The one named
+/// [`WorkflowLog::HEAD`] is written to, by one engine at a time; full ones are copies of what was in it.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "skiff.dev",
+    version = "v1",
+    kind = "WorkflowLog",
+    plural = "workflowlogs",
+    shortname = "wfl",
+    namespaced,
+    derive = "PartialEq",
+    derive = "Default",
+    printcolumn(name = "Taken", type_ = "integer", json_path = ".spec.taken"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkflowLogSpec {
+    /// Rises whenever an engine takes the log: from then on no other can write to it.
+    pub taken: i64,
+    /// Who wrote it, and its how manieth write: an engine that was not answered finds its own again.
+    pub writer: String,
+    /// Names of the full ones with steps that are not all on pages, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full: Vec<String>,
+    /// JSON text, an array of steps: `run`, `uid`, `w` and `n` (whose how manieth write it was), `i` (the inputs, as pages have
+    /// them). The events follow from the inputs.
+    pub steps: String,
+}
+
+impl WorkflowLog {
+    /// Name of the one that is written to.
+    pub const HEAD: &str = "steps";
 }
 
 /// A part of data too long for the object it belongs to. Its name is [`PayloadRef::name_of`]; the run owns it.

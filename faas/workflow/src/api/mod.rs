@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use journal::{
-    PayloadRef, WorkflowActivity, WorkflowActivitySpec, WorkflowHistory, WorkflowHistorySpec, WorkflowPayload,
-    WorkflowPayloadSpec, WorkflowSignal, WorkflowSignalSpec,
+    PayloadRef, WorkflowActivity, WorkflowActivitySpec, WorkflowHistory, WorkflowHistorySpec, WorkflowLog,
+    WorkflowLogSpec, WorkflowPayload, WorkflowPayloadSpec, WorkflowSignal, WorkflowSignalSpec,
 };
 pub use map::{MapCounts, MapRunStatus, WorkflowMapRun, WorkflowMapRunSpec};
 pub use run::{Parent, Phase, Receipt, RunStatus, Stop, WorkflowRun, WorkflowRunSpec};

@@ -8,24 +8,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::{Api, Client};
+use kube::Api;
 use skiff_asl::ExecutionError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::begin::{self, Refusal};
-use super::hear::Note;
+use super::hear::{Note, answer};
 use super::map::{self, Map};
 use super::status::Written;
 use super::work::Work;
 use super::{Engine, Key, Point};
-use crate::api::{Kind, WorkflowRun, WorkflowSignalSpec};
+use crate::api::{Kind, WorkflowRun};
 use crate::journal::load::Pages;
 use crate::journal::record::now;
-use crate::journal::{Journal, JournalError};
+use crate::journal::{How, Journal, JournalError};
 use crate::machine::{Command, Dispatch, Event, Input, Machine, Spread, Step, What, below};
-use crate::payload::{self, Owner};
+use crate::payload::Owner;
 use crate::runs::{ActivityTask, Pinned};
 use crate::token::Token;
 
@@ -74,6 +74,8 @@ pub(super) struct Actor {
     signals: Vec<String>,
     replies: Vec<oneshot::Sender<()>>,
     polls: Vec<(oneshot::Sender<ActivityTask>, ActivityTask)>,
+    /// Told when that is on the pages.
+    shown: Vec<oneshot::Sender<()>>,
 }
 
 /// Runs the actor of a run until the run is over or waits for long.
@@ -89,6 +91,10 @@ pub(super) async fn drive(
         let ended = attempt(&engine, &key, &uid, &me, &mut notes).await;
         match ended {
             Ok(End::Over) | Err(JournalError::Gone) => {
+                // What is gone may come back where only the right to it was.
+                if ended.is_ok() || engine.is_gone(&key, &uid).await {
+                    engine.logs.of(&key.0).done(&uid).await;
+                }
                 if engine.ended(&key, &uid, &mut notes) {
                     return;
                 }
@@ -129,7 +135,17 @@ async fn attempt(
     let status = run.status.as_ref();
     let pages = status.map_or(0, |s| s.history_pages);
     let mut first = vec![];
-    let found = Pages::read(&engine.client, &owner, pages).await?;
+    let mut found = Pages::read(&engine.client, &owner, pages).await?;
+    let log = engine.logs.of(&key.0);
+    let mut lines = vec![];
+    if let Some(held) = found.as_ref().and_then(Pages::log) {
+        if log.hold(held).await? {
+            // Whoever held it before may have written the page until then.
+            found = Pages::read(&engine.client, &owner, pages).await?;
+        }
+        // Without them the run would go back to where its page is.
+        lines = log.of(uid, held).await.ok_or(JournalError::Fenced)?;
+    }
     let mut actor = match found {
         Some(pages) => {
             let (pinned, input) = pages.run().await?;
@@ -140,7 +156,9 @@ async fn attempt(
             let info = Arc::new(begin::info(&owner, &pinned, input));
             let fresh = Machine::new(Arc::clone(&definition), Arc::clone(&info));
             let restore = |text: &str| Machine::restore(Arc::clone(&definition), Arc::clone(&info), text);
-            let (machine, journal) = pages.rebuild(fresh, &restore).await?;
+            let (machine, mut journal) = pages.rebuild(fresh, &restore, lines).await?;
+            journal.shares(log);
+            journal.catch_up(&machine, &engine.commits).await?;
             engine.in_line(&run);
             Actor::new(Arc::clone(engine), owner, machine, Some(journal), pinned, me.clone())
         }
@@ -167,7 +185,9 @@ async fn attempt(
                 Kind::Standard => {
                     engine.reached(Point::Begin, &key.1).await;
                     let pinned = serde_json::to_string(&begun.pinned).unwrap_or_default();
-                    Some(Journal::begin(engine.client.clone(), owner.clone(), &pinned).await?)
+                    let mut journal = Journal::begin(engine.client.clone(), owner.clone(), &pinned).await?;
+                    journal.shares(log);
+                    Some(journal)
                 }
                 Kind::Express => None,
             };
@@ -232,6 +252,7 @@ impl Actor {
             signals: vec![],
             replies: vec![],
             polls: vec![],
+            shown: vec![],
         }
     }
 
@@ -274,6 +295,12 @@ impl Actor {
             if !self.inputs.is_empty() || self.bytes > 0 {
                 self.store().await?;
             }
+            if !self.shown.is_empty() {
+                self.catch_up().await?;
+                for reply in self.shown.drain(..) {
+                    let _ = reply.send(());
+                }
+            }
             self.follow().await;
             if self.machine.over().is_some() {
                 self.finish().await?;
@@ -289,6 +316,7 @@ impl Actor {
                 self.engine.reached(Point::Armed, &self.owner.name).await;
             }
             let timer = wake.map(|at| Instant::now() + crate::task::until(at) + Duration::from_micros(10));
+            let behind = self.behind();
             let status = self.journal.as_ref().and_then(|_| self.written.due(&self.machine, self.engine.pace()));
             // What is worked on here, and what is kept nowhere else, stays.
             let park = (self.live.is_empty() && self.maps.is_empty() && self.journal.is_some()).then_some(idle);
@@ -300,9 +328,11 @@ impl Actor {
                     self.heard(note).await?;
                 }
                 () = tokio::time::sleep_until(timer.unwrap_or(far)), if timer.is_some() => {}
+                () = tokio::time::sleep_until(behind.unwrap_or(far)), if behind.is_some() => self.catch_up().await?,
                 () = tokio::time::sleep_until(status.unwrap_or(far)), if status.is_some() => self.tell().await?,
                 () = tokio::time::sleep_until(park.unwrap_or(far)), if park.is_some() => {
                     if wake.is_none_or(|at| crate::task::until(at) > IDLE) {
+                        self.catch_up().await?;
                         if status.is_some() {
                             // Where many runs go on, its turn may not have come yet.
                             self.tell().await?;
@@ -318,6 +348,7 @@ impl Actor {
     async fn heard(&mut self, note: Note) -> Result<(), JournalError> {
         match note {
             Note::Wake => {}
+            Note::Show(reply) => self.shown.push(reply),
             Note::Input(what, reply) => {
                 if let What::Redrive { count } = &what {
                     self.asked = self.asked.max(*count);
@@ -401,9 +432,14 @@ impl Actor {
             if events.iter().any(|e| matches!(e.kind, "ParallelStateSucceeded" | "MapStateSucceeded")) {
                 self.engine.reached(Point::Join, name).await;
             }
-            let permit = self.engine.commits.acquire().await;
-            journal.commit(&inputs, &events, &self.machine).await?;
-            drop(permit);
+            let storing = self.engine.storing();
+            let late = journal.behind().is_some_and(|at| at.elapsed() >= self.engine.lag());
+            let how = if late { How::Alone } else { storing.how };
+            journal.commit(&inputs, &events, &self.machine, how, &self.engine.commits).await?;
+            drop(storing);
+            if journal.behind().is_some() {
+                self.engine.reached(Point::Shared, name).await;
+            }
             if inputs.iter().any(|i| i.what == What::Start) {
                 self.engine.reached(Point::Begun, name).await;
             }
@@ -413,6 +449,19 @@ impl Actor {
         }
         self.busy += began.elapsed();
         Ok(())
+    }
+
+    /// When the pages are to have everything that is stored.
+    fn behind(&self) -> Option<Instant> {
+        self.journal.as_ref().and_then(Journal::behind).map(|at| at + self.engine.lag())
+    }
+
+    /// Writes what the pages lack. Everything that the machine took must be stored.
+    async fn catch_up(&mut self) -> Result<(), JournalError> {
+        match &mut self.journal {
+            Some(journal) => journal.catch_up(&self.machine, &self.engine.commits).await,
+            None => Ok(()),
+        }
     }
 
     /// Does what is stored now.
@@ -518,28 +567,6 @@ impl Actor {
     }
 }
 
-/// What an answer to a token says to the machine.
-pub(super) async fn answer(
-    client: &Client,
-    owner: &Owner,
-    step: Step,
-    spec: WorkflowSignalSpec,
-) -> Result<Option<What>, JournalError> {
-    if spec.heartbeat {
-        return Ok(Some(What::Heartbeat { step }));
-    }
-    if let Some(error) = spec.error {
-        let error = ExecutionError { error, cause: spec.cause.unwrap_or_default() };
-        return Ok(Some(What::Failed { step, error, started: None }));
-    }
-    let output = match (&spec.output, &spec.output_ref) {
-        (_, Some(long)) => payload::load(client, owner, long).await?,
-        (Some(output), None) => output.to_string(),
-        (None, None) => "null".to_owned(),
-    };
-    Ok(Some(What::Succeeded { step, output: output.into(), started: None }))
-}
-
 /// Runs a machine to its end in memory, without an object.
 pub(super) async fn express(
     engine: Arc<Engine>,
@@ -554,38 +581,4 @@ pub(super) async fn express(
     actor.work(&mut notes).await?;
     let fresh = Machine::new(Arc::clone(actor.machine.definition()), Arc::clone(actor.machine.info()));
     Ok(std::mem::replace(&mut actor.machine, fresh))
-}
-
-impl Engine {
-    /// An actor is done with a run that is over or gone. False when something came for it meanwhile, as a redrive.
-    fn ended(&self, key: &Key, uid: &str, notes: &mut mpsc::UnboundedReceiver<Note>) -> bool {
-        let mut state = self.state.lock();
-        if !notes.is_empty() {
-            while notes.try_recv().is_ok() {}
-            return false;
-        }
-        if state.places.get(key).is_some_and(|p| p.uid == uid) {
-            super::remove(&mut state, key);
-        }
-        drop(state);
-        self.leave_line(key);
-        true
-    }
-
-    /// An actor is done with a run that waits. False when something came for it meanwhile.
-    fn parked(&self, key: &Key, uid: &str, wake: Option<Timestamp>, notes: &mut mpsc::UnboundedReceiver<Note>) -> bool {
-        let mut state = self.state.lock();
-        if !notes.is_empty() {
-            return false;
-        }
-        let Some(place) = state.places.get_mut(key).filter(|p| p.uid == uid) else { return true };
-        place.sender = None;
-        place.wake = wake;
-        if let Some(at) = wake {
-            state.timers.insert((at, key.clone()));
-            drop(state);
-            self.changed.notify_one();
-        }
-        true
-    }
 }

@@ -93,6 +93,7 @@ impl Runs for Engine {
         reverse: bool,
         limit: usize,
     ) -> Result<Events, RunsError> {
+        self.show(&(namespace.to_owned(), run.to_owned())).await;
         self.stored().history(namespace, run, from, reverse, limit).await
     }
 

@@ -15,6 +15,12 @@ pub enum Point {
     Answered,
     /// After the answer is stored, before what follows is done.
     Persisted,
+    /// After a step is in the shared log, while its run's page is behind.
+    Shared,
+    /// After what fills the shared log is stored in a full one, before the log goes on without it.
+    Full,
+    /// After the shared log was taken, before what is in it is read.
+    Taken,
     /// While a timer is armed.
     Armed,
     /// Before the end of a Parallel or Map is stored.
@@ -25,13 +31,16 @@ pub enum Point {
 
 impl Point {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Begin,
         Self::Begun,
         Self::Scheduled,
         Self::Calling,
         Self::Answered,
         Self::Persisted,
+        Self::Shared,
+        Self::Full,
+        Self::Taken,
         Self::Armed,
         Self::Join,
         Self::Terminal,

@@ -4,12 +4,15 @@ use std::collections::HashSet;
 
 use futures::StreamExt as _;
 use kube::runtime::watcher::{self, Event};
-use kube::{Api, ResourceExt as _};
+use kube::{Api, Client, ResourceExt as _};
+use skiff_asl::ExecutionError;
 use tokio::sync::oneshot;
 
 use super::{Engine, Key, Place};
 use crate::api::{Phase, WorkflowRun, WorkflowSignal, WorkflowSignalSpec};
+use crate::journal::JournalError;
 use crate::machine::{Step, What};
+use crate::payload::{self, Owner};
 use crate::token::Token;
 
 /// Objects in one answer of a list: they may be long.
@@ -27,6 +30,8 @@ pub(crate) enum Note {
     Signal(String, Box<WorkflowSignalSpec>),
     /// A worker asks for an activity's task, which has this address; it gets the input.
     Poll(String, Option<String>, oneshot::Sender<crate::runs::ActivityTask>),
+    /// Somebody reads its history: what its pages lack is to be on them.
+    Show(oneshot::Sender<()>),
     /// Its time has come, or there is room for it.
     Wake,
 }
@@ -187,4 +192,26 @@ impl Engine {
 
 pub(super) fn key_of(run: &WorkflowRun) -> Key {
     (run.namespace().unwrap_or_default(), run.name_any())
+}
+
+/// What an answer to a token says to the machine.
+pub(super) async fn answer(
+    client: &Client,
+    owner: &Owner,
+    step: Step,
+    spec: WorkflowSignalSpec,
+) -> Result<Option<What>, JournalError> {
+    if spec.heartbeat {
+        return Ok(Some(What::Heartbeat { step }));
+    }
+    if let Some(error) = spec.error {
+        let error = ExecutionError { error, cause: spec.cause.unwrap_or_default() };
+        return Ok(Some(What::Failed { step, error, started: None }));
+    }
+    let output = match (&spec.output, &spec.output_ref) {
+        (_, Some(long)) => payload::load(client, owner, long).await?,
+        (Some(output), None) => output.to_string(),
+        (None, None) => "null".to_owned(),
+    };
+    Ok(Some(What::Succeeded { step, output: output.into(), started: None }))
 }

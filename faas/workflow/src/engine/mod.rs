@@ -4,6 +4,8 @@
 //! actor that holds its machine (see [`actor`]); while it waits for long, only its name and when it wakes. Answers to task tokens
 //! arrive as WorkflowSignals, which another watch sees.
 //!
+//! Where many steps are to be stored at once they are stored together, and pages follow a moment later ([`crate::journal::log`]).
+//!
 //! Which engine: of several processes the one that holds the Lease. One that lost it and does not know cannot store anything
 //! that another has changed meanwhile ([`crate::journal`]), so at worst work is done twice, which it may be anyway.
 
@@ -22,13 +24,14 @@ mod workflows;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use parking_lot::Mutex;
 use skiff_asl::Definition;
 use skiff_controllers::runtime::events::Recorder;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,13 +39,20 @@ pub(crate) use self::begin::definition_text;
 pub use self::faults::{Faults, NoFaults, Point};
 use self::hear::Note;
 pub use self::workflows::judge;
+use crate::api::WorkflowRun;
+use crate::journal::How;
+use crate::journal::log::Logs;
+pub use crate::journal::log::Sharing;
 use crate::runs::Stored;
 use crate::task::functions::Functions;
 
 /// Runs that are read at a time.
 const LOADS: usize = 32;
-/// Steps that are stored at a time.
+/// Pages that are written at a time.
 const COMMITS: usize = 64;
+/// How long pages may lack steps that are in the log: for each run in memory, and in all at least and at most.
+const BEHIND: (Duration, Duration, Duration) =
+    (Duration::from_millis(5), Duration::from_millis(100), Duration::from_secs(2));
 
 /// Namespace and name.
 pub(crate) type Key = (String, String);
@@ -54,6 +64,8 @@ pub struct Settings {
     pub functions: Arc<dyn Functions>,
     /// Where it is to break off, for tests.
     pub faults: Arc<dyn Faults>,
+    /// When steps of several runs are stored together.
+    pub sharing: Sharing,
 }
 
 /// The engine. There is one in a process.
@@ -69,6 +81,9 @@ pub struct Engine {
     definitions: Mutex<HashMap<String, Weak<Definition>>>,
     loads: Semaphore,
     commits: Semaphore,
+    logs: Logs,
+    /// Steps that are being stored.
+    storing: AtomicUsize,
     /// Runs that have an actor.
     actors: AtomicUsize,
     recorder: Recorder,
@@ -105,6 +120,9 @@ impl Engine {
     #[must_use]
     pub fn new(client: Client, settings: Settings, stop: CancellationToken) -> Arc<Self> {
         let recorder = Recorder::start(client.clone(), "skiff-workflows");
+        let tracker = TaskTracker::new();
+        let faults = Arc::clone(&settings.faults);
+        let logs = Logs::new(client.clone(), settings.sharing, faults, stop.clone(), tracker.clone());
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             stored: Stored::new(client.clone()),
@@ -115,10 +133,12 @@ impl Engine {
             definitions: Mutex::default(),
             loads: Semaphore::new(LOADS),
             commits: Semaphore::new(COMMITS),
+            logs,
+            storing: AtomicUsize::new(0),
             actors: AtomicUsize::new(0),
             recorder,
             stop,
-            tracker: TaskTracker::new(),
+            tracker,
             activities: activities::Activities::default(),
             kept: retention::Kept::default(),
         })
@@ -255,8 +275,32 @@ impl Engine {
     }
 
     /// Time between two writes of the status of a run that goes on.
-    fn pace(&self) -> std::time::Duration {
+    fn pace(&self) -> Duration {
         status::pace(self.actors.load(Ordering::Relaxed))
+    }
+
+    /// How long the pages of a run may lack steps that are stored: where many runs go on, longer.
+    fn lag(&self) -> Duration {
+        let runs = u32::try_from(self.actors.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        BEHIND.0.saturating_mul(runs).clamp(BEHIND.1, BEHIND.2)
+    }
+
+    /// A step is being stored, until what is returned is dropped.
+    fn storing(&self) -> Storing<'_> {
+        let others = self.storing.fetch_add(1, Ordering::Relaxed);
+        Storing {
+            count: &self.storing,
+            how: if others < self.settings.sharing.from { How::Alone } else { How::Together },
+        }
+    }
+
+    /// Writes the pages of a run that are behind, and waits for that, not for long: somebody reads them.
+    async fn show(&self, key: &Key) {
+        let (reply, shown) = oneshot::channel();
+        let sender = self.state.lock().places.get(key).and_then(|p| p.sender.clone());
+        if sender.is_some_and(|s| s.send(Note::Show(reply)).is_ok()) {
+            let _ = tokio::time::timeout(BEHIND.2, shown).await;
+        }
     }
 
     /// Starts the actor of a run.
@@ -275,6 +319,59 @@ impl Engine {
             stop.run_until_cancelled(work).await;
             engine.actors.fetch_sub(1, Ordering::Relaxed);
         });
+    }
+}
+
+impl Engine {
+    /// Whether there is no such run any more, as far as is known.
+    async fn is_gone(&self, (namespace, name): &Key, uid: &str) -> bool {
+        let runs = kube::Api::<WorkflowRun>::namespaced(self.client.clone(), namespace);
+        let found = runs.get_opt(name).await;
+        found.is_ok_and(|run| run.is_none_or(|r| r.metadata.uid.as_deref() != Some(uid)))
+    }
+
+    /// An actor is done with a run that is over or gone. False when something came for it meanwhile, as a redrive.
+    fn ended(&self, key: &Key, uid: &str, notes: &mut mpsc::UnboundedReceiver<Note>) -> bool {
+        let mut state = self.state.lock();
+        if !notes.is_empty() {
+            while notes.try_recv().is_ok() {}
+            return false;
+        }
+        if state.places.get(key).is_some_and(|p| p.uid == uid) {
+            remove(&mut state, key);
+        }
+        drop(state);
+        self.leave_line(key);
+        true
+    }
+
+    /// An actor is done with a run that waits. False when something came for it meanwhile.
+    fn parked(&self, key: &Key, uid: &str, wake: Option<Timestamp>, notes: &mut mpsc::UnboundedReceiver<Note>) -> bool {
+        let mut state = self.state.lock();
+        if !notes.is_empty() {
+            return false;
+        }
+        let Some(place) = state.places.get_mut(key).filter(|p| p.uid == uid) else { return true };
+        place.sender = None;
+        place.wake = wake;
+        if let Some(at) = wake {
+            state.timers.insert((at, key.clone()));
+            drop(state);
+            self.changed.notify_one();
+        }
+        true
+    }
+}
+
+/// A step that is being stored.
+struct Storing<'a> {
+    count: &'a AtomicUsize,
+    how: How,
+}
+
+impl Drop for Storing<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,16 +1,17 @@
 //! A run from its pages.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use kube::{Api, Client};
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::time::Instant;
 
-use super::record::Record;
+use super::log::Line;
+use super::record::{self, Record};
 use super::{Journal, JournalError};
 use crate::api::{PayloadRef, WorkflowHistory, WorkflowHistorySpec};
-use crate::machine::Machine;
+use crate::machine::{Event, Machine};
 use crate::pack;
 use crate::payload::{self, Owner};
 use crate::runs::Pinned;
@@ -33,6 +34,10 @@ pub(crate) trait Rebuilt: Send {
     fn long(&self, input: &Value) -> Vec<PayloadRef>;
     /// What came came; with its long texts.
     fn take(&mut self, input: Value, long: Vec<Arc<str>>) -> Result<(), String>;
+    /// The events of what came last, where it has events.
+    fn followed(&mut self) -> Vec<Event> {
+        vec![]
+    }
     /// Number of its last event.
     fn last(&self) -> i64;
 }
@@ -41,6 +46,7 @@ pub(crate) trait Rebuilt: Send {
 struct Run<'a> {
     machine: Machine,
     restore: Restore<'a>,
+    followed: Vec<Event>,
 }
 
 impl Rebuilt for Run<'_> {
@@ -58,9 +64,13 @@ impl Rebuilt for Run<'_> {
         if !self.machine.apply(&record.input(long.pop())) {
             return Err("an input says nothing to the run".to_owned());
         }
-        self.machine.events();
+        self.followed = self.machine.events();
         self.machine.commands();
         Ok(())
+    }
+
+    fn followed(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.followed)
     }
 
     fn last(&self) -> i64 {
@@ -139,35 +149,40 @@ impl Pages {
         Ok((pinned, input))
     }
 
-    /// The run as it is, and where it is written on. `fresh` is what it was before its start.
+    /// The number under which the log must be held by whoever goes on from here; what is in it then belongs to the run.
+    pub(crate) fn log(&self) -> Option<i64> {
+        self.pages.last().and_then(|p| p.spec.log)
+    }
+
+    /// The run as it is, and where it is written on. `fresh` is what it was before its start, `lines` what the log has of it.
+    ///
+    /// # Errors
+    /// [`JournalError::Fenced`] when pages and log do not go together: both are to be read again.
     pub(crate) async fn rebuild(
         self,
         fresh: Machine,
         restore: Restore<'_>,
+        lines: Vec<Line>,
     ) -> Result<(Machine, Journal), JournalError> {
-        let mut run = Run { machine: fresh, restore };
-        let journal = self.replay(&mut run).await?;
+        let last = self.pages.last().map(|p| p.spec.writer.clone()).unwrap_or_default();
+        let mut run = Run { machine: fresh, restore, followed: vec![] };
+        let mut journal = self.replay(&mut run).await?;
+        let (writer, n) = last.split_once('/').unwrap_or_default();
+        let n: u64 = n.parse().unwrap_or_default();
+        // Those of others, and earlier ones, are on the pages.
+        let further = lines.into_iter().filter(|l| l.writer == writer && l.n > n);
+        for (line, expected) in further.zip(n + 1..) {
+            if line.n != expected {
+                return Err(JournalError::Fenced);
+            }
+            journal.follow(&mut run, &line).await?;
+        }
         Ok((run.machine, journal))
     }
 
     /// Makes anew what the pages are about. What is returned is where it is written on.
     pub(crate) async fn replay(self, whole: &mut dyn Rebuilt) -> Result<Journal, JournalError> {
-        let mut journal = Journal {
-            client: self.client,
-            owner: self.owner,
-            writer: uuid::Uuid::new_v4().simple().to_string(),
-            writes: 0,
-            number: 1,
-            version: None,
-            first: 1,
-            last: 0,
-            events: String::new(),
-            inputs: String::new(),
-            more: vec![],
-            since: 0,
-            checkpoint: 0,
-            known: HashSet::new(),
-        };
+        let mut journal = Journal::new(self.client, self.owner);
         for (i, page) in self.pages.into_iter().enumerate() {
             let WorkflowHistory { metadata, spec } = page;
             let number = spec.number;
@@ -178,7 +193,7 @@ impl Pages {
                     whole.restore(&checkpoint).map_err(|e| damaged(number, e))?;
                 }
             }
-            journal.number = number;
+            (journal.number, journal.stored) = (number, number);
             journal.first = spec.first_event;
             journal.last = spec.last_event;
             journal.version = metadata.resource_version;
@@ -196,11 +211,7 @@ impl Pages {
             }
             journal.since += journal.events.len() + journal.inputs.len();
             for input in content.inputs {
-                let mut long: Vec<Arc<str>> = vec![];
-                for reference in whole.long(&input) {
-                    long.push(payload::load(&journal.client, &journal.owner, &reference).await?.into());
-                }
-                whole.take(input, long).map_err(|e| damaged(number, e))?;
+                journal.give(whole, input).await?;
             }
             if whole.last() != last {
                 let why = format!("its last event is {last}, not {}", whole.last());
@@ -216,6 +227,35 @@ impl Pages {
             }
         }
         Ok(journal)
+    }
+}
+
+impl Journal {
+    /// Gives something that came to what is made anew.
+    async fn give(&self, whole: &mut dyn Rebuilt, input: Value) -> Result<(), JournalError> {
+        let mut long: Vec<Arc<str>> = vec![];
+        for reference in whole.long(&input) {
+            long.push(payload::load(&self.client, &self.owner, &reference).await?.into());
+        }
+        whole.take(input, long).map_err(|e| damaged(self.number, e))
+    }
+
+    /// Takes a step of the log: the page is behind then.
+    async fn follow(&mut self, whole: &mut dyn Rebuilt, line: &Line) -> Result<(), JournalError> {
+        let inputs: Vec<Value> =
+            serde_json::from_str(&format!("[{}]", line.inputs)).map_err(|e| damaged(self.number, e))?;
+        let mut long = vec![];
+        for input in inputs {
+            super::add(&mut self.inputs, &input.to_string());
+            self.give(whole, input).await?;
+            for event in whole.followed() {
+                super::add(&mut self.events, &record::event(&event, &mut long)?);
+            }
+        }
+        self.store(long).await?;
+        self.last = whole.last();
+        self.behind.get_or_insert_with(Instant::now);
+        Ok(())
     }
 }
 

@@ -5,24 +5,32 @@
 //! sealed with the write that makes it so; the next page is made by the next step, which only one can make: its name is taken
 //! by the first. So a run is rebuilt from its pages alone.
 //!
+//! Where many runs go on at once their steps are stored together in the log of their namespace ([`log`]), and the pages follow
+//! later: when they are long enough, when the run waits, ends, or was behind for as long as the caller allows.
+//!
 //! Every so often a page begins with a checkpoint: when the events since the last one are several times its length. What is
 //! read after a crash is thus bounded, and what is written for it is a share of what is written anyway.
 
 pub(crate) mod load;
+pub(crate) mod log;
 pub(crate) mod record;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::api::{GROUP, OPEN, PayloadRef, WorkflowHistory};
 use crate::machine::{Event, Input, Machine};
 use crate::pack;
 use crate::payload::{Owner, Payload, PayloadError};
 
+use self::log::{Line, Log};
 use self::record::Record;
 
 /// Bytes of a page that is long enough.
@@ -97,6 +105,14 @@ pub(crate) struct Journal {
     version: Option<String>,
     first: i64,
     last: i64,
+    /// The last page that is stored.
+    stored: i64,
+    /// Where steps may be stored with those of other runs; none where they never are.
+    log: Option<Arc<Log>>,
+    /// The number in the last page that this journal wrote, under which the log must be held for that.
+    marked: Option<i64>,
+    /// Since when steps are in the log only.
+    behind: Option<Instant>,
     /// Items of the JSON arrays, with commas between.
     events: String,
     inputs: String,
@@ -120,9 +136,9 @@ struct WrittenMeta {
 }
 
 impl Journal {
-    /// The journal of a run that has none; `pinned` goes into its first page.
-    pub(crate) async fn begin(client: Client, owner: Owner, pinned: &str) -> Result<Self, JournalError> {
-        let mut journal = Self {
+    /// A journal of which nothing is known yet.
+    fn new(client: Client, owner: Owner) -> Self {
+        Self {
             client,
             owner,
             writer: uuid::Uuid::new_v4().simple().to_string(),
@@ -131,22 +147,41 @@ impl Journal {
             version: None,
             first: 1,
             last: 0,
+            stored: 1,
+            log: None,
+            marked: None,
+            behind: None,
             events: String::new(),
             inputs: String::new(),
             more: vec![],
             since: 0,
             checkpoint: 0,
             known: HashSet::new(),
-        };
+        }
+    }
+
+    /// The journal of a run that has none; `pinned` goes into its first page.
+    pub(crate) async fn begin(client: Client, owner: Owner, pinned: &str) -> Result<Self, JournalError> {
+        let mut journal = Self::new(client, owner);
         let packed = pack::pack(pinned);
         let field = journal.packed(pinned, packed, "pinned", "pinnedRef").await?;
         journal.more.push(field);
         Ok(journal)
     }
 
-    /// Number of the page that is written to.
+    /// Steps may be stored with those of other runs from now on.
+    pub(crate) fn shares(&mut self, log: Arc<Log>) {
+        self.log = Some(log);
+    }
+
+    /// Number of the last page.
     pub(crate) fn pages(&self) -> i64 {
-        if self.events.is_empty() && self.inputs.is_empty() { (self.number - 1).max(1) } else { self.number }
+        self.stored
+    }
+
+    /// Since when the pages lack steps that are stored elsewhere.
+    pub(crate) fn behind(&self) -> Option<Instant> {
+        self.behind
     }
 
     /// Text as a field of a page, or as a payload.
@@ -165,25 +200,37 @@ impl Journal {
         Ok((there, json!(payload.reference)))
     }
 
-    /// Stores one step: what came, and what followed. `machine` is what the run is afterwards.
+    /// Stores one step: what came, and what followed. `machine` is what the run is afterwards. Pages are written by as many at a
+    /// time as `pages` lets.
     pub(crate) async fn commit(
         &mut self,
         inputs: &[Input],
         events: &[Event],
         machine: &Machine,
+        how: How,
+        pages: &Semaphore,
     ) -> Result<(), JournalError> {
         let mut long = vec![];
+        let mut step = String::new();
         for input in inputs {
             let text = serde_json::to_string(&Record::of(input, &mut long)?).unwrap_or_default();
-            self.since += text.len();
-            add(&mut self.inputs, &text);
+            add(&mut step, &text);
         }
+        self.since += step.len();
+        add(&mut self.inputs, &step);
         for event in events {
             let text = record::event(event, &mut long)?;
             self.since += text.len();
             add(&mut self.events, &text);
         }
-        self.put(long, machine).await
+        self.store(long).await?;
+        self.last = machine.last_event();
+        self.writes += 1;
+        if how == How::Together && self.share(step, machine).await {
+            return Ok(());
+        }
+        let _permit = pages.acquire().await;
+        self.write_page(machine).await
     }
 
     /// Stores one step of what has no events of its own: JSON texts, and the long data that they name.
@@ -197,11 +244,13 @@ impl Journal {
             self.since += text.len();
             add(&mut self.inputs, text);
         }
-        self.put(long, whole).await
+        self.store(long).await?;
+        self.last = whole.last();
+        self.writes += 1;
+        self.write_page(whole).await
     }
 
-    async fn put(&mut self, long: Vec<Payload>, whole: &dyn Whole) -> Result<(), JournalError> {
-        self.last = whole.last();
+    async fn store(&mut self, long: Vec<Payload>) -> Result<(), JournalError> {
         for payload in long {
             if !self.known.contains(&payload.reference) {
                 payload.store(&self.client, &self.owner).await?;
@@ -211,10 +260,55 @@ impl Journal {
                 self.known.insert(payload.reference);
             }
         }
-        let sealed = whole.is_over() || self.events.len() + self.inputs.len() >= PAGE;
-        self.writes += 1;
-        let body = self.body(sealed);
+        Ok(())
+    }
+
+    fn is_long(&self) -> bool {
+        self.events.len() + self.inputs.len() >= PAGE
+    }
+
+    /// Stores the step that was made last with those of other runs. False where it is not known to be stored.
+    async fn share(&mut self, step: String, machine: &Machine) -> bool {
+        let Some(log) = &self.log else { return false };
+        // The end is on a page, so that nothing has to be looked for in the log of a run that is over.
+        if machine.over().is_some() || self.is_long() || step.len() > log::STEP {
+            return false;
+        }
+        let Some(held) = self.marked else {
+            // The page that is written now says so, and the next step can be shared.
+            log.share().await;
+            return false;
+        };
+        let Owner { name, uid, .. } = &self.owner;
+        let (run, uid) = (name.clone(), uid.clone());
+        let line = Line { run, uid, writer: self.writer.clone(), n: self.writes, inputs: step };
+        let stored = log.add(held, line).await;
+        if stored {
+            self.behind.get_or_insert_with(Instant::now);
+        }
+        stored
+    }
+
+    /// Writes the page where it lacks steps that are in the log.
+    pub(crate) async fn catch_up(&mut self, machine: &Machine, pages: &Semaphore) -> Result<(), JournalError> {
+        if self.behind.is_none() {
+            return Ok(());
+        }
+        let _permit = pages.acquire().await;
+        self.write_page(machine).await
+    }
+
+    async fn write_page(&mut self, whole: &dyn Whole) -> Result<(), JournalError> {
+        let sealed = whole.is_over() || self.is_long();
+        let mark = self.log.as_ref().filter(|_| !whole.is_over()).and_then(|l| l.held());
+        let body = self.body(sealed, mark);
         self.write(&body).await?;
+        (self.marked, self.stored) = (mark, self.number);
+        if self.behind.take().is_some()
+            && let Some(log) = &self.log
+        {
+            log.done(&self.owner.uid).await;
+        }
         if sealed {
             self.number += 1;
             self.version = None;
@@ -233,7 +327,7 @@ impl Journal {
         Ok(())
     }
 
-    fn body(&self, sealed: bool) -> String {
+    fn body(&self, sealed: bool, mark: Option<i64>) -> String {
         let name = WorkflowHistory::name_of(&self.owner.name, self.number);
         let mut meta = self.owner.meta(name);
         meta.resource_version.clone_from(&self.version);
@@ -245,6 +339,7 @@ impl Journal {
             "lastEvent": self.last, "writer": format!("{}/{}", self.writer, self.writes),
         });
         if let Some(spec) = spec.as_object_mut() {
+            spec.extend(mark.map(|held| ("log".to_owned(), json!(held))));
             spec.extend(self.more.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
             let text = format!("{{\"events\":[{}],\"inputs\":[{}]}}", self.events, self.inputs);
             if sealed {
@@ -334,8 +429,17 @@ enum Whose {
     Theirs,
 }
 
+/// How a step is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    /// By a write of its own.
+    Alone,
+    /// With those of other runs, where that can be.
+    Together,
+}
+
 fn add(list: &mut String, item: &str) {
-    if !list.is_empty() {
+    if !list.is_empty() && !item.is_empty() {
         list.push(',');
     }
     list.push_str(item);

@@ -15,7 +15,7 @@ use skiff_apiserver::auth::User;
 use skiff_controllers::runtime::definitions::define;
 use skiff_storage::embedded::{Embedded, Options};
 use skiff_workflow::api::{Phase, Workflow, WorkflowHistory, WorkflowRun, definitions};
-use skiff_workflow::engine::{Engine, Faults, NoFaults, Settings};
+use skiff_workflow::engine::{Engine, Faults, NoFaults, Settings, Sharing};
 use skiff_workflow::runs::{Runs as _, Stored};
 use skiff_workflow::task::functions::{FunctionAnswer, FunctionCall, FunctionError, Functions};
 use tokio_util::sync::CancellationToken;
@@ -73,8 +73,12 @@ impl World {
     }
 
     pub(crate) fn engine_with(&self, faults: Arc<dyn Faults>) -> Running {
+        self.engine_sharing(faults, Sharing::default())
+    }
+
+    pub(crate) fn engine_sharing(&self, faults: Arc<dyn Faults>, sharing: Sharing) -> Running {
         let stop = CancellationToken::new();
-        let settings = Settings { functions: Arc::clone(&self.functions) as Arc<dyn Functions>, faults };
+        let settings = Settings { functions: Arc::clone(&self.functions) as Arc<dyn Functions>, faults, sharing };
         let engine = Engine::new(self.client.clone(), settings, stop.clone());
         let task = tokio::spawn(Arc::clone(&engine).run());
         Running { engine, stop, task }

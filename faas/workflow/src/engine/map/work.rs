@@ -19,8 +19,7 @@ use super::results::{Failed, Results};
 use super::{Around, Done, Map, Told, Whole, concurrency, is_beyond, write_status};
 use crate::api::{DATA_MAX, MapRunStatus, Phase, WorkflowMapRun, WorkflowMapRunSpec};
 use crate::engine::Point;
-use crate::engine::actor::answer;
-use crate::engine::hear::Note;
+use crate::engine::hear::{Note, answer};
 use crate::engine::status::PERIOD;
 use crate::engine::work::{Tell, Work};
 use crate::journal::record::now;
@@ -205,7 +204,8 @@ impl<'a> Actor<'a> {
             Told::Child(index, note) => (index, note),
         };
         match note {
-            Note::Wake => {}
+            // Its own pages are never behind.
+            Note::Wake | Note::Show(_) => {}
             Note::Input(what, reply) => {
                 if self.ledger.apply(index, what, now())? {
                     self.replies.extend(reply);
