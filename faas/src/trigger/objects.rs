@@ -28,8 +28,16 @@ const PAGE: u32 = 100;
 const LASTS: u32 = 290;
 
 /// Kinds that calls and runs make themselves: watching them would never end.
-const MADE: [&str; 6] =
-    ["FunctionCall", "FunctionInstance", "WorkflowRun", "WorkflowHistory", "WorkflowPayload", "WorkflowSignal"];
+const MADE: [&str; 8] = [
+    "FunctionCall",
+    "FunctionInstance",
+    "WorkflowRun",
+    "WorkflowMapRun",
+    "WorkflowHistory",
+    "WorkflowLog",
+    "WorkflowPayload",
+    "WorkflowSignal",
+];
 /// Room for what the owner adds to a body.
 const ROOM: usize = 1024;
 
