@@ -95,8 +95,7 @@ fn follow(mut journal: File, state: &mut State, place: &mut Place) -> anyhow::Re
         for (name, count) in change.accepted {
             state.accepted.put(name, count);
         }
-        (state.next_id, state.draws, state.down) =
-            (change.head.next_id, change.head.draws, change.head.down.clone());
+        (state.next_id, state.draws, state.down) = (change.head.next_id, change.head.draws, change.head.down.clone());
         place.head = change.head;
         place.offset += line.len() as u64;
     }

@@ -57,8 +57,11 @@ pub fn serve(store: &Store) -> anyhow::Result<Resident> {
 
 fn answer(store: &Store, mut stream: UnixStream) -> anyhow::Result<()> {
     let ask: Ask = serde_json::from_reader(BufReader::new(&stream))?;
-    let answer = decide(store, &ask)
-        .unwrap_or_else(|e| Answer { err: format!("fake-slurm: {e:#}\n"), code: 1, ..Answer::default() });
+    let answer = decide(store, &ask).unwrap_or_else(|e| Answer {
+        err: format!("fake-slurm: {e:#}\n"),
+        code: 1,
+        ..Answer::default()
+    });
     stream.write_all(&serde_json::to_vec(&answer)?)?;
     Ok(())
 }

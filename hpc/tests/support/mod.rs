@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fake_slurm::state::Store;
 use fake_slurm::resident::{self, Resident};
+use fake_slurm::state::Store;
 use fake_slurm::{control, rest, ssh};
 use k8s_openapi::api::core::v1::Secret;
 
