@@ -97,7 +97,7 @@ pub(crate) fn spawn_all(
 const PORTS: [u16; 3] = [10257, 10259, 10249];
 
 /// Serves what controllers or scheduler count, at a port with TLS.
-fn show(port: u16, part: &'static [Part], client: kube::Client, stop: &CancellationToken) {
+pub(crate) fn show(port: u16, part: &'static [Part], client: kube::Client, stop: &CancellationToken) {
     if port != 0 {
         tokio::spawn(serve::https(([0, 0, 0, 0], port).into(), part, client, stop.clone()));
     }

@@ -13,10 +13,11 @@ use skiff_apiserver::pki::Pki;
 use skiff_controllers::runtime::leader::while_leading;
 use skiff_faas::gateway::door::Tls;
 use skiff_hpc::Config;
+use skiff_metrics::Part;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
-use crate::components::{Tasks, alone, client, spawn};
+use crate::components::{Tasks, alone, client, show, spawn};
 
 /// The identity of what brings jobs to Slurm.
 pub(crate) const USER: &str = "system:skiff-hpc";
@@ -41,6 +42,9 @@ pub(crate) struct HpcArgs {
     /// CA of clients' certificates.
     #[arg(long)]
     pub(crate) client_ca: Option<PathBuf>,
+    /// Port for metrics and health, with TLS; 0 for none.
+    #[arg(long, default_value_t = 10261)]
+    pub(crate) secure_port: u16,
     #[command(flatten)]
     pub(crate) flags: HpcFlags,
 }
@@ -104,6 +108,7 @@ pub(crate) async fn run(args: HpcArgs) -> anyhow::Result<()> {
     }
     let client = client(&args.kubeconfig).await?;
     let stop = CancellationToken::new();
+    show(args.secure_port, &[Part::Controllers, Part::Leases], client.clone(), &stop);
     let work = |inner| skiff_hpc::run(client.clone(), config.clone(), inner);
     alone("jobs on Slurm", stop.clone(), while_leading(client.clone(), LEASE, &stop, work)).await
 }

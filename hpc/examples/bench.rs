@@ -6,13 +6,15 @@
 //! `ends` (until an end is seen, by polling and by push), `cancel` (from deletion to CANCELLED), `drops` (1,000 submissions of
 //! which answers are lost, by SSH and REST; not among those that run when none is named), `results` (1 GB from the Slurm of
 //! SKIFF_SLURM_MANIFEST, reached by SSH, against scp; only where that is set). SKIFF_HPC_JOBS is how many jobs.
-//! Everything is in one process, the API server and the fake's servers too.
+//! The API server and the fake's servers are in this process; for `rate` the controller is one of its own.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use fake_slurm::control;
 use fake_slurm::state::Store;
 use k8s_openapi::api::core::v1::Secret;
@@ -44,16 +46,15 @@ fn phase(job: &GpuJob) -> Phase {
     job.status.as_ref().and_then(|s| s.phase).unwrap_or_default()
 }
 
-fn resident() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = text.lines().find(|l| l.starts_with("VmRSS")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
-}
-
-async fn until_all(api: &Api<GpuJob>, is: impl Fn(&GpuJob) -> bool) {
+async fn until_all(api: &Api<GpuJob>, is: impl Fn(&GpuJob) -> bool, n: usize) {
     let done = async {
-        while !api.list(&ListParams::default()).await.unwrap().items.iter().all(&is) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+        loop {
+            let all = api.list(&ListParams::default()).await.unwrap().items;
+            if all.len() == n && all.iter().all(&is) {
+                return;
+            }
+            // To look costs too.
+            tokio::time::sleep(Duration::from_millis(250)).await;
         }
     };
     tokio::time::timeout(LIMIT, done).await.unwrap();
@@ -90,25 +91,119 @@ async fn added() {
     }
 }
 
-/// Many at once: how fast they are in Slurm, and what they cost while they are.
+/// The controller as a process of its own.
+struct Alone {
+    child: tokio::process::Child,
+    pid: u32,
+}
+
+impl Alone {
+    /// Starts one that works for this fake, through the API server's port as any other program would.
+    async fn start(fake: &Fake) -> Self {
+        let pki = fake.world.server.pki();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let leaf = pki.cluster.server("kube-apiserver", &["localhost".into()], &[[127, 0, 0, 1].into()]).unwrap();
+        let server = fake.world.server.clone();
+        tokio::spawn(async move { server.listen(listener, &leaf).await.unwrap() });
+        let user = pki.cluster.client("hpc", &["system:masters"]).unwrap();
+        let data = |text: &str| STANDARD.encode(text);
+        let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": {"server": format!("https://127.0.0.1:{port}"),
+                "certificate-authority-data": data(&pki.cluster.cert)}}],
+            "users": [{"name": "u", "user": {"client-certificate-data": data(&user.cert), "client-key-data": data(&user.key)}}]});
+        let file = fake.world.dir.path().join("kubeconfig");
+        std::fs::write(&file, config.to_string()).unwrap();
+        let child = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .arg("controller")
+            .arg(&file)
+            .arg(fake.world.dir.path().join("results"))
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let pid = child.id().unwrap();
+        Self { child, pid }
+    }
+
+    /// What it is when it is started so.
+    async fn run(file: &str, data: &str) {
+        let config = kube::config::Kubeconfig::read_from(file).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await.unwrap();
+        let client = kube::Client::try_from(config).unwrap();
+        let settings = skiff_hpc::Config { settled: Duration::from_secs(3), ..skiff_hpc::Config::new(data.into()) };
+        skiff_hpc::run(client, settings, tokio_util::sync::CancellationToken::new()).await.unwrap();
+    }
+
+    /// Its memory in MiB: all of it, and what is its own.
+    fn memory(&self) -> (f64, f64) {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let of = |name: &str| {
+            let line = text.lines().find(|l| l.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+        };
+        (of("VmRSS"), of("RssAnon"))
+    }
+
+    /// Seconds of the processor it took, without those of the commands it called.
+    fn busy(&self) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap();
+        let rest: Vec<&str> = text.rsplit_once(") ").unwrap().1.split_whitespace().collect();
+        rest[11..13].iter().map(|n| n.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+    }
+
+    async fn stop(mut self) {
+        self.child.kill().await.unwrap();
+    }
+}
+
+/// How many submissions a second the fake takes from `sbatch` itself, two at a time.
+async fn sbatch_alone(fake: &Fake, n: usize) -> f64 {
+    let (began, sbatch) = (Instant::now(), fake.dir.path().join("bin/sbatch"));
+    let half = async || {
+        for _ in 0..n / 2 {
+            let mut child = tokio::process::Command::new(&sbatch);
+            assert!(child.args(["--parsable", "--wrap", "true"]).output().await.unwrap().status.success());
+        }
+    };
+    tokio::join!(half(), half());
+    n as f64 / began.elapsed().as_secs_f64()
+}
+
+/// Many at once: how fast they are in Slurm, and what they cost while they are. The controller is a process of its own.
 async fn rate() {
     for driver in ["local", "ssh", "rest"] {
         let limits = json!({"limits": {"jobs": 5000, "submissionsPerSecond": 1000}});
         let fake = Fake::prepared(driver, &["run=false", "simulated_ms=3600000"], &[], limits).await;
         let n = jobs(1000);
+        let alone = sbatch_alone(&fake, 100).await;
         for i in 0..n {
             fake.submit(&format!("job-{i}"), json!({"run": {"command": ["true"]}})).await;
         }
-        let before = resident();
+        // The API server has its part behind it: what is measured begins with a controller that finds them all.
         let began = Instant::now();
-        fake.run();
-        until_all(&fake.jobs(), |j| j.status.as_ref().is_some_and(|s| s.identity.is_some())).await;
+        let controller = Alone::start(&fake).await;
+        // Slurm's side is looked at first: a list of all jobs each moment would be most of what is measured.
+        let store = Store::new(fake.dir.path());
+        while store.lock().unwrap().state.accepted.len() <= n {
+            assert!(began.elapsed() < LIMIT, "not all are in Slurm");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        until_all(&fake.jobs(), |j| j.status.as_ref().is_some_and(|s| s.identity.is_some()), n).await;
         let took = began.elapsed().as_secs_f64();
+        let (busy, memory) = (controller.busy(), controller.memory());
         println!(
-            "rate, {driver}: {n} jobs in Slurm after {took:.1} s, {:.0}/s; resident {before:.0} MiB before, {:.0} MiB after",
+            "rate, {driver}: {n} jobs in Slurm {took:.1} s after the controller's start, {:.0}/s (sbatch alone, two at a time: \
+             {alone:.0}/s); it took {:.1} ms of the processor for each, and {:.0} MiB, {:.0} of them its own",
             n as f64 / took,
-            resident()
+            busy * 1000.0 / n as f64,
+            memory.0,
+            memory.1,
         );
+        if driver == "ssh" {
+            println!("rate, ssh: at most {} channels at a time", fake_slurm::ssh::most_sessions());
+        }
+        controller.stop().await;
         fake.stop().await;
     }
 }
@@ -137,7 +232,7 @@ async fn ends() {
         for i in 0..n {
             fake.submit(&format!("job-{i}"), json!({"run": {"command": ["true"]}})).await;
         }
-        until_all(&fake.jobs(), |j| phase(j) == Phase::Running || phase(j) == Phase::Queued).await;
+        until_all(&fake.jobs(), |j| phase(j) == Phase::Running || phase(j) == Phase::Queued, n).await;
         let all = fake.jobs().list(&ListParams::default()).await.unwrap().items;
         let mut ended = HashMap::new();
         for job in &all {
@@ -151,7 +246,7 @@ async fn ends() {
                 push(&address.to_string()).await;
             }
         }
-        until_all(&fake.jobs(), |j| phase(j) == Phase::Succeeded).await;
+        until_all(&fake.jobs(), |j| phase(j) == Phase::Succeeded, n).await;
         let all = fake.jobs().list(&ListParams::default()).await.unwrap().items;
         let late = all.iter().map(|j| {
             let status = j.status.as_ref().unwrap();
@@ -173,7 +268,7 @@ async fn cancel() {
         for i in 0..n {
             fake.submit(&format!("job-{i}"), json!({"run": {"command": ["true"]}})).await;
         }
-        until_all(&fake.jobs(), |j| j.status.as_ref().is_some_and(|s| s.identity.is_some())).await;
+        until_all(&fake.jobs(), |j| j.status.as_ref().is_some_and(|s| s.identity.is_some()), n).await;
         let store = Store::new(fake.dir.path());
         let mut took = vec![];
         for job in fake.jobs().list(&ListParams::default()).await.unwrap().items {
@@ -203,7 +298,7 @@ async fn drops() {
         }
         let began = Instant::now();
         fake.run();
-        until_all(&fake.jobs(), |j| phase(j).ended()).await;
+        until_all(&fake.jobs(), |j| phase(j).ended(), n).await;
         let all = fake.jobs().list(&ListParams::default()).await.unwrap().items;
         let good = all.iter().filter(|j| phase(j) == Phase::Succeeded).count();
         let found =
@@ -279,6 +374,11 @@ async fn results() {
 #[tokio::main]
 async fn main() {
     let asked: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, file, data] = &asked[..]
+        && word == "controller"
+    {
+        return Alone::run(file, data).await;
+    }
     let wanted = |name: &str, usual: bool| if asked.is_empty() { usual } else { asked.iter().any(|a| a == name) };
     println!("{}", if cfg!(debug_assertions) { "a debug build" } else { "an optimised build" });
     if wanted("added", true) {

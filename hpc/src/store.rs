@@ -7,11 +7,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::fs;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::driver::{Files, SlurmError};
 
@@ -129,20 +131,22 @@ impl Store {
         }
         fs::create_dir_all(self.directory(uid)?).await?;
         let part = place.with_extension("part");
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(&part).await?;
+        let file = fs::OpenOptions::new().create(true).append(true).open(&part).await?;
         let mut have = file.metadata().await?.len();
+        // What comes is digested on its way; what an earlier try brought is read once more.
+        let hash = if have > 0 { digest(&part).await? } else { Sha256::new() };
+        let mut to = Digested { file, hash };
         while have < stored.size {
             let most = (stored.size - have).min(PART);
-            let came = from.fetch(path, have, most, &mut file).await?;
+            let came = from.fetch(path, have, most, &mut to).await?;
             if came == 0 {
                 break;
             }
             have += came;
         }
-        file.flush().await?;
-        file.sync_all().await?;
-        drop(file);
-        if have != stored.size || digest(&part).await? != stored.sha256 {
+        to.flush().await?;
+        to.file.sync_all().await?;
+        if have != stored.size || hex(&to.hash.finalize()) != stored.sha256 {
             fs::remove_file(&part).await?;
             return Err(StoreError::Changed(path.to_owned()));
         }
@@ -164,15 +168,37 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-async fn digest(path: &Path) -> io::Result<String> {
+async fn digest(path: &Path) -> io::Result<Sha256> {
     let mut file = fs::File::open(path).await?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 18]);
     loop {
         let n = file.read(&mut buffer).await?;
         if n == 0 {
-            return Ok(hex(&hash.finalize()));
+            return Ok(hash);
         }
         hash.update(&buffer[..n]);
+    }
+}
+
+/// A file, and the digest of what goes into it.
+struct Digested {
+    file: fs::File,
+    hash: Sha256,
+}
+
+impl AsyncWrite for Digested {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.file).poll_write(cx, bytes))?;
+        self.hash.update(&bytes[..written]);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.file).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.file).poll_shutdown(cx)
     }
 }
 

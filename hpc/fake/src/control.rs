@@ -67,7 +67,7 @@ pub fn change(dir: &Path, file: &str, settings: &[String]) -> anyhow::Result<()>
     } else {
         serde_json::from_slice::<crate::config::Config>(&checked)?;
     }
-    store.write(file, &all)
+    store.write(file, &all).map(drop)
 }
 
 /// Moves a job on: from now it goes through these steps.

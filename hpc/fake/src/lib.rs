@@ -2,9 +2,9 @@
 //! refuse, and show every state, as they are told.
 //!
 //! ```text
-//! tools (a process each) ─┐
-//! ssh (runs the tools)    ├─ state: one file under a lock ─ schedule: what time does to jobs
-//! rest                    ┘                               └ process: scripts that really run
+//! tools (a process each) ─ resident ┐
+//! ssh (runs the tools)              ├─ state: under a lock, on the disk as a journal ─ schedule: what time does to jobs
+//! rest                              ┘                                               └ process: scripts that really run
 //! ```
 //!
 //! It is no scheduler: the first node with room is taken, in order of submission. It has one user, no fair share, no steps. What it
@@ -16,13 +16,16 @@
 pub mod config;
 pub mod control;
 pub mod fields;
+mod journal;
 pub mod process;
+pub mod resident;
 pub mod rest;
 pub mod schedule;
 pub mod ssh;
 pub mod state;
 pub mod submit;
 pub mod tools;
+pub mod tracked;
 pub mod words;
 
 use std::path::PathBuf;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use fake_slurm::state::Store;
-use fake_slurm::{control, process, rest, ssh, tools};
+use fake_slurm::{control, process, resident, rest, ssh, tools};
 
 /// A Slurm that loses answers and shows every state, for tests.
 #[derive(Parser)]
@@ -24,7 +24,8 @@ enum Command {
         /// Settings of config.json, as minute_ms=1000.
         settings: Vec<String>,
     },
-    /// Serve SSH, or REST, or both, until it is ended. Prints the addresses as one line of JSON.
+    /// Be the controller that commands ask, and serve SSH, or REST, or both, until it is ended. Prints the addresses as one line
+    /// of JSON.
     Serve {
         dir: PathBuf,
         /// Address for SSH, as 127.0.0.1:0.
@@ -81,6 +82,7 @@ fn run(command: Command) -> anyhow::Result<i32> {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             runtime.block_on(async {
                 let store = Store::new(&dir.canonicalize()?);
+                let _resident = resident::serve(&store)?;
                 let mut said = serde_json::Map::new();
                 if let Some(at) = at_ssh {
                     said.insert("ssh".into(), ssh::serve(store.clone(), at).await?.to_string().into());

@@ -116,12 +116,11 @@ fn handle(store: &Store, head: &http::request::Parts, body: &[u8]) -> anyhow::Re
         return Ok(rest_of.failed(1007, "Unable to contact slurm controller (connect failure)", "slurm_load_jobs", ""));
     }
     let mut locked = store.lock()?;
-    let start = locked.advance(now());
-    if !start.is_empty() {
+    let submits = head.method == Method::POST && *rest == ["job", "submit"];
+    if !submits {
         settle(locked)?;
         locked = store.lock()?;
     }
-    let submits = head.method == Method::POST && *rest == ["job", "submit"];
     if !submits && locked.chance(faults.disconnect) {
         locked.save()?;
         return Ok(Outcome::Lost);

@@ -2,7 +2,7 @@
 //!
 //! Nobody sleeps here for that: every tool brings the state up to date before it looks, and what a process ends tells itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 
 use crate::state::{Job, Locked, Plan};
@@ -16,21 +16,29 @@ impl Locked {
     pub fn advance(&mut self, now: i64) -> Vec<u32> {
         let mut start = Vec::new();
         let launch_failures = self.faults.launch_failures;
-        let mut used = self.usage();
-        let mut singletons = BTreeMap::<(String, String), u32>::new();
-        for job in self.state.jobs.values().filter(|j| !j.ended() && !j.gone) {
-            singletons.entry((job.user.clone(), job.name().to_owned())).or_insert(job.id);
-        }
         let ids: Vec<u32> = self.state.jobs.values().filter(|j| !j.gone && !j.ended()).map(|j| j.id).collect();
+        let mut waiting = Vec::new();
         for id in ids {
             let Some(job) = self.state.jobs.get(&id) else { continue };
             if let Plan::Steps(_, Some(_)) = job.plan {
                 self.follow(id, now);
-                continue;
+            } else if job.state == "PENDING" {
+                waiting.push(id);
             }
-            if job.state != "PENDING" {
-                continue;
-            }
+        }
+        if waiting.is_empty() {
+            self.forget(now);
+            return start;
+        }
+        let mut used = self.usage();
+        let mut singletons = BTreeMap::<(String, String), u32>::new();
+        let names: BTreeSet<String> =
+            waiting.iter().filter_map(|id| Some(self.state.jobs.get(id)?.name().to_owned())).collect();
+        for job in self.state.jobs.values().filter(|j| !j.gone && !j.ended() && names.contains(j.name())) {
+            singletons.entry((job.user.clone(), job.name().to_owned())).or_insert(job.id);
+        }
+        for id in waiting {
+            let Some(job) = self.state.jobs.get(&id) else { continue };
             let waits = self.waits(job, &singletons, now);
             let placed = match (&waits, &job.plan) {
                 (Some(_), _) => None,
@@ -40,16 +48,23 @@ impl Locked {
                 }
                 (None, _) => self.place(job, &used),
             };
+            let reason = match (&waits, &placed) {
+                (Some(reason), _) => reason,
+                (None, _) => "Resources",
+            };
+            // Most go on waiting for what they waited for: nothing is to be written.
+            if placed.is_none() && job.reason == reason {
+                continue;
+            }
             let Some(job) = self.state.jobs.get_mut(&id) else { continue };
-            match (waits, placed) {
-                (Some(reason), _) => job.reason = reason,
-                (None, None) => "Resources".clone_into(&mut job.reason),
-                (None, Some(_)) if job.restarts < launch_failures => {
+            match placed {
+                None => reason.clone_into(&mut job.reason),
+                Some(_) if job.restarts < launch_failures => {
                     job.restarts += 1;
                     job.held = Some(UNLAUNCHED.into());
                     UNLAUNCHED.clone_into(&mut job.reason);
                 }
-                (None, Some(nodes)) => {
+                Some(nodes) => {
                     "None".clone_into(&mut job.reason);
                     let process = job.plan == Plan::Process;
                     if process {
@@ -78,8 +93,8 @@ impl Locked {
 
     /// Takes the step a job is at, and those after it whose time has come.
     fn follow(&mut self, id: u32, now: i64) {
-        while let Some(job) = self.state.jobs.get_mut(&id) {
-            let Plan::Steps(steps, Some(at)) = &mut job.plan else { return };
+        while let Some(job) = self.state.jobs.get(&id) {
+            let Plan::Steps(steps, Some(at)) = &job.plan else { return };
             let Some(step) = steps.get(*at) else { return };
             if *at + 1 >= steps.len() {
                 return;
@@ -88,7 +103,10 @@ impl Locked {
             if now < left {
                 return;
             }
-            *at += 1;
+            let Some(job) = self.state.jobs.get_mut(&id) else { return };
+            if let Plan::Steps(_, Some(at)) = &mut job.plan {
+                *at += 1;
+            }
             job.since = left;
             self.enter(id, left);
         }
@@ -360,8 +378,10 @@ impl Locked {
     /// Forgets jobs that ended long ago. What accounting keeps, sacct still finds.
     fn forget(&mut self, now: i64) {
         let age = self.config.min_job_age_ms;
-        for job in self.state.jobs.values_mut() {
-            if job.ended() && job.end.is_some_and(|e| e + age < now) {
+        let old = |j: &&Job| !j.gone && j.ended() && j.end.is_some_and(|e| e + age < now);
+        let ids: Vec<u32> = self.state.jobs.values().filter(old).map(|j| j.id).collect();
+        for id in ids {
+            if let Some(job) = self.state.jobs.get_mut(&id) {
                 job.gone = true;
             }
         }

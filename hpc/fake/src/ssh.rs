@@ -111,6 +111,7 @@ impl Login {
         session.channel_success(id)?;
         let (store, wire) = (self.store.clone(), Arc::clone(&self.wire));
         tokio::spawn(async move {
+            let _counted = Counted::new();
             // What goes wrong with a command the client sees by its channel's end.
             let _ = execute(store, wire, channel, command).await;
         });
@@ -178,6 +179,31 @@ impl Handler for Login {
 }
 
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+/// Sessions that are open, and the most that ever were.
+static SESSIONS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// How many commands clients of this process's servers ran at a time, at most.
+#[must_use]
+pub fn most_sessions() -> u64 {
+    SESSIONS[1].load(Ordering::Relaxed)
+}
+
+/// A session, counted as long as it is.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        let open = SESSIONS[0].fetch_add(1, Ordering::Relaxed) + 1;
+        SESSIONS[1].fetch_max(open, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        SESSIONS[0].fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Runs a command for a channel.
 async fn execute(

@@ -1,5 +1,4 @@
-//! What the cluster remembers: one file, read and written whole under a lock, so that every tool is a process of its own as
-//! Slurm's are.
+//! What the cluster remembers, read and changed under a lock by whoever holds it: see [`crate::journal`] for how.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,6 +8,8 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Faults};
+use crate::journal::{self, Place};
+use crate::tracked::Tracked;
 use crate::words::Step;
 
 /// A cluster's directory.
@@ -21,14 +22,17 @@ pub struct Store {
 /// Everything that changes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct State {
+    /// The number of the journal that goes on from here.
+    #[serde(default)]
+    pub(crate) generation: u64,
     /// The id that the next job gets.
     pub next_id: u32,
     /// How often chance was asked: with the seed it makes every run of a test the same.
     pub draws: u64,
     /// Jobs by id.
-    pub jobs: BTreeMap<u32, Job>,
+    pub jobs: Tracked<u32, Job>,
     /// Submissions that were accepted, by name of the job, also of those that are forgotten. Two of one name are a duplicate.
-    pub accepted: BTreeMap<String, u32>,
+    pub accepted: Tracked<String, u32>,
     /// Nodes that are down, with the reason.
     pub down: BTreeMap<String, String>,
 }
@@ -194,7 +198,15 @@ pub struct Locked {
     pub faults: Faults,
     /// Where it is.
     pub store: Store,
+    place: Place,
     _lock: File,
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // Before the lock goes: the next of this process need not read it all again.
+        journal::keep(&self.store, std::mem::take(&mut self.state), std::mem::take(&mut self.place));
+    }
 }
 
 impl Store {
@@ -222,11 +234,8 @@ impl Store {
             .open(self.path("lock"))
             .with_context(|| format!("no cluster in {}", self.dir.display()))?;
         lock.lock()?;
-        let state = match std::fs::read(self.path("state.json")) {
-            Ok(bytes) => serde_json::from_slice(&bytes).context("state.json")?,
-            Err(_) => State { next_id: 1, ..State::default() },
-        };
-        Ok(Locked { state, config: self.config()?, faults: self.faults()?, store: self.clone(), _lock: lock })
+        let (state, place) = journal::read(self)?;
+        Ok(Locked { state, config: self.config()?, faults: self.faults()?, store: self.clone(), place, _lock: lock })
     }
 
     /// How the cluster is.
@@ -245,15 +254,16 @@ impl Store {
         read_or_default(&self.path("faults.json"))
     }
 
-    /// Writes a file that readers see whole or not at all.
+    /// Writes a file that readers see whole or not at all. Answers its length.
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn write(&self, name: &str, what: &impl Serialize) -> anyhow::Result<()> {
+    pub fn write(&self, name: &str, what: &impl Serialize) -> anyhow::Result<u64> {
         let new = self.path(&format!("{name}.{}", std::process::id()));
-        std::fs::write(&new, serde_json::to_vec(what)?)?;
+        let bytes = serde_json::to_vec(what)?;
+        std::fs::write(&new, &bytes)?;
         std::fs::rename(&new, self.path(name))?;
-        Ok(())
+        Ok(bytes.len() as u64)
     }
 }
 
@@ -269,8 +279,9 @@ impl Locked {
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn save(self) -> anyhow::Result<()> {
-        self.store.write("state.json", &self.state)
+    pub fn save(mut self) -> anyhow::Result<()> {
+        let this = &mut self;
+        journal::write(&this.store, &mut this.state, &mut this.place)
     }
 
     /// Whether something of this probability happens now. The same seed gives the same answers in the same order.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::state::{Job, Locked, Plan, now};
@@ -13,7 +14,7 @@ use crate::words;
 pub struct Refused(pub i32, pub String);
 
 /// What is to be submitted.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Submission {
     /// Options by their long names.
     pub options: BTreeMap<String, String>,
@@ -335,7 +336,8 @@ impl Locked {
             self.state.next_id = id + 1;
             self.state.jobs.insert(id, Job { id, array, ..job.clone() });
         }
-        *self.state.accepted.entry(name).or_default() += 1;
+        let before = self.state.accepted.get(&name).copied().unwrap_or_default();
+        self.state.accepted.insert(name, before + 1);
         Ok(id)
     }
 }

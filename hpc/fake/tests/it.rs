@@ -308,3 +308,21 @@ fn chance_is_the_same_every_time() {
     assert_eq!(first, run());
     assert!(first.contains(&0) && first.contains(&1));
 }
+
+#[test]
+fn jobs_outlive_the_controller_that_stays() {
+    let dir = cluster(&["run=false", "simulated_ms=3600000"]);
+    let d = dir.path();
+    assert_eq!(submit(d, &[], "#!/bin/sh\n"), "1");
+    let served = serve(d);
+    for id in 2..30 {
+        assert_eq!(submit(d, &[], "#!/bin/sh\n"), id.to_string());
+    }
+    // What it knows, those know too that ask nobody, also after it was killed; and what they did, the next one knows.
+    drop(served);
+    assert_eq!(queue(d, "%i").lines().count(), 29);
+    assert_eq!(tool(d, "scancel", &["7"], "").0, 0);
+    let _served = serve(d);
+    until_state(d, "7", "CANCELLED");
+    assert_eq!(submit(d, &[], "#!/bin/sh\n"), "30");
+}

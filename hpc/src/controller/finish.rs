@@ -273,10 +273,8 @@ impl Controller {
         let found = link.slurm().find(name).await?;
         let all: Vec<_> = found.reports.into_iter().map(|(_, r)| r).collect();
         // What was sent may still arrive.
-        let since = case.status.intent.as_ref().and_then(|i| i.since.as_ref());
-        let age = since.map_or(i64::MAX, |s| Timestamp::now().as_second() - s.0.as_second());
-        let settled = i64::try_from(self.settled.as_secs()).unwrap_or(i64::MAX);
-        Ok(if all.is_empty() { age >= settled } else { over(&all) })
+        let settled = case.status.intent.as_ref().is_none_or(|i| self.is_settled(i));
+        Ok(if all.is_empty() { settled } else { over(&all) })
     }
 
     /// Removes what a job left on its cluster. What cannot be removed is told, and left.

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -28,7 +29,7 @@ use skiff_controllers::runtime::worker::{Error, Outcome, Reconcile, code};
 use skiff_controllers::runtime::written::Written;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{FINALIZER, GpuJob, GpuJobStatus, Phase, condition};
+use crate::api::{FINALIZER, GpuJob, GpuJobStatus, Intent, Phase, condition};
 use crate::clusters::Clusters;
 use crate::driver::SlurmError;
 use crate::link::Link;
@@ -57,6 +58,8 @@ pub struct Controller {
     written: Written,
     /// How long a submission whose answer was lost may still arrive.
     settled: Duration,
+    /// When this one began: what was sent before may have been sent until then.
+    began: Timestamp,
 }
 
 /// A job under work: what was read, and the status to be.
@@ -115,7 +118,8 @@ impl Controller {
     pub fn new(client: Client, clusters: Arc<Clusters>, store: Store, queue: Arc<Queue>, settled: Duration) -> Self {
         let recorder = Recorder::start(client.clone(), "skiff-hpc");
         let (jobs, written) = (Informer::new(terms), Written::default());
-        Self { client, jobs, clusters, store, recorder, queue, written, settled }
+        let began = Timestamp::now();
+        Self { client, jobs, clusters, store, recorder, queue, written, settled, began }
     }
 
     /// Follows jobs until `stop`. False when the first list took too long.
@@ -177,6 +181,12 @@ impl Controller {
             }
         }
         Err(Error::Other("the status could not be written: others write all the time".into()))
+    }
+
+    /// Whether a submission whose answer was lost is over on the other side too.
+    fn is_settled(&self, intent: &Intent) -> bool {
+        let sent = intent.since.as_ref().map_or(Timestamp::MIN, |s| s.0);
+        is_over(sent, self.began, Timestamp::now(), self.settled)
     }
 
     fn note(&self, case: &Case, level: Level, reason: &str, message: impl Into<String>) {
@@ -290,6 +300,13 @@ impl Controller {
     }
 }
 
+/// Whether what was written down as sent then is over. A submission may wait for its turn after that: at most until its answer
+/// was lost, which is written down too, or until the controller that sent it was no more, which was before this one began.
+fn is_over(sent: Timestamp, began: Timestamp, now: Timestamp, settled: Duration) -> bool {
+    let age = now.as_millisecond() - sent.max(began).as_millisecond();
+    u128::try_from(age).is_ok_and(|age| age >= settled.as_millis())
+}
+
 fn names(job: &GpuJob) -> (&str, &str) {
     (job.metadata.namespace.as_deref().unwrap_or_default(), job.metadata.name.as_deref().unwrap_or_default())
 }
@@ -328,4 +345,22 @@ impl Reconcile for Controller {
 fn sibling(case: &Case, name: &str) -> String {
     let (namespace, _) = split(&case.key);
     join(namespace, name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_submission_is_over_when_it_can_no_longer_arrive() {
+        let at = |s: i64| Timestamp::from_second(s).unwrap();
+        let over = |sent, began, now| is_over(at(sent), at(began), at(now), Duration::from_secs(40));
+        assert!(!over(100, 0, 139));
+        assert!(over(100, 0, 140));
+        // One that a former controller sent may have waited for its turn until that one was no more.
+        assert!(!over(100, 150, 189));
+        assert!(over(100, 150, 190));
+        // A clock that was set back proves nothing.
+        assert!(!over(100, 0, 50));
+    }
 }

@@ -294,6 +294,8 @@ impl Controller {
                     format!("{error}; Slurm is asked whether it has the job"),
                 );
                 case.set(condition::SUBMITTED, false, error.reason(), error.to_string());
+                // It may have waited for its turn before it was sent: from here on it is counted when it can no longer arrive.
+                case.status.intent = case.status.intent.take().map(|i| Intent { since: Some(micro_now()), ..i });
                 self.save_surely(case).await?;
                 self.look_up(case, link).await
             }
@@ -351,11 +353,10 @@ impl Controller {
             metrics::found(&link.name);
             let submit_time = report.and_then(|r| r.submitted);
             let cluster = link.facts().and_then(|f| f.cluster);
-            let identity = Identity { cluster, job_id: first, name: intent.name, submit_time, adopted: true };
+            let identity = Identity { cluster, job_id: first, name: intent.name.clone(), submit_time, adopted: true };
             return self.accepted(case, identity).await;
         }
-        let settled = i64::try_from(self.settled.as_secs()).unwrap_or(i64::MAX);
-        if age < settled {
+        if !self.is_settled(&intent) {
             case.set(condition::SUBMITTED, false, "AnswerLost", "Slurm does not have it so far");
             self.save(case).await?;
             return Ok(Some(LOOK));

@@ -4,6 +4,7 @@
 //! [`Slurm::submit`], which may only when its error says so ([`SlurmError::sure`]) or after [`Slurm::find`] found nothing.
 //! Errors carry Slurm's own words. Nothing is cached here.
 
+mod batch;
 pub mod local;
 pub mod rest;
 mod rsa;
@@ -293,6 +294,10 @@ pub trait Shell: Send + Sync {
         to: &mut (dyn AsyncWrite + Send + Unpin),
         limit: Duration,
     ) -> Result<(i32, u64), SlurmError>;
+    /// How many commands may run at a time, where that is a bound that makes others wait.
+    fn narrow(&self) -> Option<usize> {
+        None
+    }
     /// When the credential ends.
     fn credential_expires(&self) -> Option<i64> {
         None

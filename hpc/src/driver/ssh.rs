@@ -4,7 +4,7 @@
 //! failure the next try waits, longer each time; credentials that were refused are not shown again until they are others (or a
 //! quarter of an hour went by). Few channels are open at a time. The host must show a key that is pinned.
 //!
-//! The command goes as Base64 to a bash of its own: what login shell the account has does not matter.
+//! The command goes in a form that all shells read alike to a bash of its own: what login shell the account has does not matter.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,8 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use k8s_openapi::jiff::Timestamp;
 use russh::client::{self, AuthResult, Handle, KeyboardInteractiveAuthResponse, Msg};
@@ -207,8 +205,14 @@ impl Ssh {
                 return Err(SlurmError::Denied(format!("Secret {name} has neither ssh-privatekey nor password")));
             }
         };
-        let turns = Semaphore::new(access.channels.unwrap_or(2).max(1) as usize);
-        Ok(Self { access, pins, credential, state: Mutex::default(), turns })
+        let mut this = Self { access, pins, credential, state: Mutex::default(), turns: Semaphore::new(0) };
+        this.turns = Semaphore::new(this.channels());
+        Ok(this)
+    }
+
+    /// How many channels are open at a time, at most.
+    fn channels(&self) -> usize {
+        self.access.channels.unwrap_or(2).max(1) as usize
     }
 
     async fn connect(&self) -> Result<Handle<Host>, SlurmError> {
@@ -361,9 +365,18 @@ impl Ssh {
     }
 }
 
-/// A command for any login shell.
+/// A command for any login shell: within single quotes there is nothing that any of them reads, and no process is needed to
+/// read it back, as for each of many submissions.
 fn command(script: &str) -> String {
-    format!("exec /bin/bash -c 'eval \"$(echo {} | base64 -d)\"'", STANDARD.encode(script))
+    let mut text = String::with_capacity(script.len() + script.len() / 4 + 40);
+    for c in script.chars() {
+        if matches!(c, '\\' | '\'' | '!') || c.is_ascii_control() {
+            text.push_str(&format!("\\x{:02x}", u32::from(c)));
+        } else {
+            text.push(c);
+        }
+    }
+    format!("exec /bin/bash -c 'eval $'\\''{text}'\\'''")
 }
 
 /// Runs a command in a channel and hands on what it prints, at most so many bytes. Answers its exit code, what it complained,
@@ -445,6 +458,10 @@ impl Shell for Ssh {
         Ok((code, count))
     }
 
+    fn narrow(&self) -> Option<usize> {
+        Some(self.channels())
+    }
+
     fn credential_expires(&self) -> Option<i64> {
         match &self.credential {
             // The largest number is for ever.
@@ -508,12 +525,19 @@ mod tests {
 
     #[test]
     fn commands_are_one_word_for_any_shell() {
-        let c = command("echo 'a'!\n\"b\" $(c)");
-        let inner =
-            c.strip_prefix("exec /bin/bash -c 'eval \"$(echo ").unwrap().strip_suffix(" | base64 -d)\"'").unwrap();
-        assert!(inner.chars().all(|c| c.is_ascii_alphanumeric() || "+/=".contains(c)), "{inner}");
-        let out = std::process::Command::new("sh").arg("-c").arg(command("printf %s 'a'\nexit 3")).output().unwrap();
-        assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(3), &b"a"[..]));
+        let text = "echo 'a'!\n\"b\" $(c)\t\\n\\\\ \u{e4}";
+        let c = command(text);
+        let inner = c.strip_prefix("exec /bin/bash -c 'eval $'\\''").unwrap().strip_suffix("'\\'''").unwrap();
+        // Nothing ends the quotes, is a line's end, history of csh, or an escape of fish.
+        assert!(!inner.contains(['\'', '\n', '!']) && !inner.contains("\\\\"), "{inner}");
+        let mut tried = 0;
+        for shell in ["sh", "bash", "dash", "csh", "tcsh", "fish", "zsh", "ksh"] {
+            let script = format!("printf %s {}\nexit 3", crate::script::quote(text));
+            let Ok(out) = std::process::Command::new(shell).arg("-c").arg(command(&script)).output() else { continue };
+            assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(3), text.as_bytes()), "{shell}");
+            tried += 1;
+        }
+        assert!(tried >= 2);
     }
 
     #[test]

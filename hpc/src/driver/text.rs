@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
 
+use super::batch::{self, Job, Together};
 use super::{
     Catalogue, Entry, Facts, Files, Found, Marker, Output, QUICK, SUBMIT, Shell, Slurm, SlurmError, Snapshot, Submitted,
 };
@@ -41,8 +42,12 @@ impl Beside {
 
     /// Makes directories that jobs need before they are submitted.
     pub(super) fn make(&self, directories: &[String]) -> String {
-        let made = directories.iter().map(|d| quote(d)).collect::<Vec<_>>().join(" ");
-        format!("mkdir -p -- {} {made} || exit 99\n", quote(&self.markers))
+        format!("mkdir -p -- {} || exit 99\n", self.directories(directories))
+    }
+
+    /// Those directories as words of a shell.
+    fn directories(&self, directories: &[String]) -> String {
+        std::iter::once(&self.markers).chain(directories).map(|d| quote(d)).collect::<Vec<_>>().join(" ")
     }
 
     /// Asks for markers since a time there, and for the clock.
@@ -99,6 +104,8 @@ pub struct Text<S> {
     /// What is before every command: where the programs are.
     place: String,
     beside: Beside,
+    /// Where few commands run at a time, submissions that wait go together.
+    together: Option<Together>,
 }
 
 impl<S: Shell> Text<S> {
@@ -111,13 +118,32 @@ impl<S: Shell> Text<S> {
         if let Some(conf) = conf {
             place.push_str(&format!("export SLURM_CONF={}\n", quote(conf)));
         }
-        Self { shell, place, beside: Beside::new(work, completion_log) }
+        let together = shell.narrow().map(Together::new);
+        Self { shell, place, beside: Beside::new(work, completion_log), together }
     }
 
     /// A question: its times come in seconds.
     async fn ask(&self, script: &str) -> Result<Output, SlurmError> {
         let script = format!("{}export TZ=UTC SLURM_TIME_FORMAT=%s\n{script}", self.place);
         self.shell.exec(&script, Bytes::new(), QUICK).await
+    }
+
+    /// Submits jobs by one command.
+    async fn send(&self, jobs: Vec<Job>) -> Vec<Result<Output, SlurmError>> {
+        if let [job] = &jobs[..] {
+            return vec![self.send_one(job).await];
+        }
+        let (command, input) = batch::command(&jobs);
+        match self.shell.exec(&format!("{}{command}", self.place), input, SUBMIT).await {
+            Ok(out) => batch::answers(&out, jobs.len()),
+            Err(error) => vec![Err(error); jobs.len()],
+        }
+    }
+
+    async fn send_one(&self, job: &Job) -> Result<Output, SlurmError> {
+        let make = format!("mkdir -p -- {} || exit 99\n", job.directories);
+        let command = format!("{}{make}exec timeout -k 5 30 sbatch --parsable", self.place);
+        self.shell.exec(&command, job.script.clone(), SUBMIT).await
     }
 
     /// A command that says no more than whether it went well.
@@ -203,9 +229,11 @@ fn markers(text: &str) -> Vec<Marker> {
 #[async_trait]
 impl<S: Shell> Slurm for Text<S> {
     async fn submit(&self, script: &Script, directories: &[String]) -> Result<Submitted, SlurmError> {
-        let make = self.beside.make(directories);
-        let command = format!("{}{make}exec timeout -k 5 30 sbatch --parsable", self.place);
-        let out = self.shell.exec(&command, Bytes::from(script.text.clone()), SUBMIT).await?;
+        let job = Job { script: script.text.clone().into(), directories: self.beside.directories(directories) };
+        let out = match &self.together {
+            Some(together) => together.submit(job, |jobs| self.send(jobs)).await?,
+            None => self.send_one(&job).await?,
+        };
         if out.code == 99 {
             return Err(SlurmError::Unreachable(format!("the work directory cannot be used: {}", out.complaint())));
         }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fake_slurm::resident::{self, Resident};
 use fake_slurm::state::Store;
 use fake_slurm::{control, rest, ssh};
 use k8s_openapi::api::core::v1::Secret;
@@ -66,6 +67,8 @@ where
 /// A fake Slurm, reached by some driver, with a controller that brings jobs to it.
 pub(crate) struct Fake {
     pub(crate) world: World,
+    /// Before the directory: it has its socket there.
+    _resident: Resident,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) config: Config,
     stop: CancellationToken,
@@ -87,6 +90,7 @@ impl Fake {
         let store = Store::new(dir.path());
         control::init(dir.path(), &strings(settings)).unwrap();
         control::change(dir.path(), "faults.json", &strings(faults)).unwrap();
+        let resident = resident::serve(&store).unwrap();
         let at: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let work = dir.path().join("work");
         std::fs::create_dir(&work).unwrap();
@@ -122,7 +126,7 @@ impl Fake {
         let clusters = Api::<HpcCluster>::all(world.client.clone());
         clusters.create(&PostParams::default(), &serde_json::from_value(cluster).unwrap()).await.unwrap();
         let config = Config { settled: Duration::from_secs(3), ..Config::new(dir.path().join("results")) };
-        Self { world, dir, config, stop: CancellationToken::new(), running: Mutex::default() }
+        Self { world, _resident: resident, dir, config, stop: CancellationToken::new(), running: Mutex::default() }
     }
 
     /// From now on somebody looks.

@@ -18,7 +18,7 @@ pub(super) fn scancel(mut locked: Locked, args: &[String]) -> anyhow::Result<Ans
             "" => ids.extend(glued),
             "-n" | "--name" | "--jobname" => names.push(read.value(glued)),
             "-u" | "--user" => users.push(read.value(glued)),
-            "--me" => users.push(super::sbatch::whoami(&locked)),
+            "--me" => users.push(super::sbatch::whoami(&locked.config.user)),
             "-t" | "--state" => states.push(read.value(glued).to_ascii_uppercase()),
             "-s" | "--signal" => signal = Some(read.value(glued)),
             "-p" | "--partition" | "-M" | "--clusters" => drop(read.value(glued)),

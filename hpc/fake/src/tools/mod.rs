@@ -9,9 +9,12 @@ mod sinfo;
 use std::io::Write as _;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::Loss;
 use crate::fields::{Shown, value};
 use crate::state::{Locked, Store, now};
+use crate::submit::Submission;
 
 pub(crate) use control::{cancel, change as change_job};
 pub(crate) use queue::same as same_job;
@@ -21,7 +24,7 @@ pub(crate) use sinfo::node_state as node_word;
 pub const NAMES: [&str; 7] = ["sbatch", "squeue", "scancel", "scontrol", "sacct", "sinfo", "srun"];
 
 /// What a command prints, and how it ends.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// For standard output.
     pub out: String,
@@ -43,7 +46,16 @@ impl Answer {
     }
 }
 
-/// Runs a command.
+/// What a command asks the controller.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// To take a job.
+    Submit(Submission),
+    /// Anything else, by the command's name and arguments.
+    Command(String, Vec<String>),
+}
+
+/// Runs a command: reads what is on its own side, asks the resident controller, or is the controller itself where none is.
 ///
 /// # Errors
 /// What is wrong with the cluster's directory.
@@ -61,38 +73,55 @@ pub fn run(store: &Store, name: &str, args: &[String]) -> anyhow::Result<i32> {
     let answer = if now() < faults.down_until {
         unreachable(name)
     } else {
-        let mut locked = store.lock()?;
-        let start = locked.advance(now());
-        if !start.is_empty() || name != "sbatch" {
-            // What began by itself is written down before anything is asked.
-            crate::process::settle(locked)?;
-            locked = store.lock()?;
-        }
-        if name != "sbatch" && locked.faults.disconnect > 0.0 && locked.chance(faults.disconnect) {
-            locked.save()?;
-            Answer { lost: true, ..Answer::default() }
-        } else {
-            match name {
-                "sbatch" => sbatch::sbatch(locked, args)?,
-                "squeue" => queue::squeue(&locked, args),
-                "scancel" => control::scancel(locked, args)?,
-                "scontrol" => control::scontrol(locked, args)?,
-                "sacct" => accounting::sacct(&locked, args),
-                "sinfo" => sinfo::sinfo(&locked, args),
-                _ => Answer::fail(127, format!("{name}: no such command\n")),
-            }
+        let ask = match name {
+            "sbatch" => sbatch::read(args, &store.config()?.user)?.map(Ask::Submit),
+            _ => Ok(Ask::Command(name.to_owned(), args.to_vec())),
+        };
+        match ask {
+            Ok(ask) => match crate::resident::ask(store, &ask)? {
+                Some(answer) => answer,
+                None => decide(store, &ask)?,
+            },
+            Err(answer) => answer,
         }
     };
     if answer.lost {
-        return Ok(lose(store, faults.loss));
+        return Ok(lose(faults.loss));
     }
     std::io::stdout().write_all(answer.out.as_bytes())?;
     std::io::stderr().write_all(answer.err.as_bytes())?;
     Ok(answer.code)
 }
 
+/// What the controller answers.
+///
+/// # Errors
+/// What is wrong with the cluster's directory.
+pub fn decide(store: &Store, ask: &Ask) -> anyhow::Result<Answer> {
+    let mut locked = store.lock()?;
+    let (name, args) = match ask {
+        Ask::Submit(submission) => return sbatch::sbatch(locked, submission),
+        Ask::Command(name, args) => (name.as_str(), args.as_slice()),
+    };
+    // What time brought is written down before anything is asked.
+    crate::process::settle(locked)?;
+    locked = store.lock()?;
+    if locked.faults.disconnect > 0.0 && locked.chance(locked.faults.disconnect) {
+        locked.save()?;
+        return Ok(Answer { lost: true, ..Answer::default() });
+    }
+    Ok(match name {
+        "squeue" => queue::squeue(&locked, args),
+        "scancel" => control::scancel(locked, args)?,
+        "scontrol" => control::scontrol(locked, args)?,
+        "sacct" => accounting::sacct(&locked, args),
+        "sinfo" => sinfo::sinfo(&locked, args),
+        _ => Answer::fail(127, format!("{name}: no such command\n")),
+    })
+}
+
 /// An answer that does not arrive.
-fn lose(store: &Store, loss: Loss) -> i32 {
+fn lose(loss: Loss) -> i32 {
     let connection = std::env::var_os("FAKE_SLURM_CONNECTION");
     match (loss, connection) {
         // The SSH server sees the file and ends the connection without a word.
@@ -102,7 +131,6 @@ fn lose(store: &Store, loss: Loss) -> i32 {
             1
         }
         _ => {
-            let _ = store;
             eprintln!("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation");
             1
         }

@@ -98,7 +98,7 @@ pub(super) fn squeue(locked: &Locked, args: &[String]) -> Answer {
             "-j" | "--jobs" | "--job" => ids = list(read.value(glued)),
             "-n" | "--name" => wanted = list(read.value(glued)),
             "-u" | "--user" => users = list(read.value(glued)),
-            "--me" => users = vec![super::sbatch::whoami(locked)],
+            "--me" => users = vec![super::sbatch::whoami(&locked.config.user)],
             "-p" | "--partition" => partitions = list(read.value(glued)),
             "-o" | "--format" => format = read.value(glued),
             "-O" | "--Format" => long = Some(read.value(glued)),

@@ -7,17 +7,19 @@ use super::Answer;
 use crate::state::Locked;
 use crate::submit::{Submission, directives, options};
 
-pub(super) fn sbatch(mut locked: Locked, args: &[String]) -> anyhow::Result<Answer> {
+/// What sbatch does where it is called: options, script and environment are read there. `Err`: it ends with this.
+pub(super) fn read(args: &[String], otherwise: &str) -> anyhow::Result<Result<Submission, Answer>> {
     let mut given = BTreeMap::new();
+    let usage = |e: String| Answer::fail(255, format!("sbatch: {e}\nTry \"sbatch --help\" for more information\n"));
     let rest = match options(args, &mut given) {
         Ok(rest) => rest,
-        Err(e) => return Ok(Answer::fail(255, format!("sbatch: {e}\nTry \"sbatch --help\" for more information\n"))),
+        Err(e) => return Ok(Err(usage(e))),
     };
     let script = match (given.get("wrap"), rest.first()) {
         (Some(line), _) => format!("#!/bin/sh\n# This script was created by sbatch --wrap.\n\n{line}\n"),
         (None, Some(file)) => match std::fs::read(file) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(_) => return Ok(Answer::fail(1, format!("sbatch: error: Unable to open file {file}\n"))),
+            Err(_) => return Ok(Err(Answer::fail(1, format!("sbatch: error: Unable to open file {file}\n")))),
         },
         (None, None) => {
             let mut bytes = Vec::new();
@@ -27,7 +29,7 @@ pub(super) fn sbatch(mut locked: Locked, args: &[String]) -> anyhow::Result<Answ
     };
     let mut all = BTreeMap::new();
     if let Err(e) = options(&directives(&script), &mut all) {
-        return Ok(Answer::fail(255, format!("sbatch: {e}\nTry \"sbatch --help\" for more information\n")));
+        return Ok(Err(usage(e)));
     }
     all.extend(given);
     if let (None, Some(file)) = (all.get("job-name"), rest.first()) {
@@ -46,14 +48,18 @@ pub(super) fn sbatch(mut locked: Locked, args: &[String]) -> anyhow::Result<Answ
         _ => std::env::vars().collect(),
     };
     environment.retain(|name, _| !name.starts_with("FAKE_SLURM"));
-    let submission = Submission {
+    Ok(Ok(Submission {
         options: all,
         script,
         environment,
-        user: whoami(&locked),
+        user: whoami(otherwise),
         uid: nix::unistd::getuid().as_raw(),
         directory: std::env::current_dir()?.display().to_string(),
-    };
+    }))
+}
+
+/// What the controller does with it.
+pub(super) fn sbatch(mut locked: Locked, submission: &Submission) -> anyhow::Result<Answer> {
     if submission.options.contains_key("test-only") {
         return Ok(Answer::fail(
             0,
@@ -69,7 +75,7 @@ pub(super) fn sbatch(mut locked: Locked, args: &[String]) -> anyhow::Result<Answ
         locked.save()?;
         return Ok(Answer { lost: true, ..Answer::default() });
     }
-    match locked.submit(&submission) {
+    match locked.submit(submission) {
         Err(refused) => {
             let more = if refused.0 == 2000 {
                 format!(
@@ -92,11 +98,9 @@ pub(super) fn sbatch(mut locked: Locked, args: &[String]) -> anyhow::Result<Answ
 }
 
 /// The name that jobs of this process have.
-pub(super) fn whoami(locked: &Locked) -> String {
-    nix::unistd::User::from_uid(nix::unistd::getuid())
-        .ok()
-        .flatten()
-        .map_or_else(|| locked.config.user.clone(), |u| u.name)
+pub(super) fn whoami(otherwise: &str) -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid());
+    user.ok().flatten().map_or_else(|| otherwise.to_owned(), |u| u.name)
 }
 
 /// Runs a command as every task of the job.
