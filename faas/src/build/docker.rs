@@ -130,7 +130,10 @@ impl Engine for Docker {
         let options = PushImageOptionsBuilder::new().tag(tag).build();
         let mut said = self.client.push_image(name, Some(options), logins.to(image));
         while let Some(part) = said.next().await {
-            let part = part.map_err(|e| failed(e, log))?;
+            let part = part.map_err(|e| {
+                log.line(&e.to_string());
+                BuildError::Other(anyhow::Error::from(e).context("the image was not pushed"))
+            })?;
             if let Some(error) = part.error_detail {
                 log.line(error.message.as_deref().unwrap_or("the push failed"));
                 // Registries come back.

@@ -367,21 +367,25 @@ impl Builder {
         let Source::Archive(archive) = source else { return Err(anyhow::anyhow!("only an archive is built").into()) };
         let image = plan.image(archive, self.config.registry.as_deref());
         let _turn = self.turns.acquire().await.map_err(anyhow::Error::from)?;
-        if self.engine.has(&image).await? {
+        let built = self.engine.has(&image).await?;
+        if built && self.config.registry.is_none() {
             return Ok(image);
         }
         let log = Log::default();
         let work = async {
-            let (plan, archive) = (plan.clone(), archive.clone());
-            let (context, dockerfile) = tokio::task::spawn_blocking(move || plan.context(&archive))
-                .await
-                .map_err(anyhow::Error::from)?
-                .map_err(anyhow::Error::from)?;
             let logins = match &self.config.secret {
                 Some(secret) => Logins::read(&self.client, secret).await?,
                 None => Logins::default(),
             };
-            self.engine.build(&image, &dockerfile, context, &logins, &log).await?;
+            if !built {
+                let (plan, archive) = (plan.clone(), archive.clone());
+                let (context, dockerfile) = tokio::task::spawn_blocking(move || plan.context(&archive))
+                    .await
+                    .map_err(anyhow::Error::from)?
+                    .map_err(anyhow::Error::from)?;
+                self.engine.build(&image, &dockerfile, context, &logins, &log).await?;
+            }
+            // Also what was built before: perhaps it was not pushed then.
             if self.config.registry.is_some() {
                 self.engine.push(&image, &logins, &log).await?;
             }
@@ -392,7 +396,7 @@ impl Builder {
         let result = loop {
             tokio::select! {
                 result = &mut work => break result,
-                () = tokio::time::sleep(WRITE) => written = self.keep(revision, &log, written).await,
+                () = tokio::time::sleep(WRITE), if !built => written = self.keep(revision, &log, written).await,
             }
         };
         let result = result.unwrap_or_else(|_| {
@@ -402,7 +406,10 @@ impl Builder {
         if let Err(BuildError::Other(error)) = &result {
             log.line(&format!("{error:#}"));
         }
-        self.keep(revision, &log, written).await;
+        // What was said when it was built stays.
+        if !built || result.is_err() {
+            self.keep(revision, &log, written).await;
+        }
         match result {
             Ok(()) => Ok(image.clone()),
             Err(BuildError::Failed { .. }) => Err(BuildError::Failed { log_tail: log.tail(TAIL) }),

@@ -36,6 +36,8 @@ pub(super) enum Reach {
 pub(super) struct Entry {
     pub(super) reach: Reach,
     labels: BTreeMap<String, String>,
+    /// Of its object, as last read.
+    version: u64,
     /// Why it takes nothing new, by its object.
     closed: Option<String>,
     /// What it runs, as it last said.
@@ -58,6 +60,7 @@ impl Entry {
         Self {
             reach,
             labels: BTreeMap::new(),
+            version: 0,
             closed: None,
             can: None,
             watched: false,
@@ -72,6 +75,12 @@ impl Entry {
 
     /// Takes what its object says. A node that this process runs on need not be ready: it is there.
     pub(super) fn read(&mut self, node: &Node) {
+        // It is read in two ways, of which one may be behind.
+        let version = node.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(self.version);
+        if version < self.version {
+            return;
+        }
+        self.version = version;
         self.labels = node.metadata.labels.clone().unwrap_or_default();
         self.closed = closed(node, matches!(self.reach, Reach::Here(_)));
     }
