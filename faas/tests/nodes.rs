@@ -128,6 +128,9 @@ async fn node(client: &kube::Client, name: &str, at: SocketAddr) {
         "daemonEndpoints": {"kubeletEndpoint": {"Port": at.port()}},
     }});
     nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    // Admission gives it the taint of a node that is not ready; here nobody takes that away.
+    let open = Patch::Merge(json!({"spec": {"taints": null}}));
+    nodes.patch(name, &PatchParams::default(), &open).await.unwrap();
 }
 
 fn python(name: &str, node: Option<&str>, text: &str) -> Arc<FunctionRevision> {

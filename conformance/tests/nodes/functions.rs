@@ -248,8 +248,10 @@ pub(crate) fn functions_image(bed: &Bed) -> Result<()> {
     let images = |node: &str| -> Result<bool> {
         Ok(bed.on(node, &["docker", "images", "-q", "skiff.local/fn"])?.out.lines().next().is_some())
     };
-    let path = code.path().to_string_lossy().into_owned();
-    bed.func(&["add", "handed", "-p", &path, "--runtime", "http", "--public", "--wait"])?;
+    // No pod may come here by itself.
+    bed.ok(&["cordon", &bed.nodes[2]])?;
+    let (path, command) = (code.path().to_string_lossy().into_owned(), "httpd -f -p 8080 -h /www");
+    bed.func(&["add", "handed", "-p", &path, "--runtime", "http", "--command", command, "--public", "--wait"])?;
     bed.eventually("it answers", || Ok(call(bed, "handed")?.1.contains("handed over")))?;
     ensure!(images(home)?, "the gateway's node built no image");
     let selector = format!(r#"{{"spec": {{"nodeSelector": {{"kubernetes.io/hostname": "{far}"}}}}}}"#);
@@ -278,6 +280,7 @@ pub(crate) fn functions_image(bed: &Bed) -> Result<()> {
     })?;
     ensure!(!images(&bed.nodes[2])?, "a stranger's pod got an image");
     bed.ok(&["delete", "pod", "thief", "--grace-period=1"])?;
+    bed.ok(&["uncordon", &bed.nodes[2]])?;
     bed.ok(&["delete", "functions", "--all"])?;
     Ok(())
 }
