@@ -127,10 +127,9 @@ fn closed(node: &Node, here: bool) -> Option<String> {
     }
     let taints = spec.and_then(|s| s.taints.as_ref()).into_iter().flatten();
     // Those of a node that is not ready yet say nothing of the one that this process is on.
-    let of_state = |key: &str| {
-        here && matches!(key, "node.kubernetes.io/not-ready" | "node.kubernetes.io/unreachable")
-            || here && key == "node.kubernetes.io/network-unavailable"
-    };
+    const OF_STATE: [&str; 3] = ["not-ready", "unreachable", "network-unavailable"];
+    let of_state =
+        |key: &str| here && key.strip_prefix("node.kubernetes.io/").is_some_and(|name| OF_STATE.contains(&name));
     if let Some(taint) = taints.into_iter().find(|t| t.effect != "PreferNoSchedule" && !of_state(&t.key)) {
         return Some(format!("it has the taint {}", taint.key));
     }

@@ -125,15 +125,16 @@ impl Records {
             written.remove(&key);
         }
         for (key, object) in wanted {
-            if !written.contains_key(&key) {
-                let result = Api::namespaced(client.clone(), &key.0).create(&PostParams::default(), &object).await;
-                // A namespace that ends takes no new objects: the function ends too.
-                match ignore(409, result) {
-                    Err(kube::Error::Api(status)) if status.code == 403 || status.code == 404 => {}
-                    other => other?,
-                }
-                written.insert(key, object.spec.node);
+            if written.contains_key(&key) {
+                continue;
             }
+            let result = Api::namespaced(client.clone(), &key.0).create(&PostParams::default(), &object).await;
+            // A namespace that ends takes no new objects: the function ends too.
+            match ignore(409, result) {
+                Err(kube::Error::Api(status)) if status.code == 403 || status.code == 404 => {}
+                other => other?,
+            }
+            written.insert(key, object.spec.node);
         }
         Ok(())
     }
