@@ -80,7 +80,10 @@ fn subresource(first: &str) -> &'static str {
 /// Who was allowed to ask for functions a moment ago: a connection to an instance must not wait for the API server each time.
 /// Only what was allowed is kept; a right that is taken away holds for some seconds more.
 #[derive(Default)]
-pub(crate) struct Allowed(Mutex<HashMap<(String, &'static str), (Vec<String>, Instant)>>);
+pub(crate) struct Allowed(Mutex<HashMap<Asked, (Vec<String>, Instant)>>);
+
+/// A user, and what it asked to do.
+type Asked = (String, &'static str);
 
 /// How long that is believed, and of how many.
 const BELIEVED: (Duration, usize) = (Duration::from_secs(10), 64);
