@@ -74,6 +74,12 @@ pub(crate) fn spawn_all(
     agent.labels.extend(gateway_label(gateway.is_some()));
     agent.cni = args.cni.dirs();
     agent.eviction_hard = args.eviction.eviction_hard.clone();
+    let mut host = None;
+    if args.functions.functions_http_port != 0 {
+        // Another server's gateway may take over, and then asks this node's agent.
+        let made = crate::functions::on_node(node, &args.data_dir, &args.engine, leader_elect)?;
+        (host, agent.functions) = (Some(made.0), Some(made.1));
+    }
     spawn(tasks, "node agent", stop, skiff_kubelet::run(client, agent, stop.clone()));
     let client = server.client(User::new("system:kube-proxy", &[]));
     let proxy = skiff_proxy::Config { ingress: gateway, ..proxy_config(&config)? };
@@ -90,7 +96,7 @@ pub(crate) fn spawn_all(
     crate::hpc::start(tasks, server, args, pki, address, node, stop)?;
     let share = skiff_faas::gateway::invoke::Shared::default();
     crate::workflows::start(tasks, server, args, pki, address, node, stop, share.clone())?;
-    crate::functions::start(tasks, server, args, pki, address, node, stop, share)
+    crate::functions::start(tasks, server, args, pki, address, node, stop, share, host)
 }
 
 /// Ports of metrics of controllers, scheduler and proxy, as everywhere.

@@ -1,21 +1,26 @@
 //! Wiring of functions: in `skiff up`, and `skiff faas` alone against any cluster.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
 use skiff_apiserver::pki::Pki;
 use skiff_controllers::runtime::leader::while_leading;
 use skiff_faas::Config;
-use skiff_faas::build::Supplies;
+use skiff_faas::build::{SecretName, Supplies};
 use skiff_faas::gateway::door::Tls;
 use skiff_faas::gateway::invoke::Shared;
+use skiff_faas::process::{Access, Endpoint, Host, Keys, Wanted};
 use skiff_faas::runtime::Images;
+use skiff_kubelet::server::{Body, Extension};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
@@ -47,9 +52,12 @@ pub(crate) struct FunctionsArgs {
     /// Image that other programs run in when they come without one.
     #[arg(long, default_value_t = Images::default().http)]
     pub(crate) functions_http_image: String,
-    /// Registry that images of functions are pushed to, HOST[:PORT][/PATH]. Without it only the node that built an image has it.
+    /// Registry that images of functions are pushed to, HOST[:PORT][/PATH]. Without it nodes get them from the one that built them.
     #[arg(long)]
     pub(crate) functions_registry: Option<String>,
+    /// Secret NAMESPACE/NAME of type kubernetes.io/dockerconfigjson with the passwords of registries, for pushes and builds.
+    #[arg(long)]
+    pub(crate) functions_registry_secret: Option<SecretName>,
     /// Index of Python packages for functions. Default: that of pip.
     #[arg(long)]
     pub(crate) functions_pip_index: Option<http::Uri>,
@@ -80,6 +88,7 @@ impl FunctionsArgs {
             engine: None,
             supplies: Supplies {
                 registry: self.functions_registry.clone(),
+                registry_secret: self.functions_registry_secret.clone(),
                 pip_index: self.functions_pip_index.clone(),
                 npm_registry: self.functions_npm_registry.clone(),
                 network: self.functions_build_network.clone(),
@@ -130,6 +139,43 @@ impl FaasArgs {
     }
 }
 
+/// What a node's agent has for the gateway of functions.
+#[derive(Debug)]
+struct OnNode {
+    endpoint: Endpoint,
+    wanted: Arc<Wanted>,
+    /// Images may come from another node.
+    images: bool,
+}
+
+impl Extension for OnNode {
+    fn answer(&self, request: Request<Incoming>) -> BoxFuture<'_, Response<Body>> {
+        Box::pin(self.endpoint.answer(request))
+    }
+
+    fn has_image(&self, name: &str) -> bool {
+        self.images && self.wanted.is_ours(name)
+    }
+
+    fn bring_image<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move { self.wanted.fetch(name).await.map_err(|e| format!("{e:#}")) })
+    }
+}
+
+/// The processes of functions of a node, and what its agent serves of them. With `images` the gateway's node may be another.
+pub(crate) fn on_node(
+    node: &str,
+    data_dir: &Path,
+    engine: &Path,
+    images: bool,
+) -> anyhow::Result<(Arc<Host>, Arc<dyn Extension>)> {
+    let host = Host::new(skiff_faas::process::Config::new(node, data_dir.join("functions")));
+    let host = host.context("the directory of functions' processes cannot be used")?;
+    let wanted = Wanted::new(&host, engine.to_owned());
+    let endpoint = Endpoint::new(Arc::clone(&host), Arc::clone(&wanted));
+    Ok((host, Arc::new(OnNode { endpoint, wanted, images })))
+}
+
 /// Serves functions in the process of the server.
 #[allow(clippy::too_many_arguments)] // Each is a part of the server that it stands on.
 pub(crate) fn start(
@@ -141,10 +187,9 @@ pub(crate) fn start(
     node: &str,
     stop: &CancellationToken,
     share: Shared,
+    host: Option<Arc<Host>>,
 ) -> anyhow::Result<()> {
-    if args.functions.functions_http_port == 0 {
-        return Ok(());
-    }
+    let Some(host) = host else { return Ok(()) };
     let service = "skiff-gateway.kube-system.svc";
     let names =
         [service.to_owned(), format!("{service}.{}", args.cluster_domain), "localhost".to_owned(), node.to_owned()];
@@ -153,9 +198,9 @@ pub(crate) fn start(
     let mut config = args.functions.config(address, node, &args.cluster_domain, Some(tls));
     config.engine = Some(args.engine.clone());
     config.share = share;
-    let mut processes = skiff_faas::process::Config::new(node, args.data_dir.join("functions"));
-    processes.pip_args = config.supplies.pip_args();
-    config.processes = Some(processes);
+    let own = pki.cluster.client(USER, &[])?;
+    let keys = Keys { ca: pki.cluster.cert.clone(), certificate: own.cert, key: own.key };
+    config.processes = Some(Access { host, keys: Some(keys) });
     let client = server.client(User::new(USER, &[]));
     let (several, stop) = (args.etcd.used(), stop.clone());
     spawn(tasks, "functions", &stop.clone(), async move {
@@ -212,6 +257,14 @@ pub(crate) fn rights() -> Vec<Value> {
                 rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
                 rule("authorization.k8s.io", &["subjectaccessreviews"], &["create"]),
             ],
+        ),
+        // Processes on other nodes: a role of its own, for clusters that have the other one since before.
+        role("skiff:functions-nodes", json!({}), vec![rule("", &["nodes/functions"], &["get", "create"])]),
+        crate::cluster::binding(
+            "skiff:functions-nodes",
+            None,
+            "skiff:functions-nodes",
+            &[crate::cluster::subject("User", USER)],
         ),
         crate::cluster::binding("skiff:functions", None, "skiff:functions", &[crate::cluster::subject("User", USER)]),
         role(

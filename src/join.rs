@@ -62,6 +62,9 @@ pub(crate) struct JoinArgs {
     /// Port of the node agent.
     #[arg(long, default_value_t = 10250)]
     kubelet_port: u16,
+    /// Run no processes of functions on this node; their pods it runs all the same.
+    #[arg(long)]
+    without_functions: bool,
     #[command(flatten)]
     ingress: crate::cli::IngressArgs,
     #[command(flatten)]
@@ -170,6 +173,9 @@ pub(crate) async fn join(args: JoinArgs) -> anyhow::Result<()> {
     agent.eviction_hard = args.eviction.eviction_hard.clone();
     agent.taints.clone_from(&args.register_with_taints);
     agent.certificate_seconds = args.certificate_seconds;
+    if !args.without_functions {
+        agent.functions = Some(crate::functions::on_node(&name, &args.data_dir, &args.engine, true)?.1);
+    }
     let proxy = skiff_proxy::Config { ingress: gateway, ..components::proxy_config(&facts)? };
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();

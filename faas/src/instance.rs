@@ -1,22 +1,39 @@
 //! What the gateway and the scaler know of things that run functions.
 
+use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::api::{Code, FunctionRevision, Isolation};
+use crate::container::Pods;
 
 /// Where an instance answers HTTP/1.1.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub enum Address {
-    /// A pod, or a process on another node.
+    /// A pod.
     Tcp(SocketAddr),
     /// A process on this node.
     Unix(PathBuf),
+    /// A process on another node, reached through that node's agent.
+    Through(Arc<dyn Dial>),
+}
+
+/// A connection.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Opens connections to what has no address that others could connect to.
+#[async_trait]
+pub trait Dial: fmt::Debug + Send + Sync + 'static {
+    /// A new connection. The caller bounds the time.
+    async fn dial(&self) -> io::Result<Box<dyn Stream>>;
 }
 
 /// One thing that runs a revision and can answer.
@@ -109,11 +126,12 @@ pub trait Class: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Reads anew what [`Class::takes`] depends on and others may change: the labels of its node.
+    /// Reads anew what [`Class::takes`] depends on and others may change: nodes and their labels. Takes some seconds at most.
     async fn look(&self) {}
 
-    /// Where its instances are, to follow "answers", in words for the function's owner.
-    fn place(&self) -> String {
+    /// Where instances of such code are, to follow "answers", in words for the function's owner.
+    fn place(&self, code: &Code) -> String {
+        let _ = code;
         "in pods".to_owned()
     }
 
@@ -131,7 +149,7 @@ pub trait Class: Send + Sync + 'static {
     async fn stop(&self, namespace: &str, name: &str) -> anyhow::Result<()>;
 
     /// The last lines of each instance of a function, also of some that ended; none where others keep the logs.
-    fn tail(&self, namespace: &str, function: &str, instance: Option<&str>, lines: usize) -> Vec<Line> {
+    async fn tail(&self, namespace: &str, function: &str, instance: Option<&str>, lines: usize) -> Vec<Line> {
         let _ = (namespace, function, instance, lines);
         Vec::new()
     }
@@ -139,6 +157,11 @@ pub trait Class: Send + Sync + 'static {
     /// Lines of all instances from now on; none where others keep the logs. Who is too slow misses some and is told how many.
     fn follow(&self) -> Option<broadcast::Receiver<Line>> {
         None
+    }
+
+    /// Is told of the class of pods beside it, before anything is started.
+    fn meet(&self, pods: &Arc<Pods>) {
+        let _ = pods;
     }
 
     /// What happens from now on. Only one reader; what it does not read in time makes starts wait.

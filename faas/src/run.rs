@@ -52,8 +52,8 @@ pub struct Config {
     pub engine: Option<PathBuf>,
     /// Where packages come from and images go to.
     pub supplies: build::Supplies,
-    /// Processes of this machine. Without it every function runs in pods.
-    pub processes: Option<process::Config>,
+    /// Processes of this machine, and the way to those of others. Without it every function runs in pods.
+    pub processes: Option<process::Access>,
     /// Where the gateway is put for others in this process.
     pub share: Shared,
 }
@@ -63,14 +63,12 @@ pub struct Config {
 /// # Errors
 /// When a port is taken, or the API does not answer at the start.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let host = match &config.processes {
+    let index = config.supplies.pip_index.as_ref().map(ToString::to_string);
+    let processes = match &config.processes {
         None => None,
-        Some(processes) => {
-            let host = process::Host::new(client.clone(), processes.clone());
-            Some(host.context("the directory of processes cannot be used")? as Arc<dyn Class>)
-        }
+        Some(access) => Some(process::Processes::new(client.clone(), access, index, stop.clone())?),
     };
-    serve(client, config, host, stop).await
+    serve(client, config, processes.map(|p| p as Arc<dyn Class>), stop).await
 }
 
 /// Serves functions until `stop`, with these processes instead of this machine's.
@@ -111,6 +109,9 @@ pub async fn serve(
             }
             Err(error) => tracing::warn!(%error, "no images of functions are built here"),
         }
+    }
+    if let Some(processes) = &processes {
+        processes.meet(&pods);
     }
     let classes = Classes { pods: Arc::clone(&pods), processes: processes.clone() };
     let controller = Controller::new(client.clone(), Arc::clone(&hub), classes, place.clone(), queue);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use serde_json::json;
 use skiff_apiserver::Server;
@@ -15,9 +15,10 @@ use skiff_apiserver::auth::User;
 use skiff_faas::api::FunctionRevision;
 use skiff_faas::build::{BuildError, Builder, Config, Docker, Engine, Supplies};
 use skiff_faas::instance::{Address, Class, StartError};
-use skiff_faas::process::Host;
+use skiff_faas::process::{Access, Host, Processes};
 use skiff_faas::runtime::Images;
 use skiff_storage::embedded::{Embedded, Options};
+use tokio_util::sync::CancellationToken;
 
 const WHEEL: &str = r#"
 import sys, zipfile
@@ -116,23 +117,43 @@ async fn an_image_goes_through_a_registry() {
     let dir = tempfile::tempdir().unwrap();
     let (_server, client) = client(dir.path()).await;
     archive(&dir.path().join("packages"), &[]);
-    let supplier = supplier::start(&dir.path().join("packages/wheels")).await;
+    let supplier = supplier::start(&dir.path().join("packages/wheels"), Some("team:geheim")).await;
     let at = supplier.address;
     let supplies = Supplies {
         registry: Some(format!("{at}/team")),
         pip_index: Some(format!("http://{at}/simple/").parse().unwrap()),
+        registry_secret: Some("default/registry".parse().unwrap()),
         ..Supplies::default()
     };
     let config = supplies.build(Images::default(), "n");
-    let builder = Arc::new(Builder::new(client.clone(), Arc::new(docker), config));
+    let docker: Arc<dyn Engine> = Arc::new(docker);
+    let builder = Arc::new(Builder::new(client.clone(), docker.clone(), config));
     assert_eq!(builder.only_node(), None, "any node can have it");
     let fresh = format!("# {:?}\n{MAIN}", std::time::SystemTime::now());
     let files = [("requirements.txt", "skiffsix\n"), ("main.py", fresh.as_str())];
     let revision = uploaded(&client, dir.path(), "pushed", &files).await;
+    // Without the Secret, and with none named, nothing is pushed.
+    let error = builder.image(&revision).await.unwrap_err();
+    assert!(
+        matches!(&error, BuildError::Other(e) if e.to_string().contains("no Secret default/registry")),
+        "{error:?}"
+    );
+    let open = Supplies { registry_secret: None, ..supplies };
+    let open = Arc::new(Builder::new(client.clone(), docker, open.build(Images::default(), "n")));
+    let error = open.image(&revision).await.unwrap_err();
+    assert!(matches!(&error, BuildError::Other(e) if e.to_string().contains("not pushed")), "{error:?}");
+    let config = json!({"auths": {at.to_string(): {"username": "team", "password": "geheim"}}}).to_string();
+    let secret = json!({"metadata": {"name": "registry"}, "type": "kubernetes.io/dockerconfigjson",
+        "stringData": {".dockerconfigjson": config}});
+    let secrets = Api::<Secret>::namespaced(client.clone(), "default");
+    secrets.create(&Default::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
     let image = builder.image(&revision).await.unwrap().unwrap();
     assert!(image.starts_with(&format!("{at}/team/fn:")), "{image}");
+    let login = dir.path().join("login");
+    std::fs::create_dir(&login).unwrap();
+    std::fs::write(login.join("config.json"), config).unwrap();
     let engine = |args: &[&str]| {
-        let out = Command::new("docker").args(args).output().unwrap();
+        let out = Command::new("docker").arg("--config").arg(&login).args(args).output().unwrap();
         assert!(out.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8(out.stdout).unwrap()
     };
@@ -156,7 +177,9 @@ async fn a_process_has_its_packages() {
     let mut config = skiff_faas::process::Config::new("n", dir.path().join("fn"));
     config.pip_args =
         vec!["--no-index".to_owned(), "--find-links".to_owned(), dir.path().join("one/wheels").display().to_string()];
-    let host = Host::new(client.clone(), config).unwrap();
+    let access = Access { host: Host::new(config).unwrap(), keys: None };
+    let host = Processes::new(client.clone(), &access, None, CancellationToken::new()).unwrap();
+    host.look().await;
     for (name, wanted, fault) in [
         ("one", "skiffsix==1.2\n", None),
         ("two", "nothing-of-that-name\n", Some("pip: ")),

@@ -12,20 +12,23 @@ use skiff_apiserver::auth::User;
 use skiff_controllers::runtime::definitions::define;
 use skiff_faas::api::{FunctionInstance, FunctionRevision, definitions};
 use skiff_faas::instance::{Address, Class, Event, Instance, StartError};
-use skiff_faas::process::{Config, Host};
+use skiff_faas::process::{Access, Config, Host, Processes};
 use skiff_faas::runtime::Language;
 use skiff_storage::embedded::{Embedded, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 const SOON: Duration = Duration::from_secs(20);
 
 struct World {
-    host: Arc<Host>,
+    host: Arc<Processes>,
+    node: Arc<Host>,
     client: kube::Client,
     events: mpsc::Receiver<Event>,
     _server: Server,
+    _stop: DropGuard,
     _dir: tempfile::TempDir,
 }
 
@@ -38,10 +41,14 @@ async fn world() -> Option<World> {
     let server = Server::builder(Arc::new(store)).start().await.unwrap();
     let client = server.client(User::new("admin", &["system:masters"]));
     define(&client, "tests", &definitions()).await.unwrap();
-    let host = Host::new(client.clone(), Config::new("node-1", dir.path().join("fn"))).unwrap();
+    let node = Host::new(Config::new("node-1", dir.path().join("fn"))).unwrap();
+    node.can(Language::Python).unwrap();
+    let stop = CancellationToken::new();
+    let access = Access { host: node.clone(), keys: None };
+    let host = Processes::new(client.clone(), &access, None, stop.clone()).unwrap();
+    host.look().await;
     let events = host.events();
-    host.can(Language::Python).unwrap();
-    Some(World { host, client, events, _server: server, _dir: dir })
+    Some(World { host, node, client, events, _server: server, _stop: stop.drop_guard(), _dir: dir })
 }
 
 fn revision(name: &str, code: serde_json::Value) -> Arc<FunctionRevision> {
@@ -92,7 +99,7 @@ async fn an_instance_answers_is_recorded_and_ends() {
     let record = &recorded(&world.client, 1).await[0];
     assert_eq!((record.metadata.name.as_deref(), record.spec.node.as_str()), (Some(instance.name.as_str()), "node-1"));
     assert!(record.spec.ready_at.as_ref().unwrap().0 >= record.spec.asked_at.as_ref().unwrap().0);
-    let texts: Vec<String> = world.host.tail("default", "add", None, 10).into_iter().map(|l| l.text).collect();
+    let texts: Vec<String> = world.host.tail("default", "add", None, 10).await.into_iter().map(|l| l.text).collect();
     assert!(texts[0].ends_with(" hello") && texts[1].ends_with(" called"), "{texts:?}");
     world.host.stop("default", &instance.name).await.unwrap();
     recorded(&world.client, 0).await;
@@ -102,7 +109,7 @@ async fn an_instance_answers_is_recorded_and_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_instance_answers() {
     let Some(world) = world().await else { return };
-    if world.host.can(Language::Node).is_err() {
+    if world.node.can(Language::Node).is_err() {
         return;
     }
     let add = revision(

@@ -83,6 +83,8 @@ pub struct Config {
     pub reserved_millicpu: u64,
     /// Memory kept from pods, in bytes.
     pub reserved_memory: u64,
+    /// What runs functions on this node, if anything does.
+    pub functions: Option<Arc<dyn server::Extension>>,
     /// Containers are only pretended, on a machine of this size. See [`runtime::fake`].
     pub fake: Option<runtime::fake::Machine>,
 }
@@ -112,6 +114,7 @@ impl Config {
             taints: Vec::new(),
             reserved_millicpu: 0,
             reserved_memory: 0,
+            functions: None,
             fake: None,
         }
     }

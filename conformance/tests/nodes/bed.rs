@@ -99,6 +99,15 @@ impl Bed {
         self.on(node, &[&[binary.as_str()], args].concat())
     }
 
+    /// `kubectl func ...`, which must succeed; answers what it printed.
+    pub(crate) fn func(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.binary);
+        command.arg("func").args(args).env("KUBECONFIG", self.run.join("kubeconfig")).env("HOME", &self.run);
+        let o = run(&mut command)?;
+        ensure!(o.code == 0, "kubectl func {}: {}{}", args.join(" "), o.out, o.err);
+        Ok(o.out)
+    }
+
     /// Where a node keeps what is its own.
     pub(crate) fn data(&self, node: &str) -> String {
         let store = std::env::var("SKIFF_TESTBED_DATA").unwrap_or_else(|_| "/var/lib/skiff-testbed".into());

@@ -18,6 +18,8 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("agent_restart", agent_restart),
     ("drain", drain),
     ("functions", crate::functions::functions),
+    ("functions_lost", crate::functions::functions_lost),
+    ("functions_image", crate::functions::functions_image),
     ("balancer", crate::outside::balancer),
     ("gateways", crate::outside::gateways),
     ("policies", crate::outside::policies),

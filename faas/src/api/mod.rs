@@ -7,7 +7,7 @@ mod call;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, ResourceRequirements};
+use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, LocalObjectReference, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::CustomResource;
 use kube::api::DynamicObject;
@@ -146,6 +146,9 @@ pub struct Code {
     /// Labels of the nodes that may run it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
+    /// Secrets of its namespace with passwords of registries, for images of class `container`, beside those of its ServiceAccount.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_pull_secrets: Vec<LocalObjectReference>,
     /// ServiceAccount whose token instances get. Without it they get none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_name: Option<String>,
@@ -428,6 +431,9 @@ pub struct FunctionStatus {
     /// How many instances can answer.
     #[serde(default)]
     pub instances: i32,
+    /// How many of them are on which node, by the node's name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<OnNode>,
     /// `Building`, `Hibernated`, `Waking`, `Running`, `Failed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
@@ -494,6 +500,18 @@ pub struct RevisionStatus {
     pub image: Option<String>,
     /// How many of its instances can answer.
     #[serde(default)]
+    pub instances: i32,
+    /// How many of them are on which node, by the node's name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<OnNode>,
+}
+
+/// Instances on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OnNode {
+    /// Name of the node.
+    pub name: String,
+    /// How many can answer there.
     pub instances: i32,
 }
 

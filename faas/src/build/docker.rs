@@ -7,11 +7,14 @@ use async_trait::async_trait;
 use bollard::query_parameters::{BuildImageOptionsBuilder, PushImageOptionsBuilder};
 use bytes::Bytes;
 use futures::StreamExt as _;
+use futures::stream::BoxStream;
 
-use super::{BuildError, Engine, Log};
+use super::{BuildError, Engine, Log, Logins};
 
 /// Seconds an answer of the engine may take; a build's own answer is a stream and may take longer.
 const ANSWER: u64 = 120;
+/// Seconds that its answer to an image it is given may take: it comes when all of that is there.
+const LOADED: u64 = 600;
 /// Bytes of memory for a step.
 const MEMORY: i32 = 2047 << 20;
 
@@ -28,9 +31,39 @@ impl Docker {
     /// # Errors
     /// When it does not answer.
     pub async fn connect(socket: &Path, network: Option<String>) -> anyhow::Result<Self> {
+        Self::within(socket, network, ANSWER).await
+    }
+
+    /// Connects, for images that are handed over.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn patient(socket: &Path) -> anyhow::Result<Self> {
+        Self::within(socket, None, LOADED).await
+    }
+
+    async fn within(socket: &Path, network: Option<String>, seconds: u64) -> anyhow::Result<Self> {
         let path = socket.to_string_lossy();
-        let client = bollard::Docker::connect_with_unix(&path, ANSWER, bollard::API_DEFAULT_VERSION)?;
+        let client = bollard::Docker::connect_with_unix(&path, seconds, bollard::API_DEFAULT_VERSION)?;
         Ok(Self { client: client.negotiate_version().await.context("the engine does not answer")?, network })
+    }
+}
+
+impl Docker {
+    /// Takes an archive of images.
+    ///
+    /// # Errors
+    /// When the archive breaks off, or the engine does not take it.
+    pub async fn load(&self, archive: BoxStream<'static, std::io::Result<Bytes>>) -> anyhow::Result<()> {
+        let options = bollard::query_parameters::ImportImageOptionsBuilder::new().quiet(true).build();
+        let mut said = self.client.import_image(options, bollard::body_try_stream(archive), None);
+        while let Some(part) = said.next().await {
+            let part = part.context("the engine does not take the image")?;
+            if let Some(error) = part.error_detail {
+                anyhow::bail!("the engine does not take the image: {}", error.message.unwrap_or_default());
+            }
+        }
+        Ok(())
     }
 }
 
@@ -44,7 +77,14 @@ impl Engine for Docker {
         }
     }
 
-    async fn build(&self, image: &str, dockerfile: &str, context: Bytes, log: &Log) -> Result<(), BuildError> {
+    async fn build(
+        &self,
+        image: &str,
+        dockerfile: &str,
+        context: Bytes,
+        logins: &Logins,
+        log: &Log,
+    ) -> Result<(), BuildError> {
         let mut options = BuildImageOptionsBuilder::new()
             .dockerfile(dockerfile)
             .t(image)
@@ -55,7 +95,7 @@ impl Engine for Docker {
         if let Some(network) = &self.network {
             options = options.networkmode(network);
         }
-        let mut said = self.client.build_image(options.build(), None, Some(bollard::body_full(context)));
+        let mut said = self.client.build_image(options.build(), logins.all(), Some(bollard::body_full(context)));
         while let Some(part) = said.next().await {
             let part = part.map_err(|e| failed(e, log))?;
             if let Some(text) = part.stream.or(part.status.map(|s| s + "\n")) {
@@ -69,12 +109,31 @@ impl Engine for Docker {
         Ok(())
     }
 
-    async fn push(&self, image: &str, log: &Log) -> Result<(), BuildError> {
+    fn save(&self, image: &str) -> BoxStream<'static, anyhow::Result<Bytes>> {
+        // The stream is the engine's own; it is given a connection of its own that lives as long as it.
+        let (client, image) = (self.client.clone(), image.to_owned());
+        let (send, receive) = tokio::sync::mpsc::channel(4);
+        tokio::spawn(async move {
+            let mut pieces = std::pin::pin!(client.export_image(&image));
+            while let Some(piece) = pieces.next().await {
+                // Whoever reads may be gone.
+                if send.send(piece.context("the engine broke off")).await.is_err() {
+                    return;
+                }
+            }
+        });
+        futures::stream::unfold(receive, |mut r| async { Some((r.recv().await?, r)) }).boxed()
+    }
+
+    async fn push(&self, image: &str, logins: &Logins, log: &Log) -> Result<(), BuildError> {
         let (name, tag) = image.rsplit_once(':').unwrap_or((image, "latest"));
         let options = PushImageOptionsBuilder::new().tag(tag).build();
-        let mut said = self.client.push_image(name, Some(options), None);
+        let mut said = self.client.push_image(name, Some(options), logins.to(image));
         while let Some(part) = said.next().await {
-            let part = part.map_err(|e| failed(e, log))?;
+            let part = part.map_err(|e| {
+                log.line(&e.to_string());
+                BuildError::Other(anyhow::Error::from(e).context("the image was not pushed"))
+            })?;
             if let Some(error) = part.error_detail {
                 log.line(error.message.as_deref().unwrap_or("the push failed"));
                 // Registries come back.

@@ -2,13 +2,15 @@
 //!
 //! Built by the engine of one node, named by what goes in (`skiff.local/fn:DIGEST`), so that the same code is built once.
 //! The log is kept in the ConfigMap `REVISION-build`, readable while the build runs. With a registry the image is pushed and
-//! every node can have it; without one only the node that built it has it, and the pods must run there.
+//! every node can have it; without one it is handed to nodes whose pods need it, where their agents take it (`process/images`), and
+//! where they do not, the pods must run on the node that built it.
 //!
-//! Limits: no secrets for builds, no credentials for registries; two builds at a time; steps of a Dockerfile run as the engine
+//! Limits: no secrets for builds but those of registries; two builds at a time; steps of a Dockerfile run as the engine
 //! runs them, with its own network and a bound on memory.
 
 mod docker;
 mod log;
+mod logins;
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -17,6 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::PostParams;
 use kube::{Api, Client};
@@ -30,7 +33,10 @@ use crate::runtime::{
 };
 pub use docker::Docker;
 pub use log::Log;
+pub use logins::{Logins, SecretName};
 
+/// How images begin that are in no registry. No host has this name.
+pub const PREFIX: &str = "skiff.local/fn:";
 /// Builds at a time.
 const BUILDS: usize = 2;
 /// Time of one build.
@@ -55,6 +61,8 @@ pub struct Config {
     pub node: Option<String>,
     /// Where images are pushed to, `HOST[:PORT][/PATH]`; none to leave them on the node.
     pub registry: Option<String>,
+    /// Secret with the names and passwords of registries.
+    pub secret: Option<SecretName>,
     /// Further arguments of pip, such as `--find-links`.
     pub pip_args: Vec<String>,
     /// Further arguments of npm.
@@ -66,6 +74,9 @@ pub struct Config {
 pub struct Supplies {
     /// Registry that images are pushed to, `HOST[:PORT][/PATH]`; none to leave them on the node that built them.
     pub registry: Option<String>,
+    /// Secret of type `kubernetes.io/dockerconfigjson` with names and passwords, for pushing there and for the images that builds
+    /// begin with; none if nobody asks for any.
+    pub registry_secret: Option<SecretName>,
     /// Index of Python packages; none for that of pip itself.
     pub pip_index: Option<http::Uri>,
     /// Registry of Node.js packages; none for that of npm itself.
@@ -92,6 +103,7 @@ impl Supplies {
             images,
             node: Some(node.to_owned()),
             registry: self.registry.clone(),
+            secret: self.registry_secret.clone(),
             pip_args: self.pip_args(),
             npm_args: npm.collect(),
         }
@@ -119,9 +131,18 @@ pub trait Engine: Send + Sync + 'static {
     async fn has(&self, image: &str) -> anyhow::Result<bool>;
     /// Builds an image from a gzipped tar, by the Dockerfile at the path in it. Says everything to the log; an error of the
     /// build itself is [`BuildError::Failed`], whose text the builder fills in.
-    async fn build(&self, image: &str, dockerfile: &str, context: Bytes, log: &Log) -> Result<(), BuildError>;
+    async fn build(
+        &self,
+        image: &str,
+        dockerfile: &str,
+        context: Bytes,
+        logins: &Logins,
+        log: &Log,
+    ) -> Result<(), BuildError>;
+    /// The archive of an image, as another engine takes it.
+    fn save(&self, image: &str) -> BoxStream<'static, anyhow::Result<Bytes>>;
     /// Pushes it to its registry.
-    async fn push(&self, image: &str, log: &Log) -> Result<(), BuildError>;
+    async fn push(&self, image: &str, logins: &Logins, log: &Log) -> Result<(), BuildError>;
 }
 
 /// How code becomes an image.
@@ -184,7 +205,8 @@ impl Plan {
             hash.update(part);
         }
         hash.update(archive);
-        format!("{}/fn:{}", registry.unwrap_or("skiff.local"), &hex(&hash.finalize())[..32])
+        let digest = &hex(&hash.finalize())[..32];
+        registry.map_or_else(|| format!("{PREFIX}{digest}"), |registry| format!("{registry}/fn:{digest}"))
     }
 
     /// The code with what is ours beside it, and the path of the Dockerfile.
@@ -268,6 +290,19 @@ impl Builder {
         work.await.map_err(anyhow::Error::from)?
     }
 
+    /// The archive of an image that was built here and is in no registry.
+    ///
+    /// # Errors
+    /// When the engine does not have it any more: then it is built anew for the next pod.
+    pub async fn archive(&self, image: &str) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>> {
+        anyhow::ensure!(image.starts_with(PREFIX), "{image} is in a registry");
+        if !self.engine.has(image).await? {
+            self.known.lock().clear();
+            anyhow::bail!("{image} is not on the node that built it any more");
+        }
+        Ok(self.engine.save(image))
+    }
+
     async fn decide(&self, revision: &FunctionRevision) -> Result<Option<String>, BuildError> {
         let source = fetch_revision(&self.client, revision).await.map_err(|e| match e.is_permanent() {
             true => BuildError::Failed { log_tail: e.to_string() },
@@ -332,19 +367,27 @@ impl Builder {
         let Source::Archive(archive) = source else { return Err(anyhow::anyhow!("only an archive is built").into()) };
         let image = plan.image(archive, self.config.registry.as_deref());
         let _turn = self.turns.acquire().await.map_err(anyhow::Error::from)?;
-        if self.engine.has(&image).await? {
+        let built = self.engine.has(&image).await?;
+        if built && self.config.registry.is_none() {
             return Ok(image);
         }
         let log = Log::default();
         let work = async {
-            let (plan, archive) = (plan.clone(), archive.clone());
-            let (context, dockerfile) = tokio::task::spawn_blocking(move || plan.context(&archive))
-                .await
-                .map_err(anyhow::Error::from)?
-                .map_err(anyhow::Error::from)?;
-            self.engine.build(&image, &dockerfile, context, &log).await?;
+            let logins = match &self.config.secret {
+                Some(secret) => Logins::read(&self.client, secret).await?,
+                None => Logins::default(),
+            };
+            if !built {
+                let (plan, archive) = (plan.clone(), archive.clone());
+                let (context, dockerfile) = tokio::task::spawn_blocking(move || plan.context(&archive))
+                    .await
+                    .map_err(anyhow::Error::from)?
+                    .map_err(anyhow::Error::from)?;
+                self.engine.build(&image, &dockerfile, context, &logins, &log).await?;
+            }
+            // Also what was built before: perhaps it was not pushed then.
             if self.config.registry.is_some() {
-                self.engine.push(&image, &log).await?;
+                self.engine.push(&image, &logins, &log).await?;
             }
             Ok(())
         };
@@ -353,7 +396,7 @@ impl Builder {
         let result = loop {
             tokio::select! {
                 result = &mut work => break result,
-                () = tokio::time::sleep(WRITE) => written = self.keep(revision, &log, written).await,
+                () = tokio::time::sleep(WRITE), if !built => written = self.keep(revision, &log, written).await,
             }
         };
         let result = result.unwrap_or_else(|_| {
@@ -363,7 +406,10 @@ impl Builder {
         if let Err(BuildError::Other(error)) = &result {
             log.line(&format!("{error:#}"));
         }
-        self.keep(revision, &log, written).await;
+        // What was said when it was built stays.
+        if !built || result.is_err() {
+            self.keep(revision, &log, written).await;
+        }
         match result {
             Ok(()) => Ok(image.clone()),
             Err(BuildError::Failed { .. }) => Err(BuildError::Failed { log_tail: log.tail(TAIL) }),

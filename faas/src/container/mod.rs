@@ -8,12 +8,13 @@ mod seen;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
@@ -36,6 +37,7 @@ use self::seen::{Seen, Trouble, look};
 use crate::api::{FUNCTION, FunctionRevision, Isolation, REVISION};
 use crate::build::{BuildError, Builder};
 use crate::instance::{Address, Class, Event, Instance, StartError, Times};
+use crate::process::Processes;
 use crate::runtime::{File, Images, Launch, PORT, Source, fetch, pod};
 
 /// Starts at a time, of all functions.
@@ -105,6 +107,8 @@ pub struct Pods {
     starts: Semaphore,
     nodes: Mutex<Option<(Instant, Vec<Node>)>>,
     builder: OnceLock<Arc<Builder>>,
+    /// What brings images to other nodes, where something does.
+    bearer: OnceLock<Weak<Processes>>,
 }
 
 /// Takes a start out of the books, whatever becomes of it.
@@ -135,12 +139,39 @@ impl Pods {
             starts: Semaphore::new(STARTS),
             nodes: Mutex::default(),
             builder: OnceLock::new(),
+            bearer: OnceLock::new(),
         })
     }
 
     /// From now on code that needs an image of its own gets one. Only the first counts.
     pub fn build_with(&self, builder: Arc<Builder>) {
         let _ = self.builder.set(builder);
+    }
+
+    /// From now on images that only this node has are brought to others. Only the first counts.
+    pub(crate) fn hand_over_with(&self, bearer: Weak<Processes>) {
+        let _ = self.bearer.set(bearer);
+    }
+
+    /// The engine's archive of an image, for a node that has a pod of a function that needs it.
+    pub(crate) async fn archive(
+        &self,
+        node: &str,
+        image: &str,
+    ) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>> {
+        let needs = |pod: &Pod| {
+            let spec = pod.spec.as_ref();
+            let all = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+            let on = spec.and_then(|s| s.node_name.as_deref()) == Some(node);
+            on && pod.metadata.deletion_timestamp.is_none()
+                && all.into_iter().any(|c| c.image.as_deref() == Some(image))
+        };
+        anyhow::ensure!(
+            self.informer.all().iter().any(|pod| needs(pod)),
+            "no pod of a function on {node} needs {image}"
+        );
+        let builder = self.builder.get().context("no images are built here")?;
+        builder.archive(image).await
     }
 
     /// The revision with the image that was built for it, if it needs one.
@@ -157,9 +188,11 @@ impl Pods {
         if image.is_none() {
             return Ok((revision, None));
         }
+        let bearer = self.bearer.get().and_then(Weak::upgrade);
+        let everywhere = bearer.is_some_and(|b| b.reaches_all(&revision.spec.code));
         let mut revision = (*revision).clone();
         revision.status.get_or_insert_default().image = image;
-        Ok((Arc::new(revision), builder.only_node().map(str::to_owned)))
+        Ok((Arc::new(revision), builder.only_node().filter(|_| !everywhere).map(str::to_owned)))
     }
 
     /// Tells of the pods that ran before this process did, and deletes those that are of no use.
@@ -292,6 +325,7 @@ impl Pods {
             containers: vec![container],
             init_containers: Some(launch.init).filter(|i| !i.is_empty()),
             enable_service_links: Some(false),
+            image_pull_secrets: Some(code.image_pull_secrets.clone()).filter(|s| !s.is_empty()),
             node_name: node,
             node_selector: Some(code.node_selector.clone()).filter(|s| !s.is_empty()),
             restart_policy: Some("Never".into()),

@@ -13,7 +13,7 @@ use skiff_controllers::runtime::events::Level;
 use skiff_controllers::runtime::informer::split;
 use skiff_controllers::runtime::worker::{Error, code};
 
-use super::status::{Fault, Seen, condition};
+use super::status::{Fault, Seen, condition, on_nodes};
 use super::{AGAIN, Controller, HISTORY, entry, names};
 use crate::api::{FUNCTION, Function, FunctionRevision, FunctionRevisionSpec};
 use crate::gateway::fleet::Fleet;
@@ -212,7 +212,7 @@ impl Controller {
             revisions.last().filter(|_| seen.failure.is_some() && revisions.iter().all(|r| ready(r) != Some(true)))
         });
         seen.serving = latest_ready.map(|r| names(&**r).1.to_owned());
-        seen.place = latest_ready.and_then(|r| self.classes.running(r).ok()).map(|class| class.place());
+        seen.place = latest_ready.and_then(|r| Some(self.classes.running(r).ok()?.place(&r.spec.code)));
         let mut shares: Vec<(u32, Arc<Fleet>)> = vec![];
         let mut tags = HashMap::new();
         let default = latest_ready.and_then(|r| self.fleet(r).ok());
@@ -258,7 +258,7 @@ impl Controller {
             seen.instances += report.ready;
             seen.starting += report.starting;
             seen.no_room = seen.no_room.take().or(report.no_room);
-            seen.per_revision.push((name.to_owned(), report.ready));
+            seen.per_revision.push((name.to_owned(), report.nodes));
         }
     }
 
@@ -305,7 +305,7 @@ impl Controller {
         if after != before {
             let mut patch = json!({"status": {
                 "observedGeneration": after.observed_generation, "conditions": after.conditions, "url": after.url,
-                "instances": after.instances, "state": after.state, "latestRevision": after.latest_revision,
+                "instances": after.instances, "nodes": after.nodes, "state": after.state, "latestRevision": after.latest_revision,
                 "latestReadyRevision": after.latest_ready_revision, "selector": after.selector,
             }});
             patch["metadata"] = json!({"uid": function.metadata.uid});
@@ -320,11 +320,12 @@ impl Controller {
                 self.recorder.note(&**function, level, reason, message);
             }
         }
-        for (name, instances) in &seen.per_revision {
+        for (name, nodes) in &seen.per_revision {
+            let (nodes, instances) = (on_nodes([nodes]), nodes.values().sum::<u32>());
             let known = revisions.iter().find(|r| names(&***r).1 == name).and_then(|r| r.status.as_ref());
-            if known.is_some_and(|s| s.instances != *instances as i32) {
+            if known.is_some_and(|s| s.instances != instances as i32 || s.nodes != nodes) {
                 let api = Api::<FunctionRevision>::namespaced(self.client.clone(), namespace);
-                let patch = json!({"status": {"instances": instances}});
+                let patch = json!({"status": {"instances": instances, "nodes": nodes}});
                 match api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await {
                     Ok(written) => self.revisions.apply(written),
                     Err(e) if code(&e) == 404 => {}

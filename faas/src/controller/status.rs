@@ -1,11 +1,13 @@
 //! What a function's status says, from what was seen of it.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use skiff_controllers::runtime::events::Level;
 
 use super::names;
 use super::revisions::now;
-use crate::api::{FUNCTION, Function, FunctionStatus};
+use crate::api::{FUNCTION, Function, FunctionStatus, OnNode};
 
 /// Longest message of a condition.
 const MESSAGE: usize = 4096;
@@ -35,7 +37,18 @@ pub(super) struct Seen {
     pub(super) place: Option<String>,
     pub(super) instances: u32,
     pub(super) starting: u32,
-    pub(super) per_revision: Vec<(String, u32)>,
+    /// Of each revision that has a fleet.
+    pub(super) per_revision: Vec<(String, BTreeMap<String, u32>)>,
+}
+
+/// Instances by node, as a status has them.
+pub(super) fn on_nodes<'a>(all: impl IntoIterator<Item = &'a BTreeMap<String, u32>>) -> Vec<OnNode> {
+    let mut sums: BTreeMap<&str, u32> = BTreeMap::new();
+    for (name, instances) in all.into_iter().flatten() {
+        *sums.entry(name).or_default() += instances;
+    }
+    let count = |n| i32::try_from(n).unwrap_or(i32::MAX);
+    sums.into_iter().map(|(name, n)| OnNode { name: name.to_owned(), instances: count(n) }).collect()
 }
 
 /// Sets a condition; its time stays when its status does.
@@ -120,6 +133,7 @@ impl Seen {
             conditions,
             url: Some(format!("http://{name}.{namespace}.svc.{domain}")),
             instances: i32::try_from(self.instances).unwrap_or(i32::MAX),
+            nodes: on_nodes(self.per_revision.iter().map(|(_, nodes)| nodes)),
             state: Some(self.state().to_owned()),
             latest_revision: self.latest.clone(),
             latest_ready_revision: self.serving.clone(),
@@ -192,6 +206,14 @@ mod tests {
             let again = seen.status(&Function::default(), &status, "cluster.local");
             assert_eq!(again, status, "nothing new");
         }
+    }
+
+    #[test]
+    fn nodes_are_summed_over_revisions() {
+        let of = |all: &[(&str, u32)]| all.iter().map(|(n, i)| ((*n).to_owned(), *i)).collect::<BTreeMap<_, _>>();
+        let sums = on_nodes(&[of(&[("n2", 1), ("n1", 2)]), of(&[]), of(&[("n2", 3)])]);
+        let sums: Vec<_> = sums.iter().map(|n| (n.name.as_str(), n.instances)).collect();
+        assert_eq!(sums, [("n1", 2), ("n2", 4)]);
     }
 
     #[test]

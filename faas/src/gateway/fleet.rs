@@ -5,7 +5,7 @@
 //! ([`crate::scale`]), asked every two seconds as long as there is anything. An instance is ended only when no request is on
 //! it. A revision that sleeps costs this struct and nothing else.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -94,6 +94,8 @@ impl State {
 pub struct Report {
     /// Can answer.
     pub ready: u32,
+    /// Of those, how many on which node.
+    pub nodes: BTreeMap<String, u32>,
     /// On their way.
     pub starting: u32,
     /// Requests without instance.
@@ -559,8 +561,13 @@ impl Fleet {
     /// What is known now.
     pub fn report(&self) -> Report {
         let s = self.state.lock();
+        let mut nodes = BTreeMap::new();
+        for slot in &s.slots {
+            *nodes.entry(slot.live.instance.node.clone()).or_default() += 1;
+        }
         Report {
             ready: s.slots.len() as u32,
+            nodes,
             starting: s.starting,
             waiting: s.waiting.len() as u32,
             failure: s.failure.as_ref().map(|f| f.why.clone()),

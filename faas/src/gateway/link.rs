@@ -25,7 +25,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 const IDLE_MAX: usize = 64;
 /// A connection that was not used for this long is not used again: servers close theirs after some time, too.
 const IDLE: Duration = Duration::from_secs(20);
-/// Time to connect.
+/// Time to connect. Through another node's agent it has a handshake in it.
 const CONNECT: Duration = Duration::from_secs(3);
 
 /// Why a request was not answered.
@@ -104,6 +104,11 @@ impl Link {
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
             },
             Address::Unix(path) => match tokio::time::timeout(CONNECT, UnixStream::connect(path)).await {
+                Ok(Ok(stream)) => Ok(shake(stream).await),
+                Ok(Err(e)) => Err(e),
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            },
+            Address::Through(way) => match tokio::time::timeout(CONNECT, way.dial()).await {
                 Ok(Ok(stream)) => Ok(shake(stream).await),
                 Ok(Err(e)) => Err(e),
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),

@@ -53,11 +53,12 @@ fn bytes(line: &Line) -> Bytes {
 }
 
 /// The answer. It ends by itself unless it follows.
-pub(super) fn answer(class: &dyn Class, namespace: &str, function: &str, query: &str) -> Response<Body> {
+pub(super) async fn answer(class: &dyn Class, namespace: &str, function: &str, query: &str) -> Response<Body> {
     let wanted = Wanted::of(query);
     // Listened to first: what is printed meanwhile comes twice rather than never.
     let follower = wanted.follow.then(|| class.follow()).flatten();
-    let old = class.tail(namespace, function, wanted.instance.as_deref(), wanted.tail.unwrap_or(LINES).min(LINES));
+    let old =
+        class.tail(namespace, function, wanted.instance.as_deref(), wanted.tail.unwrap_or(LINES).min(LINES)).await;
     let old: Vec<Bytes> = old.iter().map(bytes).collect();
     let (namespace, function) = (namespace.to_owned(), function.to_owned());
     let new = stream::unfold((follower, wanted), move |(mut follower, wanted)| {
@@ -121,7 +122,7 @@ mod tests {
         fn events(&self) -> tokio::sync::mpsc::Receiver<crate::instance::Event> {
             tokio::sync::mpsc::channel(1).1
         }
-        fn tail(&self, _: &str, _: &str, _: Option<&str>, lines: usize) -> Vec<Line> {
+        async fn tail(&self, _: &str, _: &str, _: Option<&str>, lines: usize) -> Vec<Line> {
             (0..lines.min(2)).map(|n| line("f", &format!("old {n}"))).collect()
         }
         fn follow(&self) -> Option<tokio::sync::broadcast::Receiver<Line>> {
@@ -136,9 +137,9 @@ mod tests {
     #[tokio::test]
     async fn old_lines_come_first_then_new_ones() {
         let class = Fake(tokio::sync::broadcast::channel(8).0);
-        let whole = answer(&class, "n", "f", "tail=1").into_body().collect().await.unwrap().to_bytes();
+        let whole = answer(&class, "n", "f", "tail=1").await.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(whole, "{\"instance\":\"i\",\"line\":\"old 0\"}\n");
-        let mut body = answer(&class, "n", "f", "follow=true").into_body();
+        let mut body = answer(&class, "n", "f", "follow=true").await.into_body();
         for text in ["other", "new"] {
             class.0.send(line(if text == "new" { "f" } else { "g" }, text)).unwrap();
         }

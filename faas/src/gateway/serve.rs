@@ -304,7 +304,7 @@ impl Gateway {
         self.auth.may_read_logs(user, namespace, name).await?;
         let unknown = || InvokeError::NotFound { namespace: namespace.to_owned(), name: format!("logs of {name}") };
         let class = self.logs.get().ok_or_else(unknown)?;
-        Ok(super::logs::answer(class.as_ref(), namespace, name, request.uri().query().unwrap_or_default()))
+        Ok(super::logs::answer(class.as_ref(), namespace, name, request.uri().query().unwrap_or_default()).await)
     }
 
     /// Serves HTTP, or HTTPS where there is an acceptor, until `stop`.

@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use kube::Client;
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
-use crate::api::FunctionRevision;
+use crate::build::Supplies;
 use crate::instance::StartError;
-use crate::runtime::{self, Language, SourceError, hex};
+use crate::runtime::{Language, Source, SourceError, hex};
 
 /// Time for packages to be fetched.
 const INSTALL: Duration = Duration::from_secs(300);
@@ -41,37 +40,36 @@ impl Codes {
         Self { code: dir.join("code"), packages: dir.join("packages"), python, pip_args, busy: Mutex::default() }
     }
 
-    /// The code of a revision; fetched if it is not here yet.
+    /// Code that is on the disk, with its packages; none if it is not.
     pub(super) async fn ready(
         &self,
-        client: &Client,
-        revision: &FunctionRevision,
+        key: &str,
         language: Language,
-    ) -> Result<Ready, StartError> {
-        let (namespace, name) = (
-            revision.metadata.namespace.as_deref().unwrap_or("default"),
-            revision.metadata.name.as_deref().unwrap_or_default(),
-        );
-        // The digest names contents, whoever's they are; the revision's own name keeps apart what has none.
-        let key = hex(&Sha256::digest(format!("{namespace}/{name}/{}", revision.spec.digest)));
-        let dir = self.code.join(&key);
-        if !dir.is_dir() {
-            let turn = self.turn(&key);
-            let _turn = turn.lock().await;
-            if !dir.is_dir() {
-                let source = runtime::fetch_revision(client, revision).await.map_err(fault)?;
-                let half = self.code.join(format!("{key}.half"));
-                let written = tokio::task::spawn_blocking(move || -> Result<(), SourceError> {
-                    let _ = std::fs::remove_dir_all(&half);
-                    std::fs::create_dir_all(&half)?;
-                    source.write(&half)?;
-                    Ok(std::fs::rename(&half, &dir)?)
-                });
-                written.await.map_err(anyhow::Error::from)?.map_err(fault)?;
-            }
+        index: Option<&str>,
+    ) -> Result<Option<Ready>, StartError> {
+        if !self.code.join(key).is_dir() {
+            return Ok(None);
         }
-        let packages = if language == Language::Python { self.packages(&key).await? } else { None };
-        Ok(Ready { code: key, packages })
+        let packages = if language == Language::Python { self.packages(key, index).await? } else { None };
+        Ok(Some(Ready { code: key.to_owned(), packages }))
+    }
+
+    /// Writes code to the disk, whole or not at all.
+    pub(super) async fn keep(&self, key: &str, source: Source) -> Result<(), StartError> {
+        let dir = self.code.join(key);
+        let turn = self.turn(key);
+        let _turn = turn.lock().await;
+        if dir.is_dir() {
+            return Ok(());
+        }
+        let half = self.code.join(format!("{key}.half"));
+        let written = tokio::task::spawn_blocking(move || -> Result<(), SourceError> {
+            let _ = std::fs::remove_dir_all(&half);
+            std::fs::create_dir_all(&half)?;
+            source.write(&half)?;
+            Ok(std::fs::rename(&half, &dir)?)
+        });
+        written.await.map_err(anyhow::Error::from)?.map_err(fault)
     }
 
     fn turn(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -83,7 +81,7 @@ impl Codes {
     }
 
     /// Installs what `requirements.txt` asks for, once for all functions that ask for the same.
-    async fn packages(&self, code: &str) -> Result<Option<String>, StartError> {
+    async fn packages(&self, code: &str, index: Option<&str>) -> Result<Option<String>, StartError> {
         let Ok(text) = std::fs::read_to_string(self.code.join(code).join("requirements.txt")) else { return Ok(None) };
         let wanted = requirements(&text)?;
         if wanted.is_empty() {
@@ -96,6 +94,7 @@ impl Codes {
         if dir.is_dir() {
             return Ok(Some(digest));
         }
+        let index = index.map(|i| Supplies { pip_index: i.parse().ok(), ..Supplies::default() }.pip_args());
         let half = self.packages.join(format!("{digest}.half"));
         let _ = std::fs::remove_dir_all(&half);
         // Wheels only: what is installed here is installed as root, and a wheel runs nothing while it is.
@@ -112,6 +111,7 @@ impl Codes {
             ])
             .args(["--only-binary=:all:", "--root-user-action=ignore", "--target"])
             .arg(&half)
+            .args(index.iter().flatten())
             .args(&self.pip_args)
             .arg("--")
             .args(&wanted)
@@ -131,7 +131,7 @@ impl Codes {
     }
 }
 
-fn fault(error: SourceError) -> StartError {
+pub(super) fn fault(error: SourceError) -> StartError {
     if error.is_permanent() { StartError::Code(error.to_string()) } else { StartError::Other(error.into()) }
 }
 

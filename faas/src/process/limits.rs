@@ -8,6 +8,8 @@ use sha2::{Digest as _, Sha256};
 
 /// Memory of an instance that does not say.
 pub(super) const DEFAULT_MEMORY: u64 = 512 << 20;
+/// Least memory of an instance.
+pub(super) const SMALLEST: u64 = 16 << 20;
 /// Processes and threads of one instance.
 pub(super) const PIDS: u64 = 512;
 
@@ -24,7 +26,7 @@ impl Limits {
     pub(super) fn of(resources: Option<&ResourceRequirements>) -> Self {
         let limit = |name: &str| resources?.limits.as_ref()?.get(name).and_then(|q| thousandths(&q.0));
         Self {
-            memory: limit("memory").map_or(DEFAULT_MEMORY, |m| m / 1000).max(16 << 20),
+            memory: limit("memory").map_or(DEFAULT_MEMORY, |m| m / 1000).max(SMALLEST),
             cpu: limit("cpu").map(|c| c.max(10)),
         }
     }

@@ -126,6 +126,12 @@ impl Parent {
         self.write(&json!({"stop": id})).await.context("the warm parent of functions does not listen")
     }
 
+    /// Lets it end, and with it what it started.
+    pub(super) async fn end(&self) {
+        // One that is gone already is as good.
+        let _ = self.writer.lock().await.shutdown().await;
+    }
+
     async fn write(&self, message: &impl Serialize) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');

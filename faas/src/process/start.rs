@@ -6,19 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use rand::Rng as _;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
-use super::limits::{Limits, PIDS};
+use super::code;
+use super::host::{Host, Running};
+use super::job::{Job, Record, Said, Told};
+use super::limits::{Limits, PIDS, SMALLEST};
 use super::parent::{Order, Parent};
-use super::{Host, Running, code, env};
-use crate::api::{FunctionInstanceSpec, FunctionRevision};
-use crate::instance::{Address, Instance, StartError, Times};
+use crate::instance::StartError;
 use crate::runtime::Language;
 
 /// Time for code to be loaded.
@@ -59,31 +58,36 @@ struct Problem {
 }
 
 impl Host {
-    /// Starts an instance and waits until its code is loaded.
-    pub(super) async fn begin(&self, revision: &FunctionRevision) -> Result<Instance, StartError> {
+    /// Starts an instance and waits until its code is loaded. None if the code is not here.
+    pub(super) async fn begin(&self, job: &Job) -> Result<Option<Said>, StartError> {
         let asked = Instant::now();
-        let asked_at = jiff::Timestamp::now();
-        let language = self.language(revision)?;
-        if self.running.lock().len() >= self.config.max_instances {
-            return Err(StartError::NoRoom(format!(
-                "this node runs {} processes of functions already",
-                self.config.max_instances
-            )));
+        let language = job.language;
+        self.can(language).map_err(StartError::Code)?;
+        let limits = Limits { memory: job.memory.max(SMALLEST), cpu: job.cpu };
+        let namespace: Arc<str> = job.namespace.as_str().into();
+        let (function, name): (Arc<str>, Arc<str>) = (job.function.as_str().into(), job.name.as_str().into());
+        {
+            let running = self.running.lock();
+            if running.len() >= self.config.max_instances {
+                return Err(StartError::NoRoom(format!(
+                    "node {} runs {} processes of functions already",
+                    self.config.node, self.config.max_instances
+                )));
+            }
+            if running.values().any(|r| r.namespace == namespace && r.name == name) {
+                return Err(anyhow::anyhow!("there is an instance {name} already").into());
+            }
         }
         let _turn = self.starting.acquire().await.map_err(anyhow::Error::from)?;
-        let ready = self.codes.ready(&self.client, revision, language).await?;
-        let environment = env::resolve(&self.client, revision, &self.config.node).await?;
-        let limits = Limits::of(revision.spec.code.resources.as_ref());
-        let meta = &revision.metadata;
-        let name = format!("{}-{}", meta.name.as_deref().unwrap_or_default(), suffix());
-        let function: Arc<str> = revision.spec.function.as_str().into();
-        let namespace: Arc<str> = meta.namespace.as_deref().unwrap_or("default").into();
+        let Some(ready) = self.codes.ready(&job.code, language, job.pip_index.as_deref()).await? else {
+            return Ok(None);
+        };
         let running = |parent: &Arc<Parent>, ended| Running {
             namespace: namespace.clone(),
-            name: name.as_str().into(),
+            name: name.clone(),
             function: function.clone(),
             parent: Arc::downgrade(parent),
-            ready: false,
+            record: None,
             stopping: false,
             memory: limits.memory,
             ended: vec![ended],
@@ -96,7 +100,7 @@ impl Host {
             let parent = self.parent().await?;
             let id = self.next();
             self.running.lock().insert(id.clone(), running(&parent, tell));
-            let order = self.order(&id, language, &ready, limits, environment.clone(), &function);
+            let order = self.order(&id, language, &ready, limits, job.environment.clone(), &function);
             match self.launch(&parent, order, limits).await {
                 Ok(pipes) => (id, pipes, parent, false),
                 Err(error) => {
@@ -108,11 +112,12 @@ impl Host {
         };
         if let Some(log) = pipes.log.take() {
             let logs = self.logs.clone();
-            let (namespace, instance): (_, Arc<str>) = (namespace.clone(), name.as_str().into());
+            let (namespace, function, instance) = (namespace.clone(), function.clone(), name.clone());
             tokio::spawn(async move { logs.keep(namespace, function, instance, log).await });
         }
         let loaded = async {
             if language == Language::Node {
+                let environment = job.environment.clone();
                 self.specialise(&id, &mut pipes, &ready, spare.then_some(limits), environment).await?;
             }
             pipes.loaded(asked).await
@@ -128,7 +133,7 @@ impl Host {
             reason = ended => Err(StartError::Code(format!(
                 "the process ended while the code was loaded: {}{}",
                 reason.unwrap_or_default(),
-                self.last_lines(revision, &name),
+                self.last_lines(job),
             ))),
         };
         if language == Language::Node {
@@ -144,32 +149,28 @@ impl Host {
                 return Err(error);
             }
         };
-        let spec = FunctionInstanceSpec {
-            function: revision.spec.function.clone(),
-            revision: meta.name.clone().unwrap_or_default(),
-            node: self.config.node.clone(),
-            state: "Running".to_owned(),
-            asked_at: Some(Time(asked_at)),
-            ready_at: Some(Time(jiff::Timestamp::now())),
+        let record = Record {
+            namespace: job.namespace.clone(),
+            function: job.function.clone(),
+            revision: job.revision.clone(),
+            name: job.name.clone(),
+            asked_at: job.asked_at,
+            ready_at: jiff::Timestamp::now(),
         };
         {
-            // Under one lock, so that an end at this very moment is seen by one side.
+            // Under one lock, so that an end at this very moment is seen by one side, and who watches hears all in order.
             let mut all = self.running.lock();
             let Some(running) = all.get_mut(&id) else {
                 return Err(StartError::Code("the process ended as soon as its code was loaded".to_owned()));
             };
-            running.ready = true;
-            self.records.put(&namespace, &name, spec);
+            running.record = Some(record.clone());
+            self.watchers.tell(&Told::Began(record.clone()));
         }
-        Ok(Instance {
-            name,
-            node: self.config.node.clone(),
-            address: Address::Unix(self.run_dir(&id).join("s")),
-            times: Times { asked, started, loaded: Instant::now() },
-        })
+        let after = |moment: Instant| moment.saturating_duration_since(asked).as_secs_f64() * 1000.0;
+        Ok(Some(Said::Ready { record, started: after(started), loaded: after(Instant::now()) }))
     }
 
-    fn run_dir(&self, id: &str) -> PathBuf {
+    pub(super) fn run_dir(&self, id: &str) -> PathBuf {
         self.config.data_dir.join("run").join(id)
     }
 
@@ -177,9 +178,8 @@ impl Host {
         self.number.fetch_add(1, Ordering::Relaxed).to_string()
     }
 
-    fn last_lines(&self, revision: &FunctionRevision, name: &str) -> String {
-        let namespace = revision.metadata.namespace.as_deref().unwrap_or("default");
-        let lines = self.logs.tail(namespace, &revision.spec.function, Some(name), 10);
+    fn last_lines(&self, job: &Job) -> String {
+        let lines = self.logs.tail(&job.namespace, &job.function, Some(&job.name), 10);
         lines.iter().map(|l| format!("\n{}", l.text)).collect()
     }
 
@@ -347,13 +347,6 @@ impl Pipes {
         }
         Ok(Ok(started))
     }
-}
-
-/// Five characters, as names of pods have them.
-fn suffix() -> String {
-    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut random = rand::rng();
-    (0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect()
 }
 
 /// The same files at another place, without copying them.

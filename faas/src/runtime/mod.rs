@@ -13,6 +13,8 @@ pub use pod::{Images, Launch, pod};
 pub(crate) use source::hex;
 pub use source::{File, MAX_BYTES, MAX_ENTRIES, Source, SourceError, fetch, fetch_revision};
 
+use serde::{Deserialize, Serialize};
+
 use crate::api::{Code, FunctionRevision};
 
 /// The runner of Python.
@@ -27,7 +29,8 @@ pub const PORT: u16 = 8080;
 pub const TIMEOUT_SECONDS: u32 = 300;
 
 /// A runtime that is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Language {
     /// CPython 3.8 or newer.
     Python,

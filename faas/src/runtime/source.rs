@@ -126,6 +126,26 @@ impl Source {
         }
     }
 
+    /// The files as a gzipped tar. Blocks.
+    ///
+    /// # Errors
+    /// When a path is longer than a tar takes.
+    pub fn pack(&self) -> std::io::Result<Bytes> {
+        let files = match self {
+            Self::Archive(data) => return Ok(data.clone()),
+            Self::Files(files) => files.as_slice(),
+            Self::Image(_) => &[],
+        };
+        let mut out = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        for file in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(file.content.len() as u64);
+            header.set_mode(0o755);
+            out.append_data(&mut header, &file.path, file.content.as_ref())?;
+        }
+        Ok(out.into_inner()?.finish()?.into())
+    }
+
     /// Writes the files into `directory`, which must be there and empty. Blocks.
     ///
     /// # Errors
@@ -363,6 +383,19 @@ mod tests {
             }
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{entries:?} wrote outside");
         }
+    }
+
+    #[test]
+    fn files_are_the_same_when_packed() {
+        let deep = format!("{}/main.py", "d".repeat(150));
+        let file = |path: &str, content: &'static str| File { path: path.to_owned(), content: content.into() };
+        let files = Source::Files(vec![file("a.py", "x = 1"), file(&deep, "y")]);
+        let packed = Source::Archive(files.pack().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        packed.write(dir.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("a.py")).unwrap(), "x = 1");
+        assert_eq!(std::fs::read_to_string(dir.path().join(deep)).unwrap(), "y");
+        assert_eq!(packed.pack().unwrap(), files.pack().unwrap());
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use base64::Engine as _;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RANGE};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RANGE, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -25,6 +26,8 @@ struct Shelf {
     /// Half a blob each.
     uploads: Mutex<HashMap<String, Vec<u8>>>,
     wheels: Vec<(String, Bytes)>,
+    /// What a header `Authorization` must be for the registry, if anything.
+    password: Option<String>,
 }
 
 /// It ends with this.
@@ -33,12 +36,13 @@ pub(crate) struct Supplier {
     _stop: DropGuard,
 }
 
-/// Starts one that has these wheels.
-pub(crate) async fn start(wheels: &Path) -> Supplier {
+/// Starts one that has these wheels, and whose registry wants this user and password.
+pub(crate) async fn start(wheels: &Path, password: Option<&str>) -> Supplier {
+    let password = password.map(|p| format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(p)));
     let files = std::fs::read_dir(wheels).unwrap().map(|e| e.unwrap().path());
     let wheels =
         files.map(|p| (p.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&p).unwrap().into()));
-    let shelf = Arc::new(Shelf { wheels: wheels.collect(), ..Shelf::default() });
+    let shelf = Arc::new(Shelf { wheels: wheels.collect(), password, ..Shelf::default() });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
     let stopped = stop.clone();
@@ -77,6 +81,10 @@ impl Shelf {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
+        let shown = parts.headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok());
+        if parts.uri.path().starts_with("/v2/") && self.password.is_some() && shown != self.password.as_deref() {
+            return says(401, &[(WWW_AUTHENTICATE, "Basic realm=\"tests\"")], Bytes::new());
+        }
         let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
         let path = parts.uri.path().to_owned();
         let none = || says(404, &[], Bytes::new());

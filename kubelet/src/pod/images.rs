@@ -12,6 +12,7 @@ use super::spec;
 use super::status::Waiting;
 use crate::events::{Kind, Recorder};
 use crate::runtime::{Credentials, Error, Image, Runtime};
+use crate::server::Extension;
 use crate::source::Sources;
 
 /// Delays between failed pulls, by image, and why the last one failed.
@@ -37,6 +38,8 @@ pub struct Fetch<'a> {
     pub recorder: &'a Recorder,
     /// Where pull secrets are.
     pub sources: &'a Sources,
+    /// Where images are that no registry has.
+    pub more: Option<&'a dyn Extension>,
 }
 
 impl Fetch<'_> {
@@ -120,6 +123,10 @@ impl Fetch<'_> {
     }
 
     async fn pull(&self, pod: &Pod, name: &str) -> Result<Image, Error> {
+        if let Some(more) = self.more.filter(|m| m.has_image(name)) {
+            more.bring_image(name).await.map_err(Error::Refused)?;
+            return self.runtime.image(name).await;
+        }
         let mut failure = None;
         let mut keys: Vec<Option<Credentials>> = self.credentials(pod, name).await.into_iter().map(Some).collect();
         if keys.is_empty() {

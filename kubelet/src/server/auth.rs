@@ -1,5 +1,9 @@
 //! Who calls, and whether they may.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
@@ -43,8 +47,15 @@ pub(crate) async fn check(
     }
     let verb = if request.method() == Method::GET { "get" } else { "create" };
     let subresource = subresource(first);
+    let often = subresource == "functions";
+    if often && server.allowed.has(&identity, verb) {
+        return Ok(());
+    }
     for candidate in [subresource, "proxy"] {
         if may(server, &identity, verb, candidate).await {
+            if often {
+                server.allowed.put(identity, verb);
+            }
             return Ok(());
         }
     }
@@ -61,7 +72,35 @@ fn subresource(first: &str) -> &'static str {
         "logs" => "log",
         "healthz" => "healthz",
         "pods" | "runningpods" => "pods",
+        "functions" => "functions",
         _ => "proxy",
+    }
+}
+
+/// Who was allowed to ask for functions a moment ago: a connection to an instance must not wait for the API server each time.
+/// Only what was allowed is kept; a right that is taken away holds for some seconds more.
+#[derive(Default)]
+pub(crate) struct Allowed(Mutex<HashMap<Asked, (Vec<String>, Instant)>>);
+
+/// A user, and what it asked to do.
+type Asked = (String, &'static str);
+
+/// How long that is believed, and of how many.
+const BELIEVED: (Duration, usize) = (Duration::from_secs(10), 64);
+
+impl Allowed {
+    fn has(&self, who: &Identity, verb: &'static str) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&(who.user.clone(), verb))
+            .is_some_and(|(groups, since)| *groups == who.groups && since.elapsed() < BELIEVED.0)
+    }
+
+    fn put(&self, who: Identity, verb: &'static str) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= BELIEVED.1 {
+            all.clear();
+        }
+        all.insert((who.user, verb), (who.groups, Instant::now()));
     }
 }
 
@@ -84,6 +123,28 @@ async fn may(server: &Server, identity: &Identity, verb: &str, subresource: &str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_same_caller_is_believed() {
+        let who = |user: &str, groups: &[&str]| Identity {
+            user: user.into(),
+            groups: groups.iter().map(|g| (*g).into()).collect(),
+        };
+        let allowed = Allowed::default();
+        allowed.put(who("gateway", &["a"]), "create");
+        assert!(allowed.has(&who("gateway", &["a"]), "create"));
+        for (other, verb) in [
+            (who("gateway", &["a"]), "get"),
+            (who("gateway", &["a", "b"]), "create"),
+            (who("system:node:n2", &["a"]), "create"),
+        ] {
+            assert!(!allowed.has(&other, verb), "{other:?} {verb}");
+        }
+        for number in 0..200 {
+            allowed.put(who(&number.to_string(), &[]), "get");
+        }
+        assert!(allowed.0.lock().unwrap().len() <= BELIEVED.1);
+    }
 
     #[test]
     fn certificates_name_their_owner() {

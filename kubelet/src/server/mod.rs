@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -45,7 +46,23 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at one time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
 
-pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+/// A body of an answer.
+pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// What else this process runs on the node, served below `/functions` to who may `get` or `create` `nodes/functions`, and a
+/// source of images that no registry has.
+///
+/// The endpoint authenticates and authorises; what is behind it bounds what it takes.
+pub trait Extension: std::fmt::Debug + Send + Sync + 'static {
+    /// Answers a request of somebody who may ask.
+    fn answer(&self, request: Request<Incoming>) -> BoxFuture<'_, Response<Body>>;
+
+    /// Whether it may have an image of this name. Such an image is asked for here and nowhere else.
+    fn has_image(&self, name: &str) -> bool;
+
+    /// Brings an image to the node's engine. The error says why it does not.
+    fn bring_image<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), String>>;
+}
 
 /// A bound listener.
 pub struct Listener {
@@ -86,11 +103,13 @@ pub(crate) struct Server {
     pub(crate) manager: Arc<Manager>,
     pub(crate) node: Arc<NodeAgent>,
     pub(crate) samples: stats::Samples,
+    pub(crate) allowed: auth::Allowed,
 }
 
 /// Serves until told to stop.
 pub async fn serve(listener: Listener, manager: Arc<Manager>, node: Arc<NodeAgent>, shutdown: CancellationToken) {
-    let server = Arc::new(Server { manager, node, samples: stats::Samples::default() });
+    let server =
+        Arc::new(Server { manager, node, samples: stats::Samples::default(), allowed: auth::Allowed::default() });
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let slot = tokio::select! {
@@ -155,6 +174,10 @@ async fn answer(server: Arc<Server>, identity: Option<Identity>, request: Reques
         ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
             portforward::serve(&server, namespace, pod, request).await
         }
+        ["functions", ..] => match &server.manager.shared.config.functions {
+            Some(functions) => functions.answer(request).await,
+            None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+        },
         ["stats", "summary"] if get => stats::summary(&server).await,
         ["metrics"] if get => metrics::own(&server).await,
         ["metrics", "probes"] if get => metrics::shown(skiff_metrics::text(&[skiff_metrics::Part::Probes])),

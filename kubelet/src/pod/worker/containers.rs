@@ -63,7 +63,12 @@ impl Worker {
             self.shared.runtime.remove(leftover).await?;
         }
         let shared = self.shared.clone();
-        let fetch = Fetch { runtime: &*shared.runtime, recorder: &shared.recorder, sources: &shared.sources };
+        let fetch = Fetch {
+            runtime: &*shared.runtime,
+            recorder: &shared.recorder,
+            sources: &shared.sources,
+            more: shared.config.functions.as_deref(),
+        };
         let (reference, policy) = (container.image.as_deref(), container.image_pull_policy.as_deref());
         let image = match fetch.ensure(&mut self.pulls, &self.pod, &field, reference, policy).await {
             Ok(image) => image,
