@@ -30,7 +30,9 @@ impl Strategy for Attachment {
             (false, None) => errors.required(&at, ONE),
             (true, Some(_)) => errors.forbidden(&at, ONE),
             (false, Some("")) => {
-                errors.required(&at.child("persistentVolumeName"), "must specify non empty persistentVolumeName")
+                let at = at.child("persistentVolumeName");
+                errors.required(&at, "must specify non empty persistentVolumeName");
+                complain(&at, "", names::is_dns1123_subdomain(""), errors);
             }
             (false, Some(n)) => complain(&at.child("persistentVolumeName"), n, names::is_dns1123_subdomain(n), errors),
             (true, None) => {}
