@@ -1,6 +1,7 @@
 //! Builds by a real engine, where one answers and has the base image of `hack/images.sh python`.
 #![allow(clippy::unwrap_used)]
 
+mod served;
 mod supplier;
 
 use std::path::Path;
@@ -10,14 +11,12 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use serde_json::json;
-use skiff_apiserver::Server;
-use skiff_apiserver::auth::User;
+use served::served;
 use skiff_faas::api::FunctionRevision;
 use skiff_faas::build::{BuildError, Builder, Config, Docker, Engine, Supplies};
 use skiff_faas::instance::{Address, Class, StartError};
 use skiff_faas::process::{Access, Host, Processes};
 use skiff_faas::runtime::Images;
-use skiff_storage::embedded::{Embedded, Options};
 use tokio_util::sync::CancellationToken;
 
 const WHEEL: &str = r#"
@@ -49,13 +48,6 @@ fn revision(name: &str, code: serde_json::Value) -> FunctionRevision {
     serde_json::from_value(revision).unwrap()
 }
 
-async fn client(dir: &Path) -> (Server, kube::Client) {
-    let store = Embedded::open(dir.join("store"), Options::default()).unwrap();
-    let server = Server::builder(Arc::new(store)).start().await.unwrap();
-    let client = server.client(User::new("admin", &["system:masters"]));
-    (server, client)
-}
-
 const MAIN: &str = "import skiffsix\ndef main(p):\n    return skiffsix.six\n";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,7 +57,7 @@ async fn an_image_has_the_packages_or_the_reason_why_not() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let (_server, client) = client(dir.path()).await;
+    let (_server, client) = served(dir.path()).await;
     let pip_args = ["--no-index", "--find-links", "/function/wheels"].map(str::to_owned).to_vec();
     let builder = Arc::new(Builder::new(client.clone(), Arc::new(docker), Config { pip_args, ..Config::default() }));
     let build = async |name: &str, files: &[(&str, &str)]| {
@@ -115,7 +107,7 @@ async fn an_image_goes_through_a_registry() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let (_server, client) = client(dir.path()).await;
+    let (_server, client) = served(dir.path()).await;
     archive(&dir.path().join("packages"), &[]);
     let supplier = supplier::start(&dir.path().join("packages/wheels"), Some("team:geheim")).await;
     let at = supplier.address;
@@ -173,7 +165,7 @@ async fn a_process_has_its_packages() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let (_server, client) = client(dir.path()).await;
+    let (_server, client) = served(dir.path()).await;
     let mut config = skiff_faas::process::Config::new("n", dir.path().join("fn"));
     config.pip_args =
         vec!["--no-index".to_owned(), "--find-links".to_owned(), dir.path().join("one/wheels").display().to_string()];

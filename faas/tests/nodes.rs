@@ -1,6 +1,8 @@
 //! Processes on another node, whose agent is a TLS server of the test around the real endpoint. Needs root, as the class itself.
 #![allow(clippy::unwrap_used)]
 
+mod served;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,15 +19,14 @@ use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
+use served::served;
 use skiff_apiserver::Server;
-use skiff_apiserver::auth::User;
 use skiff_apiserver::pki::Pki;
 use skiff_controllers::runtime::definitions::define;
 use skiff_faas::api::{Code, FunctionInstance, FunctionRevision, definitions};
 use skiff_faas::gateway::link::{Body, Link};
 use skiff_faas::instance::{Class, Event, Instance, StartError};
 use skiff_faas::process::{Access, Config, Endpoint, Host, Keys, Processes, Wanted};
-use skiff_storage::embedded::{Embedded, Options};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -99,9 +100,7 @@ async fn world() -> Option<World> {
         return None;
     }
     let dir = tempfile::tempdir().unwrap();
-    let store = Embedded::open(dir.path().join("store"), Options::default()).unwrap();
-    let server = Server::builder(Arc::new(store)).start().await.unwrap();
-    let client = server.client(User::new("admin", &["system:masters"]));
+    let (server, client) = served(dir.path()).await;
     define(&client, "tests", &definitions()).await.unwrap();
     let pki = Pki::ephemeral().unwrap();
     let own = pki.cluster.client("system:skiff-functions", &[]).unwrap();

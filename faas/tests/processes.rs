@@ -1,20 +1,21 @@
 //! Class `process` with real processes and an API server in this process. Needs root, as the class itself.
 #![allow(clippy::unwrap_used)]
 
+mod served;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, ListParams, PostParams};
 use serde_json::json;
+use served::served;
 use skiff_apiserver::Server;
-use skiff_apiserver::auth::User;
 use skiff_controllers::runtime::definitions::define;
 use skiff_faas::api::{FunctionInstance, FunctionRevision, definitions};
 use skiff_faas::instance::{Address, Class, Event, Instance, StartError};
 use skiff_faas::process::{Access, Config, Host, Processes};
 use skiff_faas::runtime::Language;
-use skiff_storage::embedded::{Embedded, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -37,9 +38,7 @@ async fn world() -> Option<World> {
         return None;
     }
     let dir = tempfile::tempdir().unwrap();
-    let store = Embedded::open(dir.path().join("store"), Options::default()).unwrap();
-    let server = Server::builder(Arc::new(store)).start().await.unwrap();
-    let client = server.client(User::new("admin", &["system:masters"]));
+    let (server, client) = served(dir.path()).await;
     define(&client, "tests", &definitions()).await.unwrap();
     let node = Host::new(Config::new("node-1", dir.path().join("fn"))).unwrap();
     node.can(Language::Python).unwrap();
