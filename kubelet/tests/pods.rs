@@ -207,9 +207,15 @@ async fn runs_and_deletes_a_pod() {
     assert_eq!(String::from_utf8_lossy(&answer.stdout), "hello\n");
     let inside = docker(&["exec", &container_id(&pod, 1), "wget", "-qO-", "http://127.0.0.1:8080/x"]);
     assert_eq!(inside.as_deref(), Some("hello"));
+    // Once for each, though containers are made while their sandbox starts.
     for reason in ["Pulled", "Created", "Started"] {
-        assert!(node.has_event(reason), "{reason}");
+        let events = node.fake.list("events");
+        let told = events.iter().filter(|e| e["reason"] == reason).map(|e| e["count"].as_i64().unwrap_or(1));
+        assert_eq!(told.sum::<i64>(), 2, "{reason}: {events:#?}");
     }
+    let of_pod = format!("label=io.kubernetes.pod.uid={}", pod["metadata"]["uid"].as_str().unwrap());
+    let made = docker(&["ps", "-aq", "--filter", &of_pod]).unwrap();
+    assert_eq!(made.lines().count(), 3, "a sandbox and two containers");
     node.fake.delete_pod("default", "web", 10);
     node.until("web", "gone", Value::is_null).await;
     assert!(node.has_event("Killing"));

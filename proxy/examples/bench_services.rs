@@ -40,23 +40,19 @@ fn main() -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
+        // What the kernel takes however little there is: a deletion waits until nobody can see the old state.
+        let mut few = Index::default();
+        put(&mut few, 0, endpoints, true);
+        let mut alone = Proxy::new(Frame { table: "skiff-bench-alone".into(), ..frame.clone() });
+        let first = alone.take(&mut few);
+        alone.apply(&first).await?;
+        steps("beside no other Service", &mut few, &mut alone, 1, endpoints).await?;
+        nft::remove("skiff-bench-alone").await?;
+
         let started = Instant::now();
         proxy.apply(&changes).await?;
         println!("cold load: {:?}", started.elapsed());
-        for (what, count) in [("one endpoint less", endpoints - 1), ("one endpoint more", endpoints)] {
-            let mut times: Vec<Duration> = Vec::new();
-            for i in 0..20 {
-                put(&mut index, i * 7 % services, count, true);
-                // As far apart as in service: the kernel first frees what the last change removed.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                let started = Instant::now();
-                let changes = proxy.take(&mut index);
-                proxy.apply(&changes).await?;
-                times.push(started.elapsed());
-            }
-            times.sort();
-            println!("{what}: median {:?}, worst {:?}", times[10], times[19]);
-        }
+        steps("beside all Services", &mut index, &mut proxy, services, endpoints).await?;
         let started = Instant::now();
         put(&mut index, services, endpoints, true);
         let changes = proxy.take(&mut index);
@@ -67,6 +63,40 @@ fn main() -> anyhow::Result<()> {
         println!("table removed: {:?}", started.elapsed());
         anyhow::Ok(())
     })
+}
+
+/// Takes an endpoint away from some Services one after the other, and gives it back.
+async fn steps(
+    beside: &str,
+    index: &mut Index,
+    proxy: &mut Proxy,
+    services: u32,
+    endpoints: u32,
+) -> anyhow::Result<()> {
+    for turn in ["first", "again"] {
+        for (what, count) in [("one endpoint less", endpoints - 1), ("one endpoint more", endpoints)] {
+            let mut times: Vec<Duration> = Vec::new();
+            for i in 0..20 {
+                let i = i * 7 % services;
+                // Of one Service alone, each step undoes the one before, untimed.
+                if services == 1 {
+                    put(index, i, if count == endpoints { endpoints - 1 } else { endpoints }, true);
+                    let changes = proxy.take(index);
+                    proxy.apply(&changes).await?;
+                }
+                put(index, i, count, true);
+                // As far apart as in service: the kernel first frees what the last change removed.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let started = Instant::now();
+                let changes = proxy.take(index);
+                proxy.apply(&changes).await?;
+                times.push(started.elapsed());
+            }
+            times.sort();
+            println!("{what} {beside}, {turn}: median {:?}, worst {:?}", times[10], times[19]);
+        }
+    }
+    Ok(())
 }
 
 /// Puts Service `i` in, with a virtual address and, one in ten, a node port and affinity.

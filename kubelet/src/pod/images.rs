@@ -42,7 +42,29 @@ pub struct Fetch<'a> {
     pub more: Option<&'a dyn Extension>,
 }
 
+/// Whether an image is pulled where nothing says it: always where the tag is `latest` or there is none.
+fn default_policy(name: &str) -> &'static str {
+    let latest = name.ends_with(":latest") || !name.rsplit('/').next().unwrap_or(name).contains([':', '@']);
+    if latest { "Always" } else { "IfNotPresent" }
+}
+
 impl Fetch<'_> {
+    /// The image where it is on this machine and the policy asks no registry. Tells an event only then.
+    pub async fn present(&self, pod: &Pod, field: &str, name: Option<&str>, policy: Option<&str>) -> Option<Image> {
+        let name = name.filter(|n| valid_reference(n))?;
+        if !matches!(policy.unwrap_or(default_policy(name)), "Never" | "IfNotPresent") {
+            return None;
+        }
+        let image = self.runtime.image(name).await.ok()?;
+        self.tell_present(pod, field, name);
+        Some(image)
+    }
+
+    fn tell_present(&self, pod: &Pod, field: &str, name: &str) {
+        let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
+        self.recorder.pod(pod, Some(field.to_owned()), Kind::Normal, "Pulled", message);
+    }
+
     /// The image that a container runs or shows as a volume, pulled if need be; or why the container must wait.
     pub async fn ensure(
         &self,
@@ -73,13 +95,9 @@ impl Fetch<'_> {
                 return Err(waiting("ImageInspectError", message));
             }
         };
-        let latest = name.ends_with(":latest") || !name.rsplit('/').next().unwrap_or(&name).contains([':', '@']);
-        let default = if latest { "Always" } else { "IfNotPresent" };
-        match (policy.unwrap_or(default), present) {
+        match (policy.unwrap_or(default_policy(&name)), present) {
             ("Never" | "IfNotPresent", Some(image)) => {
-                let message =
-                    format!("Container image {name:?} already present on machine and can be accessed by the pod");
-                event(Kind::Normal, "Pulled", message);
+                self.tell_present(pod, field, &name);
                 return Ok(image);
             }
             ("Never", None) => {

@@ -132,6 +132,8 @@ pub struct Worker {
     probes: Probes,
     signalled: HashSet<String>,
     resources: HashMap<String, String>,
+    /// Containers that were made while their sandbox started, by their names.
+    ahead: HashMap<String, containers::Ahead>,
     failures: u32,
     stale_status: bool,
     usage_seen: Option<Instant>,
@@ -162,6 +164,7 @@ impl Worker {
             probes,
             signalled: HashSet::new(),
             resources: HashMap::new(),
+            ahead: HashMap::new(),
             failures: 0,
             stale_status: false,
             usage_seen: None,
@@ -395,11 +398,16 @@ impl Worker {
     }
 
     fn plan(&self, snapshot: &Snapshot) -> plan::Plan {
+        self.plan_in(snapshot, snapshot.sandbox().map(|s| s.id.as_str()))
+    }
+
+    /// What would be next in this sandbox.
+    fn plan_in(&self, snapshot: &Snapshot, sandbox: Option<&str>) -> plan::Plan {
         let health = self.probes.health();
         plan::plan(&Observed {
             pod: &self.pod,
             containers: &snapshot.containers,
-            sandbox: snapshot.sandbox().map(|s| s.id.as_str()),
+            sandbox,
             started: &|id| health.get(id).is_some_and(|h| h.started),
             failed: &|id| self.probes.failed(id),
         })

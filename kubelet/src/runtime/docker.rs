@@ -23,6 +23,7 @@ use bollard::query_parameters::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use jiff::Timestamp;
+use tokio::sync::oneshot;
 
 use super::{
     Attached, Container, ContainerConfig, Credentials, Error, Event, ExecConfig, Image, Info, LogOptions, Mount, Out,
@@ -115,7 +116,7 @@ impl Runtime for Docker {
         inspected.into_iter().filter(|r| !matches!(r, Err(Error::NotFound(_)))).collect()
     }
 
-    async fn create_sandbox(&self, config: &SandboxConfig) -> Result<String> {
+    async fn create_sandbox(&self, config: &SandboxConfig, made: oneshot::Sender<String>) -> Result<String> {
         let host = |on: bool| on.then(|| "host".to_string());
         let body = ContainerCreateBody {
             hostname: (!config.host_network).then(|| config.hostname.clone()),
@@ -135,6 +136,8 @@ impl Runtime for Docker {
             ..Default::default()
         };
         let id = self.create(&config.name, body).await?;
+        // Nobody need listen.
+        let _ = made.send(id.clone());
         self.start(&id).await?;
         Ok(id)
     }

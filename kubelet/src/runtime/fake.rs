@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use futures::Stream;
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::{
     Attached, Container, ContainerConfig, Credentials, Error, Event, ExecConfig, Image, Info, LogOptions, OutputStream,
@@ -132,8 +132,9 @@ impl Runtime for Fake {
         Ok(self.with(|all| all.values().filter(wanted).cloned().collect()))
     }
 
-    async fn create_sandbox(&self, config: &SandboxConfig) -> Result<String> {
+    async fn create_sandbox(&self, config: &SandboxConfig, made: oneshot::Sender<String>) -> Result<String> {
         let id = self.add(&config.name, "sandbox", "pause", &config.labels)?;
+        let _ = made.send(id.clone());
         self.run(&id)?;
         Ok(id)
     }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use futures::Stream;
+use tokio::sync::oneshot;
 
 use super::{
     Attached, Container, ContainerConfig, Credentials, Error, Event, ExecConfig, Image, Info, LogOptions, OutputStream,
@@ -34,12 +35,12 @@ impl<R: Runtime> Runtime for Measured<R> {
         timed("list_containers", self.0.list(pod_uid)).await
     }
 
-    async fn create_sandbox(&self, config: &SandboxConfig) -> Result<String> {
-        let made = timed("run_podsandbox", self.0.create_sandbox(config)).await;
-        if made.is_ok() {
+    async fn create_sandbox(&self, config: &SandboxConfig, made: oneshot::Sender<String>) -> Result<String> {
+        let started = timed("run_podsandbox", self.0.create_sandbox(config, made)).await;
+        if started.is_ok() {
             AGENT.started_pods.inc();
         }
-        made
+        started
     }
 
     async fn create_container(&self, config: &ContainerConfig) -> Result<String> {

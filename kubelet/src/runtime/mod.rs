@@ -15,6 +15,7 @@ use bytes::Bytes;
 use futures::Stream;
 use jiff::Timestamp;
 use tokio::io::AsyncWrite;
+use tokio::sync::oneshot;
 
 pub mod docker;
 pub mod fake;
@@ -349,8 +350,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Sandboxes and containers of this node, of one pod or of all, running or not.
     async fn list(&self, pod_uid: Option<&str>) -> Result<Vec<Container>>;
-    /// Makes and starts a sandbox; answers its identifier.
-    async fn create_sandbox(&self, config: &SandboxConfig) -> Result<String>;
+    /// Makes and starts a sandbox; answers its identifier. `made` is told it as soon as there is one, while it starts:
+    /// containers that name it can be made then.
+    async fn create_sandbox(&self, config: &SandboxConfig, made: oneshot::Sender<String>) -> Result<String>;
     /// Makes a container; answers its identifier.
     async fn create_container(&self, config: &ContainerConfig) -> Result<String>;
     /// Starts a container.

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, Volume};
+use tokio::sync::oneshot;
 
-use super::{Snapshot, Worker};
+use super::{Shared, Snapshot, Worker};
 use crate::events::Kind as EventKind;
 use crate::pod::config::{self, Context};
 use crate::pod::fields::Facts;
@@ -26,6 +27,31 @@ fn image_volumes(pod: &Pod, container: &Spec) -> Vec<Volume> {
     let mounted = |v: &Volume| container.volume_mounts.iter().flatten().any(|m| m.name == v.name);
     let volumes = spec::spec(pod).volumes.iter().flatten();
     volumes.filter(|v| v.image.is_some() && mounted(v)).cloned().collect()
+}
+
+/// A container that was made while its sandbox started.
+pub(super) struct Ahead {
+    id: String,
+    made: ContainerConfig,
+    attempt: i32,
+    /// Digest of what the pod said of it then.
+    spec: String,
+}
+
+impl Ahead {
+    /// Whether it is what is to be started there now.
+    fn is_for(&self, sandbox: &str, start: &Start) -> bool {
+        self.made.sandbox == sandbox && self.attempt == start.attempt && self.spec == spec::hash(&start.container)
+    }
+}
+
+fn fetch(shared: &Shared) -> Fetch<'_> {
+    Fetch {
+        runtime: &*shared.runtime,
+        recorder: &shared.recorder,
+        sources: &shared.sources,
+        more: shared.config.functions.as_deref(),
+    }
 }
 
 impl Worker {
@@ -59,16 +85,16 @@ impl Worker {
                 return Ok(Some(left));
             }
         }
+        let ahead = self.ahead.remove(name);
+        if let Some(ahead) = ahead.filter(|a| leftover.as_ref() == Some(&a.id) && a.is_for(sandbox, start)) {
+            let failed = self.run_made(&field, *role, container, &ahead.made, ahead.id).await?;
+            return Ok(self.settle(&field, name, failed));
+        }
         if let Some(leftover) = leftover {
             self.shared.runtime.remove(leftover).await?;
         }
         let shared = self.shared.clone();
-        let fetch = Fetch {
-            runtime: &*shared.runtime,
-            recorder: &shared.recorder,
-            sources: &shared.sources,
-            more: shared.config.functions.as_deref(),
-        };
+        let fetch = fetch(&shared);
         let (reference, policy) = (container.image.as_deref(), container.image_pull_policy.as_deref());
         let image = match fetch.ensure(&mut self.pulls, &self.pod, &field, reference, policy).await {
             Ok(image) => image,
@@ -116,15 +142,52 @@ impl Worker {
             let backoff = self.crashes.entry(name.clone()).or_default();
             backoff.tried(now, now);
         }
+        Ok(self.settle(&field, name, failed))
+    }
+
+    /// Notes how a start went; answers when to try again.
+    fn settle(&mut self, field: &str, name: &str, failed: Option<Waiting>) -> Option<Duration> {
         match failed {
             Some(waiting) => {
-                self.fail(&field, name, waiting);
-                Ok(Some(CONFIG_RETRY))
+                self.fail(field, name, waiting);
+                Some(CONFIG_RETRY)
             }
             None => {
                 self.waiting.remove(name);
-                Ok(None)
+                None
             }
+        }
+    }
+
+    /// Makes the containers that come first in a sandbox which starts meanwhile, as far as nothing has to be fetched or
+    /// waited for. What fails here is not told: the start itself will meet it, and then removes what is left over.
+    pub(super) async fn make_ahead(&mut self, snapshot: &Snapshot, sandbox: oneshot::Receiver<String>) {
+        self.ahead.clear();
+        // Without an address the container's environment and files cannot be known.
+        let (Some(pod_ip), Ok(sandbox)) = (self.pod_ip(), sandbox.await) else { return };
+        let shared = self.shared.clone();
+        let facts = Facts { pod_ip: Some(pod_ip), ..self.facts() };
+        for start in self.plan_in(snapshot, Some(&sandbox)).start {
+            let Start { role, container, attempt, previous, leftover } = &start;
+            if previous.is_some() || leftover.is_some() || !image_volumes(&self.pod, container).is_empty() {
+                continue;
+            }
+            let field = spec::field_path(*role, &container.name);
+            let (reference, policy) = (container.image.as_deref(), container.image_pull_policy.as_deref());
+            let Some(image) = fetch(&shared).present(&self.pod, &field, reference, policy).await else { continue };
+            let context = Context {
+                config: &shared.config,
+                pod: &self.pod,
+                facts: &facts,
+                sources: &shared.sources,
+                volumes: &shared.volumes,
+                sandbox: &sandbox,
+            };
+            let Ok(made) = config::container(&context, container, &image, *attempt).await else { continue };
+            let Ok(id) = shared.runtime.create_container(&made).await else { continue };
+            shared.recorder.pod(&self.pod, Some(field), EventKind::Normal, "Created", "Container created");
+            self.ahead
+                .insert(container.name.clone(), Ahead { id, made, attempt: *attempt, spec: spec::hash(container) });
         }
     }
 
@@ -156,7 +219,25 @@ impl Worker {
                 return Ok(Some(Waiting { reason: "CreateContainerError".into(), message: error.to_string() }));
             }
         };
+        drop(turn);
         event(EventKind::Normal, "Created", "Container created");
+        self.run_made(field, role, container, made, id).await
+    }
+
+    /// Starts what was made.
+    async fn run_made(
+        &mut self,
+        field: &str,
+        role: Role,
+        container: &Spec,
+        made: &ContainerConfig,
+        id: String,
+    ) -> Result<Option<Waiting>, anyhow::Error> {
+        let shared = self.shared.clone();
+        let event = |kind, reason: &str, message: &str| {
+            shared.recorder.pod(&self.pod, Some(field.to_string()), kind, reason, message)
+        };
+        let turn = shared.starts.acquire().await?;
         if let Err(error) = shared.runtime.start(&id).await {
             if matches!(error, RuntimeError::Unavailable(_) | RuntimeError::Timeout(_)) {
                 return Err(error.into());

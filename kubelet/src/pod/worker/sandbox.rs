@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::oneshot;
 
 use super::{Snapshot, Worker, config, spec};
 use crate::cni::Link;
@@ -29,8 +30,11 @@ impl Worker {
         let wanted = config::sandbox(&self.pod, label_ip, attempt as usize, &self.shared.config.cluster_domain);
         let shared = self.shared.clone();
         let _turn = shared.starts.acquire().await?;
-        let made = match self.shared.runtime.create_sandbox(&wanted).await {
-            Ok(id) => self.shared.runtime.inspect(&id).await,
+        // Making a container takes the engine a good part of what starting one takes, so the first are made meanwhile.
+        let (tell, sandbox) = oneshot::channel();
+        let (made, ()) = tokio::join!(shared.runtime.create_sandbox(&wanted, tell), self.make_ahead(snapshot, sandbox));
+        let made = match made {
+            Ok(id) => shared.runtime.inspect(&id).await,
             // A step that was cut short made it already; the next look finds it.
             Err(RuntimeError::Conflict(_)) => return Ok(()),
             Err(error) => Err(error),
@@ -83,7 +87,8 @@ impl Worker {
             };
             let address = self.shared.network.connect(&link).await?;
             if self.address.replace(address) != Some(address) {
-                // Nobody knew it when the files were made.
+                // Nobody knew it when the files were made, nor when containers were.
+                self.ahead.clear();
                 let directory = self.shared.volumes.pod_dir(&self.uid);
                 config::name_files(&self.shared.config, &self.pod, &directory, Some(address))
                     .map_err(|e| NetError::Io("write the files with names", e))?;
