@@ -175,7 +175,7 @@ pub fn payload(value: &Bytes, revision: Revision) -> Payload {
 /// When the store cannot be read.
 pub async fn answer(server: &Inner) -> Result<http::Response<Body>, Status> {
     let range = server.store.range("/", None, 0, 0).await.map_err(storage_error)?;
-    let entries = range.entries.into_iter().map(|e| (e.key.to_string(), e.revision, e.value)).collect();
+    let entries = range.entries.into_iter().map(|e| (e.key.to_string(), e.revision, e.value.clone())).collect();
     let backup = Backup { revision: range.revision, files: vec![], entries };
     let bytes = backup.encode().map_err(|e| Status::internal(e.to_string()))?;
     let mut response = http::Response::new(Body::full(bytes));

@@ -232,7 +232,7 @@ async fn follow(server: Arc<Inner>) {
 /// Reads every node once.
 async fn round(server: &Arc<Inner>) {
     let Ok(nodes) = server.collection("", "nodes") else { return };
-    let names: Vec<String> = nodes.cache.list(&nodes.prefix).objects.iter().map(|o| o.meta.name().to_owned()).collect();
+    let names: Vec<String> = nodes.cache.list(&nodes.prefix).objects.iter().map(|o| o.name().to_owned()).collect();
     let asked = futures::stream::iter(names).map(|name| async move {
         let read = async {
             let (address, port) = agent_of(server, &name)?;

@@ -190,14 +190,13 @@ impl Inner {
         // The last object of each key the history mentions; what it leads to are the present objects.
         let mut then: HashMap<Arc<str>, Arc<Object>> = HashMap::new();
         for change in &history {
-            let previous = then.remove(&change.key).or_else(|| {
-                let value = change.previous.clone()?;
-                let revision = change.previous_revision;
-                Some(object(&config.extract, Entry { key: Arc::clone(&change.key), value, revision }))
+            let previous = then.remove(change.key()).or_else(|| {
+                let previous = change.previous.as_ref()?;
+                Some(object(&config.extract, previous))
             });
             if let Some(event) = event(&config.extract, change, previous) {
                 if change.kind != ChangeKind::Deleted {
-                    then.insert(Arc::clone(&change.key), Arc::clone(&event.object));
+                    then.insert(Arc::clone(&change.entry.key), Arc::clone(&event.object));
                 }
                 state.window.push_back(event);
             }
@@ -205,7 +204,7 @@ impl Inner {
         state.last = revision;
         for entry in entries {
             let known = then.remove(&entry.key).filter(|o| o.revision == entry.revision);
-            state.put(&known.unwrap_or_else(|| object(&config.extract, entry)));
+            state.put(&known.unwrap_or_else(|| object(&config.extract, &entry)));
         }
         Self {
             prefix: prefix.into(),
@@ -237,9 +236,9 @@ impl Inner {
     }
 }
 
-fn object(extract: &Extract, entry: Entry) -> Arc<Object> {
+fn object(extract: &Extract, entry: &Arc<Entry>) -> Arc<Object> {
     let meta = extract(&entry.key, &entry.value);
-    Arc::new(Object { key: entry.key, value: entry.value, revision: entry.revision, meta })
+    Arc::new(Object { entry: Arc::clone(entry), meta })
 }
 
 /// The event of a change; `None` for the deletion of what nobody knew.
@@ -247,8 +246,7 @@ fn event(extract: &Extract, change: &Change, previous: Option<Arc<Object>>) -> O
     let object = if change.kind == ChangeKind::Deleted {
         Arc::clone(previous.as_ref()?)
     } else {
-        let entry = Entry { key: Arc::clone(&change.key), value: change.value.clone(), revision: change.revision };
-        object(extract, entry)
+        object(extract, &change.entry)
     };
     let made = std::time::Instant::now();
     Some(Arc::new(Event {
@@ -262,15 +260,12 @@ fn event(extract: &Extract, change: &Change, previous: Option<Arc<Object>>) -> O
 }
 
 impl Sink for Inner {
-    fn apply(&self, changes: &[Arc<Change>]) {
+    fn apply(&self, changes: &[Change]) {
         let made = std::time::Instant::now();
         // Extraction reads whole values, so it happens before the lock.
         let objects: Vec<Option<Arc<Object>>> = changes
             .iter()
-            .map(|c| {
-                let entry = || Entry { key: Arc::clone(&c.key), value: c.value.clone(), revision: c.revision };
-                (c.kind != ChangeKind::Deleted).then(|| object(&self.config.extract, entry()))
-            })
+            .map(|c| (c.kind != ChangeKind::Deleted).then(|| object(&self.config.extract, &c.entry)))
             .collect();
         let mut touched = self.touched.lock();
         let mut state = self.state.write();
@@ -279,12 +274,12 @@ impl Sink for Inner {
             state.last = change.revision;
             let previous = match &new {
                 Some(object) => state.put(object),
-                None => state.remove(&change.key),
+                None => state.remove(change.key()),
             };
             let Some(object) = new.or_else(|| previous.clone()) else { continue };
             let (kind, revision) = (change.kind, change.revision);
             let event = Arc::new(Event { kind, object, previous, revision, made, frame: Mutex::default() });
-            state.lanes.push(&event, self.namespace_end(&change.key), &mut touched);
+            state.lanes.push(&event, self.namespace_end(change.key()), &mut touched);
             state.window.push_back(event);
             if let Some(older) = state.window.len().checked_sub(FRAMED + 1) {
                 *state.window[older].frame.lock() = None;

@@ -27,12 +27,12 @@ impl Sinks {
     }
 
     /// Hands each sink its part of the batch; answers those who got something.
-    pub(crate) fn apply(&self, changes: &[Arc<Change>]) -> Vec<Arc<dyn Sink>> {
-        let mut parts: HashMap<&str, Vec<Arc<Change>>> = HashMap::new();
+    pub(crate) fn apply(&self, changes: &[Change]) -> Vec<Arc<dyn Sink>> {
+        let mut parts: HashMap<&str, Vec<Change>> = HashMap::new();
         for change in changes {
-            for (at, _) in change.key.match_indices('/') {
-                if let Some((prefix, _)) = self.0.get_key_value(&change.key[..=at]) {
-                    parts.entry(prefix).or_default().push(Arc::clone(change));
+            for (at, _) in change.key().match_indices('/') {
+                if let Some((prefix, _)) = self.0.get_key_value(&change.key()[..=at]) {
+                    parts.entry(prefix).or_default().push(change.clone());
                 }
             }
         }

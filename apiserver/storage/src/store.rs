@@ -44,7 +44,8 @@ impl Payload {
     }
 }
 
-/// One key as stored: finished bytes and the revision of the write that made them.
+/// One key as stored: finished bytes and the revision of the write that made them. Whoever keeps it shares it: the present
+/// state, the history and every cache have the same one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Full key, for example `/registry/pods/default/web-0`.
@@ -87,28 +88,32 @@ pub enum ChangeKind {
     Deleted,
 }
 
-/// One step of the history. `value` is the new value, or for a deletion the last value before it.
+/// One step of the history. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// How the key changed.
     pub kind: ChangeKind,
-    /// The key.
-    pub key: Arc<str>,
-    /// New finished bytes; for [`ChangeKind::Deleted`] the last bytes, with the version they had.
-    pub value: Bytes,
-    /// The bytes before this change, if the key existed and the history still has them.
-    pub previous: Option<Bytes>,
-    /// Revision of the write that made `previous`; 0 where there was none.
-    pub previous_revision: Revision,
+    /// What is there now; for [`ChangeKind::Deleted`] what was there last, with the version it had.
+    pub entry: Arc<Entry>,
+    /// What was there before, if the key existed and the history still has it. For a deletion the same as `entry`.
+    pub previous: Option<Arc<Entry>>,
     /// Revision of this change.
     pub revision: Revision,
+}
+
+impl Change {
+    /// The key that changed.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.entry.key
+    }
 }
 
 /// Result of a range read.
 #[derive(Clone, Debug)]
 pub struct Range {
     /// Entries in byte order of their keys.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<Arc<Entry>>,
     /// Whether `limit` cut the answer short.
     pub more: bool,
     /// Revision of the snapshot that was read.
@@ -119,10 +124,10 @@ pub struct Range {
 #[derive(Clone, Debug)]
 pub struct Attached {
     /// Present entries under the prefix, in key order.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<Arc<Entry>>,
     /// The kept changes under the prefix, oldest first, the last of them at or below `revision`. A driver whose history
     /// lives elsewhere may leave this empty and set `compacted` to `revision`.
-    pub history: Vec<Arc<Change>>,
+    pub history: Vec<Change>,
     /// `history` is complete after this revision.
     pub compacted: Revision,
     /// Revision of the snapshot; the sink hears of everything later.
@@ -136,7 +141,7 @@ pub struct Attached {
 /// The calls come from the path of every write: they must be short, must not block, and must not call the store.
 pub trait Sink: Send + Sync {
     /// These changes are durable. Never empty; each change is delivered once.
-    fn apply(&self, changes: &[Arc<Change>]);
+    fn apply(&self, changes: &[Change]);
     /// Everything applied so far may be announced. Called after the writers were answered, so that waking many watchers
     /// delays nobody's answer.
     fn wake(&self);
@@ -201,7 +206,7 @@ pub enum Error {
     #[error("the key was changed by someone else")]
     Conflict {
         /// The present entry.
-        current: Option<Entry>,
+        current: Option<Arc<Entry>>,
     },
     /// The revision is older than the kept history. List again.
     #[error("revision {requested} has been compacted; the oldest kept is {oldest}")]
@@ -271,7 +276,7 @@ pub trait Store: Send + Sync + 'static {
     fn revision(&self) -> BoxFuture<'_, Result<Revision>>;
 
     /// The present entry of `key`.
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>>>;
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Arc<Entry>>>>;
 
     /// Entries whose keys start with `prefix`, from `start` (a key, inclusive) if given, at most `limit` (0: all), as of
     /// `revision` (0: latest). An older revision answers exactly what was there then, or [`Error::Compacted`].

@@ -100,7 +100,7 @@ impl Set {
         for (place, collection) in collections.iter().enumerate() {
             // In the order of names.
             for object in collection.cache.list(&collection.prefix).objects {
-                let id = (place, object.meta.name().to_owned());
+                let id = (place, object.name().to_owned());
                 let known = before.known.get(&id).filter(|(r, _)| *r == object.revision).map(|(_, c)| c.clone());
                 let compiled = match known {
                     Some(c) => c,

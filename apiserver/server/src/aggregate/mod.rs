@@ -140,7 +140,7 @@ impl Follower {
     /// Brings everything in line with what is stored; the watch begins where that was read.
     async fn catch_up(&mut self) -> Result<Watcher, Status> {
         let (snapshot, watcher) = self.services.follow().await?;
-        let present: Vec<&str> = snapshot.objects.iter().map(|o| o.meta.name()).collect();
+        let present: Vec<&str> = snapshot.objects.iter().map(|o| o.name()).collect();
         let gone: Vec<String> = self.tended.keys().filter(|n| !present.contains(&n.as_str())).cloned().collect();
         for name in gone.iter().map(String::as_str).chain(present) {
             self.settle(name);
@@ -156,7 +156,7 @@ impl Follower {
                 () = stop.cancelled() => return,
             };
             if let Some(Ok(event)) = event {
-                self.settle(event.object.meta.name());
+                self.settle(event.object.name());
                 continue;
             }
             // The watch fell behind or the store is closing: begin anew.
@@ -286,8 +286,8 @@ impl Changes {
         let each = self.0.into_iter().map(|mut watcher| {
             Box::pin(async move {
                 while let Some(Ok(event)) = watcher.next().await {
-                    let m = &event.object.meta;
-                    if m.label("kubernetes.io/service-name").unwrap_or_else(|| m.name()) == name {
+                    let o = &event.object;
+                    if o.meta.label("kubernetes.io/service-name").unwrap_or_else(|| o.name()) == name {
                         return;
                     }
                 }

@@ -106,7 +106,7 @@ impl Follower {
     /// Brings everything in line with what is stored; the watch begins where that was read.
     async fn catch_up(&mut self) -> Result<Watcher, Status> {
         let (snapshot, watcher) = self.definitions.follow().await?;
-        let present: Vec<String> = snapshot.objects.iter().map(|o| o.meta.name().to_owned()).collect();
+        let present: Vec<String> = snapshot.objects.iter().map(|o| o.name().to_owned()).collect();
         let gone: Vec<String> = self.served.keys().filter(|n| !present.contains(n)).cloned().collect();
         for name in gone {
             self.withdraw(&name).await?;
@@ -125,7 +125,7 @@ impl Follower {
                 () = stop.cancelled() => return,
             };
             let done = match event {
-                Some(Ok(event)) => self.changed(event.object.meta.name()).await,
+                Some(Ok(event)) => self.changed(event.object.name()).await,
                 // The watch fell behind or the store is closing: begin anew.
                 Some(Err(_)) | None => Err(Status::unavailable("the watch of definitions ended")),
             };
@@ -165,7 +165,7 @@ impl Follower {
         let present = self.definitions.cache.list(&self.definitions.prefix).objects;
         let mut briefs = HashMap::with_capacity(present.len());
         for object in present {
-            let name = object.meta.name().to_owned();
+            let name = object.name().to_owned();
             let known = self.briefs.remove(&name).filter(|(revision, _)| *revision == object.revision);
             let brief = known.unwrap_or_else(|| {
                 let crd: Value = serde_json::from_slice(&object.value).unwrap_or_default();

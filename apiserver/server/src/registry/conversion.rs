@@ -12,6 +12,7 @@ use skiff_core::invalid::quote_str;
 use skiff_core::meta;
 use skiff_core::resources::group_version;
 use skiff_core::status::Status;
+use skiff_storage::Entry;
 use skiff_storage::cache::Object;
 use tokio::time::Instant;
 
@@ -102,7 +103,8 @@ impl Conversion {
 /// An object with other bytes.
 #[must_use]
 pub fn with_value(o: &Object, value: bytes::Bytes) -> Object {
-    Object { key: Arc::clone(&o.key), value, revision: o.revision, meta: o.meta.clone() }
+    let entry = Entry { key: Arc::clone(&o.key), value, revision: o.revision };
+    Object { entry: Arc::new(entry), meta: o.meta.clone() }
 }
 
 /// Whether it is the same object in the version that was asked for.

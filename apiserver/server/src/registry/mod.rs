@@ -12,6 +12,7 @@ pub mod object;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -176,7 +177,8 @@ impl Collection {
         since: Revision,
     ) -> skiff_storage::Result<Self> {
         let indexed = strategy.fields().iter().copied().filter(|f| *f == "spec.nodeName").collect();
-        let cache = Cache::open(Arc::clone(&store), &prefix, Config { extract: extractor(strategy), indexed }).await?;
+        let config = Config { extract: extractor(strategy, namespaced), indexed };
+        let cache = Cache::open(Arc::clone(&store), &prefix, config).await?;
         Ok(Self { prefix, namespaced, cache, store, since })
     }
 
@@ -268,27 +270,24 @@ struct Head<'a> {
 #[serde(default)]
 struct HeadMeta<'a> {
     #[serde(borrow)]
-    namespace: Cow<'a, str>,
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-    #[serde(borrow)]
     uid: Cow<'a, str>,
     labels: BTreeMap<String, String>,
 }
 
 /// Reads what lists and watches select by.
-fn extractor(strategy: Arc<dyn Strategy>) -> Extract {
+fn extractor(strategy: Arc<dyn Strategy>, namespaced: bool) -> Extract {
     Arc::new(move |_key, bytes| {
         let fields = strategy.fields();
         let head: Head<'_> = serde_json::from_slice(bytes).unwrap_or_default();
         let m = &head.metadata;
         let labels = m.labels.iter().map(|(k, v)| (k.as_str(), v.as_str()));
-        let mut meta = Meta::new(&m.namespace, &m.name, &m.uid, labels);
+        let mut meta = Meta::new(namespaced, &m.uid, labels);
         if !fields.is_empty() {
             let v: Value = serde_json::from_slice(bytes).unwrap_or_default();
             meta.fields = selectable(&*strategy, &v);
         }
-        meta.version_at = object::version_range(bytes).and_then(|r| u32::try_from(r.start).ok());
+        meta.version_at =
+            object::version_range(bytes).and_then(|r| u32::try_from(r.start).ok()).and_then(NonZeroU32::new);
         meta
     })
 }

@@ -98,14 +98,14 @@ pub async fn create(
     claims.exp = now + seconds;
     claims.jti = uuid::Uuid::new_v4().to_string();
     claims.sub = format!("system:serviceaccount:{ns}:{name}");
-    claims.kubernetes.serviceaccount = Reference { name: name.clone(), uid: account.meta.uid().to_owned() };
+    claims.kubernetes.serviceaccount = Reference { name: name.clone(), uid: account.meta.uid().into_owned() };
     let expiry = jiff::Timestamp::from_second(claims.exp).unwrap_or(jiff::Timestamp::MAX);
     let token = server.tokens.sign(claims).map_err(Status::internal)?;
     {
         let m = meta::meta_mut(&mut obj);
         m.insert("name".into(), name.into());
         m.insert("namespace".into(), ns.into());
-        m.insert("uid".into(), account.meta.uid().into());
+        m.insert("uid".into(), account.meta.uid().into_owned().into());
         m.insert("creationTimestamp".into(), crate::verbs::write::now().into());
     }
     crate::ownership::track_virtual(&sub.model, "token", &mut obj, &options.manager);

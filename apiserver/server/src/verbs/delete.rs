@@ -56,7 +56,7 @@ pub async fn delete_collection(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut
     let listing = super::list::present(server, kind, listing, &selection).await?;
     let mut out = Vec::with_capacity(listing.objects.len());
     for o in listing.objects {
-        let (ns, name) = (o.meta.namespace().to_owned(), o.meta.name().to_owned());
+        let (ns, name) = (o.namespace().to_owned(), o.name().to_owned());
         if kind.hooks.refuse_delete(&name).is_some() {
             continue;
         }

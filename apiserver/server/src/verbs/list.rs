@@ -74,21 +74,21 @@ impl Selection {
     /// Whether a stored object is selected, as far as can be told without converting it.
     #[must_use]
     pub fn matches(&self, o: &Object) -> bool {
-        (self.labels.is_everything() || self.labels.matches(&Labelled(&o.meta))) && Self::fit(&self.fields, &o.meta)
+        (self.labels.is_everything() || self.labels.matches(&Labelled(&o.meta))) && Self::fit(&self.fields, o)
     }
 
     /// Whether an object that was selected is, after [`Kind::present`].
     #[must_use]
     pub fn matches_presented(&self, o: &Object) -> bool {
-        Self::fit(&self.converted, &o.meta)
+        Self::fit(&self.converted, o)
     }
 
-    fn fit(fields: &FieldSelector, m: &Meta) -> bool {
+    fn fit(fields: &FieldSelector, o: &Object) -> bool {
         let field = |name: &str, value: &str| match name {
-            "metadata.name" => m.name() == value,
-            "metadata.namespace" => m.namespace() == value,
+            "metadata.name" => o.name() == value,
+            "metadata.namespace" => o.namespace() == value,
             _ => {
-                let mut values = m.values(name).peekable();
+                let mut values = o.meta.values(name).peekable();
                 if values.peek().is_none() { value.is_empty() } else { values.any(|v| v == value) }
             }
         };

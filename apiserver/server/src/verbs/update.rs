@@ -82,7 +82,7 @@ pub async fn replace(
         };
         let uid = meta::uid(&obj);
         if !uid.is_empty() && uid != old.meta.uid() {
-            let why = uid_mismatch(&old.key, uid, old.meta.uid());
+            let why = uid_mismatch(&old.key, uid, &old.meta.uid());
             return Err(Status::conflict(kind.group(), kind.plural(), &name, why));
         }
         let locked = check_version(kind, &obj, &name, old.revision)?;

@@ -1,38 +1,45 @@
 //! What a cache holds: objects, events, views.
 
+use std::borrow::Cow;
+use std::num::NonZeroU32;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
+use uuid::Uuid;
 
-use crate::store::{ChangeKind, Revision};
+use crate::store::{ChangeKind, Entry, Revision};
 
 /// The few fields of an object the server selects by, extracted once per write.
 ///
-/// There is one of these per stored object, so its texts share one allocation, in the order namespace, name, uid, then
-/// each label's key and value; each has its length before it in two bytes. A longer text is cut: no name or label that
-/// passes validation comes near.
+/// There is one of these per stored object, so it is small: name and namespace are those of the key, an ordinary uid takes
+/// its 16 bytes, and labels share one allocation, each key and each value with its length before it in two bytes. A longer text
+/// is cut: no label that passes validation comes near.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
+    /// A uid that is none of the usual form, then the labels.
     texts: Box<[u8]>,
     /// Selectable fields besides name and namespace, by their path. A path may occur more than once (owners).
     pub fields: Box<[(&'static str, Box<str>)]>,
     /// Where the digits of `metadata.resourceVersion` begin in the value. Without it the first
     /// `"resourceVersion":"<its revision>"` is taken, which is right unless the object quotes its own future revision
     /// somewhere before its metadata.
-    pub version_at: Option<u32>,
+    pub version_at: Option<NonZeroU32>,
+    uid: Uuid,
+    odd_uid: bool,
+    namespaced: bool,
 }
 
 impl Meta {
-    /// The texts of an object's metadata. `namespace` is empty for cluster-scoped objects.
-    pub fn new<'a>(
-        namespace: &str,
-        name: &str,
-        uid: &str,
-        labels: impl IntoIterator<Item = (&'a str, &'a str)>,
-    ) -> Self {
-        let mut texts = Vec::with_capacity(128);
+    /// Of an object's metadata. A namespaced object's key ends in its namespace and its name, another's in its name.
+    pub fn new<'a>(namespaced: bool, uid: &str, labels: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let known = Uuid::parse_str(uid)
+            .ok()
+            .filter(|u| u.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == uid && !u.is_nil());
+        let odd_uid = known.is_none() && !uid.is_empty();
+        let mut texts = Vec::new();
         let mut put = |text: &str| {
             let mut end = text.len().min(usize::from(u16::MAX));
             while !text.is_char_boundary(end) {
@@ -42,32 +49,23 @@ impl Meta {
             texts.extend_from_slice(&u16::try_from(end).unwrap_or(u16::MAX).to_le_bytes());
             texts.extend_from_slice(&text.as_bytes()[..end]);
         };
-        for text in [namespace, name, uid] {
-            put(text);
+        if odd_uid {
+            put(uid);
         }
         for (key, value) in labels {
             put(key);
             put(value);
         }
-        Self { texts: texts.into(), ..Self::default() }
-    }
-
-    /// `metadata.namespace`, empty for cluster-scoped objects.
-    #[must_use]
-    pub fn namespace(&self) -> &str {
-        text(Texts(&self.texts).next())
-    }
-
-    /// `metadata.name`.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        text(Texts(&self.texts).nth(1))
+        Self { texts: texts.into(), uid: known.unwrap_or_default(), odd_uid, namespaced, ..Self::default() }
     }
 
     /// `metadata.uid`.
     #[must_use]
-    pub fn uid(&self) -> &str {
-        text(Texts(&self.texts).nth(2))
+    pub fn uid(&self) -> Cow<'_, str> {
+        if self.odd_uid {
+            return text(Texts(&self.texts).next()).into();
+        }
+        if self.uid.is_nil() { "".into() } else { self.uid.to_string().into() }
     }
 
     /// The values of a field.
@@ -84,7 +82,9 @@ impl Meta {
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&str> {
         let mut texts = Texts(&self.texts);
-        texts.nth(2)?;
+        if self.odd_uid {
+            texts.next()?;
+        }
         while let (Some(found), value @ Some(_)) = (texts.next(), texts.next()) {
             if found == key.as_bytes() {
                 return Some(text(value));
@@ -116,20 +116,37 @@ fn text(bytes: Option<&[u8]>) -> &str {
 /// Reads [`Meta`] from an object's key and bytes. Must be cheap and must not fail: a field that cannot be read is empty.
 pub type Extract = Arc<dyn Fn(&str, &[u8]) -> Meta + Send + Sync>;
 
-/// One stored object. `key` and `value` are shared with the store.
+/// One stored object: the store's entry, whose value is finished JSON, and what is read from it once. It stands for its entry
+/// wherever one is asked for.
 #[derive(Debug)]
 pub struct Object {
-    /// Full key.
-    pub key: Arc<str>,
-    /// Finished JSON.
-    pub value: Bytes,
-    /// Revision of its last write.
-    pub revision: Revision,
+    /// What is stored, shared with the store.
+    pub entry: Arc<Entry>,
     /// Indexed fields.
     pub meta: Meta,
 }
 
+impl Deref for Object {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        &self.entry
+    }
+}
+
 impl Object {
+    /// `metadata.name`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.key.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// `metadata.namespace`, empty for cluster-scoped objects.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        if self.meta.namespaced { self.key.rsplit('/').nth(1).unwrap_or_default() } else { "" }
+    }
+
     /// The object's bytes with another resourceVersion; unchanged when they carry none.
     #[must_use]
     pub fn stamped(&self, revision: Revision) -> Bytes {
@@ -145,7 +162,7 @@ impl Object {
 
     fn version_start(&self) -> Option<usize> {
         if let Some(at) = self.meta.version_at {
-            return usize::try_from(at).ok().filter(|at| *at <= self.value.len());
+            return usize::try_from(at.get()).ok().filter(|at| *at <= self.value.len());
         }
         let needle = format!("\"resourceVersion\":\"{}\"", self.revision);
         let lead = needle.len() - self.revision.to_string().len() - 1;
@@ -212,27 +229,46 @@ mod tests {
     use super::*;
 
     fn object(value: &'static str, revision: Revision, version_at: Option<u32>) -> Object {
-        let meta = Meta { version_at, ..Meta::default() };
-        Object { key: "/k".into(), value: Bytes::from_static(value.as_bytes()), revision, meta }
+        let meta = Meta { version_at: version_at.and_then(NonZeroU32::new), ..Meta::default() };
+        let entry = Entry { key: "/k".into(), value: Bytes::from_static(value.as_bytes()), revision };
+        Object { entry: Arc::new(entry), meta }
+    }
+
+    #[test]
+    fn names_are_those_of_the_key() {
+        let named = |key: &str, namespaced| {
+            let entry = Entry { key: key.into(), value: Bytes::new(), revision: 1 };
+            let object = Object { entry: Arc::new(entry), meta: Meta::new(namespaced, "", []) };
+            (object.namespace().to_owned(), object.name().to_owned())
+        };
+        assert_eq!(named("/registry/pods/default/web-0", true), ("default".into(), "web-0".into()));
+        assert_eq!(named("/registry/clusterroles/system:node", false), (String::new(), "system:node".into()));
     }
 
     #[test]
     fn texts_come_back_as_they_went_in() {
         let labels = [("app", "web"), ("empty", ""), ("z\u{e9}", "\u{e9}")];
-        let meta = Meta::new("ns", "name", "", labels);
-        assert_eq!((meta.namespace(), meta.name(), meta.uid()), ("ns", "name", ""));
-        for (key, value) in labels {
-            assert_eq!(meta.label(key), Some(value), "{key}");
+        let usual = "0b9d1c5e-6b1d-4a53-9d3c-0f6a1f1b7c11";
+        // Only the usual form is kept as a number; what else there may be comes back as it was.
+        for uid in
+            ["", usual, "0B9D1C5E-6B1D-4A53-9D3C-0F6A1F1B7C11", "00000000-0000-0000-0000-000000000000", "u\u{e9}"]
+        {
+            let meta = Meta::new(true, uid, labels);
+            assert_eq!(meta.uid(), uid);
+            for (key, value) in labels {
+                assert_eq!(meta.label(key), Some(value), "{key} beside {uid:?}");
+            }
+            // Neither the uid nor a value is a label.
+            for key in [uid, "web", "ap", ""] {
+                assert_eq!(meta.label(key), None, "{key} beside {uid:?}");
+            }
         }
-        // Neither the name nor a value is a label.
-        for key in ["name", "web", "ap", ""] {
-            assert_eq!(meta.label(key), None, "{key}");
-        }
-        assert_eq!(Meta::default().name(), "");
+        assert!(Meta::new(true, usual, []).texts.is_empty());
+        assert_eq!(Meta::default().uid(), "");
         assert_eq!(Meta::default().label("app"), None);
         let long = "\u{e9}".repeat(40_000);
-        let cut = Meta::new("", &long, "uid", [("a", "b")]);
-        assert_eq!((cut.name().len(), cut.uid(), cut.label("a")), (65_534, "uid", Some("b")));
+        let cut = Meta::new(false, &long, [("a", "b")]);
+        assert_eq!((cut.uid().len(), cut.label("a")), (65_534, Some("b")));
     }
 
     #[test]

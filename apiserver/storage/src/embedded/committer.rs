@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Shared;
@@ -71,7 +70,7 @@ pub(super) fn run(shared: &Shared, disk: Disk, lock: &File) {
 /// Works until the store closes (`Ok`) or a write fails.
 fn turns(shared: &Shared, disk: &Disk) -> Result<(), redb::Error> {
     while let Some(Work { batch, compact }) = next(shared) {
-        let changes: Vec<Arc<Change>> = batch.iter().filter_map(|p| p.change.clone()).collect();
+        let changes: Vec<Change> = batch.iter().filter_map(|p| p.change.clone()).collect();
         let now = now_ms();
         let forget = {
             let live = shared.live.read();
@@ -109,7 +108,7 @@ fn next(shared: &Shared) -> Option<Work> {
         let compact = seq.compactions.iter().map(|(revision, _)| *revision).max();
         if !seq.queue.is_empty() || compact.is_some() {
             let mut bytes = 0;
-            let size = |p: &Pending| p.change.as_ref().map_or(0, |c| c.value.len());
+            let size = |p: &Pending| p.change.as_ref().map_or(0, |c| c.entry.value.len());
             let over = seq.queue.iter().position(|p| {
                 bytes += size(p);
                 bytes > BATCH_BYTES
@@ -135,7 +134,7 @@ fn next(shared: &Shared) -> Option<Work> {
 }
 
 /// Shows what is durable now: readers, sinks, writers, watchers, in this order.
-fn publish(shared: &Shared, batch: Vec<Pending>, changes: &[Arc<Change>], at: u64, forget: Option<Revision>) {
+fn publish(shared: &Shared, batch: Vec<Pending>, changes: &[Change], at: u64, forget: Option<Revision>) {
     let told = {
         let mut sinks = shared.sinks.lock();
         {

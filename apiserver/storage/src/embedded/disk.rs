@@ -85,13 +85,13 @@ impl Disk {
         let corrupt = |what: String| OpenError::Corrupt { path: path.to_owned(), what };
         let txn = self.db.begin_read().map_err(|e| failed(e.into()))?;
 
-        let mut state: BTreeMap<Arc<str>, Entry> = BTreeMap::new();
+        let mut state: BTreeMap<Arc<str>, Arc<Entry>> = BTreeMap::new();
         let current = txn.open_table(CURRENT).map_err(|e| failed(e.into()))?;
         for row in current.iter().map_err(|e| failed(e.into()))? {
             let (key, value) = row.map_err(|e| failed(e.into()))?;
             let entry = decode_entry(key.value(), value.value())
                 .ok_or_else(|| corrupt(format!("the record of {} is too short", key.value())))?;
-            state.insert(Arc::clone(&entry.key), entry);
+            state.insert(Arc::clone(&entry.key), Arc::new(entry));
         }
         let meta = txn.open_table(META).map_err(|e| failed(e.into()))?;
         let compacted = meta.get("compacted").map_err(|e| failed(e.into()))?.map_or(0, |v| v.value());
@@ -111,29 +111,26 @@ impl Disk {
             last = revision;
             let redo = Redo::decode(record.value())
                 .ok_or_else(|| corrupt(format!("the history record of revision {revision} is damaged")))?;
-            let before = state.remove(redo.key);
-            let key = before.as_ref().map_or_else(|| redo.key.into(), |e| Arc::clone(&e.key));
-            let (previous, previous_revision) = before.map_or((None, 0), |e| (Some(e.value), e.revision));
-            let (kind, value) = match (redo.value, &previous) {
-                (Some(value), Some(_)) => (ChangeKind::Updated, Bytes::copy_from_slice(value)),
-                (Some(value), None) => (ChangeKind::Created, Bytes::copy_from_slice(value)),
-                (None, Some(previous)) => (ChangeKind::Deleted, previous.clone()),
+            let previous = state.remove(redo.key);
+            let put = |key, value| Arc::new(Entry { key, value: Bytes::copy_from_slice(value), revision });
+            let (kind, entry) = match (redo.value, &previous) {
+                (Some(value), Some(was)) => (ChangeKind::Updated, put(Arc::clone(&was.key), value)),
+                (Some(value), None) => (ChangeKind::Created, put(redo.key.into(), value)),
+                (None, Some(was)) => (ChangeKind::Deleted, Arc::clone(was)),
                 (None, None) => {
-                    return Err(corrupt(format!("revision {revision} deletes {key}, which is not there")));
+                    return Err(corrupt(format!("revision {revision} deletes {}, which is not there", redo.key)));
                 }
             };
             if kind != ChangeKind::Deleted {
-                let entry = Entry { key: Arc::clone(&key), value: value.clone(), revision };
-                state.insert(Arc::clone(&key), entry);
+                state.insert(Arc::clone(&entry.key), Arc::clone(&entry));
             }
-            let change = Arc::new(Change { kind, key, value, previous, previous_revision, revision });
-            history.push(Kept { change, at: redo.at });
+            history.push(Kept { change: Change { kind, entry, previous, revision }, at: redo.at });
         }
         Ok(Live::load(state, history, compacted, last))
     }
 
     /// Makes `changes` durable and forgets a stretch of history, in one transaction and one sync.
-    pub(super) fn write(&self, changes: &[Arc<Change>], at: u64, forget: Option<&Forget>) -> Result<(), redb::Error> {
+    pub(super) fn write(&self, changes: &[Change], at: u64, forget: Option<&Forget>) -> Result<(), redb::Error> {
         let txn = self.db.begin_write()?;
         {
             let mut history = txn.open_table(HISTORY)?;
@@ -146,7 +143,7 @@ impl Disk {
                 history.retain_in(..=*through, |_, _| false)?;
                 txn.open_table(META)?.insert("compacted", through)?;
                 // The last state of each key, in key order because neighbours share pages.
-                let last: BTreeMap<&str, &Change> = changes.iter().map(|c| (&*c.key, &**c)).collect();
+                let last: BTreeMap<&str, &Change> = changes.iter().map(|c| (c.key(), c)).collect();
                 let mut current = txn.open_table(CURRENT)?;
                 for (key, change) in last {
                     if change.kind == ChangeKind::Deleted {
@@ -154,7 +151,7 @@ impl Disk {
                     } else {
                         record.clear();
                         record.extend_from_slice(&change.revision.to_le_bytes());
-                        record.extend_from_slice(&change.value);
+                        record.extend_from_slice(&change.entry.value);
                         current.insert(key, record.as_slice())?;
                     }
                 }
@@ -168,7 +165,7 @@ impl Disk {
 /// A stretch of history to forget: all kept changes up to and including `through`.
 #[derive(Debug)]
 pub(super) struct Forget {
-    pub(super) changes: Vec<Arc<Change>>,
+    pub(super) changes: Vec<Change>,
     pub(super) through: Revision,
 }
 
@@ -189,8 +186,8 @@ struct Redo<'a> {
 
 impl<'a> Redo<'a> {
     fn of(change: &'a Change, at: u64) -> Self {
-        let value = (change.kind != ChangeKind::Deleted).then_some(&*change.value);
-        Self { at, key: &change.key, value }
+        let value = (change.kind != ChangeKind::Deleted).then_some(&*change.entry.value);
+        Self { at, key: change.key(), value }
     }
 
     fn encode(&self, out: &mut Vec<u8>) {

@@ -9,7 +9,7 @@ use crate::store::{Change, Entry, Error, Range, Result, Revision};
 /// The durable state. Kept behind a lock that is held for moments.
 #[derive(Debug, Default)]
 pub(super) struct Live {
-    entries: BTreeMap<Arc<str>, Entry>,
+    entries: BTreeMap<Arc<str>, Arc<Entry>>,
     history: VecDeque<Kept>,
     /// Bytes that only the history holds: values that were replaced or removed.
     history_bytes: usize,
@@ -20,7 +20,7 @@ pub(super) struct Live {
 /// A change and when it was made, in milliseconds of the Unix clock.
 #[derive(Clone, Debug)]
 pub(super) struct Kept {
-    pub(super) change: Arc<Change>,
+    pub(super) change: Change,
     pub(super) at: u64,
 }
 
@@ -33,13 +33,13 @@ pub(super) struct Bounds {
 }
 
 fn weight(change: &Change) -> usize {
-    change.key.len() + change.previous.as_ref().map_or(0, bytes::Bytes::len)
+    change.key().len() + change.previous.as_ref().map_or(0, |p| p.value.len())
 }
 
 impl Live {
     /// From what a disk held. `history` is in revision order and complete after `compacted`.
     pub(super) fn load(
-        entries: BTreeMap<Arc<str>, Entry>,
+        entries: BTreeMap<Arc<str>, Arc<Entry>>,
         history: Vec<Kept>,
         compacted: Revision,
         revision: Revision,
@@ -56,21 +56,20 @@ impl Live {
         self.compacted
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<&Entry> {
+    pub(super) fn get(&self, key: &str) -> Option<&Arc<Entry>> {
         self.entries.get(key)
     }
 
     /// Makes one durable change visible. Changes come in revision order.
-    pub(super) fn apply(&mut self, change: &Arc<Change>, at: u64) {
+    pub(super) fn apply(&mut self, change: &Change, at: u64) {
         if change.kind == crate::ChangeKind::Deleted {
-            self.entries.remove(&change.key);
+            self.entries.remove(change.key());
         } else {
-            let entry = Entry { key: Arc::clone(&change.key), value: change.value.clone(), revision: change.revision };
-            self.entries.insert(Arc::clone(&change.key), entry);
+            self.entries.insert(Arc::clone(&change.entry.key), Arc::clone(&change.entry));
         }
         self.revision = change.revision;
         self.history_bytes += weight(change);
-        self.history.push_back(Kept { change: Arc::clone(change), at });
+        self.history.push_back(Kept { change: change.clone(), at });
     }
 
     /// Forgets history up to and including `revision`.
@@ -121,9 +120,9 @@ impl Live {
     }
 
     /// Kept changes up to and including `revision`, oldest first.
-    pub(super) fn changes_through(&self, revision: Revision) -> Vec<Arc<Change>> {
+    pub(super) fn changes_through(&self, revision: Revision) -> Vec<Change> {
         let kept = self.history.iter().take_while(|k| k.change.revision <= revision);
-        kept.map(|k| Arc::clone(&k.change)).collect()
+        kept.map(|k| k.change.clone()).collect()
     }
 
     /// When the oldest kept change was made.
@@ -153,13 +152,13 @@ impl Live {
     }
 
     /// Kept changes after `after`, oldest first.
-    pub(super) fn changes_after(&self, after: Revision) -> impl Iterator<Item = &Arc<Change>> {
+    pub(super) fn changes_after(&self, after: Revision) -> impl Iterator<Item = &Change> {
         let first = self.history.partition_point(|k| k.change.revision <= after);
         self.history.range(first..).map(|k| &k.change)
     }
 
     /// Entries under `prefix` from `start`, in key order.
-    pub(super) fn under<'a>(&'a self, prefix: &'a str, start: Option<&str>) -> impl Iterator<Item = &'a Entry> {
+    pub(super) fn under<'a>(&'a self, prefix: &'a str, start: Option<&str>) -> impl Iterator<Item = &'a Arc<Entry>> {
         let from = start.filter(|s| *s > prefix).unwrap_or(prefix);
         self.entries
             .range::<str, _>((Bound::Included(from), Bound::Unbounded))
@@ -171,28 +170,23 @@ impl Live {
     pub(super) fn range(&self, prefix: &str, start: Option<&str>, revision: Revision, limit: usize) -> Result<Range> {
         let limit = if limit == 0 { usize::MAX } else { limit };
         if revision == 0 || revision == self.revision {
-            let mut entries: Vec<Entry> = self.under(prefix, start).take(limit.saturating_add(1)).cloned().collect();
+            let mut entries: Vec<Arc<Entry>> =
+                self.under(prefix, start).take(limit.saturating_add(1)).cloned().collect();
             let more = entries.len() > limit;
             entries.truncate(limit);
             return Ok(Range { entries, more, revision: self.revision });
         }
         self.check(revision)?;
         // What a key held at `revision` is what its first later change replaced.
-        let mut then: HashMap<&str, Option<Entry>> = HashMap::new();
+        let mut then: HashMap<&str, Option<&Arc<Entry>>> = HashMap::new();
         for change in self.changes_after(revision) {
-            if change.key.starts_with(prefix) && start.is_none_or(|s| &*change.key >= s) {
-                then.entry(&change.key).or_insert_with(|| {
-                    change.previous.as_ref().map(|value| Entry {
-                        key: Arc::clone(&change.key),
-                        value: value.clone(),
-                        revision: change.previous_revision,
-                    })
-                });
+            if change.key().starts_with(prefix) && start.is_none_or(|s| change.key() >= s) {
+                then.entry(change.key()).or_insert(change.previous.as_ref());
             }
         }
-        let mut entries: Vec<Entry> =
+        let mut entries: Vec<Arc<Entry>> =
             self.under(prefix, start).filter(|e| !then.contains_key(&*e.key)).cloned().collect();
-        entries.extend(then.into_values().flatten());
+        entries.extend(then.into_values().flatten().map(Arc::clone));
         entries.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         let more = entries.len() > limit;
         entries.truncate(limit);

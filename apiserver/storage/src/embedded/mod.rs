@@ -333,7 +333,7 @@ struct Follow {
     ended: watch::Receiver<bool>,
     prefix: Box<str>,
     cursor: Revision,
-    taken: VecDeque<Arc<Change>>,
+    taken: VecDeque<Change>,
     over: bool,
 }
 
@@ -341,7 +341,7 @@ impl Follow {
     async fn next(mut self) -> Option<(Result<Change>, Self)> {
         loop {
             if let Some(change) = self.taken.pop_front() {
-                return Some((Ok((*change).clone()), self));
+                return Some((Ok(change), self));
             }
             if self.over {
                 return None;
@@ -360,8 +360,8 @@ impl Follow {
                 }
                 for change in stretch {
                     self.cursor = change.revision;
-                    if change.key.starts_with(&*self.prefix) {
-                        self.taken.push_back(Arc::clone(change));
+                    if change.key().starts_with(&*self.prefix) {
+                        self.taken.push_back(change.clone());
                         if self.taken.len() == WATCH_CHUNK {
                             break;
                         }
@@ -386,7 +386,7 @@ impl Store for Embedded {
         Box::pin(async { Ok(self.shared.live.read().revision()) })
     }
 
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>>> {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Arc<Entry>>>> {
         Box::pin(async move { Ok(self.shared.live.read().get(key).cloned()) })
     }
 
@@ -472,11 +472,7 @@ impl Store for Embedded {
                 let compacted = live.compacted();
                 Attached {
                     entries: live.under(prefix, None).cloned().collect(),
-                    history: live
-                        .changes_after(compacted)
-                        .filter(|c| c.key.starts_with(prefix))
-                        .map(Arc::clone)
-                        .collect(),
+                    history: live.changes_after(compacted).filter(|c| c.key().starts_with(prefix)).cloned().collect(),
                     compacted,
                     revision: live.revision(),
                     progress: Arc::clone(&self.shared.progress),

@@ -7,16 +7,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::store::{Change, ChangeKind, Compare, Entry, Error, Op, Result, Revision};
+use crate::store::{Change, ChangeKind, Compare, Entry, Error, Op, Payload, Result, Revision};
 
 /// An accepted write, or an answer that must wait for the writes before it.
 #[derive(Debug)]
 pub(super) struct Pending {
     /// The change to make durable; `None` for an answer that only waits.
-    pub(super) change: Option<Arc<Change>>,
+    pub(super) change: Option<Change>,
     /// What to answer then.
     pub(super) answer: Result<Revision>,
     /// Where.
@@ -29,14 +28,14 @@ pub(super) struct Pending {
 #[derive(Debug)]
 struct Speculative {
     revision: Revision,
-    /// Last write's revision and value; `None`: deleted.
-    value: Option<Bytes>,
+    /// What was written last; `None`: deleted.
+    entry: Option<Arc<Entry>>,
 }
 
 /// What became of a write.
 pub(super) enum Verdict {
     /// Accepted: this change is to be made durable.
-    Accepted(Arc<Change>),
+    Accepted(Change),
     /// Decided by durable state: answer now.
     Now(Result<Revision>),
     /// Decided by a write that is not durable yet: answer after it.
@@ -78,17 +77,10 @@ impl Sequencer {
         key: &str,
         compare: Compare,
         op: &Op,
-        durable: impl FnOnce() -> (Option<Entry>, Revision),
+        durable: impl FnOnce() -> (Option<Arc<Entry>>, Revision),
     ) -> Verdict {
-        let (current, waits, no_op) = match self.ahead.get_key_value(key) {
-            Some((key, ahead)) => {
-                let current = ahead.value.as_ref().map(|value| Entry {
-                    key: Arc::clone(key),
-                    value: value.clone(),
-                    revision: ahead.revision,
-                });
-                (current, true, ahead.revision)
-            }
+        let (current, waits, no_op) = match self.ahead.get(key) {
+            Some(ahead) => (ahead.entry.clone(), true, ahead.revision),
             None => {
                 let (current, revision) = durable();
                 (current, false, revision)
@@ -103,31 +95,25 @@ impl Sequencer {
         if !holds {
             return answer(Err(Error::Conflict { current }));
         }
-        if matches!(op, Op::Delete) && current.is_none() {
-            return answer(Ok(no_op));
-        }
-        self.head += 1;
-        let revision = self.head;
-        let (known, previous, previous_revision) = match current {
-            Some(entry) => (Some(entry.key), Some(entry.value), entry.revision),
-            None => (None, None, 0),
+        let revision = self.head + 1;
+        let put = |key, payload: &Payload| Arc::new(Entry { key, value: payload.stamp(revision), revision });
+        let (kind, entry) = match (op, &current) {
+            (Op::Put(payload), Some(was)) => (ChangeKind::Updated, put(Arc::clone(&was.key), payload)),
+            (Op::Put(payload), None) => (ChangeKind::Created, put(key.into(), payload)),
+            (Op::Delete, Some(was)) => (ChangeKind::Deleted, Arc::clone(was)),
+            (Op::Delete, None) => return answer(Ok(no_op)),
         };
-        let (kind, value) = match op {
-            Op::Put(payload) if previous.is_some() => (ChangeKind::Updated, payload.stamp(revision)),
-            Op::Put(payload) => (ChangeKind::Created, payload.stamp(revision)),
-            Op::Delete => (ChangeKind::Deleted, previous.clone().unwrap_or_default()),
-        };
-        let key = known.unwrap_or_else(|| key.into());
-        let ahead = Speculative { revision, value: (kind != ChangeKind::Deleted).then(|| value.clone()) };
-        self.ahead.insert(Arc::clone(&key), ahead);
-        Verdict::Accepted(Arc::new(Change { kind, key, value, previous, previous_revision, revision }))
+        self.head = revision;
+        let ahead = Speculative { revision, entry: (kind != ChangeKind::Deleted).then(|| Arc::clone(&entry)) };
+        self.ahead.insert(Arc::clone(&entry.key), ahead);
+        Verdict::Accepted(Change { kind, entry, previous: current, revision })
     }
 
     /// These changes are visible now; what is still ahead of them stays.
-    pub(super) fn settle<'a>(&mut self, changes: impl Iterator<Item = &'a Arc<Change>>) {
+    pub(super) fn settle<'a>(&mut self, changes: impl Iterator<Item = &'a Change>) {
         for change in changes {
-            if self.ahead.get(&change.key).is_some_and(|s| s.revision <= change.revision) {
-                self.ahead.remove(&change.key);
+            if self.ahead.get(change.key()).is_some_and(|s| s.revision <= change.revision) {
+                self.ahead.remove(change.key());
             }
         }
         if self.ahead.is_empty() {

@@ -77,7 +77,7 @@ const MARK: Duration = Duration::from_secs(1);
 struct Entrance(Mutex<State>);
 
 enum State {
-    Waiting(Vec<Arc<Change>>),
+    Waiting(Vec<Change>),
     Open { sink: Weak<dyn Sink>, after: Revision },
 }
 
@@ -125,10 +125,10 @@ impl Entrance {
 }
 
 impl Sink for Entrance {
-    fn apply(&self, changes: &[Arc<Change>]) {
+    fn apply(&self, changes: &[Change]) {
         let mut state = self.0.lock();
         match &mut *state {
-            State::Waiting(waiting) => waiting.extend(changes.iter().map(Arc::clone)),
+            State::Waiting(waiting) => waiting.extend(changes.iter().cloned()),
             State::Open { sink, after } => {
                 let known = changes.partition_point(|c| c.revision <= *after);
                 if let (Some(sink), false) = (sink.upgrade(), changes[known..].is_empty()) {
@@ -322,7 +322,7 @@ impl Hub {
             }
             reached = reached.max(revision);
             match self.space.change(event) {
-                Ok(Some(change)) => changes.push(Arc::new(change)),
+                Ok(Some(change)) => changes.push(change),
                 Ok(None) => {}
                 Err(why) => return Err(End::Gap(why)),
             }
@@ -331,7 +331,7 @@ impl Hub {
         let told = {
             let mut told = self.told.lock();
             if let Some(last) = changes.last() {
-                let bytes = changes.iter().map(|c| c.key.len() + c.value.len()).sum();
+                let bytes = changes.iter().map(|c| c.key().len() + c.entry.value.len()).sum();
                 told.mark(now, last.revision, changes.len(), bytes);
             }
             told.sinks.apply(&changes)

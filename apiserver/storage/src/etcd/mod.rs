@@ -209,7 +209,7 @@ impl Etcd {
         }
     }
 
-    async fn entry(&self, key: &str) -> Result<Option<Entry>> {
+    async fn entry(&self, key: &str) -> Result<Option<Arc<Entry>>> {
         let answer = self.read(RangeRequest { key: self.space.key(key), ..RangeRequest::default() }).await?;
         answer.kvs.into_iter().next().map(|kv| self.space.entry(kv)).transpose().map_err(Error::Unavailable)
     }
@@ -246,7 +246,7 @@ impl Store for Etcd {
         })
     }
 
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>>> {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Arc<Entry>>>> {
         Box::pin(self.entry(key))
     }
 

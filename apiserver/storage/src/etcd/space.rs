@@ -49,11 +49,11 @@ impl Space {
     }
 
     /// A record as an entry.
-    pub(super) fn entry(&self, kv: KeyValue) -> Result<Entry, String> {
+    pub(super) fn entry(&self, kv: KeyValue) -> Result<Arc<Entry>, String> {
         let key = self.name(&kv.key).ok_or_else(|| foreign(&kv.key))?;
         let revision = wire::unsigned(kv.mod_revision);
         let value = value::finish(kv.value, revision).ok_or_else(|| foreign(&kv.key))?;
-        Ok(Entry { key, value, revision })
+        Ok(Arc::new(Entry { key, value, revision }))
     }
 
     /// An event as a change; `None` for what is not ours.
@@ -61,15 +61,17 @@ impl Space {
         let Some(kv) = event.kv else { return Ok(None) };
         let Some(key) = self.name(&kv.key) else { return Ok(None) };
         let revision = wire::unsigned(kv.mod_revision);
-        let before = event.prev_kv.map(|before| self.entry(before)).transpose()?;
-        let (previous, previous_revision) = before.map_or((None, 0), |e| (Some(e.value), e.revision));
-        let (kind, value) = if event.r#type == EventType::Delete as i32 {
-            (ChangeKind::Deleted, previous.clone().unwrap_or_default())
+        let previous = event.prev_kv.map(|before| self.entry(before)).transpose()?;
+        let (kind, entry) = if event.r#type == EventType::Delete as i32 {
+            // etcd may have compacted what was there.
+            let last = || Arc::new(Entry { key, value: Bytes::new(), revision: 0 });
+            (ChangeKind::Deleted, previous.clone().unwrap_or_else(last))
         } else {
             let kind = if kv.create_revision == kv.mod_revision { ChangeKind::Created } else { ChangeKind::Updated };
-            (kind, value::finish(kv.value, revision).ok_or_else(|| foreign(&kv.key))?)
+            let value = value::finish(kv.value, revision).ok_or_else(|| foreign(&kv.key))?;
+            (kind, Arc::new(Entry { key, value, revision }))
         };
-        Ok(Some(Change { kind, key, value, previous, previous_revision, revision }))
+        Ok(Some(Change { kind, entry, previous, revision }))
     }
 }
 

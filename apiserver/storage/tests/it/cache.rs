@@ -14,12 +14,11 @@ use crate::suite::{put, soon};
 
 /// Values of these tests are `node|text`; the node is an indexed field.
 fn config() -> Config {
-    let extract = |key: &str, value: &[u8]| {
+    let extract = |_: &str, value: &[u8]| {
         let text = String::from_utf8_lossy(value);
         let node = text.split('|').next().unwrap_or_default().to_owned();
-        let name = key.rsplit('/').next().unwrap_or_default().to_owned();
         let fields = [("spec.nodeName", node.as_str().into()), ("owner", node.as_str().into())];
-        let mut meta = Meta::new("", &name, "", []);
+        let mut meta = Meta::new(false, "", []);
         meta.fields = fields.into();
         meta
     };
@@ -59,7 +58,7 @@ fn deadline() -> Instant {
 }
 
 fn text(objects: &[Arc<Object>]) -> Vec<String> {
-    objects.iter().map(|o| format!("{}={}", o.meta.name(), String::from_utf8_lossy(&o.value))).collect()
+    objects.iter().map(|o| format!("{}={}", o.name(), String::from_utf8_lossy(&o.value))).collect()
 }
 
 fn show(event: &Event) -> String {

@@ -152,10 +152,9 @@ async fn caches_of_two_servers() {
         let mut state: BTreeMap<_, _> = snapshot.objects.iter().map(|o| (o.key.clone(), o.revision)).collect();
         for want in all.iter().filter(|c| c.revision > snapshot.revision) {
             let event = soon("an event", watcher.next()).await.unwrap().unwrap();
-            let value = if want.kind == ChangeKind::Deleted { want.previous.as_ref().unwrap() } else { &want.value };
             assert_eq!(
                 (event.kind, &event.object.key, &event.object.value, event.revision),
-                (want.kind, &want.key, value, want.revision)
+                (want.kind, &want.entry.key, &want.entry.value, want.revision)
             );
             match event.kind {
                 ChangeKind::Deleted => state.remove(&event.object.key),

@@ -122,8 +122,8 @@ impl Model {
 }
 
 fn expected(c: &Change) -> Expected {
-    let previous = c.previous.as_ref().map(|v| (v.to_vec(), c.previous_revision));
-    (c.kind, c.key.to_string(), c.value.to_vec(), previous, c.revision)
+    let previous = c.previous.as_ref().map(|p| (p.value.to_vec(), p.revision));
+    (c.kind, c.key().to_owned(), c.entry.value.to_vec(), previous, c.revision)
 }
 
 async fn open(dir: &std::path::Path) -> (Arc<Embedded>, Cache) {

@@ -37,8 +37,8 @@ pub(crate) fn show(change: &Change) -> String {
         ChangeKind::Updated => "~",
         ChangeKind::Deleted => "-",
     };
-    let before = change.previous.as_deref().map_or("none".to_owned(), text);
-    format!("{}{kind}{}={} was {before}@{}", change.revision, change.key, text(&change.value), change.previous_revision)
+    let (before, at) = change.previous.as_deref().map_or(("none".to_owned(), 0), |p| (text(&p.value), p.revision));
+    format!("{}{kind}{}={} was {before}@{at}", change.revision, change.key(), text(&change.entry.value))
 }
 
 async fn keys(store: &dyn Store, prefix: &str, revision: Revision) -> Vec<String> {
@@ -302,17 +302,17 @@ async fn writes_in_flight_keep_their_order<S: Store>(store: Arc<S>) {
         let change = take(&mut watch, 1).await.remove(0);
         assert!(change.revision > at, "strictly increasing");
         at = change.revision;
-        let before: Option<(Vec<u8>, Revision)> = state.get(&*change.key).cloned();
-        let told = change.previous.as_ref().map(|v| (v.to_vec(), change.previous_revision));
+        let before: Option<(Vec<u8>, Revision)> = state.get(change.key()).cloned();
+        let told = change.previous.as_ref().map(|p| (p.value.to_vec(), p.revision));
         assert_eq!(told, before, "{}", show(&change));
         let kind = match (change.kind, before.is_some()) {
             (ChangeKind::Created, false) | (ChangeKind::Updated | ChangeKind::Deleted, true) => change.kind,
             other => panic!("{other:?} at {at}"),
         };
         if kind == ChangeKind::Deleted {
-            state.remove(&*change.key);
+            state.remove(change.key());
         } else {
-            state.insert(change.key.to_string(), (change.value.to_vec(), at));
+            state.insert(change.key().to_owned(), (change.entry.value.to_vec(), at));
         }
     }
     let present = store.range("/", None, 0, 0).await.unwrap();
