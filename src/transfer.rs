@@ -95,7 +95,7 @@ async fn open_existing(place: &Place, etcd: &EtcdArgs) -> anyhow::Result<Opened>
 /// Everything, as of one revision.
 async fn read(store: &dyn Store) -> anyhow::Result<Backup> {
     let range = store.range("/", None, 0, 0).await?;
-    let entries = range.entries.into_iter().map(|e| (e.key.to_string(), e.revision, e.value)).collect();
+    let entries = range.entries.into_iter().map(|e| (e.key.to_string(), e.revision, e.value.clone())).collect();
     Ok(Backup { revision: range.revision, files: vec![], entries })
 }
 

@@ -1,6 +1,6 @@
 //! Many watchers of one resource: what they get, when, and what it costs.
 //!
-//! Each watcher has a connection of its own. Every event's version must be greater than the one before, and at the end
+//! Each watcher has a connection of its own, and then a hundred share one, as client-go's do. Every event's version must be greater than the one before, and at the end
 //! each watcher must have as many events as there were writes: then nothing was lost, doubled or reordered.
 
 use std::sync::Arc;
@@ -26,8 +26,10 @@ const WRITERS: usize = 16;
 const TIMED: usize = 20;
 /// About what the server adds to an object and its frame: metadata, the event's type, the chunk's head.
 const STORED: usize = 500;
-/// Watchers that never read, in the last pass.
+/// Watchers that never read, in one pass.
 const STALLED: usize = 50;
+/// Watchers of one client: its requests share a connection.
+const SHARING: usize = 100;
 
 pub(crate) async fn run(cx: &Context, report: &mut Report) -> anyhow::Result<()> {
     let skiff = Skiff::start(&cx.skiff, cx.data("watch"), false).await?;
@@ -37,30 +39,28 @@ pub(crate) async fn run(cx: &Context, report: &mut Report) -> anyhow::Result<()>
     let piece = vec![b'x'; stamped("o-0000000", 0).len() + STORED];
     let limit = super::limit::pass(piece.into(), watchers, cx.time).await?;
     for rate in [200.0, 1000.0] {
-        let alone = pass(cx, &skiff, &target, 0, 0, rate).await?;
-        let with = pass(cx, &skiff, &target, watchers, 0, rate).await?;
-        line(report, &alone, with, watchers, 0, rate, limit);
+        let alone = pass(cx, &skiff, &target, 0, 0, rate, 1).await?;
+        for sharing in [1, SHARING] {
+            let with = pass(cx, &skiff, &target, watchers, 0, rate, sharing).await?;
+            let who = match sharing {
+                1 => format!("{watchers} watchers, a connection each"),
+                n => format!("{watchers} watchers, {n} on a connection (HTTP/2)"),
+            };
+            line(report, &alone, with, watchers, &who, rate, limit);
+        }
     }
-    let alone = pass(cx, &skiff, &target, 0, 0, 200.0).await?;
-    let with = pass(cx, &skiff, &target, watchers, STALLED, 200.0).await?;
-    line(report, &alone, with, watchers, STALLED, 200.0, limit);
+    let alone = pass(cx, &skiff, &target, 0, 0, 200.0, 1).await?;
+    let with = pass(cx, &skiff, &target, watchers, STALLED, 200.0, 1).await?;
+    let who = format!("{watchers} watchers, a connection each, and {STALLED} that never read");
+    line(report, &alone, with, watchers, &who, 200.0, limit);
     skiff.process.stop().await
 }
 
-fn line(
-    report: &mut Report,
-    alone: &Pass,
-    mut with: Pass,
-    watchers: usize,
-    stalled: usize,
-    rate: f64,
-    limit: Duration,
-) {
+fn line(report: &mut Report, alone: &Pass, mut with: Pass, watchers: usize, who: &str, rate: f64, limit: Duration) {
     #[allow(clippy::cast_precision_loss)]
     let each = (with.cpu - alone.cpu) / (with.writes * watchers as u64) as f64 * 1e6;
-    let others = if stalled > 0 { format!(" and {stalled} that never read") } else { String::new() };
     report.row(
-        format!("{watchers} watchers{others}, {rate} writes/s"),
+        format!("{who}, {rate} writes/s"),
         "nothing lost, p99 10 ms commit to sent, 3 us per event and watcher",
         format!(
             "nothing lost; write to receipt {}; commit to sent {}; {each:.2} us of server CPU per event and watcher; {:.0} writes/s, {:.0} MiB",
@@ -93,6 +93,7 @@ async fn pass(
     watchers: usize,
     stalled: usize,
     rate: f64,
+    sharing: usize,
 ) -> anyhow::Result<Pass> {
     let clock = Instant::now();
     let start = revision(target).await?;
@@ -105,8 +106,17 @@ async fn pass(
         c.open(&path).await?;
         idle.push(c);
     }
+    let mut shared = None;
     for i in 0..watchers {
-        let lines = Lines::open(target, cx.version, &path).await?;
+        let lines = if sharing == 1 {
+            Lines::open(target, cx.version, &path).await?
+        } else {
+            if i % sharing == 0 {
+                shared = Some(target.h2().await?);
+            }
+            let connection = shared.as_mut().context("no connection")?;
+            Lines { source: Source::H2(connection.open(&path).await?), rest: BytesMut::new() }
+        };
         tasks.spawn(follow(lines, start, Arc::clone(&expected), (i % TIMED == 0).then_some(clock)));
     }
     let counted = delays(target).await?;
