@@ -102,18 +102,15 @@ fn text<'a>(v: &'a Value, key: &str) -> &'a str {
 
 /// Adds the storage version to `status.storedVersions`: from now on objects may be stored in it.
 fn remember_storage(obj: &mut Value) {
-    let versions = obj["spec"]["versions"].as_array().into_iter().flatten();
-    let storage: Vec<Value> = versions.filter(|v| v["storage"] == true).map(|v| v["name"].clone()).collect();
+    let mut versions = obj["spec"]["versions"].as_array().into_iter().flatten();
+    // Of several the first: that there are several is refused.
+    let storage = versions.find(|v| v["storage"] == true).map(|v| Value::from(text(v, "name")));
     let Some(status) = obj.get_mut("status").and_then(Value::as_object_mut) else { return };
     let stored = status.entry("storedVersions").or_insert(Value::Null);
     if !stored.is_array() {
         *stored = json!([]);
     }
     if let Value::Array(list) = stored {
-        for name in storage {
-            if !list.contains(&name) {
-                list.push(name);
-            }
-        }
+        list.extend(storage.filter(|name| !list.contains(name)));
     }
 }

@@ -10,6 +10,9 @@ fn reach<'v>(obj: &'v Value, path: &str) -> Result<Option<&'v Value>, String> {
     let names: Vec<&str> = path.trim_start_matches('.').split('.').collect();
     let mut at = obj;
     for (i, name) in names.iter().enumerate() {
+        if at.is_null() {
+            return Ok(None);
+        }
         let Value::Object(members) = at else {
             return Err(accessor(&format!(".{}", names[..=i].join(".")), at, "map[string]interface{}"));
         };
@@ -66,6 +69,7 @@ mod tests {
         let cases = [
             (json!({"spec": {"replicas": 1}}), ""),
             (json!({}), ""),
+            (json!({"spec": null}), ""),
             (
                 json!({"spec": {"replicas": "x"}}),
                 ".spec.replicas accessor error: x is of the type string, expected int64",

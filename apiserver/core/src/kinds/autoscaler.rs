@@ -158,7 +158,10 @@ fn default_behavior(behavior: &mut Map<String, Value>) {
             set(rules, "stabilizationWindowSeconds", w);
         }
         set_text(rules, "selectPolicy", "Max");
-        set(rules, "policies", policies);
+        // An empty list is the user's, and refused; only a missing one is made.
+        if rules.get("policies").is_none_or(Value::is_null) {
+            rules.insert("policies".into(), policies);
+        }
     }
 }
 

@@ -40,6 +40,17 @@ impl Strategy for NamespaceStrategy {
         if let Some(l) = labels.as_object_mut() {
             l.insert(LABEL.into(), name.into());
         }
+        if obj["status"]["phase"].as_str().unwrap_or_default().is_empty()
+            && let Some(members) = obj.as_object_mut()
+        {
+            let status = members.entry("status").or_insert(Value::Null);
+            if status.is_null() {
+                *status = json!({});
+            }
+            if let Some(status) = status.as_object_mut() {
+                status.insert("phase".into(), "Active".into());
+            }
+        }
     }
 
     fn prepare_create(&self, obj: &mut Value) {

@@ -142,6 +142,8 @@ fn a_bound_claim_grows_and_shrinks_no_further_than_what_it_has() {
     ] {
         assert_eq!(change("", "persistentvolumeclaims", claim(phase), &size(to)), want, "{phase} to {to}");
     }
+    let nothing = json!({"spec": {"resources": {"requests": null}}, "status": {"capacity": null}});
+    assert!(change("", "persistentvolumeclaims", claim("Bound"), &nothing).contains(&SMALL.to_owned()));
     let class = json!({"spec": {"storageClassName": "d"}});
     assert_eq!(change("", "persistentvolumeclaims", claim("Bound"), &class), [FIXED]);
 }
@@ -283,6 +285,59 @@ fn other_kinds() {
         (
             change("storage.k8s.io", "csidrivers", json!({"spec": {}}), &json!({"spec": {"attachRequired": false}})),
             "spec.attachedRequired: Invalid value: false: field is immutable",
+        ),
+    ] {
+        assert_eq!(got.join("; "), want);
+    }
+}
+
+/// Rules that were found where the same changed requests were sent to upstream's server.
+#[test]
+fn one_fault_is_told_once_and_where_upstream_does() {
+    let pod = |part: Value| {
+        let mut pod = pods();
+        json_patch::merge(
+            &mut pod,
+            &json!({"spec": {"restartPolicy": "Always", "dnsPolicy": "ClusterFirst",
+            "terminationGracePeriodSeconds": 1}}),
+        );
+        json_patch::merge(&mut pod, &part);
+        faults("", "pods", pod)
+    };
+    let container = |part: Value| {
+        let mut c = json!({"name": "c", "image": "i:1"});
+        json_patch::merge(&mut c, &part);
+        pod(json!({"spec": {"containers": [c]}}))
+    };
+    let rules = json!({"maxReplicas": 3, "scaleTargetRef": {"kind": "Deployment", "name": "d", "apiVersion": "apps/v1"},
+        "behavior": {"scaleDown": {"policies": []}}});
+    for (got, want) in [
+        (
+            container(json!({"securityContext": {"appArmorProfile": {"localhostProfile": "p"}}})),
+            "spec.containers[0].securityContext.appArmorProfile.type: Required value: type is required when appArmorProfile is set",
+        ),
+        (
+            container(json!({"env": [{"name": "A", "valueFrom":
+                {"resourceFieldRef": {"resource": "requests.ephemeral-storage", "divisor": "5m"}}}]})),
+            "spec.containers[0].env[0].valueFrom.resourceFieldRef.divisor: Invalid value: \"requests.ephemeral-storage\": \
+             only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the local \
+             ephemeral storage resource",
+        ),
+        (
+            pod(json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "", "type": "Folder"}}]}})),
+            "spec.volumes[0].hostPath.path: Required value",
+        ),
+        (
+            faults(
+                "discovery.k8s.io",
+                "endpointslices",
+                json!({"addressType": "IPv4", "endpoints": [{"addresses": ["2001:DB8::0001"]}]}),
+            ),
+            "endpoints[0].addresses: Invalid value: \"2001:DB8::0001\": must be an IPv4 address",
+        ),
+        (
+            faults("autoscaling", "horizontalpodautoscalers", json!({"apiVersion": "autoscaling/v2", "spec": rules})),
+            "spec.behavior.scaleDown.policies: Required value: must specify at least one Policy",
         ),
     ] {
         assert_eq!(got.join("; "), want);

@@ -289,11 +289,10 @@ fn event(o: &Value, now: Timestamp) -> Vec<Value> {
     }
     let n = if series.is_object() { number(&series["count"]) } else { number(&pick("count", "deprecatedCount")) };
     let n = if n == 0 { 1.into() } else { n };
-    let target = format!(
-        "{}/{}",
-        object["kind"].as_str().unwrap_or_default().to_lowercase(),
-        object["name"].as_str().unwrap_or_default()
-    );
+    let mut target = object["kind"].as_str().unwrap_or_default().to_lowercase();
+    if let Some(name) = object["name"].as_str().filter(|n| !n.is_empty()) {
+        target = format!("{target}/{name}");
+    }
     let mut component = source["component"].as_str().unwrap_or_default().to_owned();
     if component.is_empty() {
         component = pick("reportingComponent", "reportingController").as_str().unwrap_or_default().to_owned();

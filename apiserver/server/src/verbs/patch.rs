@@ -184,7 +184,11 @@ pub fn decode_patched(
             value["kind"] = want.0.into();
             value["apiVersion"] = want.1.into();
         } else if !(got.0.is_empty() && got.1.is_empty()) {
-            let why = format!("no kind {} is registered for version {}", quote_str(got.0), quote_str(got.1));
+            let why = format!(
+                "no kind {} is registered for version {} in scheme \"pkg/runtime/scheme.go:111\"",
+                quote_str(got.0),
+                quote_str(got.1)
+            );
             return Err(crate::patching::undecodable(&patched.text, &why));
         } else {
             // Nothing says what it is: no field is known, and the name is missed below.

@@ -1,5 +1,7 @@
 //! EndpointSlice and Endpoints.
 
+use std::net::IpAddr;
+
 use serde_json::Value;
 
 use super::addresses::{bad_ip, endpoint_ip, not_canonical_ip};
@@ -77,15 +79,19 @@ fn endpoint(e: &Value, kind: &str, at: &Path<'_>, errors: &mut Errors) {
     for (i, a) in addresses.iter().filter_map(Value::as_str).enumerate() {
         let here = addresses_at.index(i);
         match kind {
-            "IPv4" | "IPv6" => match not_canonical_ip(a) {
-                Some(why) => errors.invalid(&here, a, why),
-                None => {
-                    if a.contains(':') != (kind == "IPv6") {
-                        errors.invalid(&addresses_at, a, format!("must be an {kind} address"));
+            "IPv4" | "IPv6" => {
+                // How an address of the wrong family is written does not matter any more.
+                let wrong = a.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6() != (kind == "IPv6"));
+                match not_canonical_ip(a).filter(|_| !wrong) {
+                    Some(why) => errors.invalid(&here, a, why),
+                    None => {
+                        if wrong {
+                            errors.invalid(&addresses_at, a, format!("must be an {kind} address"));
+                        }
+                        endpoint_ip(a, &here, errors);
                     }
-                    endpoint_ip(a, &here, errors);
                 }
-            },
+            }
             "FQDN" => {
                 let bare = a.strip_suffix('.').unwrap_or(a);
                 complain(&here, a, names::is_dns1123_subdomain(bare), errors);

@@ -8,6 +8,7 @@ use crate::kinds::check::{IMMUTABLE, complain, given, label_selector, list, need
 use crate::kinds::{Strategy, Traits, carry, defaults};
 use crate::names;
 use crate::path::Path;
+use crate::quantity::Quantity;
 
 const SNAPSHOTS: &str = "snapshot.storage.k8s.io";
 
@@ -170,10 +171,9 @@ fn unchanged(new: &Value, old: &Value, errors: &mut Errors) {
         );
     }
     let size = |v: &Value| quantity(&v["resources"]["requests"]["storage"]);
-    if let (Some(now), Some(was)) = (size(&new["spec"]), size(o))
-        && now < was
-        && quantity(&old["status"]["capacity"]["storage"]).is_some_and(|real| now <= real)
-    {
+    let or_none = |q: Option<Quantity>| q.unwrap_or(Quantity::ZERO);
+    let (now, was) = (or_none(size(&new["spec"])), or_none(size(o)));
+    if now < was && now <= or_none(quantity(&old["status"]["capacity"]["storage"])) {
         errors.forbidden(&path.child("resources.requests.storage"), "field can not be less than status.capacity");
     }
     if new["spec"]["volumeMode"] != o["volumeMode"] {

@@ -185,7 +185,11 @@ pub(super) fn resource_ref(r: &Value, of_volume: bool, at: &Path<'_>, errors: &m
     };
     let shown = divisor.to_string();
     if !allowed.contains(&shown.as_str()) {
-        let sort = if huge { "hugepages" } else { sort };
+        let sort = match sort {
+            _ if huge => "hugepages",
+            "ephemeral-storage" => "local ephemeral storage",
+            other => other,
+        };
         let listed = if sort == "cpu" { "1m and 1".to_owned() } else { allowed.join(", ") };
         let why = format!("only divisor's values {listed} are supported with the {sort} resource");
         errors.invalid(&at.child("divisor"), resource, why);

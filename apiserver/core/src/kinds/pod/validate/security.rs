@@ -86,16 +86,16 @@ fn profile(p: &Value, sort: &str, at: &Path<'_>, errors: &mut Errors) {
                 errors.too_long(&local, 4095);
             }
         }
+        "" => {
+            let field = if sort == "seccomp" { "seccompProfile" } else { "appArmorProfile" };
+            errors.required(&at.child("type"), &format!("type is required when {field} is set"));
+        }
         kind => {
             if given(p, "localhostProfile") {
                 errors.invalid(&local, file, format!("can only be set when {sort} type is Localhost"));
             }
             match kind {
                 "RuntimeDefault" | "Unconfined" => {}
-                "" => {
-                    let field = if sort == "seccomp" { "seccompProfile" } else { "appArmorProfile" };
-                    errors.required(&at.child("type"), &format!("type is required when {field} is set"));
-                }
                 other => {
                     errors.not_supported(&at.child("type"), other, &["Localhost", "RuntimeDefault", "Unconfined"]);
                 }

@@ -32,6 +32,8 @@ pub(in crate::kinds) fn validate(kind: &str, s: &Value, at: &Path<'_>, errors: &
                 errors.forbidden(&at.child("sizeLimit"), "SizeLimit field must be a valid resource quantity");
             }
         }
+        // Without a path nothing more is looked at.
+        "hostPath" if text(s, "path").is_empty() => {}
         "hostPath" => {
             no_back_steps(text(s, "path"), &at.child("path"), errors);
             let types =
