@@ -117,8 +117,12 @@ fn route(
     let accept = headers.get("accept").and_then(|v| v.to_str().ok()).unwrap_or_default();
     let reading = matches!(*method, Method::GET | Method::HEAD);
     let get_only = || if *method == Method::GET { Ok(()) } else { Err(Status::method_not_allowed()) };
+    // The lists of groups, and a group, are told whatever the method is.
+    let by_any = matches!(path.trim_matches('/').split('/').collect::<Vec<_>>()[..], ["apis"] | ["apis", _]);
     let value = |v: &Value, shape: &str| -> Result<Option<Response>, Status> {
-        get_only()?;
+        if !by_any {
+            get_only()?;
+        }
         routable(accept)?;
         let form = negotiate(Some(accept), query.flag("pretty"), Offer::OBJECT)?;
         let m = model(shape).map(Handle::Static);
@@ -207,7 +211,6 @@ fn route(
         }
         ["apis"] => {
             if let Some(r) = aggregated(server, accept, headers, false) {
-                get_only()?;
                 return Ok(Some(r));
             }
             value(
@@ -249,6 +252,21 @@ fn route(
                 return Ok(None);
             }
             if matches!(*method, Method::HEAD | Method::OPTIONS | Method::TRACE | Method::CONNECT) {
+                return Err(Status::method_not_allowed());
+            }
+            // A method that nobody knows is one that the resource does not allow, where there is such a resource.
+            let (group, version, rest) = match parts.as_slice() {
+                ["apis", group, version, rest @ ..] => (*group, *version, rest),
+                [_, version, rest @ ..] => ("", *version, rest),
+                _ => ("", "", &[][..]),
+            };
+            let resource = match rest {
+                ["namespaces", _, resource, ..] if !matches!(*resource, "status" | "finalize") => *resource,
+                [resource, ..] => *resource,
+                [] => "",
+            };
+            let standard = matches!(*method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
+            if !standard && server.registry.load().get(group, version, resource).is_some() {
                 return Err(Status::method_not_allowed());
             }
             Err(Status::no_such_path())

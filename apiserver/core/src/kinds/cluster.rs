@@ -1,8 +1,8 @@
-//! Kinds of the cluster as such: APIService and RuntimeClass.
+//! Kinds of the cluster as such: APIService, RuntimeClass and StorageVersionMigration.
 
 use serde_json::Value;
 
-use super::check::{complain, given, immutable, text};
+use super::check::{IMMUTABLE, complain, given, immutable, list, text};
 use super::defaults::{object, set};
 use super::{Strategy, Traits};
 use crate::invalid::{Errors, quote_str};
@@ -98,5 +98,59 @@ impl Strategy for RuntimeClass {
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         immutable(new, old, "handler", &Path::new(""), errors);
+    }
+}
+
+/// Rules of StorageVersionMigrations.
+pub(super) struct Migration;
+
+impl Strategy for Migration {
+    fn traits(&self) -> &Traits {
+        const T: Traits = Traits { status: true, unconditional_update: false, ..Traits::DEFAULT };
+        &T
+    }
+
+    fn validate(&self, obj: &Value, errors: &mut Errors) {
+        let (resource, path) = (&obj["spec"]["resource"], Path::new("spec"));
+        let path = path.child("resource");
+        let joined = |why: Vec<String>| (!why.is_empty()).then(|| why.join(","));
+        let (plural, group) = (text(resource, "resource"), text(resource, "group"));
+        if plural.is_empty() {
+            errors.required(&path.child("resource"), "resource is required to be set");
+        } else if let Some(why) = joined(names::is_dns1035_label(plural)) {
+            errors.invalid(&path.child("resource"), plural, why);
+        }
+        if let Some(why) = joined(names::is_dns1123_subdomain(group)).filter(|_| !group.is_empty()) {
+            errors.invalid(&path.child("group"), group, why);
+        }
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        self.validate(new, errors);
+        if new["spec"] != old["spec"] {
+            errors.invalid(&"spec", new["spec"].clone(), IMMUTABLE);
+        }
+    }
+
+    fn validate_status(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        let (status, was) = (&new["status"], &old["status"]);
+        let path = Path::new("status");
+        let (version, old_version) = (text(status, "resourceVersion"), text(was, "resourceVersion"));
+        if !old_version.is_empty() && old_version != version {
+            errors.invalid(&path.child("resourceVersion"), version, IMMUTABLE);
+        }
+        let met = |status: &Value, kind: &str| {
+            list(status, "conditions").iter().any(|c| c["type"] == kind && c["status"] == "True")
+        };
+        let conditions = path.child("conditions");
+        let mut refuse = |why: &str| errors.invalid(&conditions, status["conditions"].clone(), why);
+        if met(status, "Succeeded") && met(status, "Failed") {
+            refuse("Both success and failed conditions cannot be true at the same time");
+        }
+        for (kind, name) in [("Succeeded", "Success"), ("Failed", "Failed")] {
+            if met(was, kind) && !met(status, kind) {
+                refuse(&format!("{name} condition cannot be set to false once it is true"));
+            }
+        }
     }
 }

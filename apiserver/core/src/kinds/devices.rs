@@ -6,8 +6,9 @@
 use serde_json::Value;
 
 use super::check::{complain, given, immutable, list, one_of, text};
-use super::{Strategy, Traits};
+use super::{Strategy, Traits, carry};
 use crate::invalid::Errors;
+use crate::meta;
 use crate::names;
 use crate::path::Path;
 
@@ -132,7 +133,7 @@ impl Strategy for Slice {
         if driver.is_empty() {
             errors.required(&path.child("driver"), "");
         } else {
-            complain(&path.child("driver"), driver, names::is_dns1123_subdomain(driver), errors);
+            complain(&path.child("driver"), driver, names::is_dns1123_subdomain(&driver.to_lowercase()), errors);
         }
         let pool = path.child("pool");
         if text(&spec["pool"], "name").is_empty() {
@@ -166,6 +167,90 @@ impl Strategy for Slice {
             immutable(&new["spec"], &old["spec"], key, &path, errors);
         }
         immutable(&new["spec"]["pool"], &old["spec"]["pool"], "name", &path.child("pool"), errors);
+    }
+}
+
+/// Rules of DeviceTaintRules.
+pub(super) struct TaintRule;
+
+impl Strategy for TaintRule {
+    fn traits(&self) -> &Traits {
+        const T: Traits = Traits { generation: true, status: true, unconditional_update: false, ..Traits::DEFAULT };
+        &T
+    }
+
+    /// A taint is counted from when it came.
+    fn default(&self, obj: &mut Value) {
+        let Some(taint) = obj["spec"]["taint"].as_object_mut() else { return };
+        if taint.get("timeAdded").is_none_or(Value::is_null) {
+            taint.insert("timeAdded".into(), now());
+        }
+    }
+
+    /// Another effect counts anew, unless the client says since when.
+    fn prepare_update(&self, new: &mut Value, old: &Value) {
+        let (was, is) = (&old["spec"]["taint"], &new["spec"]["taint"]);
+        if was["effect"] != is["effect"] && was["timeAdded"] == is["timeAdded"] && is.is_object() {
+            new["spec"]["taint"]["timeAdded"] = now();
+        }
+        carry(new, old, "status");
+        let before = old["metadata"]["generation"].as_i64().unwrap_or(0);
+        let changed = self.desired_changed(new, old);
+        meta::meta_mut(new).insert("generation".into(), (before + i64::from(changed)).into());
+    }
+
+    fn validate(&self, obj: &Value, errors: &mut Errors) {
+        taint_rule(&obj["spec"], &Value::Null, errors);
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
+        taint_rule(&new["spec"], &old["spec"], errors);
+    }
+}
+
+fn now() -> Value {
+    crate::time::format(jiff::Timestamp::now()).into()
+}
+
+fn taint_rule(spec: &Value, old: &Value, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let (selector, at) = (&spec["deviceSelector"], path.child("deviceSelector"));
+    if let Some(driver) = selector["driver"].as_str() {
+        let at = at.child("driver");
+        match driver {
+            "" => errors.required(&at, ""),
+            _ => complain(&at, driver, names::is_dns1123_subdomain(&driver.to_lowercase()), errors),
+        }
+    }
+    if let Some(pool) = selector["pool"].as_str() {
+        let at = at.child("pool");
+        if pool.is_empty() {
+            errors.required(&at, "");
+        }
+        for part in pool.split('/').filter(|_| !pool.is_empty()) {
+            complain(&at, part, names::is_dns1123_subdomain(part), errors);
+        }
+    }
+    if let Some(device) = selector["device"].as_str() {
+        let at = at.child("device");
+        match device {
+            "" => errors.required(&at, ""),
+            _ => complain(&at, device, names::is_dns1123_label(device), errors),
+        }
+    }
+    let (taint, at) = (&spec["taint"], path.child("taint"));
+    complain(&at.child("key"), text(taint, "key"), names::is_qualified_name(text(taint, "key")), errors);
+    if given(taint, "value") {
+        complain(&at.child("value"), text(taint, "value"), names::is_label_value(text(taint, "value")), errors);
+    }
+    let effect = text(taint, "effect");
+    if effect != text(&old["taint"], "effect") || old.is_null() {
+        const EFFECTS: &[&str] = &["NoExecute", "NoSchedule", "None"];
+        match effect {
+            "" => errors.generated(|e| e.required(&at.child("effect"), "")),
+            _ if EFFECTS.contains(&effect) => {}
+            other => errors.generated(|e| e.not_supported(&at.child("effect"), other, EFFECTS)),
+        }
     }
 }
 

@@ -89,7 +89,9 @@ pub fn strategy(group: &str, plural: &str) -> Arc<dyn Strategy> {
         ("resource.k8s.io", "resourceclaims") => Arc::new(devices::Claim),
         ("resource.k8s.io", "resourceclaimtemplates") => Arc::new(devices::ClaimTemplate),
         ("resource.k8s.io", "deviceclasses") => Arc::new(devices::Class),
+        ("resource.k8s.io", "devicetaintrules") => Arc::new(devices::TaintRule),
         ("resource.k8s.io", _) => plain(R),
+        ("storagemigration.k8s.io", _) => Arc::new(cluster::Migration),
         _ => plain(D),
     }
 }

@@ -343,3 +343,58 @@ fn one_fault_is_told_once_and_where_upstream_does() {
         assert_eq!(got.join("; "), want);
     }
 }
+
+#[test]
+fn a_taint_of_devices_counts_from_when_its_effect_came() {
+    let rule = |effect: &str, at: Value| {
+        json!({"metadata": {"name": "a", "generation": 3}, "spec": {"taint": {"key": "k", "effect": effect, "timeAdded": at}},
+            "status": {"conditions": []}})
+    };
+    let s = strategy("resource.k8s.io", "devicetaintrules");
+    let mut new = rule("NoSchedule", Value::Null);
+    s.default(&mut new);
+    assert!(new["spec"]["taint"]["timeAdded"].is_string());
+    let old = rule("NoSchedule", json!("2024-01-01T00:00:00Z"));
+    for (change, kept, generation) in [
+        (rule("NoSchedule", json!("2024-01-01T00:00:00Z")), true, 3),
+        (rule("NoExecute", json!("2024-01-01T00:00:00Z")), false, 4),
+        (rule("NoExecute", json!("2024-02-01T00:00:00Z")), true, 4),
+    ] {
+        let mut new = change.clone();
+        new["status"] = Value::Null;
+        s.prepare_update(&mut new, &old);
+        assert_eq!(new["spec"]["taint"]["timeAdded"] == change["spec"]["taint"]["timeAdded"], kept, "{change}");
+        assert_eq!((&new["metadata"]["generation"], &new["status"]), (&json!(generation), &old["status"]), "{change}");
+    }
+    for (spec, want) in [
+        (
+            json!({"taint": {"key": "k", "value": "v", "effect": "None"}, "deviceSelector": {"driver": "d.e.com", "pool": "a/b"}}),
+            "",
+        ),
+        (
+            json!({"taint": {"key": "k", "effect": "Bang"}, "deviceSelector": {"device": ""}}),
+            "spec.deviceSelector.device: Required value; spec.taint.effect: Unsupported value: \"Bang\": supported values: \
+             \"NoExecute\", \"NoSchedule\", \"None\"",
+        ),
+        (json!({"taint": {"key": "k"}}), "spec.taint.effect: Required value"),
+    ] {
+        assert_eq!(faults("resource.k8s.io", "devicetaintrules", json!({"spec": spec})).join("; "), want);
+    }
+}
+
+#[test]
+fn a_migration_of_stored_versions_ends_once() {
+    let group = "storagemigration.k8s.io";
+    let spec = |resource: &str| json!({"spec": {"resource": {"group": "apps", "resource": resource}}});
+    assert_eq!(faults(group, "storageversionmigrations", spec("deployments")), [""; 0]);
+    assert_eq!(
+        faults(group, "storageversionmigrations", spec("")),
+        ["spec.resource.resource: Required value: resource is required to be set"]
+    );
+    let moved = change(group, "storageversionmigrations", spec("deployments"), &spec("jobs"));
+    assert!(moved.iter().any(|f| f.contains("field is immutable")), "{moved:?}");
+    let ended = |kind: &str| json!({"status": {"conditions": [{"type": kind, "status": "True"}]}});
+    let mut e = Errors::new();
+    strategy(group, "storageversionmigrations").validate_status(&ended("Running"), &ended("Succeeded"), &mut e);
+    assert!(shown(&e)[0].ends_with("Success condition cannot be set to false once it is true"), "{:?}", shown(&e));
+}

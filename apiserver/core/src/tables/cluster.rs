@@ -23,7 +23,6 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
     const DATA: &[Column] = &[NAME, s("Data"), AGE];
     const SECRET: &[Column] = &[NAME, s("Type"), s("Data"), AGE];
     const ACCOUNT: &[Column] = &[NAME, AGE];
-    const CREATED: &[Column] = &[NAME, column("Created At", "date", "", 0)];
     const VOLUME: &[Column] = &[
         NAME,
         s("Capacity"),
@@ -85,7 +84,6 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
         }
         ("", "secrets") => (SECRET, |o, now| vec![name(o), text(&o["type"]), size(&o["data"]).into(), created(o, now)]),
         ("", "serviceaccounts") => (ACCOUNT, |o, now| vec![name(o), created(o, now)]),
-        ("", "limitranges") => (CREATED, |o, _| vec![name(o), text(&o["metadata"]["creationTimestamp"])]),
         ("", "persistentvolumes") => (VOLUME, volume),
         ("", "persistentvolumeclaims") => (CLAIM, claim),
         ("", "componentstatuses") => (COMPONENT, |o, _| {

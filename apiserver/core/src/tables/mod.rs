@@ -75,10 +75,11 @@ pub fn of(group: &str, plural: &str) -> Table {
     own(group, plural).unwrap_or(plain)
 }
 
-/// Whether upstream has columns for a kind; all others are shown with their name and age.
+/// Whether a table of no objects has an empty list of rows; of kinds that upstream prints by their name and age alone, and
+/// of definitions, it has none.
 #[must_use]
 pub fn has_own(group: &str, plural: &str) -> bool {
-    own(group, plural).is_some()
+    own(group, plural).is_some() && (group, plural) != ("apiextensions.k8s.io", "customresourcedefinitions")
 }
 
 fn own(group: &str, plural: &str) -> Option<Table> {

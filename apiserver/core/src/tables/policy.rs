@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{AGE, Column, NAME, Table, b, column, count, created, i, list, name, number, s, text, w};
+use super::format::labels;
+use super::{AGE, Column, NAME, Table, age, b, column, count, created, i, list, name, number, s, text, w};
 
 pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
-    const CREATED: &[Column] = &[NAME, column("Created At", "date", "", 0)];
     const BINDING: &[Column] = &[NAME, s("Role"), AGE, w("Users"), w("Groups"), w("ServiceAccounts")];
     const BUDGET: &[Column] = &[NAME, s("Min Available"), s("Max Unavailable"), i("Allowed Disruptions"), AGE];
     const QUOTA: &[Column] = &[NAME, s("Request"), s("Limit"), AGE];
@@ -36,11 +36,21 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
     const AGED: &[Column] = &[NAME, AGE];
     const CLAIM: &[Column] = &[NAME, s("State"), AGE];
     const SLICE: &[Column] = &[NAME, s("Node"), s("Driver"), s("Pool"), AGE];
+    const BUNDLE: &[Column] = &[NAME, s("SignerName")];
+    const POD_CERTIFICATE: &[Column] = &[
+        NAME,
+        s("PodName"),
+        s("ServiceAccountName"),
+        s("NodeName"),
+        s("SignerName"),
+        s("State"),
+        s("UnverifiedUserAnnotations"),
+    ];
+    const TAINT: &[Column] = &[NAME, s("Key"), s("Value"), s("Effect"), s("TimeAdded"), AGE];
+    // Upstream's name column has no format here.
+    const MIGRATION: &[Column] = &[s("Name"), s("Resource"), s("Status")];
     let (columns, cells): super::Row = match (group, plural) {
-        ("rbac.authorization.k8s.io", "roles" | "clusterroles") => {
-            (CREATED, |o, _| vec![name(o), text(&o["metadata"]["creationTimestamp"])])
-        }
-        ("rbac.authorization.k8s.io", _) => (BINDING, binding),
+        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => (BINDING, binding),
         ("policy", "poddisruptionbudgets") => (BUDGET, |o, now| {
             let shown = |k: &str| match &o["spec"][k] {
                 Value::Null => Value::from("N/A"),
@@ -197,6 +207,39 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
         ("resource.k8s.io", "deviceclasses" | "resourceclaimtemplates") => {
             (AGED, |o, now| vec![name(o), created(o, now)])
         }
+        ("resource.k8s.io", "devicetaintrules") => (TAINT, |o, now| {
+            let t = &o["spec"]["taint"];
+            let added = age(t["timeAdded"].as_str().unwrap_or_default(), now);
+            vec![name(o), text(&t["key"]), text(&t["value"]), text(&t["effect"]), added.into(), created(o, now)]
+        }),
+        ("certificates.k8s.io", "clustertrustbundles") => (BUNDLE, |o, _| {
+            let signer = o["spec"]["signerName"].as_str().filter(|s| !s.is_empty());
+            vec![name(o), signer.unwrap_or("<none>").into()]
+        }),
+        ("certificates.k8s.io", "podcertificaterequests") => (POD_CERTIFICATE, |o, _| {
+            let spec = &o["spec"];
+            let ends = list(&o["status"], "conditions").filter_map(|c| c["type"].as_str());
+            let state = ends.filter(|t| matches!(*t, "Issued" | "Denied" | "Failed")).last().unwrap_or("Pending");
+            let of = |key: &str| text(&spec[key]);
+            let annotations = labels(&spec["unverifiedUserAnnotations"]);
+            vec![
+                name(o),
+                of("podName"),
+                of("serviceAccountName"),
+                of("nodeName"),
+                of("signerName"),
+                state.into(),
+                annotations.into(),
+            ]
+        }),
+        ("storagemigration.k8s.io", "storageversionmigrations") => (MIGRATION, |o, _| {
+            let r = &o["spec"]["resource"];
+            let (group, plural) = (r["group"].as_str().unwrap_or_default(), r["resource"].as_str().unwrap_or_default());
+            let met = list(&o["status"], "conditions").filter(|c| c["status"] == "True");
+            let state =
+                met.filter_map(|c| c["type"].as_str()).filter(|t| matches!(*t, "Running" | "Failed" | "Succeeded"));
+            vec![name(o), crate::status::qualified(plural, group).into(), state.last().unwrap_or("Unknown").into()]
+        }),
         _ => return None,
     };
     Some(Table { columns, cells })

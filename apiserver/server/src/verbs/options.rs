@@ -123,6 +123,13 @@ pub fn delete_options(call: &Call) -> Result<DeleteOptions, Status> {
     validate_dry_run(&dry, &mut errors);
     let orphan_dependents = v["orphanDependents"].as_bool();
     let policy = v["propagationPolicy"].as_str();
+    if let (Some(p), Some(_)) = (policy, orphan_dependents) {
+        errors.invalid(
+            &Path::new("propagationPolicy"),
+            p,
+            "orphanDependents and deletionPropagation cannot be both set",
+        );
+    }
     let propagation = match policy {
         None => orphan_dependents.map(|o| if o { Propagation::Orphan } else { Propagation::Background }),
         Some("Orphan") => Some(Propagation::Orphan),
@@ -137,13 +144,6 @@ pub fn delete_options(call: &Call) -> Result<DeleteOptions, Status> {
             None
         }
     };
-    if let (Some(p), Some(_)) = (policy, orphan_dependents) {
-        errors.invalid(
-            &Path::new("propagationPolicy"),
-            p,
-            "orphanDependents and deletionPropagation cannot be both set",
-        );
-    }
     if !errors.is_empty() {
         return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errors));
     }
