@@ -25,8 +25,10 @@ const TRIES: i64 = 3600;
 const LOGS: usize = 256;
 /// Files of a job's directory that are looked at.
 const LISTED: usize = 200_000;
-/// Digests that are asked for at a time.
-const HASHED: usize = 200;
+/// Files that are asked about at a time.
+const ASKED: usize = 200;
+/// Digests of files of more bytes are computed while they are fetched.
+const LARGE: u64 = 8 << 20;
 /// Between looks whether a cancelled job has ended.
 const CANCELLED: Duration = Duration::from_millis(500);
 
@@ -120,7 +122,7 @@ impl Controller {
         let mut index = Index::default();
         let logs = log_files(spec, link, directory, &identity.name, case.status.attempt, identity.job_id);
         let (mut bytes, mut count) = (0u64, 0u32);
-        for chunk in logs.into_iter().take(LOGS).collect::<Vec<_>>().chunks(HASHED) {
+        for chunk in logs.into_iter().take(LOGS).collect::<Vec<_>>().chunks(ASKED) {
             for (name, stored) in self.bring(case, files, chunk, &mut bytes, most_bytes, &mut index.left_out).await? {
                 index.logs.insert(name, stored);
             }
@@ -143,7 +145,7 @@ impl Controller {
                 .take(most_files)
                 .map(|e| (e.path.clone(), format!("{directory}/{}", e.path)))
                 .collect();
-            for chunk in paths.chunks(HASHED) {
+            for chunk in paths.chunks(ASKED) {
                 for (path, stored) in
                     self.bring(case, files, chunk, &mut bytes, most_bytes, &mut index.left_out).await?
                 {
@@ -174,7 +176,11 @@ impl Controller {
         left_out: &mut Vec<String>,
     ) -> Result<Vec<(String, Stored)>, StoreError> {
         let paths: Vec<String> = chunk.iter().map(|(_, path)| path.clone()).collect();
-        let facts = files.stat(&paths).await?;
+        let facts = files.stat(&paths, LARGE).await?;
+        let mut room = most.saturating_sub(*bytes);
+        let small = paths.iter().zip(&facts).filter_map(|(path, fact)| Some((path.as_str(), fact.as_ref()?)));
+        let small = small.take_while(|(_, f)| room.checked_sub(f.size).inspect(|left| room = *left).is_some());
+        self.store.fetch_small(files, case.uid(), &small.collect::<Vec<_>>()).await?;
         let mut all = vec![];
         for ((name, path), fact) in chunk.iter().zip(facts) {
             let Some(fact) = fact else { continue };
@@ -183,10 +189,10 @@ impl Controller {
                 continue;
             }
             match self.store.fetch(files, case.uid(), path, &fact).await {
-                Ok(()) => {
+                Ok(stored) => {
                     crate::metrics::brought(case.status.cluster.as_deref().unwrap_or_default(), fact.size);
                     *bytes += fact.size;
-                    all.push((name.clone(), fact));
+                    all.push((name.clone(), stored));
                 }
                 Err(StoreError::Changed(_)) => left_out.push(format!("{name}: it changed while it was fetched")),
                 Err(StoreError::Slurm(SlurmError::Refused(why))) => left_out.push(format!("{name}: {why}")),
