@@ -29,49 +29,50 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("crash_at_submission", crash_at_submission),
     ("answers_lost", answers_lost),
     ("credentials", credentials),
+    ("alone", crate::alone::alone),
 ];
 
 /// A directory with kubectl and its plugins, and the namespace as the context's.
-struct Person<'a> {
+pub(crate) struct Person<'a> {
     cluster: &'a Cluster,
     dir: tempfile::TempDir,
     ns: &'a str,
 }
 
 impl<'a> Person<'a> {
-    fn new(cluster: &'a Cluster, ns: &'a str) -> Result<Self> {
+    pub(crate) fn new(cluster: &'a Cluster, ns: &'a str) -> Result<Self> {
         Ok(Self { cluster, dir: tempfile::tempdir()?, ns })
     }
 
-    fn line(&self, line: &str) -> Result<Command> {
+    pub(crate) fn line(&self, line: &str) -> Result<Command> {
         let mut c = self.cluster.workplace(self.dir.path(), self.ns)?;
         c.args(["-c", line]);
         Ok(c)
     }
 
-    fn run(&self, line: &str) -> Result<Output> {
+    pub(crate) fn run(&self, line: &str) -> Result<Output> {
         run(&mut self.line(line)?)
     }
 
-    fn ok(&self, line: &str) -> Result<String> {
+    pub(crate) fn ok(&self, line: &str) -> Result<String> {
         let o = self.run(line)?;
         ensure!(o.code == 0, "{line}: {} {}{}", o.code, o.out, o.err);
         Ok(o.out)
     }
 
-    fn make(&self, name: &str, spec: Value) -> Result<()> {
+    pub(crate) fn make(&self, name: &str, spec: Value) -> Result<()> {
         let job = json!({"apiVersion": "skiff.dev/v1", "kind": "GpuJob", "metadata": {"name": name, "namespace": self.ns}, "spec": spec});
         let o = self.cluster.apply(&["apply"], &job.to_string())?;
         ensure!(o.code == 0, "{name}: {}", o.err);
         Ok(())
     }
 
-    fn status(&self, name: &str) -> Result<Value> {
+    pub(crate) fn status(&self, name: &str) -> Result<Value> {
         Ok(self.cluster.get(self.ns, &format!("gpujob/{name}"))?["status"].clone())
     }
 
     /// Waits for a phase.
-    fn until(&self, name: &str, phase: &str) -> Result<Value> {
+    pub(crate) fn until(&self, name: &str, phase: &str) -> Result<Value> {
         self.cluster.eventually(&format!("{name} is {phase}"), |_| {
             let s = self.status(name)?;
             ensure!(s["phase"] == phase || s["phase"] != "Failed", "{name} failed: {s}");
@@ -81,7 +82,7 @@ impl<'a> Person<'a> {
     }
 
     /// Waits until it failed for this reason.
-    fn fails(&self, name: &str, reason: &str) -> Result<Value> {
+    pub(crate) fn fails(&self, name: &str, reason: &str) -> Result<Value> {
         self.cluster.eventually(&format!("{name} has failed"), |_| {
             let phase = self.status(name)?["phase"].clone();
             Ok(phase == "Failed" || phase == "Succeeded")

@@ -12,6 +12,7 @@ mod cluster;
 #[path = "../cluster/page.rs"]
 mod page;
 
+mod alone;
 mod cases;
 mod rig;
 
