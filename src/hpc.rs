@@ -150,9 +150,10 @@ pub(crate) fn rights() -> Vec<Value> {
                 rule(group, &own, &all),
                 // Credentials of clusters, and what jobs name. One by one: nothing is listed.
                 rule("", &["secrets", "configmaps"], &["get"]),
-                // The pods that read sources in volumes.
+                // The pods that read sources in volumes, and put results into them.
                 rule("", &["pods"], &["get", "create", "delete"]),
                 rule("", &["pods/log"], &["get"]),
+                rule("", &["pods/attach"], &["get", "create"]),
                 // The Service of the door for logs and results.
                 rule("", &["services"], &["create", "patch"]),
                 rule("discovery.k8s.io", &["endpointslices"], &["create", "patch"]),

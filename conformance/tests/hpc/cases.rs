@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, Output, repository, run};
 use crate::page::play_page;
 use crate::rig::{Fake, Rig};
+use crate::volumes;
 
 pub(crate) type Case = fn(&mut Cluster, &mut Rig, &str) -> Result<()>;
 
@@ -22,7 +23,8 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("preempted", preempted),
     ("held_launch", held_launch),
     ("disk_full", disk_full),
-    ("volume", volume),
+    ("volume", volumes::sources),
+    ("results_volume", volumes::results),
     ("pushed", pushed),
     ("forgotten", forgotten),
     ("restarts", restarts),
@@ -93,7 +95,7 @@ impl<'a> Person<'a> {
     }
 }
 
-fn condition(status: &Value, kind: &str) -> Value {
+pub(crate) fn condition(status: &Value, kind: &str) -> Value {
     let all = status["conditions"].as_array();
     all.into_iter().flatten().find(|c| c["type"] == kind && c["status"] == "True").cloned().unwrap_or_default()
 }
@@ -302,50 +304,6 @@ fn disk_full(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
     let result = case();
     rig.slurm(&["umount", "-l", &small])?;
     result
-}
-
-/// Sources in a claim, on whichever node it is.
-fn volume(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
-    let manifest = rig.ok(&["manifest", "local"])?.replace("name: local", "name: volumes");
-    let o = c.apply(&["apply"], &format!("{}\n  readerImage: skiff/busybox:1\n", manifest.trim_end()))?;
-    ensure!(o.code == 0, "{}", o.err);
-    c.ok(&["wait", "--for=condition=Ready", "hpccluster/volumes", "--timeout=60s"])?;
-    let p = Person::new(c, ns)?;
-    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "code", "namespace": ns},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}});
-    let script = "mkdir -p /d/src/sub && echo 'echo from $(cat sub/word)' >/d/src/go.sh && echo volume >/d/src/sub/word \
-        && mkdir /d/bad && ln -s /etc/passwd /d/bad/link";
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "fill", "namespace": ns}, "spec": {
-        "restartPolicy": "Never", "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "code"}}],
-        "containers": [{"name": "c", "image": "skiff/busybox:1", "command": ["sh", "-c", script],
-            "volumeMounts": [{"name": "d", "mountPath": "/d"}]}]}});
-    let o = c.apply(&["apply"], &format!("{claim}\n---\n{pod}"))?;
-    ensure!(o.code == 0, "{}", o.err);
-    c.eventually("the claim is filled", |c| Ok(c.get(ns, "pod/fill")?["status"]["phase"] == "Succeeded"))?;
-    let job = |claim: &str, path: &str| json!({"cluster": "volumes", "source": {"volume": {"claimName": claim, "path": path}}, "run": {"command": ["sh", "go.sh"]}});
-    p.make("claimed", job("code", "src"))?;
-    p.make("linked", job("code", "bad"))?;
-    p.make("absent", job("nowhere", "src"))?;
-    p.until("claimed", "Succeeded")?;
-    let log = p.ok("kubectl gpu logs claimed")?;
-    ensure!(log == "from volume\n", "{log}");
-    let s = p.fails("linked", "InvalidSource")?;
-    ensure!(condition(&s, "Failed")["message"].to_string().contains("link"), "{s}");
-    c.eventually("a claim that is not there is told", |_| {
-        let s = p.status("absent")?;
-        let staged = s["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Staged").cloned();
-        Ok(staged.is_some_and(|s| s["message"].to_string().contains("nowhere")))
-    })?;
-    c.eventually("no pod is left of what was read", |c| {
-        Ok(c.kubectl(&["-n", ns, "get", "pods", "-o", "name"])?
-            .out
-            .lines()
-            .filter(|l| l.contains("claimed") || l.contains("linked"))
-            .count()
-            == 0)
-    })?;
-    p.ok("kubectl gpu cancel absent")?;
-    c.ok(&["delete", "hpccluster", "volumes"]).map(drop)
 }
 
 /// An epilog says that a job ended: it is seen at once though Slurm is asked seldom.

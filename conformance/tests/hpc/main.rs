@@ -15,6 +15,7 @@ mod page;
 mod alone;
 mod cases;
 mod rig;
+mod volumes;
 
 use std::process::ExitCode;
 
