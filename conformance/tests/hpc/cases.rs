@@ -313,7 +313,7 @@ fn pushed(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
         "  hookSecret: {namespace: default, name: hook}\n  polling: {fastMilliseconds: 60000, slowSeconds: 60}\n";
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hook", "namespace": "default"},
         "stringData": {"token": "open-up"}});
-    let o = c.apply(&["apply"], &format!("{secret}\n---\n{}\n{more}", manifest.trim_end()))?;
+    let o = c.apply(&["apply"], &format!("---\n{secret}\n---\n{}\n{more}", manifest.trim_end()))?;
     ensure!(o.code == 0, "{}", o.err);
     c.ok(&["wait", "--for=condition=Ready", "hpccluster/seldom", "--timeout=60s"])?;
     // The Service by which the door is found.
@@ -466,7 +466,7 @@ fn credentials(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
     let cluster = good.split("---\n").find(|o| o.contains("kind: HpcCluster")).context("the manifest has a cluster")?;
     // A connection that is open would go on.
     c.ok(&["delete", "hpccluster", "ssh", "--ignore-not-found"])?;
-    let o = c.apply(&["apply"], &format!("{secret}\n---\n{cluster}"))?;
+    let o = c.apply(&["apply"], &format!("---\n{secret}\n---\n{cluster}"))?;
     ensure!(o.code == 0, "{}", o.err);
     c.ok(&["wait", "--for=condition=Ready=false", "hpccluster/ssh", "--timeout=90s"])?;
     c.ok(&["delete", "hpccluster", "ssh"])?;
@@ -485,7 +485,7 @@ fn credentials(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
             .replace(host, &pinned)
             .replace("secret: {namespace: default, name: slurm-ssh}", "secret: {namespace: default, name: slurm-rsa}");
         let cluster = cluster.replace("metadata: {name: ssh}", &format!("metadata: {{name: {name}}}"));
-        let o = c.apply(&["apply"], &format!("{secret}\n---\n{cluster}"))?;
+        let o = c.apply(&["apply"], &format!("---\n{secret}\n---\n{cluster}"))?;
         ensure!(o.code == 0, "{}", o.err);
         c.ok(&["wait", &format!("--for=condition=Ready={ready}"), &format!("hpccluster/{name}"), "--timeout=90s"])?;
     }
