@@ -42,6 +42,10 @@ pub(crate) struct HpcArgs {
     /// CA of clients' certificates.
     #[arg(long)]
     pub(crate) client_ca: Option<PathBuf>,
+    /// Address that others reach this door at: with it, and a certificate for `skiff-hpc.kube-system.svc`, the door has its
+    /// Service in the cluster, by which `kubectl gpu` finds it.
+    #[arg(long, requires = "tls_cert")]
+    pub(crate) advertise_address: Option<IpAddr>,
     /// Port for metrics and health, with TLS; 0 for none.
     #[arg(long, default_value_t = 10261)]
     pub(crate) secure_port: u16,
@@ -100,7 +104,7 @@ pub(crate) fn start(
 
 /// `skiff hpc`.
 pub(crate) async fn run(args: HpcArgs) -> anyhow::Result<()> {
-    let mut config = Config::new(args.data_dir.clone());
+    let mut config = Config { address: args.advertise_address, ..Config::new(args.data_dir.clone()) };
     if args.flags.hpc_port != 0 {
         let tls = args.tls()?;
         let host = if tls.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
@@ -146,9 +150,10 @@ pub(crate) fn rights() -> Vec<Value> {
                 rule(group, &own, &all),
                 // Credentials of clusters, and what jobs name. One by one: nothing is listed.
                 rule("", &["secrets", "configmaps"], &["get"]),
-                // The pods that read sources in volumes.
+                // The pods that read sources in volumes, and put results into them.
                 rule("", &["pods"], &["get", "create", "delete"]),
                 rule("", &["pods/log"], &["get"]),
+                rule("", &["pods/attach"], &["get", "create"]),
                 // The Service of the door for logs and results.
                 rule("", &["services"], &["create", "patch"]),
                 rule("discovery.k8s.io", &["endpointslices"], &["create", "patch"]),

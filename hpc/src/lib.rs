@@ -19,6 +19,7 @@ pub mod plugin;
 mod run;
 pub mod script;
 pub mod serve;
+mod sink;
 pub mod stage;
 pub mod state;
 pub mod store;

@@ -463,7 +463,7 @@ impl Follower {
                     }
                     self.path = Some(path.clone());
                     if let Some(lines) = self.wanted.tail.take()
-                        && let Ok(stats) = files.stat(std::slice::from_ref(&path)).await
+                        && let Ok(stats) = files.stat(std::slice::from_ref(&path), 0).await
                     {
                         let size = stats.into_iter().flatten().next().map_or(0, |s| s.size);
                         let from = size.saturating_sub(TAIL);

@@ -5,20 +5,22 @@
 //! job, and a job's part goes with its object.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::fs;
-use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 
-use crate::driver::{Files, SlurmError};
+use crate::driver::{Fact, Files, SlurmError};
+use crate::sink::Sink;
 
-/// Bytes that are asked for at a time: between two parts others have their turn.
-const PART: u64 = 64 << 20;
+/// Bytes of files that are brought together with others, and of all that come by one command.
+const SMALL: u64 = 64 << 10;
+/// See [`SMALL`].
+const TOGETHER: u64 = 1 << 20;
 
 /// A file that is here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,7 +101,9 @@ impl Store {
         file.sync_all().await?;
         fs::rename(&new, &place).await?;
         let known = |name: &str| {
-            index.files.values().chain(index.logs.values()).any(|s| s.sha256 == name) || name == "index.json"
+            let kept = index.files.values().chain(index.logs.values()).any(|s| s.sha256 == name);
+            // What files of a path had for a digest: if this is done again they are not fetched again.
+            kept || name == "index.json" || name.ends_with(".is")
         };
         let mut entries = fs::read_dir(&directory).await?;
         while let Some(entry) = entries.next_entry().await? {
@@ -123,44 +127,74 @@ impl Store {
         }
     }
 
-    /// Brings a file whose digest the cluster told. Goes on where an earlier try ended.
-    pub async fn fetch(&self, from: &dyn Files, uid: &str, path: &str, stored: &Stored) -> Result<(), StoreError> {
-        let place = self.object(uid, &stored.sha256)?;
-        if fs::metadata(&place).await.is_ok_and(|m| m.len() == stored.size) {
+    /// Brings a file. Goes on where an earlier try ended, while size and time there are the same; what came is compared with
+    /// the digest that the cluster computed, before or meanwhile.
+    pub async fn fetch(&self, from: &dyn Files, uid: &str, path: &str, fact: &Fact) -> Result<Stored, StoreError> {
+        let key = match &fact.sha256 {
+            Some(sha256) => sha256.clone(),
+            None => hex(&Sha256::digest(format!("{path}\0{}\0{}", fact.size, fact.modified))),
+        };
+        let stored = |sha256| Stored { size: fact.size, sha256, modified: fact.modified };
+        let part = self.object(uid, &key)?.with_extension("part");
+        let known = part.with_extension("is");
+        let sha256 = match &fact.sha256 {
+            Some(sha256) => Some(sha256.clone()),
+            None => fs::read_to_string(&known).await.ok(),
+        };
+        if let Some(sha256) = sha256
+            && let Ok(place) = self.object(uid, &sha256)
+            && fs::metadata(&place).await.is_ok_and(|m| m.len() == fact.size)
+        {
+            return Ok(stored(sha256));
+        }
+        fs::create_dir_all(self.directory(uid)?).await?;
+        // What an earlier try left may be damaged by a crash: then all of it is fetched once more.
+        loop {
+            let began = fs::metadata(&part).await.map_or(0, |m| m.len());
+            if let Some(sha256) = bring(from, path, fact, &part).await? {
+                fs::rename(&part, self.object(uid, &sha256)?).await?;
+                if fact.sha256.is_none() {
+                    fs::write(&known, &sha256).await?;
+                }
+                return Ok(stored(sha256));
+            }
+            fs::remove_file(&part).await?;
+            if began == 0 {
+                return Err(StoreError::Changed(path.to_owned()));
+            }
+        }
+    }
+
+    /// Brings small files whose digests were told by few commands. What does not come as it should is left for
+    /// [`Store::fetch`], which finds the others here.
+    pub async fn fetch_small(&self, from: &dyn Files, uid: &str, files: &[(&str, &Fact)]) -> io::Result<()> {
+        let mut missing = vec![];
+        for (path, fact) in files.iter().filter(|(_, f)| f.size <= SMALL) {
+            let Some(place) = fact.sha256.as_ref().map(|d| self.object(uid, d)).transpose()? else { continue };
+            if fs::metadata(&place).await.is_err() {
+                missing.push((*path, *fact, place));
+            }
+        }
+        // One alone is no fewer commands so.
+        if missing.len() < 2 {
             return Ok(());
         }
         fs::create_dir_all(self.directory(uid)?).await?;
-        let part = place.with_extension("part");
-        let file = fs::OpenOptions::new().create(true).append(true).open(&part).await?;
-        let mut have = file.metadata().await?.len();
-        // What comes is digested on its way; what an earlier try brought is read once more.
-        let hash = if have > 0 { digest(&part).await? } else { Sha256::new() };
-        let mut to = Digested { file, hash };
-        while have < stored.size {
-            let most = (stored.size - have).min(PART);
-            let came = from.fetch(path, have, most, &mut to).await?;
-            if came == 0 {
-                break;
-            }
-            have += came;
+        while !missing.is_empty() {
+            let mut sum = 0;
+            let group = missing.iter().take_while(|(_, f, _)| {
+                sum += f.size;
+                sum <= TOGETHER
+            });
+            let rest = missing.split_off(group.count().max(1));
+            let group = std::mem::replace(&mut missing, rest);
+            let paths: Vec<&str> = group.iter().map(|(path, ..)| *path).collect();
+            let sum: u64 = group.iter().map(|(_, f, _)| f.size).sum();
+            let Ok(bytes) = from.read_all(&paths, sum).await else { return Ok(()) };
+            let all: Vec<_> = group.into_iter().map(|(_, f, place)| (f.clone(), place)).collect();
+            tokio::task::spawn_blocking(move || take_apart(bytes, all)).await.map_err(io::Error::other)??;
         }
-        to.flush().await?;
-        to.file.sync_all().await?;
-        if have != stored.size || hex(&to.hash.finalize()) != stored.sha256 {
-            fs::remove_file(&part).await?;
-            return Err(StoreError::Changed(path.to_owned()));
-        }
-        fs::rename(&part, &place).await?;
         Ok(())
-    }
-
-    /// Keeps bytes that are here already.
-    pub async fn put(&self, uid: &str, bytes: &[u8]) -> io::Result<Stored> {
-        let sha256 = hex(&Sha256::digest(bytes));
-        let place = self.object(uid, &sha256)?;
-        fs::create_dir_all(self.directory(uid)?).await?;
-        fs::write(&place, bytes).await?;
-        Ok(Stored { size: bytes.len() as u64, sha256, modified: 0 })
     }
 }
 
@@ -168,38 +202,48 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-async fn digest(path: &Path) -> io::Result<Sha256> {
-    let mut file = fs::File::open(path).await?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 18]);
-    loop {
-        let n = file.read(&mut buffer).await?;
-        if n == 0 {
-            return Ok(hash);
+/// Keeps files whose bytes are one after the other, as far as they are what their digests say.
+fn take_apart(mut bytes: Bytes, files: Vec<(Fact, PathBuf)>) -> io::Result<()> {
+    for (fact, place) in files {
+        let size = usize::try_from(fact.size).map_err(io::Error::other)?;
+        if bytes.len() < size {
+            return Ok(());
         }
-        hash.update(&buffer[..n]);
+        let own = bytes.split_to(size);
+        if fact.sha256.is_none_or(|d| d != hex(&Sha256::digest(&own))) {
+            return Ok(());
+        }
+        let new = place.with_extension("new");
+        let mut file = std::fs::File::create(&new)?;
+        file.write_all(&own)?;
+        file.sync_all()?;
+        std::fs::rename(&new, &place)?;
     }
+    Ok(())
 }
 
-/// A file, and the digest of what goes into it.
-struct Digested {
-    file: fs::File,
-    hash: Sha256,
-}
-
-impl AsyncWrite for Digested {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.file).poll_write(cx, bytes))?;
-        self.hash.update(&bytes[..written]);
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.file).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.file).poll_shutdown(cx)
-    }
+/// Brings what is missing of a file; its digest when all of it came as it is there.
+async fn bring(from: &dyn Files, path: &str, fact: &Fact, part: &Path) -> Result<Option<String>, StoreError> {
+    let (mut sink, mut have) = Sink::open(part)?;
+    let moved = async {
+        let mut told = fact.sha256.clone();
+        while have < fact.size || (have == fact.size && told.is_none()) {
+            let most = (fact.size - have).min(from.part());
+            let last = have + most == fact.size;
+            let came = from.fetch(path, have, most, last && told.is_none(), &mut sink).await?;
+            have += came.bytes;
+            told = told.or(came.sha256);
+            if came.bytes < most {
+                break;
+            }
+        }
+        Ok::<_, SlurmError>(told)
+    };
+    let moved = moved.await;
+    // What came is kept for the next try, and why the disk takes no more says more than that nobody listened.
+    let got = hex(&sink.end().await?.finalize());
+    let told = moved?;
+    Ok(Some(got).filter(|got| have == fact.size && told.as_ref() == Some(got)))
 }
 
 /// Whether a path is meant by a pattern: `*` and `?` stay in one part of a path, `**` is any number of parts, and a directory
@@ -277,27 +321,66 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn small_files_come_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Text::new(Local::default(), None, None, "/", None);
+        let at = |i: usize| dir.path().join(format!("file {i}")).display().to_string();
+        let paths: Vec<String> = (0..70).map(at).collect();
+        for (i, path) in paths.iter().enumerate() {
+            std::fs::write(path, format!("{i}").repeat(if i == 3 { 70_000 } else { i * 400 })).unwrap();
+        }
+        let facts: Vec<Fact> = files.stat(&paths, 1 << 20).await.unwrap().into_iter().map(Option::unwrap).collect();
+        // One that became another since.
+        std::fs::write(&paths[65], "other").unwrap();
+        let store = Store::new(dir.path().join("store"));
+        let all: Vec<_> = paths.iter().map(String::as_str).zip(&facts).collect();
+        store.fetch_small(&files, "u", &all).await.unwrap();
+        for (i, fact) in facts.iter().enumerate() {
+            let got = std::fs::read(store.object("u", fact.sha256.as_ref().unwrap()).unwrap());
+            match i {
+                // Too large; another; and what came behind it by the same command.
+                3 | 65.. => assert!(got.is_err(), "{i}"),
+                _ => assert_eq!(got.unwrap(), std::fs::read(&paths[i]).unwrap(), "{i}"),
+            }
+        }
+        store.fetch(&files, "u", &paths[69], &facts[69]).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn fetching_goes_on_and_compares() {
         let dir = tempfile::tempdir().unwrap();
         let there = dir.path().join("there");
         std::fs::write(&there, b"0123456789").unwrap();
         let files = Text::new(Local::default(), None, None, "/", None);
         let path = there.display().to_string();
-        let stored = files.stat(std::slice::from_ref(&path)).await.unwrap()[0].clone().unwrap();
-        let sha256 = stored.sha256.clone();
         let store = Store::new(dir.path().join("store"));
-        // An earlier try got three bytes; what it got is not asked for again.
-        let part = store.object("u", &sha256).unwrap().with_extension("part");
-        std::fs::create_dir_all(part.parent().unwrap()).unwrap();
-        std::fs::write(&part, b"012").unwrap();
-        store.fetch(&files, "u", &path, &stored).await.unwrap();
-        assert_eq!(std::fs::read(store.object("u", &sha256).unwrap()).unwrap(), b"0123456789");
-        // One that got something else does not become a result.
-        std::fs::remove_file(store.object("u", &sha256).unwrap()).unwrap();
-        std::fs::write(&part, b"xyz").unwrap();
-        let failed = store.fetch(&files, "u", &path, &stored).await;
-        assert!(matches!(failed, Err(StoreError::Changed(_))), "{failed:?}");
-        store.fetch(&files, "u", &path, &stored).await.unwrap();
+        let mut stored = Stored::default();
+        // With a digest that was told before, and without.
+        for digested in [10, 0] {
+            let fact = files.stat(std::slice::from_ref(&path), digested).await.unwrap()[0].clone().unwrap();
+            let key =
+                fact.sha256.clone().unwrap_or_else(|| hex(&Sha256::digest(format!("{path}\x0010\0{}", fact.modified))));
+            let part = store.object("u", &key).unwrap().with_extension("part");
+            std::fs::create_dir_all(part.parent().unwrap()).unwrap();
+            // An earlier try got three bytes, or all of them, or something else, or more than there is.
+            for early in ["", "012", "0123456789", "xyz", "0123456789a"] {
+                std::fs::write(&part, early).unwrap();
+                stored = store.fetch(&files, "u", &path, &fact).await.unwrap();
+                assert!(!part.exists());
+                let place = store.object("u", &stored.sha256).unwrap();
+                assert_eq!(std::fs::read(&place).unwrap(), b"0123456789", "{early}");
+                // It is here: nobody is asked.
+                let nobody = Text::new(Local::new(Some("no such user".into())), None, None, "/", None);
+                assert_eq!(store.fetch(&nobody, "u", &path, &fact).await.unwrap(), stored);
+                std::fs::remove_file(&place).unwrap();
+            }
+            // What is asked for is not there any more.
+            for other in [Fact { size: 11, ..fact.clone() }, Fact { sha256: Some("0".repeat(64)), ..fact.clone() }] {
+                let failed = store.fetch(&files, "u", &path, &other).await;
+                assert!(matches!(failed, Err(StoreError::Changed(_))), "{failed:?}");
+            }
+            stored = store.fetch(&files, "u", &path, &fact).await.unwrap();
+        }
         let mut index = Index::default();
         index.files.insert("../../x".into(), stored.clone());
         store.save("u", &index).await.unwrap();

@@ -14,6 +14,7 @@ pub mod chain;
 pub mod custom;
 pub mod decode;
 pub mod discovery;
+mod inside;
 pub mod kubelets;
 pub mod metrics;
 pub mod negotiate;
@@ -256,7 +257,13 @@ impl Server {
                 request.headers_mut().entry(http::header::USER_AGENT).or_insert_with(|| agent.clone());
             }
             let inner = Arc::clone(&inner);
-            async move { Ok::<http::Response<Body>, std::io::Error>(chain::handle(inner, request).await) }
+            let peer = request.headers().contains_key(http::header::UPGRADE).then(|| Peer(user.clone()));
+            async move {
+                match peer {
+                    Some(peer) => inside::carry(inner, peer, request).await,
+                    None => Ok::<http::Response<Body>, std::io::Error>(chain::handle(inner, request).await),
+                }
+            }
         });
         kube::Client::new(service, "default")
     }

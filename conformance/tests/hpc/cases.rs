@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::cluster::{Cluster, Output, repository, run};
 use crate::page::play_page;
 use crate::rig::{Fake, Rig};
+use crate::volumes;
 
 pub(crate) type Case = fn(&mut Cluster, &mut Rig, &str) -> Result<()>;
 
@@ -22,56 +23,58 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("preempted", preempted),
     ("held_launch", held_launch),
     ("disk_full", disk_full),
-    ("volume", volume),
+    ("volume", volumes::sources),
+    ("results_volume", volumes::results),
     ("pushed", pushed),
     ("forgotten", forgotten),
     ("restarts", restarts),
     ("crash_at_submission", crash_at_submission),
     ("answers_lost", answers_lost),
     ("credentials", credentials),
+    ("alone", crate::alone::alone),
 ];
 
 /// A directory with kubectl and its plugins, and the namespace as the context's.
-struct Person<'a> {
+pub(crate) struct Person<'a> {
     cluster: &'a Cluster,
     dir: tempfile::TempDir,
     ns: &'a str,
 }
 
 impl<'a> Person<'a> {
-    fn new(cluster: &'a Cluster, ns: &'a str) -> Result<Self> {
+    pub(crate) fn new(cluster: &'a Cluster, ns: &'a str) -> Result<Self> {
         Ok(Self { cluster, dir: tempfile::tempdir()?, ns })
     }
 
-    fn line(&self, line: &str) -> Result<Command> {
+    pub(crate) fn line(&self, line: &str) -> Result<Command> {
         let mut c = self.cluster.workplace(self.dir.path(), self.ns)?;
         c.args(["-c", line]);
         Ok(c)
     }
 
-    fn run(&self, line: &str) -> Result<Output> {
+    pub(crate) fn run(&self, line: &str) -> Result<Output> {
         run(&mut self.line(line)?)
     }
 
-    fn ok(&self, line: &str) -> Result<String> {
+    pub(crate) fn ok(&self, line: &str) -> Result<String> {
         let o = self.run(line)?;
         ensure!(o.code == 0, "{line}: {} {}{}", o.code, o.out, o.err);
         Ok(o.out)
     }
 
-    fn make(&self, name: &str, spec: Value) -> Result<()> {
+    pub(crate) fn make(&self, name: &str, spec: Value) -> Result<()> {
         let job = json!({"apiVersion": "skiff.dev/v1", "kind": "GpuJob", "metadata": {"name": name, "namespace": self.ns}, "spec": spec});
         let o = self.cluster.apply(&["apply"], &job.to_string())?;
         ensure!(o.code == 0, "{name}: {}", o.err);
         Ok(())
     }
 
-    fn status(&self, name: &str) -> Result<Value> {
+    pub(crate) fn status(&self, name: &str) -> Result<Value> {
         Ok(self.cluster.get(self.ns, &format!("gpujob/{name}"))?["status"].clone())
     }
 
     /// Waits for a phase.
-    fn until(&self, name: &str, phase: &str) -> Result<Value> {
+    pub(crate) fn until(&self, name: &str, phase: &str) -> Result<Value> {
         self.cluster.eventually(&format!("{name} is {phase}"), |_| {
             let s = self.status(name)?;
             ensure!(s["phase"] == phase || s["phase"] != "Failed", "{name} failed: {s}");
@@ -81,7 +84,7 @@ impl<'a> Person<'a> {
     }
 
     /// Waits until it failed for this reason.
-    fn fails(&self, name: &str, reason: &str) -> Result<Value> {
+    pub(crate) fn fails(&self, name: &str, reason: &str) -> Result<Value> {
         self.cluster.eventually(&format!("{name} has failed"), |_| {
             let phase = self.status(name)?["phase"].clone();
             Ok(phase == "Failed" || phase == "Succeeded")
@@ -92,7 +95,7 @@ impl<'a> Person<'a> {
     }
 }
 
-fn condition(status: &Value, kind: &str) -> Value {
+pub(crate) fn condition(status: &Value, kind: &str) -> Value {
     let all = status["conditions"].as_array();
     all.into_iter().flatten().find(|c| c["type"] == kind && c["status"] == "True").cloned().unwrap_or_default()
 }
@@ -303,50 +306,6 @@ fn disk_full(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
     result
 }
 
-/// Sources in a claim, on whichever node it is.
-fn volume(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
-    let manifest = rig.ok(&["manifest", "local"])?.replace("name: local", "name: volumes");
-    let o = c.apply(&["apply"], &format!("{}\n  readerImage: skiff/busybox:1\n", manifest.trim_end()))?;
-    ensure!(o.code == 0, "{}", o.err);
-    c.ok(&["wait", "--for=condition=Ready", "hpccluster/volumes", "--timeout=60s"])?;
-    let p = Person::new(c, ns)?;
-    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "code", "namespace": ns},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}});
-    let script = "mkdir -p /d/src/sub && echo 'echo from $(cat sub/word)' >/d/src/go.sh && echo volume >/d/src/sub/word \
-        && mkdir /d/bad && ln -s /etc/passwd /d/bad/link";
-    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "fill", "namespace": ns}, "spec": {
-        "restartPolicy": "Never", "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "code"}}],
-        "containers": [{"name": "c", "image": "skiff/busybox:1", "command": ["sh", "-c", script],
-            "volumeMounts": [{"name": "d", "mountPath": "/d"}]}]}});
-    let o = c.apply(&["apply"], &format!("{claim}\n---\n{pod}"))?;
-    ensure!(o.code == 0, "{}", o.err);
-    c.eventually("the claim is filled", |c| Ok(c.get(ns, "pod/fill")?["status"]["phase"] == "Succeeded"))?;
-    let job = |claim: &str, path: &str| json!({"cluster": "volumes", "source": {"volume": {"claimName": claim, "path": path}}, "run": {"command": ["sh", "go.sh"]}});
-    p.make("claimed", job("code", "src"))?;
-    p.make("linked", job("code", "bad"))?;
-    p.make("absent", job("nowhere", "src"))?;
-    p.until("claimed", "Succeeded")?;
-    let log = p.ok("kubectl gpu logs claimed")?;
-    ensure!(log == "from volume\n", "{log}");
-    let s = p.fails("linked", "InvalidSource")?;
-    ensure!(condition(&s, "Failed")["message"].to_string().contains("link"), "{s}");
-    c.eventually("a claim that is not there is told", |_| {
-        let s = p.status("absent")?;
-        let staged = s["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Staged").cloned();
-        Ok(staged.is_some_and(|s| s["message"].to_string().contains("nowhere")))
-    })?;
-    c.eventually("no pod is left of what was read", |c| {
-        Ok(c.kubectl(&["-n", ns, "get", "pods", "-o", "name"])?
-            .out
-            .lines()
-            .filter(|l| l.contains("claimed") || l.contains("linked"))
-            .count()
-            == 0)
-    })?;
-    p.ok("kubectl gpu cancel absent")?;
-    c.ok(&["delete", "hpccluster", "volumes"]).map(drop)
-}
-
 /// An epilog says that a job ended: it is seen at once though Slurm is asked seldom.
 fn pushed(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
     let manifest = rig.ok(&["manifest", "local"])?.replace("name: local", "name: seldom");
@@ -354,7 +313,7 @@ fn pushed(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
         "  hookSecret: {namespace: default, name: hook}\n  polling: {fastMilliseconds: 60000, slowSeconds: 60}\n";
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hook", "namespace": "default"},
         "stringData": {"token": "open-up"}});
-    let o = c.apply(&["apply"], &format!("{secret}\n---\n{}\n{more}", manifest.trim_end()))?;
+    let o = c.apply(&["apply"], &format!("---\n{secret}\n---\n{}\n{more}", manifest.trim_end()))?;
     ensure!(o.code == 0, "{}", o.err);
     c.ok(&["wait", "--for=condition=Ready", "hpccluster/seldom", "--timeout=60s"])?;
     // The Service by which the door is found.
@@ -507,7 +466,7 @@ fn credentials(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
     let cluster = good.split("---\n").find(|o| o.contains("kind: HpcCluster")).context("the manifest has a cluster")?;
     // A connection that is open would go on.
     c.ok(&["delete", "hpccluster", "ssh", "--ignore-not-found"])?;
-    let o = c.apply(&["apply"], &format!("{secret}\n---\n{cluster}"))?;
+    let o = c.apply(&["apply"], &format!("---\n{secret}\n---\n{cluster}"))?;
     ensure!(o.code == 0, "{}", o.err);
     c.ok(&["wait", "--for=condition=Ready=false", "hpccluster/ssh", "--timeout=90s"])?;
     c.ok(&["delete", "hpccluster", "ssh"])?;
@@ -526,7 +485,7 @@ fn credentials(c: &mut Cluster, rig: &mut Rig, ns: &str) -> Result<()> {
             .replace(host, &pinned)
             .replace("secret: {namespace: default, name: slurm-ssh}", "secret: {namespace: default, name: slurm-rsa}");
         let cluster = cluster.replace("metadata: {name: ssh}", &format!("metadata: {{name: {name}}}"));
-        let o = c.apply(&["apply"], &format!("{secret}\n---\n{cluster}"))?;
+        let o = c.apply(&["apply"], &format!("---\n{secret}\n---\n{cluster}"))?;
         ensure!(o.code == 0, "{}", o.err);
         c.ok(&["wait", &format!("--for=condition=Ready={ready}"), &format!("hpccluster/{name}"), "--timeout=90s"])?;
     }

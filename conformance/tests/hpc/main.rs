@@ -12,8 +12,10 @@ mod cluster;
 #[path = "../cluster/page.rs"]
 mod page;
 
+mod alone;
 mod cases;
 mod rig;
+mod volumes;
 
 use std::process::ExitCode;
 

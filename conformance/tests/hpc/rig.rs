@@ -154,7 +154,7 @@ impl Fake {
             "ssh": {"host": "127.0.0.1", "port": port.parse::<u16>()?, "user": "user", "hostKeys": [read("known_hosts")?.trim()],
                 "secret": {"namespace": "default", "name": name}},
             "workDirectory": self.dir.path().join("work")}});
-        Ok(format!("{secret}\n---\n{cluster}\n"))
+        Ok(format!("---\n{secret}\n---\n{cluster}\n"))
     }
 }
 

@@ -4,7 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::source::{Input, KeyRef, Source};
+use super::source::{Input, KeyRef, Source, VolumeSource};
 use super::status::GpuJobStatus;
 
 /// A job on a Slurm cluster, with GPUs or without. What is run does not change after its creation; `suspend`,
@@ -80,6 +80,9 @@ pub struct GpuJobSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128), inner(length(min = 1, max = 512)))]
     pub outputs: Vec<String>,
+    /// A PersistentVolumeClaim of this namespace that results are put into as well, by a pod; the job has not ended before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub results_volume: Option<VolumeSource>,
     /// File for standard output in the job's directory, as in `%j.out` (`%j`, `%A`, `%a`, `%x`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^([A-Za-z0-9_.@+=,-]|%[jAax]){1,128}$"))]

@@ -6,13 +6,14 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Preconditions};
 use skiff_controllers::runtime::events::Level;
-use skiff_controllers::runtime::worker::{Outcome, found};
+use skiff_controllers::runtime::worker::{Error, Outcome, found};
 
+use super::fill::{self, FAILING, FILLING, Fill, age, under_way};
 use super::follow::tasks;
 use super::status::{staged_for, times};
 use super::submit::marker_files;
-use super::{Case, Controller, UNREACHABLE, now};
-use crate::api::{GpuJobSpec, Outputs, Phase, Transfer, condition};
+use super::{Case, Controller, LOOK_AGAIN, UNREACHABLE, now};
+use crate::api::{GpuJobSpec, Outputs, Phase, Transfer, VolumeSource, condition};
 use crate::driver::{Files, SlurmError};
 use crate::link::Link;
 use crate::script::{Plan, places, resolve};
@@ -25,10 +26,20 @@ const TRIES: i64 = 3600;
 const LOGS: usize = 256;
 /// Files of a job's directory that are looked at.
 const LISTED: usize = 200_000;
-/// Digests that are asked for at a time.
-const HASHED: usize = 200;
+/// Files that are asked about at a time.
+const ASKED: usize = 200;
+/// Digests of files of more bytes are computed while they are fetched.
+const LARGE: u64 = 8 << 20;
 /// Between looks whether a cancelled job has ended.
 const CANCELLED: Duration = Duration::from_millis(500);
+
+/// Results that are not in a job's claim.
+enum Unfilled {
+    /// Looked at again after this time.
+    Wait(Duration),
+    /// They will not be.
+    Never(String),
+}
 
 /// The file that an attempt's output goes to, by kind (`stdout`, `stderr`) and task.
 pub(crate) fn log_files(
@@ -60,33 +71,26 @@ impl Controller {
     /// Brings results home, then says how the job ended.
     pub(super) async fn bring_home(&self, case: &mut Case, link: &Arc<Link>) -> Outcome {
         let began = Timestamp::now();
-        let wanted = !case.job.spec.outputs.is_empty();
-        let outputs = match link.files() {
-            Some(files) if case.status.identity.is_some() => {
-                if wanted {
-                    case.status.outputs.get_or_insert_default().state = Transfer::Moving;
-                    self.save(case).await?;
-                }
-                match self.collect(case, link, &*files).await {
-                    Ok(outputs) => outputs,
-                    Err(error) => {
-                        let ended = case.status.times.as_ref().and_then(|t| t.ended.as_ref());
-                        let age = ended.map_or(0, |t| began.as_second() - t.0.as_second());
-                        if age < TRIES {
-                            case.set(condition::OUTPUTS_READY, false, "TransferFailed", error.to_string());
-                            self.save(case).await?;
-                            return Ok(Some(UNREACHABLE));
-                        }
-                        Outputs { state: Transfer::Failed, message: Some(error.to_string()), ..Outputs::default() }
-                    }
-                }
+        let mut outputs = if under_way(case) {
+            // They are here: what is left is to put them where the job wants them.
+            let brought = case.status.outputs.clone().unwrap_or_default();
+            Outputs { state: if brought.message.is_none() { Transfer::Done } else { Transfer::Partial }, ..brought }
+        } else {
+            match self.fetch(case, link).await? {
+                Ok(outputs) => outputs,
+                Err(wait) => return Ok(Some(wait)),
             }
-            _ if wanted => {
-                let message = "the cluster is reached by slurmrestd, which moves no files";
-                Outputs { state: Transfer::Failed, message: Some(message.into()), ..Outputs::default() }
-            }
-            _ => Outputs { state: Transfer::Done, ..Outputs::default() },
         };
+        if let Some(volume) = case.job.spec.results_volume.clone().filter(|_| outputs.files > 0) {
+            match self.put_away(case, link, &volume, &outputs).await? {
+                Ok(()) => {}
+                Err(Unfilled::Wait(wait)) => return Ok(Some(wait)),
+                Err(Unfilled::Never(why)) => {
+                    outputs.state = Transfer::Partial;
+                    outputs.message = Some(outputs.message.map_or(why.clone(), |m| format!("{why}; {m}")));
+                }
+            }
+        }
         staged_for(case, began);
         let (here, message) = (outputs.state == Transfer::Done, outputs.message.clone().unwrap_or_default());
         case.status.outputs = Some(outputs);
@@ -109,6 +113,79 @@ impl Controller {
         self.after(case).await
     }
 
+    /// Fetches results; or says when that is tried again.
+    async fn fetch(&self, case: &mut Case, link: &Arc<Link>) -> Result<Result<Outputs, Duration>, Error> {
+        let wanted = !case.job.spec.outputs.is_empty();
+        Ok(Ok(match link.files() {
+            Some(files) if case.status.identity.is_some() => {
+                if wanted {
+                    case.status.outputs.get_or_insert_default().state = Transfer::Moving;
+                    self.save(case).await?;
+                }
+                match self.collect(case, link, &*files).await {
+                    Ok(outputs) => outputs,
+                    Err(error) => {
+                        if age(case) < TRIES {
+                            case.set(condition::OUTPUTS_READY, false, "TransferFailed", error.to_string());
+                            self.save(case).await?;
+                            return Ok(Err(UNREACHABLE));
+                        }
+                        Outputs { state: Transfer::Failed, message: Some(error.to_string()), ..Outputs::default() }
+                    }
+                }
+            }
+            _ if wanted => {
+                let message = "the cluster is reached by slurmrestd, which moves no files";
+                Outputs { state: Transfer::Failed, message: Some(message.into()), ..Outputs::default() }
+            }
+            _ => Outputs { state: Transfer::Done, ..Outputs::default() },
+        }))
+    }
+
+    /// Puts results into the job's claim, in several steps.
+    async fn put_away(
+        &self,
+        case: &mut Case,
+        link: &Link,
+        volume: &VolumeSource,
+        outputs: &Outputs,
+    ) -> Result<Result<(), Unfilled>, Error> {
+        let index = self.store.index(case.uid()).await.map_err(|e| Error::Other(e.to_string()))?;
+        if index.files.is_empty() {
+            // Somebody emptied the store, or it is another machine's: they are brought again.
+            case.set(condition::OUTPUTS_READY, false, "TransferFailed", "results are not in the store any more");
+            self.save(case).await?;
+            return Ok(Err(Unfilled::Wait(fill::LOOK)));
+        }
+        // Said before it begins: what was brought is not brought again.
+        case.status.outputs = Some(Outputs { state: Transfer::Moving, ..outputs.clone() });
+        if !under_way(case) {
+            // From here on it is counted how long this takes.
+            case.status.conditions.retain(|c| c.type_ != condition::OUTPUTS_READY);
+            case.set(condition::OUTPUTS_READY, false, FILLING, "");
+            self.save(case).await?;
+        }
+        let (reason, why, wait) = match self.fill(case, link, volume, &index).await? {
+            Fill::Done => return Ok(Ok(())),
+            Fill::Wait(why) => (FILLING, why, fill::LOOK),
+            Fill::Failed(why) => (FAILING, why, LOOK_AGAIN),
+        };
+        if age(case) >= TRIES {
+            self.give_up_filling(case).await?;
+            return Ok(Err(Unfilled::Never(format!("claim {}: {why}", volume.claim_name))));
+        }
+        if reason == FAILING {
+            self.note(case, Level::Warning, FAILING, &*why);
+        }
+        // Why it failed stays said while the next pod is on its way.
+        let failed = case.status.conditions.iter().any(|c| c.type_ == condition::OUTPUTS_READY && c.reason == FAILING);
+        if reason == FAILING || !failed {
+            case.set(condition::OUTPUTS_READY, false, reason, why);
+        }
+        self.save(case).await?;
+        Ok(Err(Unfilled::Wait(wait)))
+    }
+
     /// Fetches what the job printed and what its patterns mean.
     async fn collect(&self, case: &Case, link: &Link, files: &dyn Files) -> Result<Outputs, StoreError> {
         let spec = &case.job.spec;
@@ -120,7 +197,7 @@ impl Controller {
         let mut index = Index::default();
         let logs = log_files(spec, link, directory, &identity.name, case.status.attempt, identity.job_id);
         let (mut bytes, mut count) = (0u64, 0u32);
-        for chunk in logs.into_iter().take(LOGS).collect::<Vec<_>>().chunks(HASHED) {
+        for chunk in logs.into_iter().take(LOGS).collect::<Vec<_>>().chunks(ASKED) {
             for (name, stored) in self.bring(case, files, chunk, &mut bytes, most_bytes, &mut index.left_out).await? {
                 index.logs.insert(name, stored);
             }
@@ -143,7 +220,7 @@ impl Controller {
                 .take(most_files)
                 .map(|e| (e.path.clone(), format!("{directory}/{}", e.path)))
                 .collect();
-            for chunk in paths.chunks(HASHED) {
+            for chunk in paths.chunks(ASKED) {
                 for (path, stored) in
                     self.bring(case, files, chunk, &mut bytes, most_bytes, &mut index.left_out).await?
                 {
@@ -174,7 +251,11 @@ impl Controller {
         left_out: &mut Vec<String>,
     ) -> Result<Vec<(String, Stored)>, StoreError> {
         let paths: Vec<String> = chunk.iter().map(|(_, path)| path.clone()).collect();
-        let facts = files.stat(&paths).await?;
+        let facts = files.stat(&paths, LARGE).await?;
+        let mut room = most.saturating_sub(*bytes);
+        let small = paths.iter().zip(&facts).filter_map(|(path, fact)| Some((path.as_str(), fact.as_ref()?)));
+        let small = small.take_while(|(_, f)| room.checked_sub(f.size).inspect(|left| room = *left).is_some());
+        self.store.fetch_small(files, case.uid(), &small.collect::<Vec<_>>()).await?;
         let mut all = vec![];
         for ((name, path), fact) in chunk.iter().zip(facts) {
             let Some(fact) = fact else { continue };
@@ -183,10 +264,10 @@ impl Controller {
                 continue;
             }
             match self.store.fetch(files, case.uid(), path, &fact).await {
-                Ok(()) => {
+                Ok(stored) => {
                     crate::metrics::brought(case.status.cluster.as_deref().unwrap_or_default(), fact.size);
                     *bytes += fact.size;
-                    all.push((name.clone(), fact));
+                    all.push((name.clone(), stored));
                 }
                 Err(StoreError::Changed(_)) => left_out.push(format!("{name}: it changed while it was fetched")),
                 Err(StoreError::Slurm(SlurmError::Refused(why))) => left_out.push(format!("{name}: {why}")),
@@ -251,10 +332,7 @@ impl Controller {
                 }
             }
         }
-        self.store
-            .remove(case.uid())
-            .await
-            .map_err(|e| skiff_controllers::runtime::worker::Error::Other(e.to_string()))?;
+        self.store.remove(case.uid()).await.map_err(|e| Error::Other(e.to_string()))?;
         self.finalizer(case, false).await?;
         self.written.forget(&case.key);
         Ok(None)

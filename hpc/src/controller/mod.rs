@@ -5,6 +5,7 @@
 //! before anything is sent again. All other steps may be repeated.
 
 mod depend;
+mod fill;
 mod finish;
 mod follow;
 mod held;

@@ -36,7 +36,7 @@ const PACKED: u64 = 32 << 20;
 /// Seconds that the pod may take, the pull of its image included.
 const DEADLINE: i64 = 600;
 /// The image of the pod where the HpcCluster names none: any with sh, tar, base64 and sha256sum.
-const IMAGE: &str = "busybox:1";
+pub(super) const IMAGE: &str = "busybox:1";
 /// Between looks at the pod.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
@@ -101,7 +101,7 @@ fn pod(case: &Case, link: &Link, volume: &VolumeSource) -> Value {
 }
 
 /// Why a pod waits, as far as it says.
-fn waits(status: &PodStatus) -> String {
+pub(super) fn waits(status: &PodStatus) -> String {
     let containers = status.container_statuses.iter().flatten();
     let waiting = containers.filter_map(|c| c.state.as_ref()?.waiting.as_ref());
     let waiting = waiting.filter_map(|w| Some((w.reason.clone()?, w.message.clone())));

@@ -8,10 +8,13 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
-use super::{Output, PRINTED, Shell, SlurmError};
+use super::{Output, PRINTED, Shell, SlurmError, Streamed};
 
 /// Where programs are looked for.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Bytes that a command may complain.
+const COMPLAINTS: usize = 1 << 20;
 
 /// Commands of this machine, as this account or as another.
 #[derive(Clone, Debug, Default)]
@@ -71,7 +74,7 @@ impl Shell for Local {
                 let _ = stdin.shutdown().await;
             }
         };
-        let all = async { tokio::join!(write, gather(stdout, PRINTED), gather(stderr, 1 << 20), child.wait()) };
+        let all = async { tokio::join!(write, gather(stdout, PRINTED), gather(stderr, COMPLAINTS), child.wait()) };
         let lost = |what: String| SlurmError::Lost(what);
         let ended = tokio::time::timeout(limit, all).await;
         let ((), stdout, stderr, status) = ended.map_err(|_| lost(format!("no answer within {limit:?}")))?;
@@ -86,15 +89,16 @@ impl Shell for Local {
         script: &str,
         to: &mut (dyn AsyncWrite + Send + Unpin),
         limit: Duration,
-    ) -> Result<(i32, u64), SlurmError> {
+    ) -> Result<Streamed, SlurmError> {
         let mut child = self.start(script)?;
         drop(child.stdin.take());
-        drop(child.stderr.take());
         let lost = |e: &dyn std::fmt::Display| SlurmError::Lost(e.to_string());
         let mut stdout = child.stdout.take().ok_or_else(|| lost(&"no pipe"))?;
+        let stderr = child.stderr.take();
         let all = async {
-            let count = tokio::io::copy(&mut stdout, to).await?;
-            Ok::<_, std::io::Error>((child.wait().await?.code().unwrap_or(-1), count))
+            let (count, stderr) = tokio::try_join!(tokio::io::copy(&mut stdout, to), gather(stderr, COMPLAINTS))?;
+            let code = child.wait().await?.code().unwrap_or(-1);
+            Ok::<_, std::io::Error>(Streamed { code, stderr: stderr.into(), count })
         };
         let ended = tokio::time::timeout(limit, all).await;
         ended.map_err(|_| lost(&format!("not read within {limit:?}")))?.map_err(|e| lost(&e))

@@ -5,6 +5,7 @@
 //! Errors carry Slurm's own words. Nothing is cached here.
 
 mod batch;
+mod files;
 pub mod local;
 pub mod rest;
 mod rsa;
@@ -21,7 +22,6 @@ use crate::api::Decider;
 use crate::catalogue::{Node, Partition};
 use crate::script::Script;
 use crate::state::Report;
-use crate::store::Stored;
 
 /// Time for an ordinary question.
 pub const QUICK: Duration = Duration::from_secs(45);
@@ -255,6 +255,37 @@ impl Output {
     }
 }
 
+/// What is known of a file there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fact {
+    /// Its bytes.
+    pub size: u64,
+    /// When it changed, in seconds since 1970.
+    pub modified: i64,
+    /// Its SHA-256 in hexadecimal, where that was asked for.
+    pub sha256: Option<String>,
+}
+
+/// What came of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Came {
+    /// Bytes.
+    pub bytes: u64,
+    /// SHA-256 in hexadecimal of the whole file as it is there, where that was asked for.
+    pub sha256: Option<String>,
+}
+
+/// How a command ended whose output went elsewhere.
+#[derive(Clone, Debug, Default)]
+pub struct Streamed {
+    /// Its exit code; -1 when a signal ended it.
+    pub code: i32,
+    /// What it complained.
+    pub stderr: Bytes,
+    /// Bytes that it printed.
+    pub count: u64,
+}
+
 /// Files on a cluster, on a file system that its nodes share.
 #[async_trait]
 pub trait Files: Send + Sync {
@@ -266,16 +297,23 @@ pub trait Files: Send + Sync {
     async fn list(&self, directory: &str, most: usize) -> Result<Vec<Entry>, SlurmError>;
     /// Bytes of a file from an offset, at most so many. A file that is not there has none.
     async fn read(&self, path: &str, offset: u64, most: u64) -> Result<Bytes, SlurmError>;
-    /// Streams bytes of a file from an offset, at most so many; returns how many came.
+    /// The bytes of files one after the other, at most so many. Those of one that is not there are missing.
+    async fn read_all(&self, paths: &[&str], most: u64) -> Result<Bytes, SlurmError>;
+    /// Streams bytes of a file from an offset, at most so many. With `whole`, the digest of all of the file is computed there
+    /// while they are on their way.
     async fn fetch(
         &self,
         path: &str,
         offset: u64,
         most: u64,
+        whole: bool,
         to: &mut (dyn AsyncWrite + Send + Unpin),
-    ) -> Result<u64, SlurmError>;
-    /// Size, digest and time of files, in their order; `None` for one that is not there or cannot be read.
-    async fn stat(&self, paths: &[String]) -> Result<Vec<Option<Stored>>, SlurmError>;
+    ) -> Result<Came, SlurmError>;
+    /// Bytes that [`Files::fetch`] is best asked for at a time: between two of them others have their turn.
+    fn part(&self) -> u64;
+    /// Size and time of files, in their order, with digests of those of at most `digested` bytes; `None` for one that is not
+    /// there or cannot be read.
+    async fn stat(&self, paths: &[String], digested: u64) -> Result<Vec<Option<Fact>>, SlurmError>;
     /// Runs lines of bash.
     async fn run(&self, script: &str, limit: Duration) -> Result<Output, SlurmError>;
     /// Removes files and directories with all that is in them. What is not there is no error.
@@ -293,7 +331,7 @@ pub trait Shell: Send + Sync {
         script: &str,
         to: &mut (dyn AsyncWrite + Send + Unpin),
         limit: Duration,
-    ) -> Result<(i32, u64), SlurmError>;
+    ) -> Result<Streamed, SlurmError>;
     /// How many commands may run at a time, where that is a bound that makes others wait.
     fn narrow(&self) -> Option<usize> {
         None

@@ -22,19 +22,21 @@ use russh::keys::ssh_key::private::KeypairData;
 use russh::keys::{
     Algorithm, Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
 };
-use russh::{Channel, ChannelMsg};
+use russh::{Channel, ChannelMsg, cipher};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
 use super::rsa::{Rsa, SignError};
-use super::{Output, PRINTED, Shell, SlurmError};
+use super::{Output, PRINTED, Shell, SlurmError, Streamed};
 use crate::api::SshAccess;
 
 /// Time for a connection: address, keys, credentials.
 const CONNECT: Duration = Duration::from_secs(20);
 /// Time for a channel to open, and for its turn.
 const TURN: Duration = Duration::from_secs(120);
+/// Time until those that stream before have ended.
+const STREAMS: Duration = Duration::from_secs(3600);
 /// First and longest pause after a connection failed.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Pause after credentials were refused.
@@ -50,6 +52,16 @@ const CERTIFIED: [Algorithm; 4] = [
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
+];
+
+/// Ciphers where the processor has instructions for AES: several times faster than the first of the library's own.
+const CIPHERS: [cipher::Name; 6] = [
+    cipher::AES_128_GCM,
+    cipher::AES_256_GCM,
+    cipher::CHACHA20_POLY1305,
+    cipher::AES_256_CTR,
+    cipher::AES_192_CTR,
+    cipher::AES_128_CTR,
 ];
 
 /// How we show who we are.
@@ -161,10 +173,27 @@ pub struct Ssh {
     credential: Credential,
     state: Mutex<State>,
     turns: Semaphore,
+    /// Of those that move much: one channel is left for questions, where there are several.
+    streams: Semaphore,
+}
+
+/// Whether the processor has instructions for AES.
+fn has_aes() -> bool {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    return std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
 }
 
 fn text<'a>(secret: &'a BTreeMap<String, Vec<u8>>, key: &str) -> Option<&'a str> {
     secret.get(key).and_then(|v| std::str::from_utf8(v).ok()).filter(|v| !v.is_empty())
+}
+
+/// How many channels are open at a time, at most.
+fn channels(access: &SshAccess) -> usize {
+    access.channels.unwrap_or(2).max(1) as usize
 }
 
 impl Ssh {
@@ -205,14 +234,9 @@ impl Ssh {
                 return Err(SlurmError::Denied(format!("Secret {name} has neither ssh-privatekey nor password")));
             }
         };
-        let mut this = Self { access, pins, credential, state: Mutex::default(), turns: Semaphore::new(0) };
-        this.turns = Semaphore::new(this.channels());
-        Ok(this)
-    }
-
-    /// How many channels are open at a time, at most.
-    fn channels(&self) -> usize {
-        self.access.channels.unwrap_or(2).max(1) as usize
+        let channels = channels(&access);
+        let (turns, streams) = (Semaphore::new(channels), Semaphore::new(channels.saturating_sub(1).max(1)));
+        Ok(Self { access, pins, credential, state: Mutex::default(), turns, streams })
     }
 
     async fn connect(&self) -> Result<Handle<Host>, SlurmError> {
@@ -229,6 +253,9 @@ impl Ssh {
             maximum_packet_size: 65_535,
             ..client::Config::default()
         };
+        if has_aes() {
+            config.preferred.cipher = Cow::Borrowed(&CIPHERS);
+        }
         if let Some(algorithms) = self.pins.algorithms() {
             config.preferred.key = Cow::Owned(algorithms);
         }
@@ -449,17 +476,20 @@ impl Shell for Ssh {
         script: &str,
         to: &mut (dyn AsyncWrite + Send + Unpin),
         limit: Duration,
-    ) -> Result<(i32, u64), SlurmError> {
+    ) -> Result<Streamed, SlurmError> {
         let command = command(script);
+        let busy = || SlurmError::Unreachable("the connection is busy with other files".into());
+        let turn = tokio::time::timeout(STREAMS, self.streams.acquire()).await;
+        let _stream = turn.map_err(|_| busy())?.map_err(|_| busy())?;
         let _turn = self.turn().await?;
         let channel = self.open().await?;
         let ended = tokio::time::timeout(limit, converse(channel, command, Bytes::new(), to, u64::MAX)).await;
-        let (code, _, count) = ended.map_err(|_| SlurmError::Lost(format!("not read within {limit:?}")))??;
-        Ok((code, count))
+        let (code, stderr, count) = ended.map_err(|_| SlurmError::Lost(format!("not read within {limit:?}")))??;
+        Ok(Streamed { code, stderr, count })
     }
 
     fn narrow(&self) -> Option<usize> {
-        Some(self.channels())
+        Some(channels(&self.access))
     }
 
     fn credential_expires(&self) -> Option<i64> {

@@ -7,25 +7,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::io::AsyncWrite;
 
 use super::batch::{self, Job, Together};
-use super::{
-    Catalogue, Entry, Facts, Files, Found, Marker, Output, QUICK, SUBMIT, Shell, Slurm, SlurmError, Snapshot, Submitted,
-};
+use super::{Catalogue, Facts, Found, Marker, Output, QUICK, SUBMIT, Shell, Slurm, SlurmError, Snapshot, Submitted};
 use crate::api::Decider;
 use crate::catalogue;
 use crate::script::{MARKERS, Script, quote};
 use crate::state::parse::{self, SACCT, SQUEUE};
-use crate::store::Stored;
 
 /// Begins a line between two parts of an answer.
 const MARK: &str = "@@skiff";
 /// Ids that are asked for one by one; more are asked for all together.
 const EACH: usize = 16;
-/// Time for moving a part of a file, and for removing directories.
-const MOVE: Duration = Duration::from_secs(600);
-
 /// What is known of jobs without Slurm's commands: markers and the completion log.
 #[derive(Clone, Debug)]
 pub(super) struct Beside {
@@ -100,7 +93,7 @@ impl Beside {
 
 /// Slurm's commands at some place.
 pub struct Text<S> {
-    shell: S,
+    pub(super) shell: S,
     /// What is before every command: where the programs are.
     place: String,
     beside: Beside,
@@ -384,102 +377,6 @@ impl<S: Shell> Slurm for Text<S> {
     }
 }
 
-/// What a failed command about files means.
-fn file_error(out: &Output) -> SlurmError {
-    SlurmError::Refused(out.complaint())
-}
-
-#[async_trait]
-impl<S: Shell> Files for Text<S> {
-    async fn unpack(&self, directory: &str, archive: Bytes) -> Result<(), SlurmError> {
-        let d = quote(directory);
-        let script = format!("set -e; umask 077; mkdir -p -- {d}; tar -xzf - -C {d} --no-same-owner");
-        let out = self.shell.exec(&script, archive, MOVE).await?;
-        if out.code == 0 { Ok(()) } else { Err(file_error(&out)) }
-    }
-
-    async fn copy(&self, from: &str, to: &str) -> Result<(), SlurmError> {
-        let script = format!("mkdir -p -- {0} && cp -RP -- {1}/. {0}/", quote(to), quote(from));
-        let out = self.shell.exec(&script, Bytes::new(), MOVE).await?;
-        if out.code == 0 { Ok(()) } else { Err(file_error(&out)) }
-    }
-
-    async fn list(&self, directory: &str, most: usize) -> Result<Vec<Entry>, SlurmError> {
-        let script = format!(
-            "cd -- {} && find . -xdev -path ./{} -prune -o -type f -printf '%s %T@ %P\\0' | head -z -n {most}",
-            quote(directory),
-            crate::script::OWN
-        );
-        let out = self.shell.exec(&script, Bytes::new(), QUICK).await?;
-        if out.code != 0 {
-            return Err(file_error(&out));
-        }
-        let read = |entry: &[u8]| {
-            // A path that is no text cannot be asked for either.
-            let mut f = std::str::from_utf8(entry).ok()?.splitn(3, ' ');
-            let (size, modified, path) = (f.next()?.parse().ok()?, f.next()?, f.next()?.to_owned());
-            let modified = modified.split('.').next()?.parse().ok()?;
-            Some(Entry { path, size, modified })
-        };
-        Ok(out.stdout.split(|b| *b == 0).filter_map(read).collect())
-    }
-
-    async fn read(&self, path: &str, offset: u64, most: u64) -> Result<Bytes, SlurmError> {
-        let p = quote(path);
-        let dd = format!("dd if={p} bs=65536 iflag=skip_bytes,count_bytes skip={offset} count={most} status=none");
-        let out = self.shell.exec(&format!("[ -f {p} ] || exit 0; exec {dd}"), Bytes::new(), QUICK).await?;
-        // An offset beyond the end is the end.
-        if out.code == 0 || out.stdout.is_empty() && out.complaint().contains("cannot skip") {
-            return Ok(out.stdout);
-        }
-        Err(file_error(&out))
-    }
-
-    async fn fetch(
-        &self,
-        path: &str,
-        offset: u64,
-        most: u64,
-        to: &mut (dyn AsyncWrite + Send + Unpin),
-    ) -> Result<u64, SlurmError> {
-        let dd = format!(
-            "exec dd if={} bs=1M iflag=skip_bytes,count_bytes skip={offset} count={most} status=none",
-            quote(path)
-        );
-        let (code, count) = self.shell.stream(&dd, to, MOVE).await?;
-        if code == 0 { Ok(count) } else { Err(SlurmError::Refused(format!("{path} cannot be read"))) }
-    }
-
-    async fn stat(&self, paths: &[String]) -> Result<Vec<Option<Stored>>, SlurmError> {
-        let each = paths.iter().map(|p| {
-            let p = quote(p);
-            format!("[ -f {p} ] && stat -c '%s %Y' -- {p} 2>/dev/null | tr '\\n' ' ' && sha256sum <{p} 2>/dev/null || echo\n")
-        });
-        let out = self.shell.exec(&each.collect::<String>(), Bytes::new(), MOVE).await?;
-        let text = out.text();
-        let read = |line: &str| {
-            let f: Vec<&str> = line.split_whitespace().collect();
-            let [size, modified, digest, _] = f[..] else { return None };
-            let sha256 = Some(digest).filter(|d| d.len() == 64)?.to_owned();
-            Some(Stored { size: size.parse().ok()?, sha256, modified: modified.parse().ok()? })
-        };
-        let all: Vec<_> = text.lines().map(read).collect();
-        if all.len() == paths.len() { Ok(all) } else { Err(SlurmError::Garbled(out.complaint())) }
-    }
-
-    async fn run(&self, script: &str, limit: Duration) -> Result<Output, SlurmError> {
-        let seconds = limit.as_secs().max(1);
-        let bounded = format!("exec timeout -k 5 {seconds} bash -s");
-        self.shell.exec(&bounded, Bytes::from(script.to_owned()), limit + Duration::from_secs(10)).await
-    }
-
-    async fn remove(&self, paths: &[String]) -> Result<(), SlurmError> {
-        let all = paths.iter().map(|p| quote(p)).collect::<Vec<_>>().join(" ");
-        let out = self.shell.exec(&format!("rm -rf -- {all}"), Bytes::new(), MOVE).await?;
-        if out.code == 0 { Ok(()) } else { Err(file_error(&out)) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -509,41 +406,6 @@ mod tests {
         assert_eq!(part(text, "markers"), Some((1, String::new())));
         assert_eq!(part(text, "clock"), Some((17, "x".into())));
         assert_eq!(part(text, "none"), None);
-    }
-
-    fn here(dir: &std::path::Path) -> Text<Local> {
-        Text::new(Local::default(), None, None, &dir.display().to_string(), None)
-    }
-
-    #[tokio::test]
-    async fn files_there_and_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = here(dir.path());
-        let at = |p: &str| dir.path().join(p).display().to_string();
-        std::fs::create_dir_all(at("job/.skiff")).unwrap();
-        std::fs::create_dir_all(at("job/sub")).unwrap();
-        std::fs::write(at("job/.skiff/out.1"), "ours").unwrap();
-        std::fs::write(at("job/sub/a 'b'\n$(c)"), "0123456789").unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", at("job/link")).unwrap();
-        let all = text.list(&at("job"), 100).await.unwrap();
-        assert_eq!(all.len(), 1, "neither our own nor what links lead to: {all:?}");
-        assert_eq!((all[0].path.as_str(), all[0].size), ("sub/a 'b'\n$(c)", 10));
-        let path = at(&format!("job/{}", all[0].path));
-        assert_eq!(text.read(&path, 4, 3).await.unwrap(), "456");
-        assert_eq!(text.read(&path, 40, 3).await.unwrap(), "");
-        assert_eq!(text.read(&at("none"), 0, 3).await.unwrap(), "");
-        let mut got = vec![];
-        assert_eq!(text.fetch(&path, 7, 100, &mut got).await.unwrap(), 3);
-        assert_eq!(got, b"789");
-        let stats = text.stat(&[path, at("none"), at("job")]).await.unwrap();
-        assert_eq!(stats.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, false]);
-        let stat = stats[0].clone().unwrap();
-        let want = "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882";
-        assert_eq!((stat.size, stat.sha256.as_str()), (10, want));
-        text.copy(&at("job"), &at("copy")).await.unwrap();
-        assert!(std::fs::symlink_metadata(at("copy/link")).unwrap().is_symlink());
-        text.remove(&[at("job"), at("never was")]).await.unwrap();
-        assert!(!std::path::Path::new(&at("job")).exists());
     }
 
     #[tokio::test]

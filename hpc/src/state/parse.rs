@@ -278,7 +278,9 @@ fn accounted_job(job: &Value) -> Option<Report> {
     })
 }
 
-fn rest_job(job: &Value) -> Option<Report> {
+/// A job of slurmrestd, of any version.
+#[must_use]
+pub fn rest_job(job: &Value) -> Option<Report> {
     let text = |key: &str| some(job.get(key).and_then(Value::as_str).unwrap_or_default()).to_owned();
     let value = |key: &str| job.get(key).and_then(number);
     let own_id = u64::try_from(value("job_id")?).ok()?;

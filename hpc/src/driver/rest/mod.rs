@@ -7,6 +7,7 @@
 
 mod answer;
 mod describe;
+mod jobs;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -25,9 +26,9 @@ use super::text::Beside;
 use super::{Catalogue, Facts, Files, Found, QUICK, SUBMIT, Slurm, SlurmError, Snapshot, Submitted};
 use crate::api::{Decider, RestAccess};
 use crate::catalogue::{rest_nodes, rest_partitions};
-use crate::script::Script;
+use crate::script::{Script, parse_name};
 use crate::state::Report;
-use crate::state::parse::{rest_accounted, rest_jobs};
+use crate::state::parse::{rest_accounted, rest_job, rest_jobs};
 
 /// Versions of the API whose shapes are known here.
 const VERSIONS: std::ops::RangeInclusive<u32> = 38..=45;
@@ -118,9 +119,28 @@ impl Rest {
         }
     }
 
-    async fn all(&self) -> Result<Vec<Report>, SlurmError> {
-        let answer = self.slurm(Method::GET, "/jobs", None, QUICK).await?.ok()?;
-        Ok(rest_jobs(&answer.body))
+    /// Looks at all jobs, of everybody.
+    async fn each(&self, mut each: impl FnMut(Report) + Send) -> Result<(), SlurmError> {
+        let version = self.version().await?;
+        let path = format!("/slurm/v0.0.{version}/jobs");
+        let mut read = |job: Value| {
+            if let Some(report) = rest_job(&job) {
+                each(report);
+            }
+        };
+        self.wire.list(&path, QUICK, &mut read).await?.ok().map(drop)
+    }
+
+    /// The jobs whose names are so.
+    async fn named(&self, is: impl Fn(&str) -> bool + Send + Sync) -> Result<Vec<Report>, SlurmError> {
+        let mut all = vec![];
+        self.each(|report| {
+            if is(&report.name) {
+                all.push(report);
+            }
+        })
+        .await?;
+        Ok(all)
     }
 
     async fn update(&self, id: u64, change: &Value) -> Result<(), SlurmError> {
@@ -180,7 +200,7 @@ impl Slurm for Rest {
     }
 
     async fn queue(&self, since: i64) -> Result<Snapshot, SlurmError> {
-        let reports = self.all().await?;
+        let reports = self.named(|name| parse_name(name).is_some()).await?;
         let (markers, clock) = match &self.files {
             // Without markers the queue is still the truth.
             Some(files) => match files.run(&self.beside.ask_markers(since), QUICK).await {
@@ -205,7 +225,7 @@ impl Slurm for Rest {
 
     async fn find(&self, name: &str) -> Result<Found, SlurmError> {
         let mut found = Found::default();
-        found.reports.extend(self.all().await?.into_iter().filter(|r| r.name == name).map(|r| (Decider::Queue, r)));
+        found.reports.extend(self.named(|n| n == name).await?.into_iter().map(|r| (Decider::Queue, r)));
         if let Some(files) = &self.files {
             let out = files.run(&self.beside.ask_name(name), QUICK).await?;
             self.beside.read_name(&out, name, &mut found)?;
@@ -227,7 +247,7 @@ impl Slurm for Rest {
     async fn cancel(&self, id: Option<u64>, name: &str) -> Result<(), SlurmError> {
         let known = match id {
             Some(id) => self.jobs(&[id]).await?,
-            None => self.all().await?,
+            None => self.named(|n| n == name).await?,
         };
         // An id may be another's after a reset.
         let mut ids: Vec<u64> = known.iter().filter(|r| r.name == name).map(|r| r.job_id).collect();
@@ -254,10 +274,13 @@ impl Slurm for Rest {
     async fn catalogue(&self) -> Result<Catalogue, SlurmError> {
         let partitions = self.slurm(Method::GET, "/partitions", None, QUICK).await?.ok()?;
         let nodes = self.slurm(Method::GET, "/nodes", None, QUICK).await?.ok()?;
-        let jobs = self.all().await?;
         let has = |r: &Report, words: &[&str]| r.words.iter().any(|w| words.contains(&w.as_str()));
-        let waiting = jobs.iter().filter(|r| has(r, &["PENDING"])).count() as u64;
-        let running = jobs.iter().filter(|r| has(r, &["RUNNING", "COMPLETING", "SUSPENDED"])).count() as u64;
+        let (mut waiting, mut running) = (0, 0);
+        self.each(|job| {
+            waiting += u64::from(has(&job, &["PENDING"]));
+            running += u64::from(has(&job, &["RUNNING", "COMPLETING", "SUSPENDED"]));
+        })
+        .await?;
         Ok(Catalogue {
             partitions: rest_partitions(&partitions.body),
             nodes: rest_nodes(&nodes.body),

@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{Method, Request};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -18,11 +18,25 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use super::answer::Answer;
+use super::jobs::Cutter;
 use crate::api::RestAccess;
 use crate::driver::{PRINTED, SlurmError};
 
+/// Bytes of an answer that are kept as they came.
+const SAID: usize = 1024;
 /// Time for a connection.
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// What was answered with this status.
+fn answer(status: u16, bytes: &[u8]) -> Result<Answer, SlurmError> {
+    let body = serde_json::from_slice(bytes).unwrap_or(Value::Null);
+    if body.is_null() && status < 400 {
+        return Err(SlurmError::Lost("the answer is no JSON".into()));
+    }
+    // Errors that are no JSON are told as they are.
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SAID)]).into_owned();
+    Ok(Answer { status, body, text })
+}
 
 /// Where slurmrestd is, and who asks.
 pub(super) struct Wire {
@@ -90,7 +104,8 @@ impl Wire {
         }
     }
 
-    /// One request. What fails before it was sent is [`SlurmError::Unreachable`], what fails later [`SlurmError::Lost`].
+    /// One request, and its answer as a whole. What fails before it was sent is [`SlurmError::Unreachable`], what fails later
+    /// [`SlurmError::Lost`].
     pub(super) async fn ask(
         &self,
         method: Method,
@@ -98,6 +113,40 @@ impl Wire {
         body: Option<&Value>,
         limit: Duration,
     ) -> Result<Answer, SlurmError> {
+        let mut all = vec![];
+        let mut gather = |bytes: &[u8]| {
+            if all.len() + bytes.len() > PRINTED {
+                return Err(SlurmError::Lost("the answer is too long".into()));
+            }
+            all.extend_from_slice(bytes);
+            Ok(())
+        };
+        let status = self.exchange(method, path, body, limit, &mut gather).await?;
+        answer(status, &all)
+    }
+
+    /// Asks for a list of jobs, of which each is handed on when it is here; the answer is without them. Errors as of
+    /// [`Wire::ask`].
+    pub(super) async fn list(
+        &self,
+        path: &str,
+        limit: Duration,
+        each: &mut (dyn FnMut(Value) + Send),
+    ) -> Result<Answer, SlurmError> {
+        let mut cutter = Cutter::default();
+        let status = self.exchange(Method::GET, path, None, limit, &mut |bytes| cutter.feed(bytes, each)).await?;
+        answer(status, &cutter.rest)
+    }
+
+    /// Sends a request, hands on the bytes of the answer as they come, and tells its status.
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        limit: Duration,
+        read: &mut (dyn FnMut(&[u8]) -> Result<(), SlurmError> + Send),
+    ) -> Result<u16, SlurmError> {
         let connected = tokio::time::timeout(CONNECT, self.connect()).await;
         let (stream, host) = connected.map_err(|_| SlurmError::Unreachable("no connection in time".into()))??;
         let base = self.access.url.as_deref().and_then(|u| u.parse::<http::Uri>().ok());
@@ -122,8 +171,13 @@ impl Wire {
             let talk = async {
                 let response = sender.send_request(request).await.map_err(|e| lost(&e))?;
                 let status = response.status().as_u16();
-                let body = Limited::new(response.into_body(), PRINTED).collect().await.map_err(|e| lost(&e))?;
-                Ok((status, body.to_bytes()))
+                let mut body = response.into_body();
+                while let Some(frame) = body.frame().await {
+                    if let Some(bytes) = frame.map_err(|e| lost(&e))?.data_ref() {
+                        read(bytes)?;
+                    }
+                }
+                Ok(status)
             };
             tokio::pin!(talk);
             let drive = async {
@@ -137,13 +191,7 @@ impl Wire {
             }
         };
         let ended = tokio::time::timeout(limit, exchange).await;
-        let (status, bytes) = ended.map_err(|_| lost(&format!("no answer within {limit:?}")))??;
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-        if body.is_null() && status < 400 {
-            return Err(lost(&"the answer is no JSON"));
-        }
-        Ok(Answer { status, body, text })
+        ended.map_err(|_| lost(&format!("no answer within {limit:?}")))?
     }
 
     /// When the token ends: of a JWT its claim `exp`.
