@@ -21,6 +21,7 @@ use crate::controller::{Classes, Controller, Place, queue};
 use crate::gateway::hub::{Context, Hub};
 use crate::gateway::invoke::{Broker, Shared, Sink};
 use crate::gateway::serve::{Gateway, Tls};
+use crate::gateway::threads;
 use crate::instance::Class;
 use crate::process;
 use crate::runtime::Images;
@@ -133,9 +134,14 @@ pub async fn serve(
     controller.trigger(triggers);
     let mut tasks = JoinSet::new();
     // The doors are open first: who comes early waits.
-    tasks.spawn(Arc::clone(&gateway).serve(http, None, stop.clone()));
+    let threads = if std::env::var_os("SKIFF_FN_SHARED").is_some() {
+        tokio::runtime::Handle::current()
+    } else {
+        threads::handle()
+    };
+    tasks.spawn_on(Arc::clone(&gateway).serve(http, None, stop.clone()), &threads);
     if let Some((listener, tls)) = https {
-        tasks.spawn(Arc::clone(&gateway).serve(listener, Some(tls), stop.clone()));
+        tasks.spawn_on(Arc::clone(&gateway).serve(listener, Some(tls), stop.clone()), &threads);
     }
     if !controller.follow(LISTED, &stop).await {
         if stop.is_cancelled() {
@@ -152,6 +158,10 @@ pub async fn serve(
         });
     }
     pods.adopt(LISTED).await?;
+    let (tidying, ending) = (Arc::clone(&controller).tidy(), stop.clone());
+    tasks.spawn(async move {
+        ending.run_until_cancelled(tidying).await;
+    });
     let context = Arc::clone(&hub.context);
     let looking = stop.clone();
     tasks.spawn(async move { context.look_after(looking).await });

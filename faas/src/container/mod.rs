@@ -148,6 +148,11 @@ impl Pods {
         let _ = self.builder.set(builder);
     }
 
+    /// What this cluster is called on engines; none where no images are built, or the API does not answer.
+    pub(crate) async fn cluster(&self) -> Option<String> {
+        self.builder.get()?.cluster().await.ok().map(str::to_owned)
+    }
+
     /// From now on images that only this node has are brought to others. Only the first counts.
     pub(crate) fn hand_over_with(&self, bearer: Weak<Processes>) {
         let _ = self.bearer.set(bearer);
@@ -550,6 +555,14 @@ impl Class for Pods {
             Ok(_) => Ok(()),
             Err(e) if code(&e) == 404 => Ok(()),
             Err(e) => Err(e).with_context(|| format!("cannot delete the pod {namespace}/{name}")),
+        }
+    }
+
+    async fn tidy(&self, revisions: &[Arc<FunctionRevision>]) {
+        let Some(builder) = self.builder.get() else { return };
+        let needed = revisions.iter().filter_map(|r| r.status.as_ref()?.image.as_deref()).collect();
+        if let Err(error) = builder.tidy(&needed).await {
+            tracing::warn!(error = format!("{error:#}"), "images of functions that no revision has are not deleted");
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::hub::Context;
 use super::invoke::InvokeError;
 use super::link::Link;
-use super::live::Live;
+use super::live::{Live, stop};
 use crate::api::{FunctionRevision, Isolation};
 use crate::instance::{Class, Instance, StartError, Times};
 use crate::scale::{Scaler, Settings, concurrency};
@@ -27,11 +27,9 @@ const STARTS: u32 = 8;
 /// Tries of a start that failed for reasons of ours, before those who wait are told.
 const TRIES: u32 = 3;
 /// First and longest pause between such tries.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+pub(super) const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// First and longest time that a revision whose code cannot start is left alone.
 const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
-/// Tries to end an instance.
-const STOPS: u32 = 5;
 /// Requests in a row without an answer in time, after which an instance that takes several at a time is taken for stuck.
 const STUCK: u32 = 3;
 
@@ -110,8 +108,8 @@ pub struct Report {
 
 /// The instances of a revision.
 pub struct Fleet {
-    /// What runs.
-    pub revision: Arc<FunctionRevision>,
+    /// What runs, as it was last seen.
+    revision: Mutex<Arc<FunctionRevision>>,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
@@ -141,14 +139,15 @@ impl Drop for Lease {
     }
 }
 
-/// Takes a request that gave up out of the queue.
-struct Waits<'a>(&'a Fleet);
+/// Takes a request that gave up out of the queue; not one that was handed a place, which is out of it already.
+struct Waits<'a>(Option<&'a Fleet>);
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        let mut s = self.0.state.lock();
+        let Some(fleet) = self.0 else { return };
+        let mut s = fleet.state.lock();
         s.waiting.retain(|w| !w.is_closed());
-        self.0.book(&mut s);
+        fleet.book(&mut s);
     }
 }
 
@@ -172,13 +171,18 @@ impl Fleet {
         let namespace = revision.metadata.namespace.clone().unwrap_or_default();
         let name = revision.metadata.name.clone().unwrap_or_default();
         let function = format!("{namespace}/{}", revision.spec.function);
-        let (settings, state) = (Mutex::new(settings), Mutex::default());
+        let (revision, settings, state) = (Mutex::new(revision), Mutex::new(settings), Mutex::default());
         Self { revision, namespace, name, function, limits, class, context, settings, state }
     }
 
     /// The class that runs it.
     pub fn class(&self) -> Isolation {
         self.class.isolation()
+    }
+
+    /// Takes the revision as it is now: its code never changes, its status does, and two copies of it would be kept otherwise.
+    pub fn renew(&self, revision: &Arc<FunctionRevision>) {
+        *self.revision.lock() = Arc::clone(revision);
     }
 
     /// Takes other settings, and so many instances at first.
@@ -263,13 +267,16 @@ impl Fleet {
             self.grow(&mut s);
             (first, wait)
         };
-        let _waits = Waits(self);
+        let mut waits = Waits(Some(self));
         self.context.activate(self);
         if first {
             self.context.changed(&self.function);
         }
         match tokio::time::timeout_at(until.into(), wait).await {
-            Ok(Ok(given)) => given,
+            Ok(Ok(given)) => {
+                waits.0 = None;
+                given
+            }
             Ok(Err(_)) => Err(InvokeError::Unavailable("the gateway stops".into())),
             Err(_) => {
                 let why = self.state.lock().no_room.clone();
@@ -357,7 +364,8 @@ impl Fleet {
         let mut pause = PAUSE.0;
         let mut tries = 0;
         loop {
-            match self.class.start(Arc::clone(&self.revision)).await {
+            let revision = Arc::clone(&self.revision.lock());
+            match self.class.start(revision).await {
                 Ok(instance) => {
                     self.context.metrics.started(&self.function, &instance.times);
                     return self.arrived(instance, true);
@@ -525,6 +533,10 @@ impl Fleet {
                 }
                 !ends
             });
+            if !gone.is_empty() && s.slots.is_empty() {
+                // Those that ended now were well, whatever became of another start.
+                s.failure = None;
+            }
             let awake = !s.slots.is_empty() || s.load() > 0 || s.starting > 0 || needed > 0;
             if !awake {
                 s.scaler = None;
@@ -581,19 +593,4 @@ impl Fleet {
         let s = self.state.lock();
         (s.in_flight, s.waiting.len() as u32)
     }
-}
-
-/// Ends an instance, with some patience.
-pub fn stop(class: Arc<dyn Class>, namespace: String, name: String) {
-    tokio::spawn(async move {
-        let mut pause = PAUSE.0;
-        for _ in 0..STOPS {
-            match class.stop(&namespace, &name).await {
-                Ok(()) => return,
-                Err(error) => tracing::warn!(instance = %name, error = format!("{error:#}"), "cannot end an instance"),
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSE.1);
-        }
-    });
 }

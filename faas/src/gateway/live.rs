@@ -5,8 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::fleet::PAUSE;
 use super::link::Link;
-use crate::instance::Instance;
+use crate::instance::{Class, Instance};
+
+/// Tries to end an instance.
+const STOPS: u32 = 5;
 
 /// An instance and the connections to it.
 pub struct Live {
@@ -30,4 +34,19 @@ impl Live {
     pub(super) fn first(&self) -> bool {
         !self.told.swap(true, Ordering::Relaxed)
     }
+}
+
+/// Ends an instance, with some patience.
+pub fn stop(class: Arc<dyn Class>, namespace: String, name: String) {
+    tokio::spawn(async move {
+        let mut pause = PAUSE.0;
+        for _ in 0..STOPS {
+            match class.stop(&namespace, &name).await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(instance = %name, error = format!("{error:#}"), "cannot end an instance"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    });
 }

@@ -12,3 +12,4 @@ pub mod live;
 mod logs;
 pub mod metrics;
 pub mod serve;
+pub mod threads;
