@@ -111,7 +111,7 @@ async fn an_image_has_the_packages_or_the_reason_why_not() {
     builder.tidy(&[].into()).await.unwrap();
     assert!(!there(&image) && there(&other) && engine(&["rmi", &other]));
     let (built, _) = build("anew", &[("requirements.txt", "skiffsix>=1\n"), ("main.py", &fresh)]).await;
-    assert!(built.is_ok() && there(&image), "{built:?}");
+    assert!(built.as_ref().is_ok_and(|image| there(image)), "{built:?}");
     builder.tidy(&[].into()).await.unwrap();
 }
 

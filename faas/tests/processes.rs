@@ -227,9 +227,9 @@ async fn broken_code_is_told_and_ends_nothing_else() {
 async fn a_kill_from_outside_is_not_the_codes_fault() {
     let Some(world) = world().await else { return };
     let comm = format!("kill{}", std::process::id());
-    let text = format!(
-        "open('/proc/self/comm', 'w').write('{comm}')\nimport time\ntime.sleep(20)\ndef main(p):\n    return 1\n"
-    );
+    // Its name is what the process is found by.
+    let named = format!("import ctypes, time\nctypes.CDLL(None).prctl(15, b'{comm}')\n");
+    let text = format!("{named}time.sleep(20)\ndef main(p):\n    return 1\n");
     let starting = tokio::spawn({
         let (host, code) = (world.host.clone(), python("slow", &text));
         async move { host.start(code).await }
