@@ -21,7 +21,6 @@ use crate::controller::{Classes, Controller, Place, queue};
 use crate::gateway::hub::{Context, Hub};
 use crate::gateway::invoke::{Broker, Shared, Sink};
 use crate::gateway::serve::{Gateway, Tls};
-use crate::gateway::threads;
 use crate::instance::Class;
 use crate::process;
 use crate::runtime::Images;
@@ -134,14 +133,9 @@ pub async fn serve(
     controller.trigger(triggers);
     let mut tasks = JoinSet::new();
     // The doors are open first: who comes early waits.
-    let threads = if std::env::var_os("SKIFF_FN_SHARED").is_some() {
-        tokio::runtime::Handle::current()
-    } else {
-        threads::handle()
-    };
-    tasks.spawn_on(Arc::clone(&gateway).serve(http, None, stop.clone()), &threads);
+    tasks.spawn(Arc::clone(&gateway).serve(http, None, stop.clone()));
     if let Some((listener, tls)) = https {
-        tasks.spawn_on(Arc::clone(&gateway).serve(listener, Some(tls), stop.clone()), &threads);
+        tasks.spawn(Arc::clone(&gateway).serve(listener, Some(tls), stop.clone()));
     }
     if !controller.follow(LISTED, &stop).await {
         if stop.is_cancelled() {

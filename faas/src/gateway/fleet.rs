@@ -14,11 +14,13 @@ use tokio::sync::oneshot;
 
 use super::hub::Context;
 use super::invoke::InvokeError;
+use super::limits::Limits;
 use super::link::Link;
 use super::live::{Live, stop};
 use crate::api::{FunctionRevision, Isolation};
 use crate::instance::{Class, Instance, StartError, Times};
-use crate::scale::{Scaler, Settings, concurrency};
+use crate::runtime::Language;
+use crate::scale::{Scaler, Settings};
 
 /// Requests that may wait for an instance of one revision.
 pub const QUEUE: usize = 5_000;
@@ -32,19 +34,6 @@ pub(super) const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Dura
 const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// Requests in a row without an answer in time, after which an instance that takes several at a time is taken for stuck.
 const STUCK: u32 = 3;
-
-/// What a revision's calls may cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Time for an answer.
-    pub timeout: Duration,
-    /// Bytes of a request.
-    pub request: u64,
-    /// Bytes of an answer.
-    pub response: u64,
-    /// Requests on one instance at a time; 0 is no limit.
-    pub concurrency: u32,
-}
 
 /// Requests that are on an instance, and the instance.
 struct Slot {
@@ -118,6 +107,8 @@ pub struct Fleet {
     pub function: String,
     /// What its calls may cost.
     pub limits: Limits,
+    /// One of our runners runs it.
+    ours: bool,
     class: Arc<dyn Class>,
     context: Arc<Context>,
     settings: Mutex<Settings>,
@@ -161,18 +152,13 @@ impl Fleet {
         context: Arc<Context>,
     ) -> Self {
         let code = &revision.spec.code;
-        let bytes = |given: Option<i64>, default: u64| given.and_then(|n| u64::try_from(n).ok()).unwrap_or(default);
-        let limits = Limits {
-            timeout: Duration::from_secs(u64::from(code.timeout_seconds.unwrap_or(300))),
-            request: bytes(code.max_request_bytes, 16 << 20),
-            response: bytes(code.max_response_bytes, 64 << 20),
-            concurrency: concurrency(code, class.isolation()),
-        };
+        let limits = Limits::of(code, class.isolation());
         let namespace = revision.metadata.namespace.clone().unwrap_or_default();
         let name = revision.metadata.name.clone().unwrap_or_default();
         let function = format!("{namespace}/{}", revision.spec.function);
+        let ours = Language::of(code).is_ok_and(|l| l != Language::Http);
         let (revision, settings, state) = (Mutex::new(revision), Mutex::new(settings), Mutex::default());
-        Self { revision, namespace, name, function, limits, class, context, settings, state }
+        Self { revision, namespace, name, function, limits, ours, class, context, settings, state }
     }
 
     /// The class that runs it.
@@ -479,6 +465,15 @@ impl Fleet {
             *unanswered >= if self.limits.concurrency == 1 { 1 } else { STUCK }
         };
         if stuck {
+            self.discard(live, "it does not answer");
+        }
+    }
+
+    /// An instance did not answer in time. Where its code keeps the whole of it busy it answers nobody else either, and is replaced
+    /// at once.
+    pub async fn late(self: &Arc<Self>, live: &Arc<Live>) {
+        self.answered(live, false);
+        if self.ours && !live.responds().await {
             self.discard(live, "it does not answer");
         }
     }

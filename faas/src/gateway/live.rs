@@ -2,13 +2,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use http::Request;
+use http::header::HOST;
 use parking_lot::Mutex;
 
+use super::call::nothing;
 use super::fleet::PAUSE;
 use super::link::Link;
 use crate::instance::{Class, Instance};
 
+/// Time for an instance to say that it is there.
+const PROBE: Duration = Duration::from_secs(1);
 /// Tries to end an instance.
 const STOPS: u32 = 5;
 
@@ -28,6 +34,12 @@ impl Live {
     /// One that was not asked anything yet.
     pub(super) fn new(instance: Instance, link: Arc<Link>) -> Self {
         Self { instance, link, unanswered: Mutex::default(), told: AtomicBool::new(false) }
+    }
+
+    /// Whether it answers anything at all, however busy it is. For code that our runners run.
+    pub(super) async fn responds(&self) -> bool {
+        let Ok(request) = Request::get("/_skiff/ready").header(HOST, "function").body(nothing()) else { return true };
+        matches!(tokio::time::timeout(PROBE, self.link.send(request)).await, Ok(Ok(_)))
     }
 
     /// Whether this is the first time that this is asked.
