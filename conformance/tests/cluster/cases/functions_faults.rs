@@ -130,7 +130,7 @@ fn calls(c: &Cluster, p: &Person<'_>, ns: &str, name: &str, faults: &[(&str, &st
 pub(crate) fn functions_at_fault(c: &mut Cluster, ns: &str) -> Result<()> {
     let p = Person::new(c, ns)?;
     let limits = json!({"limits": {"memory": "128Mi"}});
-    let bounds = json!({"timeoutSeconds": 2, "maxRequestBytes": 1000, "maxResponseBytes": 2000, "resources": limits,
+    let bounds = json!({"timeoutSeconds": 6, "maxRequestBytes": 1000, "maxResponseBytes": 2000, "resources": limits,
         "scale": {"initial": 0, "windowSeconds": 6}});
     let well = json!({"source": {"inline": "def main(p):\n    return 'well'\n"}, "scale": {"min": 1}});
     make(c, ns, "well", well, json!({}))?;
