@@ -148,6 +148,12 @@ pub trait Class: Send + Sync + 'static {
     /// Ends an instance that has no request in flight. Nothing happens if there is none of that name.
     async fn stop(&self, namespace: &str, name: &str) -> anyhow::Result<()>;
 
+    /// Deletes what was kept for revisions that are gone: codes, packages, images. `revisions` are all that there are, as of a moment
+    /// ago; what instances have stays.
+    async fn tidy(&self, revisions: &[Arc<FunctionRevision>]) {
+        let _ = revisions;
+    }
+
     /// The last lines of each instance of a function, also of some that ended; none where others keep the logs.
     async fn tail(&self, namespace: &str, function: &str, instance: Option<&str>, lines: usize) -> Vec<Line> {
         let _ = (namespace, function, instance, lines);

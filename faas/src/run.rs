@@ -152,6 +152,10 @@ pub async fn serve(
         });
     }
     pods.adopt(LISTED).await?;
+    let (tidying, ending) = (Arc::clone(&controller).tidy(), stop.clone());
+    tasks.spawn(async move {
+        ending.run_until_cancelled(tidying).await;
+    });
     let context = Arc::clone(&hub.context);
     let looking = stop.clone();
     tasks.spawn(async move { context.look_after(looking).await });

@@ -12,7 +12,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use serde_json::json;
 use served::served;
-use skiff_faas::api::FunctionRevision;
+use skiff_controllers::runtime::definitions::define;
+use skiff_faas::api::{FunctionRevision, definitions};
 use skiff_faas::build::{BuildError, Builder, Config, Docker, Engine, Supplies};
 use skiff_faas::instance::{Address, Class, StartError};
 use skiff_faas::process::{Access, Host, Processes};
@@ -58,6 +59,7 @@ async fn an_image_has_the_packages_or_the_reason_why_not() {
     }
     let dir = tempfile::tempdir().unwrap();
     let (_server, client) = served(dir.path()).await;
+    define(&client, "tests", &definitions()).await.unwrap();
     let pip_args = ["--no-index", "--find-links", "/function/wheels"].map(str::to_owned).to_vec();
     let builder = Arc::new(Builder::new(client.clone(), Arc::new(docker), Config { pip_args, ..Config::default() }));
     let build = async |name: &str, files: &[(&str, &str)]| {
@@ -95,7 +97,22 @@ async fn an_image_has_the_packages_or_the_reason_why_not() {
     assert!(log.contains("No matching distribution"), "{log}");
     let (error, _) = build("file", &[("Dockerfile", "FRUM x\n"), ("main.py", MAIN)]).await;
     assert!(matches!(&error, Err(BuildError::Failed { log_tail }) if log_tail.contains("FRUM")), "{error:?}");
-    let _ = Command::new("docker").args(["rmi", &image]).output();
+
+    // Images that no revision has go, but not those of others, nor one that a container has.
+    let engine = |args: &[&str]| Command::new("docker").args(args).output().unwrap().status.success();
+    let other = format!("skiff.local/fn:{}", "0".repeat(32));
+    assert!(engine(&["tag", "skiff/python:1", &other]));
+    let there = |image: &str| engine(&["image", "inspect", image]);
+    builder.tidy(&[image.as_str()].into()).await.unwrap();
+    let name = format!("skiff-test-{}", std::process::id());
+    assert!(there(&image) && engine(&["create", "--name", &name, &image, "true"]));
+    builder.tidy(&[].into()).await.unwrap();
+    assert!(there(&image) && engine(&["rm", &name]));
+    builder.tidy(&[].into()).await.unwrap();
+    assert!(!there(&image) && there(&other) && engine(&["rmi", &other]));
+    let (built, _) = build("anew", &[("requirements.txt", "skiffsix>=1\n"), ("main.py", &fresh)]).await;
+    assert!(built.as_ref().is_ok_and(|image| there(image)), "{built:?}");
+    builder.tidy(&[].into()).await.unwrap();
 }
 
 /// Packages come from the owner's index, the image goes to the owner's registry, and who pulls it there has the same.

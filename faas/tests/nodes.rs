@@ -227,6 +227,19 @@ async fn an_instance_on_another_node_answers_and_ends() {
         matches!(&ended, Event::Ended { name, reason, .. } if *name == dies.name && reason.contains("exit code 7")),
         "{ended:?}"
     );
+
+    // Code that no revision has goes from the node's disk; what was just used, or is being used, stays.
+    let codes = || std::fs::read_dir(world.dir.path().join("far/code")).unwrap().flatten().map(|e| e.path());
+    assert_eq!(codes().count(), 4);
+    world.processes.tidy(&[]).await;
+    assert_eq!(codes().count(), 4);
+    for code in codes() {
+        let hour = Duration::from_secs(3600);
+        std::fs::File::open(code).unwrap().set_modified(std::time::SystemTime::now() - hour).unwrap();
+    }
+    world.processes.tidy(&[any]).await;
+    assert_eq!(codes().count(), 2, "that of the one that runs, and that of a revision");
+    assert_eq!(ask(&there, "{\"x\": 1}").await.unwrap(), "{\"x\": 6}");
 }
 
 /// A gateway that starts again finds what runs; one that never comes back is not waited for (the host's own rule).

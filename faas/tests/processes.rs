@@ -222,6 +222,36 @@ async fn broken_code_is_told_and_ends_nothing_else() {
     recorded(&world.client, 1).await;
 }
 
+/// Who kills a process while its code is loaded does not make the code bad: the same may be started again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_from_outside_is_not_the_codes_fault() {
+    let Some(world) = world().await else { return };
+    let comm = format!("kill{}", std::process::id());
+    // Its name is what the process is found by.
+    let named = format!("import ctypes, time\nctypes.CDLL(None).prctl(15, b'{comm}')\n");
+    let text = format!("{named}time.sleep(20)\ndef main(p):\n    return 1\n");
+    let starting = tokio::spawn({
+        let (host, code) = (world.host.clone(), python("slow", &text));
+        async move { host.start(code).await }
+    });
+    let kill = async {
+        loop {
+            let named =
+                |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == comm);
+            let all =
+                std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+            if let Some(pid) = all.into_iter().find(named) {
+                return nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+                    .unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(SOON, kill).await.unwrap();
+    let error = tokio::time::timeout(SOON, starting).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(&error, StartError::Other(e) if e.to_string().contains("killed by signal 9")), "{error:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn environment_and_files_come_from_the_api() {
     let Some(world) = world().await else { return };

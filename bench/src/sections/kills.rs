@@ -175,13 +175,20 @@ async fn asleep(skiff: &Skiff) -> anyhow::Result<()> {
     loop {
         let busy = |f: &Value| f["status"]["state"] != "Hibernated" || f["status"]["instances"].as_u64() != Some(0);
         let open = |c: &Value| c["status"]["state"] != "Succeeded";
-        let busy = list(API).await?.iter().filter(|f| busy(f)).count();
+        let all = list(API).await?;
+        let busy: Vec<&Value> = all.iter().filter(|f| busy(f)).collect();
         let open =
             list("/apis/skiff.dev/v1/namespaces/default/functioncalls").await?.iter().filter(|c| open(c)).count();
-        if busy == 0 && open == 0 && instances(skiff.process.pid).is_empty() {
+        let left = instances(skiff.process.pid).len();
+        if busy.is_empty() && open == 0 && left == 0 {
             return Ok(());
         }
-        ensure!(begun.elapsed() < PATIENCE, "{busy} functions do not sleep, {open} calls are not done");
+        ensure!(
+            begun.elapsed() < PATIENCE,
+            "{} functions do not sleep, {open} calls are not done, {left} processes run: {:?}",
+            busy.len(),
+            busy.first().map(|f| (&f["metadata"]["name"], &f["status"]))
+        );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

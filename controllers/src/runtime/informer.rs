@@ -215,7 +215,7 @@ impl<K: Watched> Informer<K> {
                         this.replace(std::mem::take(&mut listed));
                         this.inner.synced.send_replace(true);
                     }
-                    Some(Ok(Event::Apply(object))) => this.apply(slim(object)),
+                    Some(Ok(Event::Apply(object))) => this.apply(object),
                     Some(Ok(Event::Delete(object))) => this.remove(&key_of(&object), Some(slim(object))),
                 }
             }
@@ -224,6 +224,7 @@ impl<K: Watched> Informer<K> {
 
     /// Takes an object as the watch would.
     pub fn apply(&self, object: K) {
+        let object = slim(object);
         let key = key_of(&object);
         let new = Arc::new(object);
         let old = {

@@ -1,20 +1,25 @@
 //! Builds by Docker Engine.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use bollard::query_parameters::{BuildImageOptionsBuilder, PushImageOptionsBuilder};
+use bollard::query_parameters::{
+    BuildImageOptionsBuilder, ListImagesOptionsBuilder, PushImageOptionsBuilder, RemoveImageOptions,
+};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 
-use super::{BuildError, Engine, Log, Logins};
+use super::{BuildError, Engine, Log, Logins, PREFIX};
 
 /// Seconds an answer of the engine may take; a build's own answer is a stream and may take longer.
 const ANSWER: u64 = 120;
 /// Seconds that its answer to an image it is given may take: it comes when all of that is there.
 const LOADED: u64 = 600;
+/// Label of images: the cluster that they were built for.
+const CLUSTER: &str = "skiff.dev/cluster";
 /// Bytes of memory for a step.
 const MEMORY: i32 = 2047 << 20;
 
@@ -50,6 +55,32 @@ impl Docker {
 }
 
 impl Docker {
+    /// Names of the images that are in no registry and were built for this cluster: an engine may be that of several.
+    ///
+    /// # Errors
+    /// When the engine does not say.
+    pub async fn ours(&self, cluster: &str) -> anyhow::Result<Vec<String>> {
+        let (name, label) = (PREFIX.trim_end_matches(':'), format!("{CLUSTER}={cluster}"));
+        let filters = HashMap::from([("reference", vec![name]), ("label", vec![label.as_str()])]);
+        let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+        let all =
+            self.client.list_images(Some(options)).await.context("the engine does not say which images it has")?;
+        Ok(all.into_iter().flat_map(|image| image.repo_tags).filter(|tag| tag.starts_with(PREFIX)).collect())
+    }
+
+    /// Deletes an image, unless a container has it or it is not there. Whether it is gone.
+    ///
+    /// # Errors
+    /// When the engine refuses for another reason.
+    pub async fn remove(&self, image: &str) -> anyhow::Result<bool> {
+        match self.client.remove_image(image, None::<RemoveImageOptions>, None).await {
+            Ok(_) => Ok(true),
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => Ok(true),
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 409, .. }) => Ok(false),
+            Err(error) => Err(error).context(format!("the engine does not delete {image}")),
+        }
+    }
+
     /// Takes an archive of images.
     ///
     /// # Errors
@@ -82,12 +113,15 @@ impl Engine for Docker {
         image: &str,
         dockerfile: &str,
         context: Bytes,
+        cluster: &str,
         logins: &Logins,
         log: &Log,
     ) -> Result<(), BuildError> {
+        let labels = HashMap::from([(CLUSTER, cluster)]);
         let mut options = BuildImageOptionsBuilder::new()
             .dockerfile(dockerfile)
             .t(image)
+            .labels(&labels)
             .rm(true)
             .forcerm(true)
             .memory(MEMORY)
@@ -107,6 +141,14 @@ impl Engine for Docker {
             }
         }
         Ok(())
+    }
+
+    async fn ours(&self, cluster: &str) -> anyhow::Result<Vec<String>> {
+        Self::ours(self, cluster).await
+    }
+
+    async fn remove(&self, image: &str) -> anyhow::Result<bool> {
+        Self::remove(self, image).await
     }
 
     fn save(&self, image: &str) -> BoxStream<'static, anyhow::Result<Bytes>> {

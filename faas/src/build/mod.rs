@@ -12,7 +12,7 @@ mod docker;
 mod log;
 mod logins;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,14 +20,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::{Api, Client, CustomResourceExt as _};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OnceCell, Semaphore};
 
-use crate::api::{Code, FunctionRevision};
+use crate::api::{Code, Function, FunctionRevision};
 use crate::runtime::{
     CODE, Images, Language, MAX_BYTES, NODE_RUNNER, PORT, PYTHON_RUNNER, Source, fetch_revision, hex,
 };
@@ -136,9 +137,14 @@ pub trait Engine: Send + Sync + 'static {
         image: &str,
         dockerfile: &str,
         context: Bytes,
+        cluster: &str,
         logins: &Logins,
         log: &Log,
     ) -> Result<(), BuildError>;
+    /// Names of the images that begin with [`PREFIX`] and were built for this cluster.
+    async fn ours(&self, cluster: &str) -> anyhow::Result<Vec<String>>;
+    /// Deletes an image that no container has. Whether it is gone.
+    async fn remove(&self, image: &str) -> anyhow::Result<bool>;
     /// The archive of an image, as another engine takes it.
     fn save(&self, image: &str) -> BoxStream<'static, anyhow::Result<Bytes>>;
     /// Pushes it to its registry.
@@ -248,13 +254,21 @@ pub struct Builder {
     turns: Semaphore,
     /// By the revision's uid: its image, or that it needs none.
     known: Mutex<HashMap<String, Arc<OnceCell<Option<String>>>>>,
+    cluster: OnceCell<String>,
 }
 
 impl Builder {
     /// With what it needs.
     #[must_use]
     pub fn new(client: Client, engine: Arc<dyn Engine>, config: Config) -> Self {
-        Self { client, engine, config, turns: Semaphore::new(BUILDS), known: Mutex::default() }
+        Self {
+            client,
+            engine,
+            config,
+            turns: Semaphore::new(BUILDS),
+            known: Mutex::default(),
+            cluster: OnceCell::new(),
+        }
     }
 
     /// What must be built for a revision, if anything; see [`Plan::of`].
@@ -301,6 +315,37 @@ impl Builder {
             anyhow::bail!("{image} is not on the node that built it any more");
         }
         Ok(self.engine.save(image))
+    }
+
+    /// What this cluster is called on engines: the uid of its definition of functions.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub async fn cluster(&self) -> anyhow::Result<&str> {
+        let read = async {
+            let all = Api::<CustomResourceDefinition>::all(self.client.clone());
+            Ok(all.get_metadata(Function::crd_name()).await?.metadata.uid.unwrap_or_default())
+        };
+        self.cluster.get_or_try_init(|| read).await.map(String::as_str)
+    }
+
+    /// Deletes images that are in no registry and that no revision has, unless a container has them.
+    ///
+    /// # Errors
+    /// When the engine refuses.
+    pub async fn tidy(&self, needed: &HashSet<&str>) -> anyhow::Result<()> {
+        // A build that is under way may be about to say that it has one of these: nothing is built meanwhile.
+        let _turns = self.turns.acquire_many(BUILDS as u32).await?;
+        let mut gone = 0;
+        for image in self.engine.ours(self.cluster().await?).await? {
+            if !needed.contains(image.as_str()) && self.engine.remove(&image).await? {
+                gone += 1;
+            }
+        }
+        if gone > 0 {
+            tracing::info!(images = gone, "images of functions that no revision has were deleted");
+        }
+        Ok(())
     }
 
     async fn decide(&self, revision: &FunctionRevision) -> Result<Option<String>, BuildError> {
@@ -383,7 +428,9 @@ impl Builder {
                     .await
                     .map_err(anyhow::Error::from)?
                     .map_err(anyhow::Error::from)?;
-                self.engine.build(&image, &dockerfile, context, &logins, &log).await?;
+                // Without a name it is not deleted by us; that hinders no build.
+                let cluster = self.cluster().await.unwrap_or_default();
+                self.engine.build(&image, &dockerfile, context, cluster, &logins, &log).await?;
             }
             // Also what was built before: perhaps it was not pushed then.
             if self.config.registry.is_some() {

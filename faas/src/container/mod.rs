@@ -4,6 +4,7 @@
 //! address, its port. Nobody waits for probes or endpoints. Where there is only one node that may take the pod it is bound to
 //! that node right away (the node itself refuses what does not fit); otherwise the scheduler decides.
 
+mod images;
 mod seen;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,7 +15,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::seen::{Seen, Trouble, look};
 use crate::api::{FUNCTION, FunctionRevision, Isolation, REVISION};
-use crate::build::{BuildError, Builder};
+use crate::build::Builder;
 use crate::instance::{Address, Class, Event, Instance, StartError, Times};
 use crate::process::Processes;
 use crate::runtime::{File, Images, Launch, PORT, Source, fetch, pod};
@@ -141,58 +141,6 @@ impl Pods {
             builder: OnceLock::new(),
             bearer: OnceLock::new(),
         })
-    }
-
-    /// From now on code that needs an image of its own gets one. Only the first counts.
-    pub fn build_with(&self, builder: Arc<Builder>) {
-        let _ = self.builder.set(builder);
-    }
-
-    /// From now on images that only this node has are brought to others. Only the first counts.
-    pub(crate) fn hand_over_with(&self, bearer: Weak<Processes>) {
-        let _ = self.bearer.set(bearer);
-    }
-
-    /// The engine's archive of an image, for a node that has a pod of a function that needs it.
-    pub(crate) async fn archive(
-        &self,
-        node: &str,
-        image: &str,
-    ) -> anyhow::Result<BoxStream<'static, anyhow::Result<Bytes>>> {
-        let needs = |pod: &Pod| {
-            let spec = pod.spec.as_ref();
-            let all = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
-            let on = spec.and_then(|s| s.node_name.as_deref()) == Some(node);
-            on && pod.metadata.deletion_timestamp.is_none()
-                && all.into_iter().any(|c| c.image.as_deref() == Some(image))
-        };
-        anyhow::ensure!(
-            self.informer.all().iter().any(|pod| needs(pod)),
-            "no pod of a function on {node} needs {image}"
-        );
-        let builder = self.builder.get().context("no images are built here")?;
-        builder.archive(image).await
-    }
-
-    /// The revision with the image that was built for it, if it needs one.
-    async fn built(
-        &self,
-        revision: Arc<FunctionRevision>,
-    ) -> Result<(Arc<FunctionRevision>, Option<String>), StartError> {
-        let archive = revision.spec.code.source.archive.is_some();
-        let Some(builder) = self.builder.get().filter(|_| archive) else { return Ok((revision, None)) };
-        let image = builder.image(&revision).await.map_err(|e| match e {
-            BuildError::Failed { .. } => StartError::Code(e.to_string()),
-            BuildError::Other(e) => StartError::Other(e),
-        })?;
-        if image.is_none() {
-            return Ok((revision, None));
-        }
-        let bearer = self.bearer.get().and_then(Weak::upgrade);
-        let everywhere = bearer.is_some_and(|b| b.reaches_all(&revision.spec.code));
-        let mut revision = (*revision).clone();
-        revision.status.get_or_insert_default().image = image;
-        Ok((Arc::new(revision), builder.only_node().filter(|_| !everywhere).map(str::to_owned)))
     }
 
     /// Tells of the pods that ran before this process did, and deletes those that are of no use.
@@ -550,6 +498,14 @@ impl Class for Pods {
             Ok(_) => Ok(()),
             Err(e) if code(&e) == 404 => Ok(()),
             Err(e) => Err(e).with_context(|| format!("cannot delete the pod {namespace}/{name}")),
+        }
+    }
+
+    async fn tidy(&self, revisions: &[Arc<FunctionRevision>]) {
+        let Some(builder) = self.builder.get() else { return };
+        let needed = revisions.iter().filter_map(|r| r.status.as_ref()?.image.as_deref()).collect();
+        if let Err(error) = builder.tidy(&needed).await {
+            tracing::warn!(error = format!("{error:#}"), "images of functions that no revision has are not deleted");
         }
     }
 

@@ -52,8 +52,16 @@ fn trouble(pod: &Pod) -> Option<Trouble> {
             return Some(Trouble::Code(format!("{reason}: {message}")));
         }
         if let Some(ended) = state.terminated.as_ref().filter(|e| container.name == NAME || e.exit_code != 0) {
-            let reason = ended.reason.as_deref().unwrap_or("Ended");
-            return Some(Trouble::Code(format!("{reason}: exit code {}", ended.exit_code)));
+            // The words that owners have of processes too.
+            let why = match (ended.reason.as_deref(), ended.exit_code) {
+                (Some("OOMKilled"), _) => format!("killed: it used more memory than its limit{}", limit(pod)),
+                (None | Some("Error" | "Completed"), 129..=192) => {
+                    format!("killed by signal {}", ended.exit_code - 128)
+                }
+                (None | Some("Error" | "Completed"), code) => format!("exit code {code}"),
+                (Some(reason), code) => format!("{reason}: exit code {code}"),
+            };
+            return Some(Trouble::Code(why));
         }
     }
     if matches!(phase, Some("Failed" | "Succeeded")) {
@@ -65,6 +73,13 @@ fn trouble(pod: &Pod) -> Option<Trouble> {
     let unplaced = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
     let unplaced = unplaced.filter(|c| c.reason.as_deref() == Some("Unschedulable"));
     unplaced.map(|c| Trouble::NoRoom(c.message.clone().unwrap_or_else(|| "no node fits".into())))
+}
+
+/// ` of 64Mi`, where the function's container has a limit.
+fn limit(pod: &Pod) -> String {
+    let all = pod.spec.iter().flat_map(|s| &s.containers);
+    let limits = all.filter(|c| c.name == NAME).find_map(|c| c.resources.as_ref()?.limits.as_ref());
+    limits.and_then(|l| l.get("memory")).map(|m| format!(" of {}", m.0)).unwrap_or_default()
 }
 
 pub(super) fn look(pod: &Pod) -> Seen {
@@ -98,7 +113,15 @@ mod tests {
             ),
             (
                 container(json!({"terminated": {"exitCode": 3, "reason": "Error"}})),
-                Some(Trouble::Code("Error: exit code 3".into())),
+                Some(Trouble::Code("exit code 3".into())),
+            ),
+            (
+                container(json!({"terminated": {"exitCode": 143, "reason": "Error"}})),
+                Some(Trouble::Code("killed by signal 15".into())),
+            ),
+            (
+                container(json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}})),
+                Some(Trouble::Code("killed: it used more memory than its limit".into())),
             ),
             (
                 json!({"phase": "Failed", "reason": "OutOfcpu", "message": "m"}),

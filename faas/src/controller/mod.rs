@@ -21,13 +21,14 @@ use skiff_controllers::runtime::events::{Level, Recorder};
 use skiff_controllers::runtime::informer::{Informer, key_of, split};
 use skiff_controllers::runtime::queue::Queue;
 use skiff_controllers::runtime::worker::{Outcome, Reconcile};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Code, Function, FunctionRevision, Isolation};
 use crate::container::Pods;
-use crate::gateway::fleet::{Fleet, stop};
+use crate::gateway::fleet::Fleet;
 use crate::gateway::hub::{Entry, Hub, Serving};
+use crate::gateway::live::stop;
 use crate::instance::{Class, Event};
 use crate::scale::{Settings, concurrency};
 use crate::trigger::Triggers;
@@ -42,6 +43,9 @@ const AGAIN: Duration = Duration::from_secs(300);
 /// Revisions that are prepared ahead at a time, and the time for one.
 const PREPARING: usize = 4;
 const PREPARED: Duration = Duration::from_secs(300);
+/// How often what gone revisions left is deleted, and how long after one went: later than what was just used is kept anyway.
+const TIDY: Duration = Duration::from_secs(3600);
+const TIDY_AFTER: Duration = Duration::from_secs(150);
 /// Revisions kept beside those with traffic.
 const HISTORY: usize = 10;
 
@@ -97,6 +101,8 @@ pub struct Controller {
     queue: Arc<Queue>,
     ensured: Mutex<services::Ensured>,
     preparing: Arc<Semaphore>,
+    /// A revision went.
+    left: Notify,
 }
 
 /// A queue of functions, and the function by which it is told of changes of instances.
@@ -124,6 +130,7 @@ impl Controller {
             queue,
             ensured: Mutex::default(),
             preparing,
+            left: Notify::new(),
         }
     }
 
@@ -157,6 +164,7 @@ impl Controller {
             let revision = change.latest();
             let namespace = revision.metadata.namespace.as_deref().unwrap_or_default();
             if change.new.is_none() {
+                this.left.notify_one();
                 this.hub.forget(namespace, revision.metadata.name.as_deref().unwrap_or_default());
             }
             this.queue.add(format!("{namespace}/{}", revision.spec.function));
@@ -190,6 +198,22 @@ impl Controller {
                     }
                     // A pod that ended is still there.
                     stop(Arc::clone(&class), namespace, name);
+                }
+            }
+        }
+    }
+
+    /// Has what gone revisions left deleted, until it is dropped: some time after one went, and now and then.
+    pub async fn tidy(self: Arc<Self>) {
+        loop {
+            // Nobody depends on it: a timer makes up for what a node did not do.
+            let _ = tokio::time::timeout(TIDY, self.left.notified()).await;
+            tokio::time::sleep(TIDY_AFTER).await;
+            let all = self.revisions.all();
+            let classes = [Some(Arc::clone(&self.classes.pods) as Arc<dyn Class>), self.classes.processes.clone()];
+            for class in classes.into_iter().flatten() {
+                if tokio::time::timeout(TIDY, class.tidy(&all)).await.is_err() {
+                    tracing::warn!("what functions left on nodes is not deleted in time");
                 }
             }
         }

@@ -192,7 +192,11 @@ impl Controller {
         let api = Api::<FunctionRevision>::namespaced(self.client.clone(), namespace);
         let built = revision.status.as_ref().and_then(|s| s.image.as_ref());
         let image = revision.spec.code.source.image.as_ref().or(built);
-        let patch = json!({"status": {"conditions": conditions, "class": fleet.class(), "image": image}});
+        let mut patch = json!({"status": {"conditions": conditions, "class": fleet.class()}});
+        // None is said of one that was built meanwhile, too: it must not be taken back.
+        if let Some(image) = image {
+            patch["status"]["image"] = json!(image);
+        }
         match api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await {
             // Seen at once, so that this step goes on with it.
             Ok(written) => self.revisions.apply(written),
@@ -251,6 +255,7 @@ impl Controller {
             let (namespace, name) = names(&**revision);
             // Old revisions that nobody asks for have no fleet.
             let Some(fleet) = self.hub.known(namespace, name) else { continue };
+            fleet.renew(revision);
             let settings = Settings::of(&function.spec, concurrency(&revision.spec.code, fleet.class()));
             let settings = if serves(&fleet) { settings } else { Settings { min: 0, replicas: 0, ..settings } };
             fleet.configure(settings, 0);

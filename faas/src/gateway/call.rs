@@ -355,7 +355,7 @@ impl Caller {
             match tokio::time::timeout_at(until.into(), live.link.send(request)).await {
                 Err(_) => {
                     // Its connection is closed with the request; the code in it may go on.
-                    fleet.answered(&live, false);
+                    fleet.late(&live).await;
                     return Err(InvokeError::Timeout(fleet.limits.timeout));
                 }
                 Ok(Ok(mut response)) => {

@@ -14,11 +14,13 @@ use tokio::sync::oneshot;
 
 use super::hub::Context;
 use super::invoke::InvokeError;
+use super::limits::Limits;
 use super::link::Link;
-use super::live::Live;
+use super::live::{Live, stop};
 use crate::api::{FunctionRevision, Isolation};
 use crate::instance::{Class, Instance, StartError, Times};
-use crate::scale::{Scaler, Settings, concurrency};
+use crate::runtime::Language;
+use crate::scale::{Scaler, Settings};
 
 /// Requests that may wait for an instance of one revision.
 pub const QUEUE: usize = 5_000;
@@ -27,26 +29,11 @@ const STARTS: u32 = 8;
 /// Tries of a start that failed for reasons of ours, before those who wait are told.
 const TRIES: u32 = 3;
 /// First and longest pause between such tries.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+pub(super) const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// First and longest time that a revision whose code cannot start is left alone.
 const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
-/// Tries to end an instance.
-const STOPS: u32 = 5;
 /// Requests in a row without an answer in time, after which an instance that takes several at a time is taken for stuck.
 const STUCK: u32 = 3;
-
-/// What a revision's calls may cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Time for an answer.
-    pub timeout: Duration,
-    /// Bytes of a request.
-    pub request: u64,
-    /// Bytes of an answer.
-    pub response: u64,
-    /// Requests on one instance at a time; 0 is no limit.
-    pub concurrency: u32,
-}
 
 /// Requests that are on an instance, and the instance.
 struct Slot {
@@ -110,8 +97,8 @@ pub struct Report {
 
 /// The instances of a revision.
 pub struct Fleet {
-    /// What runs.
-    pub revision: Arc<FunctionRevision>,
+    /// What runs, as it was last seen.
+    revision: Mutex<Arc<FunctionRevision>>,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
@@ -120,6 +107,8 @@ pub struct Fleet {
     pub function: String,
     /// What its calls may cost.
     pub limits: Limits,
+    /// One of our runners runs it.
+    ours: bool,
     class: Arc<dyn Class>,
     context: Arc<Context>,
     settings: Mutex<Settings>,
@@ -141,14 +130,15 @@ impl Drop for Lease {
     }
 }
 
-/// Takes a request that gave up out of the queue.
-struct Waits<'a>(&'a Fleet);
+/// Takes a request that gave up out of the queue; not one that was handed a place, which is out of it already.
+struct Waits<'a>(Option<&'a Fleet>);
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        let mut s = self.0.state.lock();
+        let Some(fleet) = self.0 else { return };
+        let mut s = fleet.state.lock();
         s.waiting.retain(|w| !w.is_closed());
-        self.0.book(&mut s);
+        fleet.book(&mut s);
     }
 }
 
@@ -162,23 +152,23 @@ impl Fleet {
         context: Arc<Context>,
     ) -> Self {
         let code = &revision.spec.code;
-        let bytes = |given: Option<i64>, default: u64| given.and_then(|n| u64::try_from(n).ok()).unwrap_or(default);
-        let limits = Limits {
-            timeout: Duration::from_secs(u64::from(code.timeout_seconds.unwrap_or(300))),
-            request: bytes(code.max_request_bytes, 16 << 20),
-            response: bytes(code.max_response_bytes, 64 << 20),
-            concurrency: concurrency(code, class.isolation()),
-        };
+        let limits = Limits::of(code, class.isolation());
         let namespace = revision.metadata.namespace.clone().unwrap_or_default();
         let name = revision.metadata.name.clone().unwrap_or_default();
         let function = format!("{namespace}/{}", revision.spec.function);
-        let (settings, state) = (Mutex::new(settings), Mutex::default());
-        Self { revision, namespace, name, function, limits, class, context, settings, state }
+        let ours = Language::of(code).is_ok_and(|l| l != Language::Http);
+        let (revision, settings, state) = (Mutex::new(revision), Mutex::new(settings), Mutex::default());
+        Self { revision, namespace, name, function, limits, ours, class, context, settings, state }
     }
 
     /// The class that runs it.
     pub fn class(&self) -> Isolation {
         self.class.isolation()
+    }
+
+    /// Takes the revision as it is now: its code never changes, its status does, and two copies of it would be kept otherwise.
+    pub fn renew(&self, revision: &Arc<FunctionRevision>) {
+        *self.revision.lock() = Arc::clone(revision);
     }
 
     /// Takes other settings, and so many instances at first.
@@ -263,13 +253,16 @@ impl Fleet {
             self.grow(&mut s);
             (first, wait)
         };
-        let _waits = Waits(self);
+        let mut waits = Waits(Some(self));
         self.context.activate(self);
         if first {
             self.context.changed(&self.function);
         }
         match tokio::time::timeout_at(until.into(), wait).await {
-            Ok(Ok(given)) => given,
+            Ok(Ok(given)) => {
+                waits.0 = None;
+                given
+            }
             Ok(Err(_)) => Err(InvokeError::Unavailable("the gateway stops".into())),
             Err(_) => {
                 let why = self.state.lock().no_room.clone();
@@ -357,7 +350,8 @@ impl Fleet {
         let mut pause = PAUSE.0;
         let mut tries = 0;
         loop {
-            match self.class.start(Arc::clone(&self.revision)).await {
+            let revision = Arc::clone(&self.revision.lock());
+            match self.class.start(revision).await {
                 Ok(instance) => {
                     self.context.metrics.started(&self.function, &instance.times);
                     return self.arrived(instance, true);
@@ -475,6 +469,15 @@ impl Fleet {
         }
     }
 
+    /// An instance did not answer in time. Where its code keeps the whole of it busy it answers nobody else either, and is replaced
+    /// at once.
+    pub async fn late(self: &Arc<Self>, live: &Arc<Live>) {
+        self.answered(live, false);
+        if self.ours && !live.responds().await {
+            self.discard(live, "it does not answer");
+        }
+    }
+
     /// An instance is of no use any more: nobody is sent there, and it is ended.
     pub fn discard(self: &Arc<Self>, live: &Arc<Live>, why: &str) {
         if self.lost(&live.instance.name, why) {
@@ -525,6 +528,10 @@ impl Fleet {
                 }
                 !ends
             });
+            if !gone.is_empty() && s.slots.is_empty() {
+                // Those that ended now were well, whatever became of another start.
+                s.failure = None;
+            }
             let awake = !s.slots.is_empty() || s.load() > 0 || s.starting > 0 || needed > 0;
             if !awake {
                 s.scaler = None;
@@ -581,19 +588,4 @@ impl Fleet {
         let s = self.state.lock();
         (s.in_flight, s.waiting.len() as u32)
     }
-}
-
-/// Ends an instance, with some patience.
-pub fn stop(class: Arc<dyn Class>, namespace: String, name: String) {
-    tokio::spawn(async move {
-        let mut pause = PAUSE.0;
-        for _ in 0..STOPS {
-            match class.stop(&namespace, &name).await {
-                Ok(()) => return,
-                Err(error) => tracing::warn!(instance = %name, error = format!("{error:#}"), "cannot end an instance"),
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSE.1);
-        }
-    });
 }

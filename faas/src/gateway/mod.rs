@@ -7,6 +7,7 @@ mod events;
 pub mod fleet;
 pub mod hub;
 pub mod invoke;
+pub mod limits;
 pub mod link;
 pub mod live;
 mod logs;

@@ -34,7 +34,7 @@ use x509_parser::prelude::FromDer as _;
 
 use super::endpoint::PROTOCOL;
 use super::images;
-use super::job::{Job, Printed, Said, Told};
+use super::job::{Job, Kept, Printed, Said, Told};
 use crate::gateway::call::{nothing, whole};
 use crate::gateway::link::{Body, Link};
 use crate::instance::{Address, Dial, Stream};
@@ -352,6 +352,19 @@ impl Agent {
     pub(super) async fn refuse(&self, digest: &str, why: &str) -> anyhow::Result<()> {
         let path = format!("/functions/image/{digest}/refused");
         self.send(Method::POST, &path, whole(why.to_owned()), ANSWER).await.map(drop)
+    }
+
+    /// What the node keeps for functions; images of this cluster.
+    pub(super) async fn kept(&self, cluster: Option<&str>) -> anyhow::Result<Kept> {
+        let query = cluster.map(|c| format!("?cluster={c}")).unwrap_or_default();
+        let response = self.send(Method::GET, &format!("/functions/kept{query}"), nothing(), START).await?;
+        let body = tokio::time::timeout(ANSWER, Limited::new(response.into_body(), LIMIT).collect()).await?;
+        Ok(serde_json::from_slice(&body.map_err(|e| anyhow::anyhow!(e))?.to_bytes())?)
+    }
+
+    /// Says what of that no revision needs.
+    pub(super) async fn drop_kept(&self, unneeded: &Kept) -> anyhow::Result<()> {
+        self.send(Method::POST, "/functions/drop", whole(serde_json::to_vec(unneeded)?), START).await.map(drop)
     }
 
     pub(super) async fn stop(&self, namespace: &str, name: &str) -> anyhow::Result<()> {

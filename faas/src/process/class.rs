@@ -25,12 +25,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::agent::{Agent, Keys};
 use super::host::Host;
-use super::job::{Job, Said, key};
+use super::job::{Job, Kept, Said, key};
 use super::limits::Limits;
 use super::nodes::{Book, Entry, Key, Nowhere, Reach};
 use super::record::Records;
 use super::{code, env};
 use crate::api::{Code, FunctionRevision, Isolation};
+use crate::build::PREFIX;
 use crate::container::Pods;
 use crate::instance::{Address, Class, Event, Instance, Line, StartError, Times};
 use crate::runtime::{self, Language};
@@ -472,6 +473,35 @@ impl Class for Processes {
         stopped?;
         self.records.remove(namespace, name);
         Ok(())
+    }
+
+    async fn tidy(&self, revisions: &[Arc<FunctionRevision>]) {
+        let images = revisions.iter().filter_map(|r| r.status.as_ref()?.image.as_deref()?.strip_prefix(PREFIX));
+        let images = images.map(str::to_owned).collect();
+        let needed = Kept { codes: revisions.iter().map(|r| key(r)).collect(), images };
+        let pods = self.pods.get().and_then(Weak::upgrade);
+        let cluster = match &pods {
+            Some(pods) => pods.cluster().await,
+            None => None,
+        };
+        let nodes: Vec<Reach> = self.book.lock().all.values().filter(|e| e.watched).map(|e| e.reach.clone()).collect();
+        for reach in nodes {
+            match reach {
+                // Its images are looked after by who builds them.
+                Reach::Here(host) => {
+                    let codes = host.kept().into_iter().collect();
+                    host.tidy(Kept { codes, ..Kept::default() }.without(&needed).codes).await;
+                }
+                Reach::There(agent) => {
+                    let dropped =
+                        async { agent.drop_kept(&agent.kept(cluster.as_deref()).await?.without(&needed)).await };
+                    if let Err(error) = dropped.await {
+                        // Perhaps of another version; the next time comes.
+                        tracing::debug!(error = format!("{error:#}"), "a node does not delete what no function needs");
+                    }
+                }
+            }
+        }
     }
 
     async fn tail(&self, namespace: &str, function: &str, instance: Option<&str>, lines: usize) -> Vec<Line> {

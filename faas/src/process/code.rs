@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
+use super::tidy::Bounds;
 use crate::build::Supplies;
 use crate::instance::StartError;
 use crate::runtime::{Language, Source, SourceError, hex};
@@ -16,13 +17,13 @@ use crate::runtime::{Language, Source, SourceError, hex};
 /// Time for packages to be fetched.
 const INSTALL: Duration = Duration::from_secs(300);
 
-/// Code that is ready to be bound into a sandbox.
+/// Code that is ready to be bound into a sandbox. As long as this is there, so are the directories.
 #[derive(Clone, Debug)]
 pub(super) struct Ready {
     /// Directory below that of all codes.
-    pub(super) code: String,
+    pub(super) code: Arc<str>,
     /// Directory below that of all packages.
-    pub(super) packages: Option<String>,
+    pub(super) packages: Option<Arc<str>>,
 }
 
 /// The directories, and who is writing which.
@@ -33,11 +34,44 @@ pub(super) struct Codes {
     pub(super) python: PathBuf,
     pub(super) pip_args: Vec<String>,
     busy: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// Directories that somebody has.
+    pub(super) held: Mutex<HashMap<String, Weak<str>>>,
+    /// Bytes of those that were counted.
+    pub(super) sizes: Mutex<HashMap<String, u64>>,
+    pub(super) tidying: Mutex<()>,
+    pub(super) bounds: Bounds,
 }
 
 impl Codes {
     pub(super) fn new(dir: &Path, python: PathBuf, pip_args: Vec<String>) -> Self {
-        Self { code: dir.join("code"), packages: dir.join("packages"), python, pip_args, busy: Mutex::default() }
+        Self {
+            code: dir.join("code"),
+            packages: dir.join("packages"),
+            python,
+            pip_args,
+            busy: Mutex::default(),
+            held: Mutex::default(),
+            sizes: Mutex::default(),
+            tidying: Mutex::default(),
+            bounds: Bounds::default(),
+        }
+    }
+
+    /// A directory that is there, and stays while the answer does.
+    fn hold(&self, dir: &Path, name: &str) -> Option<Arc<str>> {
+        let path = dir.join(name);
+        let hold = {
+            let mut held = self.held.lock();
+            if !path.is_dir() {
+                return None;
+            }
+            let hold = held.get(name).and_then(Weak::upgrade).unwrap_or_else(|| name.into());
+            held.insert(name.to_owned(), Arc::downgrade(&hold));
+            hold
+        };
+        // When it was used last. Where that cannot be written it only looks older than it is.
+        let _ = std::fs::File::open(path).and_then(|d| d.set_modified(SystemTime::now()));
+        Some(hold)
     }
 
     /// Code that is on the disk, with its packages; none if it is not.
@@ -47,11 +81,9 @@ impl Codes {
         language: Language,
         index: Option<&str>,
     ) -> Result<Option<Ready>, StartError> {
-        if !self.code.join(key).is_dir() {
-            return Ok(None);
-        }
+        let Some(code) = self.hold(&self.code, key) else { return Ok(None) };
         let packages = if language == Language::Python { self.packages(key, index).await? } else { None };
-        Ok(Some(Ready { code: key.to_owned(), packages }))
+        Ok(Some(Ready { code, packages }))
     }
 
     /// Writes code to the disk, whole or not at all.
@@ -81,18 +113,13 @@ impl Codes {
     }
 
     /// Installs what `requirements.txt` asks for, once for all functions that ask for the same.
-    async fn packages(&self, code: &str, index: Option<&str>) -> Result<Option<String>, StartError> {
-        let Ok(text) = std::fs::read_to_string(self.code.join(code).join("requirements.txt")) else { return Ok(None) };
-        let wanted = requirements(&text)?;
-        if wanted.is_empty() {
-            return Ok(None);
-        }
-        let digest = hex(&Sha256::digest(wanted.join("\n")));
-        let dir = self.packages.join(&digest);
+    async fn packages(&self, code: &str, index: Option<&str>) -> Result<Option<Arc<str>>, StartError> {
+        let Some(wanted) = wanted(&self.code.join(code))? else { return Ok(None) };
+        let Some(digest) = wanted.digest() else { return Ok(None) };
         let turn = self.turn(&digest);
         let _turn = turn.lock().await;
-        if dir.is_dir() {
-            return Ok(Some(digest));
+        if let Some(hold) = self.hold(&self.packages, &digest) {
+            return Ok(Some(hold));
         }
         let index = index.map(|i| Supplies { pip_index: i.parse().ok(), ..Supplies::default() }.pip_args());
         let half = self.packages.join(format!("{digest}.half"));
@@ -114,7 +141,7 @@ impl Codes {
             .args(index.iter().flatten())
             .args(&self.pip_args)
             .arg("--")
-            .args(&wanted)
+            .args(&wanted.0)
             .kill_on_drop(true)
             .output();
         let output = tokio::time::timeout(INSTALL, run)
@@ -126,13 +153,32 @@ impl Codes {
             let lines: Vec<&str> = said.lines().filter(|l| !l.trim().is_empty()).collect();
             return Err(StartError::Code(format!("pip: {}", lines[lines.len().saturating_sub(10)..].join("\n"))));
         }
+        let dir = self.packages.join(&digest);
         std::fs::create_dir_all(&half).and_then(|()| std::fs::rename(&half, &dir)).map_err(anyhow::Error::from)?;
-        Ok(Some(digest))
+        let hold = self.hold(&self.packages, &digest);
+        Ok(Some(hold.ok_or_else(|| anyhow::anyhow!("its packages went as soon as they came"))?))
     }
 }
 
 pub(super) fn fault(error: SourceError) -> StartError {
     if error.is_permanent() { StartError::Code(error.to_string()) } else { StartError::Other(error.into()) }
+}
+
+/// The packages that code asks for.
+#[derive(Debug)]
+pub(super) struct Wanted(Vec<String>);
+
+impl Wanted {
+    /// The name of the directory with them; none if there are none.
+    pub(super) fn digest(&self) -> Option<String> {
+        (!self.0.is_empty()).then(|| hex(&Sha256::digest(self.0.join("\n"))))
+    }
+}
+
+/// What the code in a directory asks for; none if it asks for nothing.
+pub(super) fn wanted(code: &Path) -> Result<Option<Wanted>, StartError> {
+    let Ok(text) = std::fs::read_to_string(code.join("requirements.txt")) else { return Ok(None) };
+    Ok(Some(Wanted(requirements(&text)?)))
 }
 
 /// The lines of a `requirements.txt` that name packages by name and version. Options, paths and addresses would let code

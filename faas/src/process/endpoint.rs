@@ -5,6 +5,7 @@
 //! on a socket that only the machine's root reaches and has no network; the one way to it from outside is
 //! `POST /functions/connect`, which changes the protocol to that instance's bytes.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::host::Host;
 use super::images::{Wanted, is_digest};
-use super::job::{Job, Printed, Said, Told, is_key, plain};
+use super::job::{Job, Kept, Printed, Said, Told, is_key, plain};
 use crate::runtime::Source;
 
 /// What a connection to an instance changes its protocol to.
@@ -97,6 +98,15 @@ impl Endpoint {
             },
             ["connect", namespace, name] if post => self.connect(namespace, name, request).await,
             ["code", key] if put && is_key(key) => self.code(key, request).await,
+            ["kept"] if get => self.kept(request.uri().query().unwrap_or_default()).await,
+            ["drop"] if post => match read(request, ORDER).await.and_then(|body| parsed::<Kept>(&body)) {
+                Ok(unneeded) => {
+                    self.host.tidy(unneeded.codes).await;
+                    self.wanted.drop_images(&unneeded.images).await;
+                    text(StatusCode::OK, "ok")
+                }
+                Err(refusal) => *refusal,
+            },
             ["image", digest] if put && is_digest(digest) => {
                 match self.wanted.take(digest, request.into_body()).await {
                     Ok(()) => text(StatusCode::OK, "ok"),
@@ -161,6 +171,15 @@ impl Endpoint {
         let lines = tokio::task::spawn_blocking(move || host.tail(&namespace, &function, instance.as_deref(), tail));
         let lines: Vec<Printed> = lines.await.unwrap_or_default().into_iter().map(Printed::from).collect();
         json(&lines)
+    }
+
+    /// What is here that no revision may need. Images only where it is said of which cluster.
+    async fn kept(&self, query: &str) -> Response<Body> {
+        let images = match query.strip_prefix("cluster=").filter(|c| plain(c)) {
+            Some(cluster) => self.wanted.kept(cluster).await,
+            None => HashSet::new(),
+        };
+        json(&Kept { codes: self.host.kept().into_iter().collect(), images })
     }
 
     async fn order(&self, request: Request<Incoming>, start: bool) -> Response<Body> {

@@ -3,16 +3,17 @@
 //! It knows no API. What it runs is told to those who watch it; who watches first gets everything that runs, then each change in
 //! order. Where nobody watches for a minute, no gateway is there to send requests: everything ends.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 
-use super::code::Codes;
+use super::code::{Codes, Ready};
 use super::job::{Can, Job, Record, Said, Told};
 use super::limits::Groups;
 use super::logs::Logs;
@@ -29,6 +30,8 @@ const BEHIND: usize = 1024;
 const WATCHERS: usize = 16;
 /// Instances outlive the last one who watched for so long: a gateway that starts again finds them.
 const ALONE: Duration = Duration::from_secs(60);
+/// Code that comes has the disk looked over, so often at most. The gateway asks for it too.
+const TIDY: Duration = Duration::from_secs(300);
 /// Time for an instance to end.
 const STOP: Duration = Duration::from_secs(10);
 
@@ -77,7 +80,18 @@ pub(super) struct Running {
     /// Its end is asked for.
     pub(super) stopping: bool,
     pub(super) memory: u64,
-    pub(super) ended: Vec<oneshot::Sender<String>>,
+    /// Stays on the disk while it runs.
+    pub(super) _code: Ready,
+    pub(super) ended: Vec<oneshot::Sender<End>>,
+}
+
+/// Why an instance is gone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct End {
+    /// In words for the function's owner.
+    pub(super) reason: String,
+    /// Whether its own code, or what that needs, is the cause. A kill from outside is not: the same may succeed.
+    pub(super) own: bool,
 }
 
 /// Those who are told what happens.
@@ -147,6 +161,8 @@ pub struct Host {
     pub(super) starting: Semaphore,
     pub(super) number: AtomicU64,
     pub(super) watchers: Watchers,
+    /// When the disk was last looked over.
+    tidied: Mutex<Option<Instant>>,
     pub(super) this: Weak<Self>,
 }
 
@@ -186,6 +202,7 @@ impl Host {
             starting: Semaphore::new(STARTS),
             number: AtomicU64::new(0),
             watchers: Watchers::default(),
+            tidied: Mutex::default(),
             this: this.clone(),
             python,
             node_js,
@@ -286,7 +303,27 @@ impl Host {
     /// # Errors
     /// When it is not what code may be, or the disk refuses.
     pub(crate) async fn keep(&self, key: &str, source: Source) -> Result<(), StartError> {
-        self.codes.keep(key, source).await
+        self.codes.keep(key, source).await?;
+        if self.tidied.lock().is_none_or(|last| last.elapsed() >= TIDY) {
+            // In the background: whoever hands over code waits to run it.
+            if let Some(host) = self.this.upgrade() {
+                tokio::spawn(async move { host.tidy(HashSet::new()).await });
+            }
+        }
+        Ok(())
+    }
+
+    /// Codes that are here.
+    pub(crate) fn kept(&self) -> Vec<String> {
+        self.codes.all()
+    }
+
+    /// Deletes what need not stay on the disk. `unwanted` are codes of which there is no revision.
+    pub(crate) async fn tidy(&self, unwanted: HashSet<String>) {
+        *self.tidied.lock() = Some(Instant::now());
+        let Some(host) = self.this.upgrade() else { return };
+        // It is tried again by the next.
+        let _ = tokio::task::spawn_blocking(move || host.codes.tidy(&unwanted)).await;
     }
 
     /// Where an instance that can answer listens.
@@ -341,12 +378,12 @@ impl Host {
         drop(self);
         while let Some(told) = reader.next().await {
             let Some(host) = host.upgrade() else { return };
-            let reason = match (told.fault, told.signal) {
-                (Some(fault), _) => fault,
-                (None, true) => format!("killed by signal {}", told.status),
-                (None, false) => format!("exit code {}", told.status),
+            let (reason, own) = match (told.fault, told.signal) {
+                (Some(fault), _) => (fault, false),
+                (None, true) => (format!("killed by signal {}", told.status), told.status != Signal::SIGKILL as i32),
+                (None, false) => (format!("exit code {}", told.status), true),
             };
-            host.ended(&told.id, reason);
+            host.ended(&told.id, End { reason, own });
         }
         parent.died();
         if let Some(host) = host.upgrade() {
@@ -359,25 +396,27 @@ impl Host {
                 tracing::warn!(instances = lost.len(), "the warm parent of functions ended");
             }
             for id in lost {
-                host.ended(&id, "the warm parent of its node ended".to_owned());
+                host.ended(&id, End { reason: "the warm parent of its node ended".to_owned(), own: false });
             }
         }
     }
 
     /// An instance is gone: everything of it goes, and who wants to know is told.
-    fn ended(&self, id: &str, mut reason: String) {
+    fn ended(&self, id: &str, mut end: End) {
         self.spares.lock().retain(|s| s.id != id);
         let Some(gone) = self.running.lock().remove(id) else {
             self.clear(id.to_owned());
             return;
         };
         if self.groups.out_of_memory(id) {
-            reason = format!("killed: it used more memory than its limit of {} MiB", gone.memory >> 20);
+            let reason = format!("killed: it used more memory than its limit of {} MiB", gone.memory >> 20);
+            end = End { reason, own: true };
         }
         self.clear(id.to_owned());
         for waiter in gone.ended {
-            let _ = waiter.send(reason.clone());
+            let _ = waiter.send(end.clone());
         }
+        let reason = end.reason;
         if gone.record.is_some() {
             if !gone.stopping {
                 tracing::info!(namespace = %gone.namespace, function = %gone.function, instance = %gone.name, reason, "an instance ended");

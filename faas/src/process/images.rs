@@ -4,7 +4,7 @@
 //! engine's archive of it, or says why not. So a node needs no right to read images of others, and gets only what the gateway has
 //! seen a function's pod on this node for. What was not asked for is not taken.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -29,6 +29,8 @@ pub(crate) const TIME: Duration = Duration::from_secs(600);
 const BEGIN: Duration = Duration::from_secs(30);
 /// A sender that is silent for this long is gone.
 const STALL: Duration = Duration::from_secs(30);
+/// Time for the engine to say which images it has, and to delete some.
+const TIDY: Duration = Duration::from_secs(120);
 /// Images that are wanted at a time.
 const WANTED: usize = 64;
 /// Images that are taken in at a time.
@@ -87,6 +89,36 @@ impl Wanted {
     /// What is wanted now, by its full name.
     pub(super) fn all(&self) -> Vec<String> {
         self.all.lock().keys().map(|digest| format!("{PREFIX}{digest}")).collect()
+    }
+
+    /// Images of this cluster's functions that the engine has, by their digests.
+    pub(super) async fn kept(&self, cluster: &str) -> HashSet<String> {
+        let all = async { Docker::connect(&self.engine, None).await?.ours(cluster).await };
+        let all = match tokio::time::timeout(TIDY, all).await {
+            Ok(Ok(all)) => all,
+            // A node without an engine has none.
+            _ => return HashSet::new(),
+        };
+        all.iter().filter_map(|image| image.strip_prefix(PREFIX)).filter(|d| is_digest(d)).map(str::to_owned).collect()
+    }
+
+    /// Deletes images that no revision needs. What a container has stays.
+    pub(super) async fn drop_images(&self, digests: &HashSet<String>) {
+        let work = async {
+            if digests.is_empty() {
+                return anyhow::Ok(());
+            }
+            let engine = Docker::connect(&self.engine, None).await?;
+            for digest in digests.iter().filter(|d| is_digest(d) && !self.all.lock().contains_key(*d)) {
+                engine.remove(&format!("{PREFIX}{digest}")).await?;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(TIDY, work).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = format!("{error:#}"), "an image of a function is not deleted"),
+            Err(_) => tracing::warn!("images of functions were not all deleted in time"),
+        }
     }
 
     /// Asks for an image and waits until the engine has it.

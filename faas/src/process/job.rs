@@ -1,7 +1,7 @@
 //! What a node is told of an instance and what it tells: everything is resolved before, so a node looks nothing up and needs no
 //! rights for functions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -156,6 +156,25 @@ pub(crate) enum Told {
     Wants { image: String },
     /// Nothing happens, and the node is there.
     Beat,
+}
+
+/// What a node keeps for functions: what it has, or what of that no revision needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// Codes, by what [`key`] calls them.
+    #[serde(default)]
+    pub(crate) codes: HashSet<String>,
+    /// Images that are in no registry, by the digests in their names.
+    #[serde(default)]
+    pub(crate) images: HashSet<String>,
+}
+
+impl Kept {
+    /// What of this is not in `needed`.
+    pub(crate) fn without(&self, needed: &Self) -> Self {
+        let less = |has: &HashSet<String>, needs: &HashSet<String>| has.difference(needs).cloned().collect();
+        Self { codes: less(&self.codes, &needed.codes), images: less(&self.images, &needed.images) }
+    }
 }
 
 /// A [`Line`] on its way.

@@ -9,7 +9,7 @@
 //! gateway   class    which node, records in the API      nodes   the choice      follow   what nodes say
 //!           agent    another node's agent over TLS
 //! node      host     its processes                       endpoint   them for the gateway    images   what is handed over
-//!           start, parent, code, limits, logs            one instance, what it needs, what it prints
+//!           start, parent, code, limits, logs            one instance, what it needs, what it prints    tidy   what stays of codes
 //! both      job      what they say to each other
 //! ```
 //!
@@ -31,6 +31,7 @@ mod nodes;
 mod parent;
 mod record;
 mod start;
+mod tidy;
 
 pub use agent::Keys;
 pub use class::{Access, Processes};

@@ -90,6 +90,7 @@ impl Host {
             record: None,
             stopping: false,
             memory: limits.memory,
+            _code: ready.clone(),
             ended: vec![ended],
         };
         let (tell, ended) = oneshot::channel();
@@ -130,11 +131,11 @@ impl Host {
                 Ok(Err(error)) => Err(StartError::Other(error)),
                 Err(_) => Err(StartError::Code(format!("the code was not loaded within {} s", LOAD.as_secs()))),
             },
-            reason = ended => Err(StartError::Code(format!(
-                "the process ended while the code was loaded: {}{}",
-                reason.unwrap_or_default(),
-                self.last_lines(job),
-            ))),
+            end = ended => {
+                let end = end.unwrap_or_default();
+                let why = format!("the process ended while the code was loaded: {}{}", end.reason, self.last_lines(job));
+                Err(if end.own { StartError::Code(why) } else { StartError::Other(anyhow::anyhow!(why)) })
+            }
         };
         if language == Language::Node {
             self.refill();
@@ -161,7 +162,8 @@ impl Host {
             // Under one lock, so that an end at this very moment is seen by one side, and who watches hears all in order.
             let mut all = self.running.lock();
             let Some(running) = all.get_mut(&id) else {
-                return Err(StartError::Code("the process ended as soon as its code was loaded".to_owned()));
+                // Why is told to who watches, as of one that was there; what keeps ending so fails in the end.
+                return Err(anyhow::anyhow!("the process ended as soon as its code was loaded").into());
             };
             running.record = Some(record.clone());
             self.watchers.tell(&Told::Began(record.clone()));
@@ -196,8 +198,8 @@ impl Host {
         let number: u64 = id.parse().unwrap_or_default();
         Order {
             id: id.to_owned(),
-            code: ready.code.clone(),
-            packages: ready.packages.clone(),
+            code: ready.code.to_string(),
+            packages: ready.packages.as_deref().map(str::to_owned),
             uid: FIRST_USER + u32::try_from(number % USERS).unwrap_or_default(),
             hostname: name.chars().take(63).collect(),
             tmp: (limits.memory / 2).min(64 << 20),
@@ -251,7 +253,7 @@ impl Host {
         limits: Option<Limits>,
         mut environment: HashMap<String, String>,
     ) -> anyhow::Result<()> {
-        let (from, to) = (self.codes.code.join(&ready.code), self.run_dir(id).join("code"));
+        let (from, to) = (self.codes.code.join(&*ready.code), self.run_dir(id).join("code"));
         let (groups, id) = (self.groups.clone(), id.to_owned());
         tokio::task::spawn_blocking(move || -> std::io::Result<()> {
             if let Some(limits) = limits {
@@ -288,7 +290,7 @@ impl Host {
         tokio::spawn(async move {
             let limits = Limits::of(None);
             let id = host.next();
-            let none = code::Ready { code: String::new(), packages: None };
+            let none = code::Ready { code: "".into(), packages: None };
             let order = host.order(&id, Language::Node, &none, limits, HashMap::new(), "function");
             let made = async {
                 let parent = host.parent().await?;

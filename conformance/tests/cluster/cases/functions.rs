@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::cluster::{Cluster, Output};
 
 /// kubectl with the plugins on its path.
-struct Person<'a> {
+pub(super) struct Person<'a> {
     cluster: &'a Cluster,
     ns: &'a str,
     path: String,
@@ -16,7 +16,7 @@ struct Person<'a> {
 }
 
 impl<'a> Person<'a> {
-    fn new(cluster: &'a Cluster, ns: &'a str) -> Result<Self> {
+    pub(super) fn new(cluster: &'a Cluster, ns: &'a str) -> Result<Self> {
         let links = tempfile::tempdir()?;
         for name in ["kubectl-func", "kubectl-trigger"] {
             std::os::unix::fs::symlink(cluster.binary(), links.path().join(name))?;
@@ -26,19 +26,19 @@ impl<'a> Person<'a> {
     }
 
     /// `kubectl func|trigger ...` in the namespace.
-    fn run(&self, args: &[&str]) -> Result<Output> {
+    pub(super) fn run(&self, args: &[&str]) -> Result<Output> {
         let all: Vec<&str> = args.iter().copied().chain(["-n", self.ns]).collect();
         self.cluster.with_env("PATH", &self.path, &all)
     }
 
-    fn ok(&self, args: &[&str]) -> Result<String> {
+    pub(super) fn ok(&self, args: &[&str]) -> Result<String> {
         let o = self.run(args)?;
         ensure!(o.code == 0, "kubectl {}: {}{}", args.join(" "), o.out, o.err);
         Ok(o.out)
     }
 
     /// Runs what must fail with 1, and with these words.
-    fn fails(&self, args: &[&str], words: &str) -> Result<()> {
+    pub(super) fn fails(&self, args: &[&str], words: &str) -> Result<()> {
         let o = self.run(args)?;
         ensure!(o.code == 1 && o.err.contains(words), "kubectl {}: {} {}{}", args.join(" "), o.code, o.out, o.err);
         Ok(())

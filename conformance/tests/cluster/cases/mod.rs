@@ -9,6 +9,7 @@ mod daily;
 mod faults;
 mod functions;
 mod functions_apart;
+mod functions_faults;
 mod helm;
 mod ingress;
 mod monitoring;
@@ -73,6 +74,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("functions", functions::functions),
     ("functions_of_files", functions::functions_of_files),
     ("functions_by_triggers", functions::functions_by_triggers),
+    ("functions_at_fault", functions_faults::functions_at_fault),
     ("functions_killed", functions_apart::functions_killed),
     ("jobs", workloads::jobs),
     ("job_and_crash", workloads::job_and_crash),
