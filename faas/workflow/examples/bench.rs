@@ -16,7 +16,7 @@ use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
 use skiff_storage::embedded::{Embedded, Options};
 use skiff_workflow::api::{Workflow, WorkflowRun};
-use skiff_workflow::engine::{Engine, NoFaults, Settings, Sharing};
+use skiff_workflow::engine::{Engine, Members, NoFaults, Settings, Sharing};
 use skiff_workflow::runs::{Runs as _, Start};
 use skiff_workflow::task::functions::{FunctionAnswer, FunctionCall, FunctionError, Functions};
 use tokio_util::sync::CancellationToken;
@@ -126,7 +126,12 @@ impl Bench {
         println!("engine ended, {left:?} before their time");
         tokio::time::sleep(left).await;
         let began = Instant::now();
-        let settings = Settings { functions: Arc::new(Echo), faults: Arc::new(NoFaults), sharing: Sharing::default() };
+        let settings = Settings {
+            functions: Arc::new(Echo),
+            faults: Arc::new(NoFaults),
+            sharing: Sharing::default(),
+            members: Members::Alone,
+        };
         let next = CancellationToken::new();
         tokio::spawn(Engine::new(client.clone(), settings, next.clone()).run());
         let mut first = None;
@@ -181,7 +186,7 @@ async fn main() {
     let client = server.client(User::new("admin", &["system:masters"]));
     skiff_workflow::define(&client).await.unwrap();
     let stop = CancellationToken::new();
-    let settings = Settings { functions: Arc::new(Echo), faults: Arc::new(NoFaults), sharing };
+    let settings = Settings { functions: Arc::new(Echo), faults: Arc::new(NoFaults), sharing, members: Members::Alone };
     let engine = Engine::new(client.clone(), settings, stop.clone());
     tokio::spawn(Arc::clone(&engine).run());
     let asked: Vec<String> = asked.into_iter().filter(|a| a != "alone").collect();

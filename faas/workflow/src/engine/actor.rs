@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::Api;
+use kube::{Api, ResourceExt as _};
 use skiff_asl::ExecutionError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::begin::{self, Refusal};
 use super::hear::{Note, answer};
 use super::map::{self, Map};
+use super::share::PIN;
 use super::status::Written;
 use super::work::Work;
 use super::{Engine, Key, Point};
@@ -42,6 +43,8 @@ enum End {
     Over,
     /// It waits for long.
     Parked(Option<Timestamp>),
+    /// Another engine has it from now on.
+    Left,
 }
 
 /// A run in memory.
@@ -76,6 +79,11 @@ pub(super) struct Actor {
     polls: Vec<(oneshot::Sender<ActivityTask>, ActivityTask)>,
     /// Told when that is on the pages.
     shown: Vec<oneshot::Sender<()>>,
+    /// Whether the run is another engine's as soon as nothing of it goes on here, and who waits to hear what becomes of that.
+    leaving: bool,
+    left: Vec<oneshot::Sender<()>>,
+    /// Whether its object says that it stays here.
+    stays: bool,
 }
 
 /// Runs the actor of a run until the run is over or waits for long.
@@ -107,6 +115,7 @@ pub(super) async fn drive(
                 pause = PAUSE.0;
                 continue;
             }
+            Ok(End::Left) => return engine.left(&key, &uid),
             Err(JournalError::Fenced) => tracing::info!(namespace = key.0, run = key.1, "another engine had the run"),
             Err(e) => {
                 tracing::warn!(namespace = key.0, run = key.1, error = &e as &dyn std::error::Error, "a run waits");
@@ -132,19 +141,26 @@ async fn attempt(
     if owner.uid != uid {
         return Ok(End::Over);
     }
+    let pin = run.annotations().get(PIN).map(String::as_str);
+    if !engine.drives(key, pin) {
+        // The watch may not have told yet that it stays with another.
+        engine.stays_with(key, pin);
+        return Ok(End::Left);
+    }
     let status = run.status.as_ref();
     let pages = status.map_or(0, |s| s.history_pages);
     let mut first = vec![];
     let mut found = Pages::read(&engine.client, &owner, pages).await?;
     let log = engine.logs.of(&key.0);
     let mut lines = vec![];
-    if let Some(held) = found.as_ref().and_then(Pages::log) {
-        if log.hold(held).await? {
+    if let Some((name, held)) = found.as_ref().and_then(Pages::log) {
+        // Without them the run would go back to where its page is.
+        let (anew, more) = engine.steps_in_log(&key.0, &name, held, uid).await?;
+        lines = more;
+        if anew {
             // Whoever held it before may have written the page until then.
             found = Pages::read(&engine.client, &owner, pages).await?;
         }
-        // Without them the run would go back to where its page is.
-        lines = log.of(uid, held).await.ok_or(JournalError::Fenced)?;
     }
     let mut actor = match found {
         Some(pages) => {
@@ -197,6 +213,8 @@ async fn attempt(
     };
     drop(permit);
     actor.generation = run.metadata.generation;
+    actor.stays = pin.is_some() && engine.is_me(pin);
+    actor.leaving = actor.stays && !engine.drives(key, None);
     if let Some(stop) = &run.spec.stop {
         first.push(What::Stop { error: stop.error.clone(), cause: stop.cause.clone() });
     }
@@ -253,6 +271,9 @@ impl Actor {
             replies: vec![],
             polls: vec![],
             shown: vec![],
+            leaving: false,
+            left: vec![],
+            stays: false,
         }
     }
 
@@ -300,6 +321,10 @@ impl Actor {
                 for reply in self.shown.drain(..) {
                     let _ = reply.send(());
                 }
+            }
+            self.tell_of_it().await;
+            if self.leaving && self.machine.over().is_none() && self.leave().await? {
+                return Ok(End::Left);
             }
             self.follow().await;
             if self.machine.over().is_some() {
@@ -349,6 +374,10 @@ impl Actor {
         match note {
             Note::Wake => {}
             Note::Show(reply) => self.shown.push(reply),
+            Note::Leave(reply) => {
+                self.leaving = true;
+                self.left.push(reply);
+            }
             Note::Input(what, reply) => {
                 if let What::Redrive { count } = &what {
                     self.asked = self.asked.max(*count);
@@ -464,8 +493,37 @@ impl Actor {
         }
     }
 
-    /// Does what is stored now.
-    async fn follow(&mut self) {
+    /// Lets the run go, where nothing of it goes on here; otherwise its object says that it stays until then.
+    async fn leave(&mut self) -> Result<bool, JournalError> {
+        let key = (self.owner.namespace.clone(), self.owner.name.clone());
+        let api = |e| JournalError::Api(Box::new(e));
+        if self.engine.drives(&key, None) {
+            // Who has which runs changed again.
+            self.leaving = false;
+            return Ok(false);
+        }
+        let idle = self.live.is_empty() && self.maps.is_empty() && self.ending.iter().all(JoinHandle::is_finished);
+        // What it asks for next is asked for by whoever takes it up.
+        let goes = idle && self.journal.is_some();
+        if goes {
+            if let Some(journal) = &mut self.journal {
+                journal.release(&self.machine, &self.engine.commits).await?;
+            }
+            if self.stays {
+                self.engine.pin(&key, &self.owner.uid, false).await.map_err(api)?;
+            }
+        } else if !self.stays {
+            self.engine.pin(&key, &self.owner.uid, true).await.map_err(api)?;
+            self.stays = true;
+        }
+        for left in self.left.drain(..) {
+            let _ = left.send(());
+        }
+        Ok(goes)
+    }
+
+    /// Tells others what is stored now.
+    async fn tell_of_it(&mut self) {
         for reply in self.replies.drain(..) {
             let _ = reply.send(());
         }
@@ -475,6 +533,10 @@ impl Actor {
         for name in std::mem::take(&mut self.signals) {
             self.engine.consume(&self.owner.namespace, &name).await;
         }
+    }
+
+    /// Does what is stored now.
+    async fn follow(&mut self) {
         for command in std::mem::take(&mut self.commands) {
             match command {
                 Command::Dispatch(dispatch) => {
