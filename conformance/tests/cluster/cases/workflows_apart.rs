@@ -46,9 +46,32 @@ spec:
       Done: {Type: Pass, Parameters: {i.$: $.i}, End: true}
 "#;
 
+/// A function that a third process serves.
+const FUNCTION: &str = r#"
+apiVersion: skiff.dev/v1
+kind: Function
+metadata: {name: double}
+spec:
+  public: true
+  isolation: container
+  source: {inline: "def main(params): return params['x'] * 2"}
+---
+apiVersion: skiff.dev/v1
+kind: Workflow
+metadata: {name: calls}
+spec:
+  definition:
+    StartAt: Double
+    States:
+      Double: {Type: Task, Resource: skiff:function:double, End: true}
+"#;
+/// Where the gateway of functions is.
+const GATEWAY: (&str, &str) = ("18081", "http://127.0.0.1:18081");
+
 /// Starts one more; its Step Functions API is at this port.
 fn serve(c: &mut Cluster, config: &Path, port: &str, secure: &str) -> Result<()> {
-    let args = ["--kubeconfig", &config.to_string_lossy(), "--workflows-port", port, "--secure-port", secure];
+    let config = config.to_string_lossy();
+    let args = ["--kubeconfig", &config, "--workflows-port", port, "--secure-port", secure, "--gateway", GATEWAY.1];
     c.start_process(WORKFLOWS, &args.map(OsString::from))
 }
 
@@ -154,9 +177,31 @@ pub(crate) fn workflows_apart(c: &mut Cluster, ns: &str) -> Result<()> {
     all_right(c, ns, dir.path(), &names)?;
     let after: BTreeSet<String> = parts(c, ns)?.into_keys().collect();
     ensure!(after.difference(&before).count() == 1, "{before:?} {after:?}");
-    c.ok(&["-n", ns, "delete", "workflowruns,workflows", "--all"])?;
+    functions(c, ns, dir.path())?;
+    c.ok(&["-n", ns, "delete", "workflowruns,workflows,functions", "--all"])?;
+    c.kill_component("faas")?;
     c.kill_component(WORKFLOWS)?;
     c.kill_component(WORKFLOWS)
+}
+
+/// Functions are those of the gateway in a process of its own.
+fn functions(c: &mut Cluster, ns: &str, dir: &Path) -> Result<()> {
+    let config = dir.join("faas");
+    c.ok(&["apply", "-f", super::functions::text(&super::functions::example("faas.yaml"))?])?;
+    c.kubeconfig_of("kube-system", "skiff-faas", &config)?;
+    let path = config.to_string_lossy();
+    let args = ["--kubeconfig", &path, "--functions-http-port", GATEWAY.0, "--functions-https-port", "0"];
+    c.start_process("faas", &args.map(OsString::from))?;
+    c.eventually("functions can be made", |c| Ok(c.apply(&["-n", ns, "apply"], FUNCTION)?.code == 0))?;
+    c.ok(&["-n", ns, "wait", "--for=condition=Ready", "function/double", "--timeout=90s"])?;
+    let run = json!({"apiVersion": "skiff.dev/v1", "kind": "WorkflowRun", "metadata": {"name": "calls"},
+        "spec": {"workflow": "calls", "input": {"x": 21}}});
+    let o = c.apply(&["-n", ns, "apply"], &run.to_string())?;
+    ensure!(o.code == 0, "{}{}", o.out, o.err);
+    c.ok(&["-n", ns, "wait", "--for=condition=Complete", "wfr/calls", "--timeout=90s"])?;
+    let output = c.get(ns, "wfr/calls")?["status"]["output"].clone();
+    ensure!(output == 42, "{output}");
+    Ok(())
 }
 
 /// Two that live agree; the Lease of the one that was killed may still be there.

@@ -111,3 +111,54 @@ impl Functions for Nearest {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    /// Reads one request and answers it; what was asked.
+    async fn answered(listener: &TcpListener, status: &str, body: &str) -> String {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut asked = vec![];
+        while !asked.ends_with(b"{\"x\":1}") {
+            asked.push(stream.read_u8().await.unwrap());
+        }
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        String::from_utf8(asked).unwrap().to_lowercase()
+    }
+
+    #[tokio::test]
+    async fn functions_are_asked_over_http() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: Uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let mut config = kube::Config::new("https://127.0.0.1:1".parse().unwrap());
+        config.auth_info.token = Some("secret-token".to_owned().into());
+        let client = Client::try_from(config.clone()).unwrap();
+        let session = Session { client, namespace: "kube-system".to_owned(), config };
+        let functions = Elsewhere::new(session, Some(url));
+        let call = FunctionCall {
+            namespace: "ns".to_owned(),
+            name: "f".to_owned(),
+            qualifier: Some("prod".to_owned()),
+            payload: "{\"x\":1}".to_owned(),
+            headers: vec![("idempotency-key".to_owned(), "uid/1".to_owned())],
+            deadline: None,
+        };
+        for (status, number) in [("200 OK", 200), ("500 Internal Server Error", 500), ("503 Service Unavailable", 503)]
+        {
+            let (asked, said) = tokio::join!(answered(&listener, status, "{\"y\":2}"), functions.call(call.clone()));
+            assert!(asked.starts_with("post /function/ns/f http/1.1\r\n"), "{asked}");
+            for header in ["idempotency-key: uid/1", "x-request-id: uid/1", "skiff-tag: prod"] {
+                assert!(asked.contains(header), "{asked}");
+            }
+            assert!(!asked.contains("secret-token"), "nothing secret goes over plain http: {asked}");
+            let said = said.unwrap();
+            assert_eq!((said.status, said.body), (number, b"{\"y\":2}".to_vec()));
+        }
+        drop(listener);
+        assert!(matches!(functions.call(call).await, Err(FunctionError::Unavailable(_))));
+    }
+}
