@@ -40,7 +40,7 @@ spec:
             kind: ConfigMap
             metadata: {name.$: "States.Format('made-{}', $.i)"}
             data: {by.$: $$.Execution.Name}
-        ResultPath: null
+        ResultPath: $.made
         Next: Second
       Second: {Type: Wait, Seconds: 4, Next: Done}
       Done: {Type: Pass, Parameters: {i.$: $.i}, End: true}
