@@ -441,8 +441,7 @@ impl Engine {
             }
             // Others come to what they took over in the meantime.
             tokio::time::sleep(pace.dead).await;
-            loop {
-                let Some(view) = self.share.view().filter(|v| v.is_first()) else { break };
+            while let Some(view) = self.share.view().filter(|v| v.is_first()) {
                 let gone = |name: &str| member_of(name).is_some_and(|m| !view.is_live(m));
                 match self.logs.clear(gone).await {
                     Ok(false) => break,

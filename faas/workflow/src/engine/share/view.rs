@@ -120,7 +120,7 @@ mod tests {
         names.iter().map(|n| Arc::from(*n)).collect()
     }
 
-    fn of<'a>(set: &'a Set, run: usize) -> &'a str {
+    fn of(set: &Set, run: usize) -> &str {
         owner(set, "ns", &format!("wf.{run}")).unwrap()
     }
 
