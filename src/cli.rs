@@ -41,6 +41,8 @@ enum Command {
     Cfg(crate::cfg::CfgArgs),
     /// Serve functions alone, of any cluster.
     Faas(crate::functions::FaasArgs),
+    /// Run workflows alone, of any cluster; several such processes share the runs.
+    Workflows(crate::workflows::AloneArgs),
     /// Bring jobs to Slurm alone, of any cluster.
     Hpc(crate::hpc::HpcArgs),
     /// Copy everything from one store to another, while no server runs on either.
@@ -465,6 +467,7 @@ impl Cli {
                 Command::Proxy(a) => crate::components::proxy(a).await,
                 Command::Cfg(a) => crate::cfg::run(a).await,
                 Command::Faas(a) => crate::functions::run(a).await,
+                Command::Workflows(a) => crate::workflows::run(a).await,
                 Command::Hpc(a) => crate::hpc::run(a).await,
                 Command::MigrateStore(a) => crate::transfer::migrate(a).await,
                 Command::Backup(a) => crate::transfer::backup(a).await,

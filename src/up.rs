@@ -221,7 +221,7 @@ fn write_kubeconfigs(args: &UpArgs, pki: &Pki, url: &str, node: &str) -> anyhow:
     let dir = args.data_dir.join("kubeconfig");
     make_private(&dir)?;
     let node_user = format!("system:node:{node}");
-    let identities: [(&str, &str, &[&str]); 7] = [
+    let identities: [(&str, &str, &[&str]); 8] = [
         ("admin", "kubernetes-admin", &["system:masters"]),
         ("controller-manager", "system:kube-controller-manager", &[]),
         ("scheduler", "system:kube-scheduler", &[]),
@@ -229,6 +229,7 @@ fn write_kubeconfigs(args: &UpArgs, pki: &Pki, url: &str, node: &str) -> anyhow:
         ("proxy", "system:kube-proxy", &[]),
         ("functions", crate::functions::USER, &[]),
         ("hpc", crate::hpc::USER, &[]),
+        ("workflows", crate::workflows::USER, &[]),
     ];
     for (file, user, groups) in identities {
         let leaf = pki.cluster.client(user, groups)?;

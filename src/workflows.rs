@@ -1,28 +1,30 @@
-//! Wiring of workflows in `skiff up`.
+//! Wiring of workflows: in `skiff up`, and `skiff workflows` alone against any cluster.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
 use skiff_apiserver::pki::Pki;
-use skiff_controllers::runtime::leader::while_leading;
 use skiff_faas::gateway::door::Tls;
 use skiff_faas::gateway::invoke::Shared;
+use skiff_metrics::Part;
+use skiff_plugin::Session;
 use skiff_workflow::Config;
+use skiff_workflow::engine::{Members, Pace};
+use skiff_workflow::task::elsewhere::{Elsewhere, Nearest};
 use skiff_workflow::task::functions::{Functions, Gateway, NoFunctions};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
-use crate::components::{Tasks, spawn};
+use crate::components::{Tasks, alone, client_config, show, spawn};
 
 /// The identity of what runs workflows.
 pub(crate) const USER: &str = "system:skiff-workflows";
-/// The Lease of the process that does, where there may be several.
-const LEASE: &str = "skiff-workflows";
-
 /// How workflows are served.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct WorkflowsArgs {
@@ -32,6 +34,64 @@ pub(crate) struct WorkflowsArgs {
     /// Run no workflows.
     #[arg(long)]
     pub(crate) no_workflows: bool,
+}
+
+/// Settings of `workflows`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AloneArgs {
+    /// kubeconfig with an identity that may do what docs/examples/workflows/workflows.yaml allows. Default: in a pod its
+    /// ServiceAccount, elsewhere what kubectl would use.
+    #[arg(long)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Port of the Step Functions API; 0 turns that off.
+    #[arg(long, default_value_t = 8083)]
+    pub(crate) workflows_port: u16,
+    /// Certificate of the Step Functions API. Without it that is served as plain HTTP to this machine only.
+    #[arg(long, requires_all = ["tls_key", "client_ca"])]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Key of that certificate.
+    #[arg(long)]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// CA of clients' certificates.
+    #[arg(long)]
+    pub(crate) client_ca: Option<PathBuf>,
+    /// Where the gateway of functions is, as in https://192.0.2.1:8443. Default: looked up in the cluster.
+    #[arg(long)]
+    pub(crate) gateway: Option<http::Uri>,
+    /// Port for metrics and health, with TLS; 0 for none.
+    #[arg(long, default_value_t = 10262)]
+    pub(crate) secure_port: u16,
+}
+
+impl AloneArgs {
+    fn tls(&self) -> anyhow::Result<Option<Tls>> {
+        let (Some(certificate), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.client_ca) else {
+            return Ok(None);
+        };
+        let read =
+            |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        Ok(Some(Tls { certificate: read(certificate)?, key: read(key)?, client_ca: read(ca)? }))
+    }
+}
+
+/// `skiff workflows`.
+pub(crate) async fn run(args: AloneArgs) -> anyhow::Result<()> {
+    let config = match &args.kubeconfig {
+        Some(path) => client_config(path).await?,
+        None => kube::Config::infer().await.context("no cluster is named: --kubeconfig is missing")?,
+    };
+    let client = kube::Client::try_from(config.clone())?;
+    let session = Session { client: client.clone(), namespace: "kube-system".to_owned(), config };
+    let functions = Arc::new(Elsewhere::new(session, args.gateway.clone()));
+    let mut config = Config { functions, endpoint: None, members: Members::Several(Pace::default()) };
+    if args.workflows_port != 0 {
+        let tls = args.tls()?;
+        let host = if tls.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+        config.endpoint = Some((SocketAddr::from((host, args.workflows_port)), tls));
+    }
+    let stop = CancellationToken::new();
+    show(args.secure_port, &[Part::Controllers, Part::Leases], client.clone(), &stop);
+    alone("workflows", stop.clone(), skiff_workflow::run(client, config, stop)).await
 }
 
 /// Runs workflows in the process of the server, with the functions of the gateway in it.
@@ -49,25 +109,33 @@ pub(crate) fn start(
     if args.workflows.no_workflows {
         return Ok(());
     }
-    let functions: Arc<dyn Functions> = match args.functions.functions_http_port {
+    let client = server.client(User::new(USER, &[]));
+    let several = args.etcd.used();
+    let members = if several { Members::Several(Pace::default()) } else { Members::Alone };
+    let here: Arc<dyn Functions> = match args.functions.functions_http_port {
         0 => Arc::new(NoFunctions),
-        _ => Arc::new(Gateway(functions)),
+        _ => Arc::new(Gateway(functions.clone())),
     };
-    let mut config = Config { functions, endpoint: None };
+    let mut config = Config { functions: here, endpoint: None, members };
     if args.workflows.workflows_port != 0 {
         let names = ["localhost".to_owned(), node.to_owned()];
         let leaf = pki.cluster.server("skiff-workflows", &names, &[address, Ipv4Addr::LOCALHOST.into()])?;
         let tls = Tls { certificate: leaf.cert, key: leaf.key, client_ca: pki.cluster.cert.clone() };
         config.endpoint = Some((SocketAddr::from((Ipv4Addr::UNSPECIFIED, args.workflows.workflows_port)), Some(tls)));
     }
-    let client = server.client(User::new(USER, &[]));
-    let (several, stop) = (args.etcd.used(), stop.clone());
-    spawn(tasks, "workflows", &stop.clone(), async move {
-        if !several {
-            return skiff_workflow::run(client, config, stop).await;
+    // Of the servers on one etcd one has the gateway; all have the same authority.
+    let own = pki.cluster.client(USER, &[])?;
+    let url = format!("https://{}", SocketAddr::new(address, args.listen.port()));
+    let file = crate::kubeconfig::render("skiff", &url, &pki.cluster.cert, &own);
+    let (elsewhere, inner) = (several && args.functions.functions_http_port != 0, stop.clone());
+    spawn(tasks, "workflows", stop, async move {
+        if elsewhere {
+            let file = kube::config::Kubeconfig::from_yaml(&file)?;
+            let way = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?;
+            let session = Session { client: client.clone(), namespace: "kube-system".to_owned(), config: way };
+            config.functions = Arc::new(Nearest { here: functions, elsewhere: Elsewhere::new(session, None) });
         }
-        let work = |inner| skiff_workflow::run(client.clone(), config.clone(), inner);
-        while_leading(client.clone(), LEASE, &stop, work).await
+        skiff_workflow::run(client, config, inner).await
     });
     Ok(())
 }
@@ -120,7 +188,11 @@ pub(crate) fn rights() -> Vec<Value> {
                 // Tasks and triggers on objects have the rights of the workflow's account, not these.
                 rule("", &["serviceaccounts"], &["impersonate"]),
                 rule("", &["events"], &["create", "patch", "update"]),
-                rule("coordination.k8s.io", &["leases"], &["get", "create", "update", "patch"]),
+                // Each engine of those that share the runs has one.
+                rule("coordination.k8s.io", &["leases"], &all),
+                // The gateway of functions of another server, and where it is.
+                rule(group, &["functions/invoke"], &["create"]),
+                rule("discovery.k8s.io", &["endpointslices"], &["list"]),
                 rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
                 rule("authorization.k8s.io", &["subjectaccessreviews"], &["create"]),
             ],

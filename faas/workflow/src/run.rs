@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::definitions;
 use crate::endpoint::Endpoint;
-use crate::engine::{Engine, NoFaults, Settings, Sharing};
+use crate::engine::{Engine, Members, NoFaults, Settings, Sharing};
 use crate::runs::Runs;
 use crate::task::functions::Functions;
 
@@ -26,6 +26,8 @@ pub struct Config {
     pub functions: Arc<dyn Functions>,
     /// Where the Step Functions API is served; with HTTPS where there are certificates.
     pub endpoint: Option<(SocketAddr, Option<Tls>)>,
+    /// Who shares the runs of the cluster.
+    pub members: Members,
 }
 
 /// Installs the custom resources and waits until they are served.
@@ -44,7 +46,12 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> any
     if !define_at_start(&client, MANAGER, &definitions(), &stop).await? {
         return Ok(());
     }
-    let settings = Settings { functions: config.functions, faults: Arc::new(NoFaults), sharing: Sharing::default() };
+    let settings = Settings {
+        functions: config.functions,
+        faults: Arc::new(NoFaults),
+        sharing: Sharing::default(),
+        members: config.members,
+    };
     let inner = stop.child_token();
     let engine = Engine::new(client.clone(), settings, inner.clone());
     let mut door = None;
@@ -57,7 +64,9 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> any
         tracing::info!(%address, "workflows are served");
         door = Some(tokio::spawn(endpoint.serve(listener, tls, inner.clone())));
     }
-    engine.run().await;
+    Arc::clone(&engine).run().await;
+    // Others need not wait until its Lease runs out.
+    engine.leave().await;
     if let Some(door) = door {
         let _ = door.await;
     }

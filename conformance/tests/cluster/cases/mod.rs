@@ -20,6 +20,7 @@ mod projected;
 mod terminal;
 mod volumes;
 mod workflows;
+mod workflows_apart;
 mod workflows_aws;
 mod workflows_killed;
 mod workloads;
@@ -88,8 +89,11 @@ pub(crate) const ALL: &[(&str, Case)] = &[
 ];
 
 /// Cases for components that run as processes of their own.
-pub(crate) const APART: &[(&str, Case)] =
-    &[("functions_apart", functions_apart::functions_apart), ("apart", apart::apart)];
+pub(crate) const APART: &[(&str, Case)] = &[
+    ("functions_apart", functions_apart::functions_apart),
+    ("workflows_apart", workflows_apart::workflows_apart),
+    ("apart", apart::apart),
+];
 
 fn pod(name: &str, command: &str) -> String {
     format!(

@@ -4,6 +4,7 @@
 // A false alarm: every `printcolumn` has a `type_` and a `json_path`.
 #![allow(clippy::duplicated_attributes)]
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -59,6 +60,9 @@ pub struct WorkflowHistorySpec {
     /// may be there. Without it everything is on pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<i64>,
+    /// Which WorkflowLog that is: each engine that shares the runs has its own. Without it the one that an engine alone has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_name: Option<String>,
     /// What the run was when this page began: deflated JSON in base64. Not every page has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
@@ -98,7 +102,8 @@ impl WorkflowHistory {
 }
 
 /// Steps of many runs of a namespace that were stored together, until they are on the runs' pages. The one named
-/// [`WorkflowLog::HEAD`] is written to, by one engine at a time; full ones are copies of what was in it.
+/// [`WorkflowLog::HEAD`] is written to, by one engine at a time; full ones are copies of what was in it. Engines that share the runs
+/// have one each, `log-ENGINE`.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "skiff.dev",
@@ -233,4 +238,29 @@ pub struct WorkflowSignalSpec {
     /// It is still worked on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub heartbeat: bool,
+    /// What one engine asks of the others, where several share the runs: then it answers nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ask: Option<Ask>,
+}
+
+/// What an engine asks of the others; it deletes that when nobody waits for it any more.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Ask {
+    /// A run whose history somebody reads: what its pages lack is to be on them. Who drives it deletes this then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// An activity: a worker waits for its next task. Who has one puts its name into `by`, and then the task into `output`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity: Option<String>,
+    /// What the worker calls itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub worker: Option<String>,
+    /// The engine that has a task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// When nobody waits any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<MicroTime>,
 }

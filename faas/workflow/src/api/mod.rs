@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use journal::{
-    PayloadRef, WorkflowActivity, WorkflowActivitySpec, WorkflowHistory, WorkflowHistorySpec, WorkflowLog,
+    Ask, PayloadRef, WorkflowActivity, WorkflowActivitySpec, WorkflowHistory, WorkflowHistorySpec, WorkflowLog,
     WorkflowLogSpec, WorkflowPayload, WorkflowPayloadSpec, WorkflowSignal, WorkflowSignalSpec,
 };
 pub use map::{MapCounts, MapRunStatus, WorkflowMapRun, WorkflowMapRunSpec};

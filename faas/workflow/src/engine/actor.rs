@@ -3,25 +3,22 @@
 //! What came while a step was stored is taken together in the next. Nothing outside happens before the step that asks for it
 //! is stored: tasks are dispatched, signals deleted, the status written afterwards.
 
+mod load;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::Api;
-use skiff_asl::ExecutionError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::begin::{self, Refusal};
 use super::hear::{Note, answer};
 use super::map::{self, Map};
 use super::status::Written;
 use super::work::Work;
 use super::{Engine, Key, Point};
-use crate::api::{Kind, WorkflowRun};
-use crate::journal::load::Pages;
 use crate::journal::record::now;
 use crate::journal::{How, Journal, JournalError};
 use crate::machine::{Command, Dispatch, Event, Input, Machine, Spread, Step, What, below};
@@ -42,6 +39,8 @@ enum End {
     Over,
     /// It waits for long.
     Parked(Option<Timestamp>),
+    /// Another engine has it from now on.
+    Left,
 }
 
 /// A run in memory.
@@ -76,6 +75,11 @@ pub(super) struct Actor {
     polls: Vec<(oneshot::Sender<ActivityTask>, ActivityTask)>,
     /// Told when that is on the pages.
     shown: Vec<oneshot::Sender<()>>,
+    /// Whether the run is another engine's as soon as nothing of it goes on here, and who waits to hear what becomes of that.
+    leaving: bool,
+    left: Vec<oneshot::Sender<()>>,
+    /// Whether its object says that it stays here.
+    stays: bool,
 }
 
 /// Runs the actor of a run until the run is over or waits for long.
@@ -88,7 +92,7 @@ pub(super) async fn drive(
 ) {
     let mut pause = PAUSE.0;
     loop {
-        let ended = attempt(&engine, &key, &uid, &me, &mut notes).await;
+        let ended = load::attempt(&engine, &key, &uid, &me, &mut notes).await;
         match ended {
             Ok(End::Over) | Err(JournalError::Gone) => {
                 // What is gone may come back where only the right to it was.
@@ -107,6 +111,7 @@ pub(super) async fn drive(
                 pause = PAUSE.0;
                 continue;
             }
+            Ok(End::Left) => return engine.left(&key, &uid),
             Err(JournalError::Fenced) => tracing::info!(namespace = key.0, run = key.1, "another engine had the run"),
             Err(e) => {
                 tracing::warn!(namespace = key.0, run = key.1, error = &e as &dyn std::error::Error, "a run waits");
@@ -115,110 +120,6 @@ pub(super) async fn drive(
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE.1);
     }
-}
-
-async fn attempt(
-    engine: &Arc<Engine>,
-    key: &Key,
-    uid: &str,
-    me: &mpsc::UnboundedSender<Note>,
-    notes: &mut mpsc::UnboundedReceiver<Note>,
-) -> Result<End, JournalError> {
-    let api = |e| JournalError::Api(Box::new(e));
-    let permit = engine.loads.acquire().await;
-    let runs = Api::<WorkflowRun>::namespaced(engine.client.clone(), &key.0);
-    let Some(run) = runs.get_opt(&key.1).await.map_err(api)? else { return Ok(End::Over) };
-    let owner = Owner::of(&run);
-    if owner.uid != uid {
-        return Ok(End::Over);
-    }
-    let status = run.status.as_ref();
-    let pages = status.map_or(0, |s| s.history_pages);
-    let mut first = vec![];
-    let mut found = Pages::read(&engine.client, &owner, pages).await?;
-    let log = engine.logs.of(&key.0);
-    let mut lines = vec![];
-    if let Some(held) = found.as_ref().and_then(Pages::log) {
-        if log.hold(held).await? {
-            // Whoever held it before may have written the page until then.
-            found = Pages::read(&engine.client, &owner, pages).await?;
-        }
-        // Without them the run would go back to where its page is.
-        lines = log.of(uid, held).await.ok_or(JournalError::Fenced)?;
-    }
-    let mut actor = match found {
-        Some(pages) => {
-            let (pinned, input) = pages.run().await?;
-            let damaged = |why: String| JournalError::Damaged { page: 1, why };
-            let definition = engine.definition(&pinned.revision, &pinned.definition);
-            let definition = definition.map_err(|faults| damaged(begin::told(&faults)))?;
-            let input = serde_json::from_str(&input).map_err(|e| damaged(e.to_string()))?;
-            let info = Arc::new(begin::info(&owner, &pinned, input));
-            let fresh = Machine::new(Arc::clone(&definition), Arc::clone(&info));
-            let restore = |text: &str| Machine::restore(Arc::clone(&definition), Arc::clone(&info), text);
-            let (machine, mut journal) = pages.rebuild(fresh, &restore, lines).await?;
-            journal.shares(log);
-            journal.catch_up(&machine, &engine.commits).await?;
-            engine.in_line(&run);
-            Actor::new(Arc::clone(engine), owner, machine, Some(journal), pinned, me.clone())
-        }
-        None => {
-            if let Some(stop) = &run.spec.stop {
-                let name = stop.error.clone().unwrap_or_default();
-                let error = ExecutionError { error: name, cause: stop.cause.clone().unwrap_or_default() };
-                engine.refuse(&run, &owner, &error).await.map_err(api)?;
-                return Ok(End::Over);
-            }
-            let begun = match engine.begin(&run, &owner).await {
-                Ok(begun) => begun,
-                Err(Refusal::Waits) => return Ok(End::Parked(None)),
-                Err(Refusal::Later(why)) => return Err(JournalError::Damaged { page: 0, why }),
-                Err(Refusal::Fails(error)) => {
-                    engine.refuse(&run, &owner, &error).await.map_err(api)?;
-                    return Ok(End::Over);
-                }
-            };
-            let input = serde_json::from_str(&begun.input).unwrap_or_default();
-            let info = Arc::new(begin::info(&owner, &begun.pinned, input));
-            let machine = Machine::new(begun.definition, info);
-            let journal = match begun.pinned.kind {
-                Kind::Standard => {
-                    engine.reached(Point::Begin, &key.1).await;
-                    let pinned = serde_json::to_string(&begun.pinned).unwrap_or_default();
-                    let mut journal = Journal::begin(engine.client.clone(), owner.clone(), &pinned).await?;
-                    journal.shares(log);
-                    Some(journal)
-                }
-                Kind::Express => None,
-            };
-            first.push(What::Start);
-            Actor::new(Arc::clone(engine), owner, machine, journal, begun.pinned, me.clone())
-        }
-    };
-    drop(permit);
-    actor.generation = run.metadata.generation;
-    if let Some(stop) = &run.spec.stop {
-        first.push(What::Stop { error: stop.error.clone(), cause: stop.cause.clone() });
-    }
-    actor.asked = run.spec.redrive.unwrap_or(0);
-    if let Some(count) = run.spec.redrive.filter(|c| *c > actor.machine.redrives().0) {
-        first.push(What::Redrive { count });
-    }
-    let outstanding = actor.machine.outstanding();
-    actor.commands.extend(outstanding);
-    if actor.machine.over().is_some() {
-        // Their run was ended before they heard of it.
-        let left: Vec<Spread> = actor.machine.spreads().collect();
-        for spread in left {
-            let step = spread.step;
-            actor.spread(spread);
-            actor.commands.push(Command::Cancel(step));
-        }
-    }
-    for what in first {
-        actor.take(what);
-    }
-    actor.work(notes).await
 }
 
 impl Actor {
@@ -253,6 +154,9 @@ impl Actor {
             replies: vec![],
             polls: vec![],
             shown: vec![],
+            leaving: false,
+            left: vec![],
+            stays: false,
         }
     }
 
@@ -300,6 +204,10 @@ impl Actor {
                 for reply in self.shown.drain(..) {
                     let _ = reply.send(());
                 }
+            }
+            self.tell_of_it().await;
+            if self.leaving && self.machine.over().is_none() && self.leave().await? {
+                return Ok(End::Left);
             }
             self.follow().await;
             if self.machine.over().is_some() {
@@ -349,6 +257,10 @@ impl Actor {
         match note {
             Note::Wake => {}
             Note::Show(reply) => self.shown.push(reply),
+            Note::Leave(reply) => {
+                self.leaving = true;
+                self.left.push(reply);
+            }
             Note::Input(what, reply) => {
                 if let What::Redrive { count } = &what {
                     self.asked = self.asked.max(*count);
@@ -464,8 +376,37 @@ impl Actor {
         }
     }
 
-    /// Does what is stored now.
-    async fn follow(&mut self) {
+    /// Lets the run go, where nothing of it goes on here; otherwise its object says that it stays until then.
+    async fn leave(&mut self) -> Result<bool, JournalError> {
+        let key = (self.owner.namespace.clone(), self.owner.name.clone());
+        let api = |e| JournalError::Api(Box::new(e));
+        if self.engine.drives(&key, None) {
+            // Who has which runs changed again.
+            self.leaving = false;
+            return Ok(false);
+        }
+        let idle = self.live.is_empty() && self.maps.is_empty() && self.ending.iter().all(JoinHandle::is_finished);
+        // What it asks for next is asked for by whoever takes it up.
+        let goes = idle && self.journal.is_some();
+        if goes {
+            if let Some(journal) = &mut self.journal {
+                journal.release(&self.machine, &self.engine.commits).await?;
+            }
+            if self.stays {
+                self.engine.pin(&key, &self.owner.uid, false).await.map_err(api)?;
+            }
+        } else if !self.stays {
+            self.engine.pin(&key, &self.owner.uid, true).await.map_err(api)?;
+            self.stays = true;
+        }
+        for left in self.left.drain(..) {
+            let _ = left.send(());
+        }
+        Ok(goes)
+    }
+
+    /// Tells others what is stored now.
+    async fn tell_of_it(&mut self) {
         for reply in self.replies.drain(..) {
             let _ = reply.send(());
         }
@@ -475,6 +416,10 @@ impl Actor {
         for name in std::mem::take(&mut self.signals) {
             self.engine.consume(&self.owner.namespace, &name).await;
         }
+    }
+
+    /// Does what is stored now.
+    async fn follow(&mut self) {
         for command in std::mem::take(&mut self.commands) {
             match command {
                 Command::Dispatch(dispatch) => {

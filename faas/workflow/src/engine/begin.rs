@@ -2,15 +2,19 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 use skiff_asl::{Definition, ExecutionError, Fault, error};
-use skiff_controllers::runtime::worker::{code, text};
+use skiff_controllers::runtime::worker::{code, not_found, text};
 
 use super::hear::Note;
-use super::{Engine, Key};
-use crate::api::{DATA_MAX, EVENTS_MAX, Kind, Overflow, Workflow, WorkflowRun, WorkflowSpec, WorkflowVersion};
+use super::{Engine, Key, State};
+use crate::api::{
+    Concurrency, DATA_MAX, EVENTS_MAX, Kind, Overflow, Phase, Workflow, WorkflowRun, WorkflowSpec, WorkflowVersion,
+};
 use crate::arn;
 use crate::journal::record::INLINE;
 use crate::machine::Info;
@@ -20,6 +24,11 @@ use crate::runs::Pinned;
 
 /// Characters of all faults together in the cause of a run that cannot begin.
 const FAULTS_MAX: usize = 4096;
+
+/// Annotation of a run: whether there is room for it among those of its workflow, where several engines share the runs.
+const ADMITTED: &str = "states.skiff.dev/admitted";
+/// Pauses between tries of what does not go now.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
 /// Why a run does not begin.
 pub(super) enum Refusal {
@@ -137,7 +146,7 @@ impl Engine {
             return Err(Refusal::Fails(ExecutionError::new(error::DATA_LIMIT_EXCEEDED, cause)));
         }
         if let Some(name) = &run.spec.workflow {
-            self.enter_line(owner, name, &spec)?;
+            self.enter(run, owner, name, &spec).await?;
         }
         let pinned = Pinned {
             definition,
@@ -191,29 +200,71 @@ impl Engine {
         }
     }
 
-    /// Takes a place among the runs of a workflow.
-    fn enter_line(&self, owner: &Owner, workflow: &str, spec: &WorkflowSpec) -> Result<(), Refusal> {
+    /// Takes a place among the runs of a workflow. Where several engines share the runs, one of them gives the places of a
+    /// workflow that has a limit, and says so on the runs' objects.
+    async fn enter(
+        &self,
+        run: &WorkflowRun,
+        owner: &Owner,
+        workflow: &str,
+        spec: &WorkflowSpec,
+    ) -> Result<(), Refusal> {
         let key = (owner.namespace.clone(), owner.name.clone());
-        let mut state = self.state.lock();
-        let line = state.limits.entry((owner.namespace.clone(), workflow.to_owned())).or_default();
-        let limit = spec.concurrency.as_ref();
-        let room = limit.is_none_or(|l| line.running.len() < usize::try_from(l.max_runs).unwrap_or(usize::MAX));
-        if room || line.running.contains(&key) {
-            line.waiting.retain(|k| *k != key);
-            line.running.insert(key);
+        let Some(limit) = &spec.concurrency else {
+            if self.share.view().is_none() {
+                // There may be a limit later.
+                self.line_up(&key, workflow, None);
+            }
             return Ok(());
+        };
+        // What has no object is counted by the engine that it was started at.
+        let alone = self.share.view().is_none() || run.metadata.resource_version.is_none();
+        match is_admitted(run) {
+            _ if alone => {}
+            Some(true) => return Ok(()),
+            Some(false) => return Err(crowded(workflow, limit)),
+            None if !self.minds(&owner.namespace, workflow) => return Err(Refusal::Waits),
+            None => {}
+        }
+        match self.line_up(&key, workflow, Some(limit)) {
+            Lot::In if alone => Ok(()),
+            Lot::In => self.admit(&key, &owner.uid, true).await.map_err(|e| {
+                self.leave_line(&key);
+                api(&e)
+            }),
+            Lot::Waits => Err(Refusal::Waits),
+            Lot::Refused => Err(crowded(workflow, limit)),
+        }
+    }
+
+    /// Puts a run among those of a workflow that run, or that wait.
+    fn line_up(&self, key: &Key, workflow: &str, limit: Option<&Concurrency>) -> Lot {
+        let mut state = self.state.lock();
+        let line = state.limits.entry((key.0.clone(), workflow.to_owned())).or_default();
+        let room = limit.is_none_or(|l| line.running.len() < usize::try_from(l.max_runs).unwrap_or(usize::MAX));
+        if room || line.running.contains(key) {
+            line.waiting.retain(|k| k != key);
+            line.running.insert(key.clone());
+            return Lot::In;
         }
         match limit.map(|l| l.policy).unwrap_or_default() {
             Overflow::Queue => {
-                if !line.waiting.contains(&key) {
-                    line.waiting.push_back(key);
+                if !line.waiting.contains(key) {
+                    line.waiting.push_back(key.clone());
                 }
-                Err(Refusal::Waits)
+                Lot::Waits
             }
-            Overflow::Reject => {
-                let max = limit.map_or(0, |l| l.max_runs);
-                Err(fails(format!("{max} runs of the workflow {workflow} go on already, and it takes no more")))
-            }
+            Overflow::Reject => Lot::Refused,
+        }
+    }
+
+    /// Writes on a run's object whether there is room for it.
+    async fn admit(&self, key: &Key, uid: &str, room: bool) -> Result<(), kube::Error> {
+        let runs = Api::<WorkflowRun>::namespaced(self.client.clone(), &key.0);
+        let patch = json!({"metadata": {"uid": uid, "annotations": {ADMITTED: room.to_string()}}});
+        match runs.patch(&key.1, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Err(e) if !not_found(&e) && code(&e) != 409 => Err(e),
+            _ => Ok(()),
         }
     }
 
@@ -222,23 +273,140 @@ impl Engine {
         let Some(workflow) = run.spec.workflow.clone() else { return };
         let namespace = run.namespace().unwrap_or_default();
         let key = (namespace.clone(), run.name_any());
-        self.state.lock().limits.entry((namespace, workflow)).or_default().running.insert(key);
+        let line = (namespace, workflow);
+        let mut state = self.state.lock();
+        if self.share.view().is_none() || state.rules.contains_key(&line) {
+            let line = state.limits.entry(line).or_default();
+            line.waiting.retain(|k| *k != key);
+            line.running.insert(key);
+        }
+    }
+
+    /// A run that another engine is to begin gets its place from this one, where this one gives those of its workflow.
+    pub(super) fn ask_for_room(&self, run: &WorkflowRun) {
+        let Some(workflow) = run.spec.workflow.clone() else { return };
+        let key = (run.namespace().unwrap_or_default(), run.name_any());
+        let waits = run.status.as_ref().is_none_or(|s| s.phase == Phase::Pending);
+        if !self.state.lock().rules.contains_key(&(key.0.clone(), workflow.clone())) {
+            return;
+        }
+        match is_admitted(run) {
+            Some(true) => self.in_line(run),
+            None if waits => self.find_room(key, workflow, run.uid().unwrap_or_default()),
+            _ => {}
+        }
+    }
+
+    /// Gives a run a place, or a turn.
+    fn find_room(&self, key: Key, workflow: String, uid: String) {
+        if self.tell(&key, Note::Wake) {
+            // It asks itself.
+            return;
+        }
+        let limit = self.state.lock().rules.get(&(key.0.clone(), workflow.clone())).cloned();
+        let (Some(limit), Some(engine)) = (limit, self.shared()) else { return };
+        let room = match self.line_up(&key, &workflow, Some(&limit)) {
+            Lot::In => true,
+            Lot::Refused => false,
+            Lot::Waits => return,
+        };
+        let stop = self.stop.clone();
+        self.tracker.spawn(async move {
+            let work = async {
+                let mut pause = PAUSE.0;
+                while let Err(e) = engine.admit(&key, &uid, room).await {
+                    tracing::debug!(run = key.1, error = &e as &dyn std::error::Error, "a run waits for its place");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE.1);
+                }
+            };
+            stop.run_until_cancelled(work).await;
+        });
+    }
+
+    /// From now on this engine gives the places of a workflow, if it has a limit.
+    pub(super) async fn gives_places(&self, workflow: &Workflow) {
+        let key = (workflow.namespace().unwrap_or_default(), workflow.name_any());
+        let Some(limit) = workflow.spec.concurrency.clone() else {
+            self.state.lock().rules.remove(&key);
+            return;
+        };
+        if self.share.view().is_none() || self.state.lock().rules.insert(key.clone(), limit).is_some() {
+            return;
+        }
+        let runs = Api::<WorkflowRun>::namespaced(self.client.clone(), &key.0);
+        let mut page = ListParams::default().fields(&format!("spec.workflow={}", key.1)).limit(super::hear::PAGE);
+        let mut waiting = vec![];
+        loop {
+            let found = match runs.list(&page).await {
+                Ok(found) => found,
+                Err(e) => {
+                    tracing::warn!(workflow = key.1, error = &e as &dyn std::error::Error, "its runs are not counted");
+                    return;
+                }
+            };
+            for run in found.items {
+                match run.status.as_ref().map_or(Phase::Pending, |s| s.phase) {
+                    phase if phase.is_over() => {}
+                    Phase::Pending if is_admitted(&run).is_none() => waiting.push(run),
+                    _ => self.in_line(&run),
+                }
+            }
+            page.continue_token = found.metadata.continue_.filter(|c| !c.is_empty());
+            if page.continue_token.is_none() {
+                break;
+            }
+        }
+        // Those that run are counted before anybody gets a place.
+        waiting.sort_by_key(|r| r.metadata.creation_timestamp.as_ref().map(|t| t.0));
+        waiting.iter().for_each(|run| self.ask_for_room(run));
+    }
+
+    /// Others may give the places from now on.
+    pub(super) fn gives_no_places(&self) {
+        let mut state = self.state.lock();
+        state.rules.clear();
+        state.limits.clear();
     }
 
     /// Gives the place of a run to the next that waits.
     pub(super) fn leave_line(&self, key: &Key) {
         let mut next = vec![];
-        self.state.lock().limits.retain(|_, line| {
-            line.waiting.retain(|k| k != key);
-            if line.running.remove(key) {
-                next.extend(line.waiting.front().cloned());
-            }
-            !line.running.is_empty() || !line.waiting.is_empty()
-        });
-        for key in next {
-            self.tell(&key, Note::Wake);
+        {
+            let mut state = self.state.lock();
+            let State { limits, places, .. } = &mut *state;
+            limits.retain(|(_, workflow), line| {
+                line.waiting.retain(|k| k != key);
+                if line.running.remove(key)
+                    && let Some(first) = line.waiting.front()
+                {
+                    let uid = places.get(first).map(|p| p.uid.clone()).unwrap_or_default();
+                    next.push((first.clone(), workflow.clone(), uid));
+                }
+                !line.running.is_empty() || !line.waiting.is_empty()
+            });
+        }
+        for (key, workflow, uid) in next {
+            self.find_room(key, workflow, uid);
         }
     }
+}
+
+/// What becomes of a run that wants a place.
+enum Lot {
+    In,
+    Waits,
+    Refused,
+}
+
+/// What a run's object says about room for it, where one engine gives places for all.
+pub(super) fn is_admitted(run: &WorkflowRun) -> Option<bool> {
+    run.annotations().get(ADMITTED).map(|a| a == "true")
+}
+
+fn crowded(workflow: &str, limit: &Concurrency) -> Refusal {
+    let max = limit.max_runs;
+    fails(format!("{max} runs of the workflow {workflow} go on already, and it takes no more"))
 }
 
 /// The version that an alias gives a run: always the same for the same run.

@@ -115,7 +115,11 @@ impl Runs for Engine {
             Err(e) if code(&e) == 403 => return Err(RunsError::Forbidden(text(&e))),
             Err(e) => return Err(RunsError::Unavailable(text(&e))),
         }
-        Ok(self.fetch(namespace, activity, worker, wait.min(POLL_MAX)).await)
+        let wait = wait.min(POLL_MAX);
+        if self.share.view().is_some_and(|v| v.has_others()) {
+            return self.fetch_anywhere(namespace, activity, worker, wait).await;
+        }
+        Ok(self.fetch(namespace, activity, worker, wait).await)
     }
 }
 

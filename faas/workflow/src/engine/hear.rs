@@ -1,6 +1,7 @@
 //! What the engine hears: runs that are made, changed and deleted, and answers to task tokens.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use kube::runtime::watcher::{self, Event};
@@ -8,6 +9,8 @@ use kube::{Api, Client, ResourceExt as _};
 use skiff_asl::ExecutionError;
 use tokio::sync::oneshot;
 
+use super::begin::is_admitted;
+use super::share::PIN;
 use super::{Engine, Key, Place};
 use crate::api::{Phase, WorkflowRun, WorkflowSignal, WorkflowSignalSpec};
 use crate::journal::JournalError;
@@ -17,6 +20,8 @@ use crate::token::Token;
 
 /// Objects in one answer of a list: they may be long.
 pub(super) const PAGE: u32 = 100;
+/// Time in which runs that are let go are gathered before answers to them are heard again.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// What an actor is told.
 pub(crate) enum Note {
@@ -34,6 +39,8 @@ pub(crate) enum Note {
     Show(oneshot::Sender<()>),
     /// Its time has come, or there is room for it.
     Wake,
+    /// The run is another engine's by now: let it go, or say on its object that it stays until what goes on here is over.
+    Leave(oneshot::Sender<()>),
 }
 
 impl Engine {
@@ -56,7 +63,7 @@ impl Engine {
                 }
                 Ok(Event::InitDone) => {
                     for key in std::mem::take(&mut fresh) {
-                        self.tell(&key, Note::Wake);
+                        self.take_up(&key);
                     }
                     let Some(listed) = listed.take() else { continue };
                     let gone: Vec<Key> =
@@ -65,7 +72,7 @@ impl Engine {
                 }
                 Ok(Event::Apply(run)) => {
                     if let Some(key) = self.seen(&run) {
-                        self.tell(&key, Note::Wake);
+                        self.take_up(&key);
                     }
                 }
                 Ok(Event::Delete(run)) => self.forget(&key_of(&run)),
@@ -74,7 +81,7 @@ impl Engine {
         }
     }
 
-    /// A run as it is now. Its key where it is new: then it is to be woken.
+    /// A run as it is now. Its key where this engine is to begin with it.
     fn seen(&self, run: &WorkflowRun) -> Option<Key> {
         let key = key_of(run);
         let status = run.status.as_ref();
@@ -90,44 +97,68 @@ impl Engine {
         if status.is_some_and(|s| s.phase == Phase::Running) {
             self.in_line(run);
         }
-        let (fresh, notes) = {
+        let pin = run.annotations().get(PIN).map(String::as_str);
+        let drives = self.drives(&key, pin);
+        if !drives || is_admitted(run) == Some(true) {
+            self.ask_for_room(run);
+        }
+        let (begins, admitted, notes) = {
             let mut state = self.state.lock();
             if state.places.get(&key).is_some_and(|p| p.uid != uid) {
                 // Deleted and made again: the old one's actor finds nothing of its own any more.
                 super::remove(&mut state, &key);
             }
-            let fresh = !state.places.contains_key(&key);
             let stopped = run.spec.stop.is_some();
             let place = state.places.entry(key.clone()).or_insert_with(|| Place {
                 uid,
-                sender: None,
+                live: None,
                 wake: None,
                 stopped,
                 redrive,
+                taken: false,
+                pin: None,
+                admitted: false,
             });
+            // Who takes it up reads all of this anew.
             let mut notes = vec![];
-            if !fresh && stopped && !place.stopped {
+            if place.taken && stopped && !place.stopped {
                 let stop = run.spec.stop.clone().unwrap_or_default();
                 notes.push(What::Stop { error: stop.error, cause: stop.cause });
             }
-            if !fresh && redrive > place.redrive {
+            if place.taken && redrive > place.redrive {
                 notes.push(What::Redrive { count: redrive });
             }
+            let admitted = is_admitted(run).is_some() && !place.admitted;
+            place.admitted |= admitted;
             place.stopped |= stopped;
             place.redrive = place.redrive.max(redrive);
-            (fresh, notes)
+            let freed = place.pin.is_some() && pin.is_none();
+            place.pin = pin.map(Box::from);
+            if freed && drives && !place.taken {
+                // What was said to it while another let it go was for this one.
+                self.hear_again.notify_one();
+            }
+            (drives && !place.taken, admitted && place.taken, notes)
         };
         for what in notes {
             self.tell(&key, Note::Input(what, None));
         }
-        fresh.then_some(key)
+        if admitted {
+            self.tell(&key, Note::Wake);
+        }
+        begins.then_some(key)
     }
 
     /// A run is over: nothing is to be done, unless its actor has not said so itself yet.
     fn finished(&self, key: &Key) {
         let mut state = self.state.lock();
-        if state.places.get(key).is_some_and(|p| p.sender.is_none()) {
+        if state.places.get(key).is_some_and(|p| p.live.is_none()) {
             super::remove(&mut state, key);
+        }
+        drop(state);
+        if self.share.view().is_some() {
+            // Another engine may have had it.
+            self.leave_line(key);
         }
     }
 
@@ -141,12 +172,32 @@ impl Engine {
 
     /// Follows the answers to task tokens until it is dropped.
     pub(super) async fn hear_signals(&self) {
+        let mut agreed = self.share.agreed();
+        loop {
+            let again = async {
+                tokio::select! {
+                    _ = agreed.changed() => {}
+                    () = self.hear_again.notified() => {}
+                }
+                // Many may be let go at once.
+                tokio::time::sleep(AGAIN).await;
+            };
+            tokio::select! {
+                () = self.follow_signals() => return,
+                () = again => {}
+            }
+        }
+    }
+
+    async fn follow_signals(&self) {
         let all = Api::<WorkflowSignal>::all(self.client.clone());
         let config = watcher::Config::default().page_size(PAGE);
         let mut events = skiff_client::watch(all, config);
         while let Some(event) = events.next().await {
             match event {
+                Ok(Event::InitApply(signal) | Event::Apply(signal)) if signal.spec.ask.is_some() => self.asked(signal),
                 Ok(Event::InitApply(signal) | Event::Apply(signal)) => self.signalled(signal).await,
+                Ok(Event::Delete(signal)) if signal.spec.ask.is_some() => self.ask_is_gone(&signal),
                 Ok(_) => {}
                 Err(e) => tracing::debug!(error = &e as &dyn std::error::Error, "the watch of signals begins anew"),
             }
@@ -156,24 +207,34 @@ impl Engine {
     async fn signalled(&self, signal: WorkflowSignal) {
         let (namespace, name) = (signal.namespace().unwrap_or_default(), signal.name_any());
         // Who may answer in one namespace may not in another.
-        let token = Token::parse(&signal.spec.token).filter(|t| t.namespace == namespace);
-        let told = match token {
-            Some(token) => {
-                let key = (namespace.clone(), token.run);
-                let mut told = self.tell(&key, Note::Signal(name.clone(), Box::new(signal.spec.clone())));
-                if !told {
-                    // The watch of runs may be behind.
-                    let runs = Api::<WorkflowRun>::namespaced(self.client.clone(), &namespace);
-                    if let Ok(Some(run)) = runs.get_opt(&key.1).await {
-                        self.seen(&run);
-                        told = self.tell(&key, Note::Signal(name.clone(), Box::new(signal.spec)));
-                    }
-                }
-                told
+        let Some(token) = Token::parse(&signal.spec.token).filter(|t| t.namespace == namespace) else {
+            if self.minds(&namespace, &name) {
+                self.consume(&namespace, &name).await;
             }
-            None => false,
+            return;
         };
-        if !told {
+        let key = (namespace.clone(), token.run);
+        if self.tell(&key, Note::Signal(name.clone(), Box::new(signal.spec.clone()))) {
+            return;
+        }
+        let pin = self.state.lock().places.get(&key).and_then(|p| p.pin.clone());
+        if !self.drives(&key, pin.as_deref()) {
+            return;
+        }
+        // The watch of runs may be behind. What cannot be told now is heard again when the run is taken up.
+        let runs = Api::<WorkflowRun>::namespaced(self.client.clone(), &namespace);
+        let nobody = match runs.get_opt(&key.1).await {
+            Ok(Some(run)) => {
+                if let Some(key) = self.seen(&run) {
+                    self.take_up(&key);
+                }
+                !self.tell(&key, Note::Signal(name.clone(), Box::new(signal.spec)))
+                    && run.status.is_some_and(|s| s.phase.is_over())
+            }
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        if nobody {
             self.consume(&namespace, &name).await;
         }
     }

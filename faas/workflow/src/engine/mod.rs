@@ -6,17 +6,19 @@
 //!
 //! Where many steps are to be stored at once they are stored together, and pages follow a moment later ([`crate::journal::log`]).
 //!
-//! Which engine: of several processes the one that holds the Lease. One that lost it and does not know cannot store anything
-//! that another has changed meanwhile ([`crate::journal`]), so at worst work is done twice, which it may be anyway.
+//! Which engine: several share the runs ([`share`]). One that lost its share and does not know cannot store anything that
+//! another has changed meanwhile ([`crate::journal`]), so at worst work is done twice, which it may be anyway.
 
 mod activities;
 mod actor;
+mod asks;
 pub(crate) mod begin;
 mod doors;
 mod faults;
 mod hear;
 pub(crate) mod map;
 mod retention;
+pub(crate) mod share;
 mod status;
 mod work;
 mod workflows;
@@ -38,8 +40,9 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::begin::definition_text;
 pub use self::faults::{Faults, NoFaults, Point};
 use self::hear::Note;
+pub use self::share::{MEMBER, Members, Pace};
 pub use self::workflows::judge;
-use crate::api::WorkflowRun;
+use crate::api::{WorkflowLog, WorkflowRun};
 use crate::journal::How;
 use crate::journal::log::Logs;
 pub use crate::journal::log::Sharing;
@@ -66,6 +69,8 @@ pub struct Settings {
     pub faults: Arc<dyn Faults>,
     /// When steps of several runs are stored together.
     pub sharing: Sharing,
+    /// Who shares the runs.
+    pub members: Members,
 }
 
 /// The engine. There is one in a process.
@@ -91,6 +96,11 @@ pub struct Engine {
     tracker: TaskTracker,
     activities: activities::Activities,
     kept: retention::Kept,
+    share: share::Share,
+    /// Signals are to be listed anew.
+    hear_again: Notify,
+    /// What other engines ask for.
+    asks: asks::Asks,
 }
 
 /// The runs that are not over.
@@ -99,20 +109,35 @@ struct State {
     places: HashMap<Key, Place>,
     /// When those wake that have no actor.
     timers: BTreeSet<(Timestamp, Key)>,
-    /// Runs of workflows that have a limit: those that run, and those that wait.
+    /// Runs of workflows: those that run, and those that wait because of a limit.
     limits: HashMap<Key, begin::Line>,
+    /// Workflows with a limit whose places this engine gives, where several share the runs.
+    rules: HashMap<Key, crate::api::Concurrency>,
 }
 
 /// A run that is not over.
 struct Place {
     uid: String,
     /// Its actor.
-    sender: Option<mpsc::UnboundedSender<Note>>,
+    live: Option<Live>,
     /// When it wakes where it has none.
     wake: Option<Timestamp>,
     /// What it was told already.
     stopped: bool,
     redrive: u32,
+    /// Whether this engine has it.
+    taken: bool,
+    /// The engine that its object names.
+    pin: Option<Box<str>>,
+    /// Whether its object says if there is room for it.
+    admitted: bool,
+}
+
+/// A run's actor.
+struct Live {
+    sender: mpsc::UnboundedSender<Note>,
+    /// Breaks it off.
+    quit: CancellationToken,
 }
 
 impl Engine {
@@ -122,7 +147,9 @@ impl Engine {
         let recorder = Recorder::start(client.clone(), "skiff-workflows");
         let tracker = TaskTracker::new();
         let faults = Arc::clone(&settings.faults);
-        let logs = Logs::new(client.clone(), settings.sharing, faults, stop.clone(), tracker.clone());
+        let share = share::Share::new(settings.members);
+        let log = share.view().map_or_else(|| WorkflowLog::HEAD.to_owned(), |view| share::log_name(view.me()));
+        let logs = Logs::new(client.clone(), log, settings.sharing, faults, stop.clone(), tracker.clone());
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             stored: Stored::new(client.clone()),
@@ -141,6 +168,9 @@ impl Engine {
             tracker,
             activities: activities::Activities::default(),
             kept: retention::Kept::default(),
+            share,
+            hear_again: Notify::new(),
+            asks: asks::Asks::default(),
         })
     }
 
@@ -185,38 +215,38 @@ impl Engine {
     /// Works until it is stopped. What it does then is broken off, and is taken up again by the next.
     pub async fn run(self: Arc<Self>) {
         let stop = self.stop.clone();
-        let timers = self.tracker.spawn({
-            let (engine, stop) = (Arc::clone(&self), stop.clone());
-            async move {
-                stop.run_until_cancelled(engine.timers()).await;
-            }
-        });
-        let signals = self.tracker.spawn({
-            let (engine, stop) = (Arc::clone(&self), stop.clone());
-            async move {
-                stop.run_until_cancelled(engine.hear_signals()).await;
-            }
-        });
-        let workflows = self.tracker.spawn({
-            let (engine, stop) = (Arc::clone(&self), stop.clone());
-            async move {
-                stop.run_until_cancelled(engine.hear_workflows()).await;
-            }
-        });
-        let retiring = self.tracker.spawn({
-            let (engine, stop) = (Arc::clone(&self), stop.clone());
-            async move {
-                stop.run_until_cancelled(engine.retire()).await;
-            }
-        });
+        let mut parts = tokio::task::JoinSet::new();
+        let part = |parts: &mut tokio::task::JoinSet<()>, work: futures::future::BoxFuture<'static, ()>| {
+            let stop = stop.clone();
+            parts.spawn(async move {
+                stop.run_until_cancelled(work).await;
+            });
+        };
+        let me = || Arc::clone(&self);
+        let engine = me();
+        part(&mut parts, Box::pin(async move { engine.timers().await }));
+        let engine = me();
+        part(&mut parts, Box::pin(async move { engine.hear_signals().await }));
+        let engine = me();
+        part(&mut parts, Box::pin(async move { engine.hear_workflows().await }));
+        let engine = me();
+        part(&mut parts, Box::pin(async move { engine.retire().await }));
+        if let Members::Several(pace) = self.settings.members {
+            let engine = me();
+            part(&mut parts, Box::pin(async move { engine.take_part(pace).await }));
+            let engine = me();
+            part(&mut parts, Box::pin(async move { engine.clear_logs(pace).await }));
+        }
         stop.run_until_cancelled(self.hear_runs()).await;
         stop.cancel();
-        let _ = retiring.await;
-        let _ = timers.await;
-        let _ = workflows.await;
-        let _ = signals.await;
+        while parts.join_next().await.is_some() {}
         self.tracker.close();
         self.tracker.wait().await;
+    }
+
+    /// Ends in order: what is under way is broken off, and others take it up without waiting for this engine's Lease to run out.
+    pub async fn leave(&self) {
+        self.depart().await;
     }
 
     /// Wakes runs whose time has come.
@@ -250,13 +280,13 @@ impl Engine {
         }
     }
 
-    /// Tells a run something; wakes it where it sleeps. False where there is no such run.
+    /// Tells a run something; wakes it where it sleeps. False where there is no such run, or another engine has it.
     pub(crate) fn tell(&self, key: &Key, note: Note) -> bool {
         let mut state = self.state.lock();
         let State { places, timers, .. } = &mut *state;
-        let Some(place) = places.get_mut(key) else { return false };
-        let note = match &place.sender {
-            Some(sender) => match sender.send(note) {
+        let Some(place) = places.get_mut(key).filter(|p| p.taken) else { return false };
+        let note = match &place.live {
+            Some(live) => match live.sender.send(note) {
                 Ok(()) => return true,
                 Err(mpsc::error::SendError(note)) => note,
             },
@@ -267,11 +297,20 @@ impl Engine {
         }
         let (sender, receiver) = mpsc::unbounded_channel();
         let _ = sender.send(note);
-        place.sender = Some(sender.clone());
+        let quit = self.stop.child_token();
+        place.live = Some(Live { sender: sender.clone(), quit: quit.clone() });
         let uid = place.uid.clone();
         drop(state);
-        self.drive(key.clone(), uid, sender, receiver);
+        self.drive(key.clone(), uid, sender, receiver, quit);
         true
+    }
+
+    /// Begins with a run that is this engine's from now on.
+    fn take_up(&self, key: &Key) {
+        if let Some(place) = self.state.lock().places.get_mut(key) {
+            place.taken = true;
+        }
+        self.tell(key, Note::Wake);
     }
 
     /// Time between two writes of the status of a run that goes on.
@@ -296,8 +335,18 @@ impl Engine {
 
     /// Writes the pages of a run that are behind, and waits for that, not for long: somebody reads them.
     async fn show(&self, key: &Key) {
+        let elsewhere = self.share.view().is_some_and(|v| v.has_others())
+            && self.state.lock().places.get(key).is_some_and(|p| !p.taken);
+        if elsewhere {
+            return self.show_elsewhere(key).await;
+        }
+        self.show_here(key).await;
+    }
+
+    /// The same of a run that this engine has.
+    async fn show_here(&self, key: &Key) {
         let (reply, shown) = oneshot::channel();
-        let sender = self.state.lock().places.get(key).and_then(|p| p.sender.clone());
+        let sender = self.state.lock().places.get(key).and_then(|p| Some(p.live.as_ref()?.sender.clone()));
         if sender.is_some_and(|s| s.send(Note::Show(reply)).is_ok()) {
             let _ = tokio::time::timeout(BEHIND.2, shown).await;
         }
@@ -310,13 +359,13 @@ impl Engine {
         uid: String,
         sender: mpsc::UnboundedSender<Note>,
         receiver: mpsc::UnboundedReceiver<Note>,
+        quit: CancellationToken,
     ) {
         let Some(engine) = self.shared() else { return };
-        let stop = self.stop.clone();
         self.tracker.spawn(async move {
             engine.actors.fetch_add(1, Ordering::Relaxed);
             let work = actor::drive(Arc::clone(&engine), key, uid, sender, receiver);
-            stop.run_until_cancelled(work).await;
+            quit.run_until_cancelled(work).await;
             engine.actors.fetch_sub(1, Ordering::Relaxed);
         });
     }
@@ -352,7 +401,7 @@ impl Engine {
             return false;
         }
         let Some(place) = state.places.get_mut(key).filter(|p| p.uid == uid) else { return true };
-        place.sender = None;
+        place.live = None;
         place.wake = wake;
         if let Some(at) = wake {
             state.timers.insert((at, key.clone()));
@@ -360,6 +409,25 @@ impl Engine {
             self.changed.notify_one();
         }
         true
+    }
+}
+
+impl Engine {
+    /// An actor let go of a run that another engine has from now on.
+    fn left(&self, key: &Key, uid: &str) {
+        let pin = match self.state.lock().places.get_mut(key).filter(|p| p.uid == uid) {
+            Some(place) => {
+                (place.live, place.wake, place.taken) = (None, None, false);
+                // That it stays here is over, whether that was heard already or not.
+                place.pin = place.pin.take().filter(|p| !self.is_me(Some(p)));
+                place.pin.clone()
+            }
+            None => return,
+        };
+        // Who has which runs may have changed again meanwhile.
+        if self.drives(key, pin.as_deref()) {
+            self.take_up(key);
+        }
     }
 }
 

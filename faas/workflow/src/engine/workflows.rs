@@ -62,36 +62,43 @@ pub fn judge(text: &str) -> (Option<Definition>, Vec<Fault>) {
 }
 
 impl Engine {
-    /// Follows the workflows until it is dropped.
+    /// Follows the workflows until it is dropped. What is done once for a workflow is done by one engine of those that share the
+    /// runs: all are looked at again when it is another.
     pub(super) async fn hear_workflows(&self) {
         let Some(runs) = self.shared() else { return };
         let triggers = Triggers::new(self.client.clone(), runs);
+        let mut agreed = self.share.agreed();
+        let mut known = HashMap::new();
+        loop {
+            tokio::select! {
+                () = self.follow_workflows(&triggers, &mut known) => return,
+                _ = agreed.changed() => self.gives_no_places(),
+            }
+        }
+    }
+
+    async fn follow_workflows(&self, triggers: &Triggers, known: &mut HashMap<Key, Workflow>) {
         let all = Api::<Workflow>::all(self.client.clone());
         let config = watcher::Config::default().page_size(PAGE);
         let mut events = skiff_client::watch(all, config);
         // What each is called, so that those that are missing in a list are known.
-        let mut known: HashMap<Key, Workflow> = HashMap::new();
         let mut listed: HashMap<Key, Workflow> = HashMap::new();
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::Init) => listed.clear(),
                 Ok(Event::InitApply(workflow)) => {
-                    triggers.changed(&workflow);
-                    self.judged(&workflow).await;
-                    self.keeps(&workflow).await;
+                    self.mind(triggers, &workflow).await;
                     listed.insert(key_of(&workflow), named(&workflow));
                 }
                 Ok(Event::InitDone) => {
-                    let old = std::mem::replace(&mut known, std::mem::take(&mut listed));
+                    let old = std::mem::replace(known, std::mem::take(&mut listed));
                     for (_, gone) in old.iter().filter(|(k, _)| !known.contains_key(*k)) {
                         triggers.gone(gone);
                         self.keeps_nothing(&key_of(gone));
                     }
                 }
                 Ok(Event::Apply(workflow)) => {
-                    triggers.changed(&workflow);
-                    self.judged(&workflow).await;
-                    self.keeps(&workflow).await;
+                    self.mind(triggers, &workflow).await;
                     known.insert(key_of(&workflow), named(&workflow));
                 }
                 Ok(Event::Delete(workflow)) => {
@@ -102,6 +109,20 @@ impl Engine {
                 Err(e) => tracing::debug!(error = &e as &dyn std::error::Error, "the watch of workflows begins anew"),
             }
         }
+    }
+
+    /// A workflow is as it is now: does what is to be done for it once, where that is this engine's to do.
+    async fn mind(&self, triggers: &Triggers, workflow: &Workflow) {
+        let key = key_of(workflow);
+        if !self.minds(&key.0, &key.1) {
+            triggers.gone(workflow);
+            self.keeps_nothing(&key);
+            return;
+        }
+        self.gives_places(workflow).await;
+        triggers.changed(workflow);
+        self.judged(workflow).await;
+        self.keeps(workflow).await;
     }
 
     /// Says in a workflow's status whether it is valid, where that is not said yet.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::log::Line;
 use super::record::{self, Record};
 use super::{Journal, JournalError};
-use crate::api::{PayloadRef, WorkflowHistory, WorkflowHistorySpec};
+use crate::api::{PayloadRef, WorkflowHistory, WorkflowHistorySpec, WorkflowLog};
 use crate::machine::{Event, Machine};
 use crate::pack;
 use crate::payload::{self, Owner};
@@ -78,6 +78,28 @@ impl Rebuilt for Run<'_> {
     }
 }
 
+/// The last page of a run; `hint` is a page that is there, as far as is known.
+pub(super) async fn last_page(
+    pages: &Api<WorkflowHistory>,
+    run: &str,
+    hint: i64,
+) -> Result<Option<WorkflowHistory>, JournalError> {
+    let get = async |number: i64| {
+        let found = pages.get_opt(&WorkflowHistory::name_of(run, number)).await;
+        found.map_err(|e| JournalError::Api(Box::new(e)))
+    };
+    let mut number = hint.max(1);
+    let mut last = get(number).await?;
+    while last.as_ref().is_some_and(|p| p.spec.sealed) {
+        number += 1;
+        match get(number).await? {
+            Some(page) => last = Some(page),
+            None => break,
+        }
+    }
+    Ok(last)
+}
+
 fn damaged(page: i64, why: impl std::fmt::Display) -> JournalError {
     JournalError::Damaged { page, why: why.to_string() }
 }
@@ -118,7 +140,10 @@ impl Pages {
             }
         };
         let mut last = number;
-        while let Some(page) = get(last + 1).await? {
+        // What comes after a page is made only when that one is sealed.
+        while pages.last().is_some_and(|p| p.spec.sealed)
+            && let Some(page) = get(last + 1).await?
+        {
             last += 1;
             pages.push(page);
         }
@@ -149,9 +174,11 @@ impl Pages {
         Ok((pinned, input))
     }
 
-    /// The number under which the log must be held by whoever goes on from here; what is in it then belongs to the run.
-    pub(crate) fn log(&self) -> Option<i64> {
-        self.pages.last().and_then(|p| p.spec.log)
+    /// The log with steps after these pages, and the number under which it must be held by whoever goes on from here.
+    pub(crate) fn log(&self) -> Option<(String, i64)> {
+        let spec = &self.pages.last()?.spec;
+        let name = spec.log_name.clone().unwrap_or_else(|| WorkflowLog::HEAD.to_owned());
+        Some((name, spec.log?))
     }
 
     /// The run as it is, and where it is written on. `fresh` is what it was before its start, `lines` what the log has of it.

@@ -25,7 +25,8 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::api::{GROUP, OPEN, PayloadRef, WorkflowHistory};
+use crate::api::{GROUP, OPEN, PayloadRef, WorkflowHistory, WorkflowLog};
+use crate::engine::share::member_of;
 use crate::machine::{Event, Input, Machine};
 use crate::pack;
 use crate::payload::{Owner, Payload, PayloadError};
@@ -171,6 +172,10 @@ impl Journal {
 
     /// Steps may be stored with those of other runs from now on.
     pub(crate) fn shares(&mut self, log: Arc<Log>) {
+        if let Some(engine) = member_of(log.name()) {
+            // Of several engines, for whoever looks at pages.
+            self.writer = format!("{engine}.{}", self.writer);
+        }
         self.log = Some(log);
     }
 
@@ -298,6 +303,21 @@ impl Journal {
         self.write_page(machine).await
     }
 
+    /// Lets another engine write on: the pages have everything, and say that no log has more.
+    pub(crate) async fn release(&mut self, machine: &Machine, pages: &Semaphore) -> Result<(), JournalError> {
+        let log = self.log.take();
+        if self.behind.is_some() || self.marked.is_some() {
+            let _permit = pages.acquire().await;
+            // There may be no step that would be stored under the next number.
+            self.writes += 1;
+            self.write_page(machine).await?;
+        }
+        if let Some(log) = log {
+            log.done(&self.owner.uid).await;
+        }
+        Ok(())
+    }
+
     async fn write_page(&mut self, whole: &dyn Whole) -> Result<(), JournalError> {
         let sealed = whole.is_over() || self.is_long();
         let mark = self.log.as_ref().filter(|_| !whole.is_over()).and_then(|l| l.held());
@@ -340,6 +360,8 @@ impl Journal {
         });
         if let Some(spec) = spec.as_object_mut() {
             spec.extend(mark.map(|held| ("log".to_owned(), json!(held))));
+            let named = self.log.as_ref().filter(|l| mark.is_some() && **l.name() != *WorkflowLog::HEAD);
+            spec.extend(named.map(|l| ("logName".to_owned(), json!(&**l.name()))));
             spec.extend(self.more.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
             let text = format!("{{\"events\":[{}],\"inputs\":[{}]}}", self.events, self.inputs);
             if sealed {

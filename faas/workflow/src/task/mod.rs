@@ -4,6 +4,7 @@
 //! least once. Whoever does it sees the same key each time ([`Call::key`]), as header `Idempotency-Key` or as part of an
 //! object's name.
 
+pub mod elsewhere;
 pub mod functions;
 mod http;
 mod objects;

@@ -15,7 +15,7 @@ use skiff_apiserver::auth::User;
 use skiff_controllers::runtime::definitions::define;
 use skiff_storage::embedded::{Embedded, Options};
 use skiff_workflow::api::{Phase, Workflow, WorkflowHistory, WorkflowRun, definitions};
-use skiff_workflow::engine::{Engine, Faults, NoFaults, Settings, Sharing};
+use skiff_workflow::engine::{Engine, Faults, Members, NoFaults, Pace, Settings, Sharing};
 use skiff_workflow::runs::{Runs as _, Stored};
 use skiff_workflow::task::functions::{FunctionAnswer, FunctionCall, FunctionError, Functions};
 use tokio_util::sync::CancellationToken;
@@ -54,6 +54,13 @@ impl Running {
         tokio::time::timeout(PATIENCE, self.task).await.unwrap().unwrap();
     }
 
+    /// Ends it in order: others hear of it.
+    pub(crate) async fn leave(self) {
+        let engine = Arc::clone(&self.engine);
+        self.kill().await;
+        engine.leave().await;
+    }
+
     /// Waits until it ended by itself.
     pub(crate) async fn ended(self) {
         tokio::time::timeout(PATIENCE, self.task).await.unwrap().unwrap();
@@ -77,8 +84,21 @@ impl World {
     }
 
     pub(crate) fn engine_sharing(&self, faults: Arc<dyn Faults>, sharing: Sharing) -> Running {
+        self.engine_of(faults, sharing, Members::Alone)
+    }
+
+    /// An engine that shares the runs with others.
+    pub(crate) fn member(&self, faults: Arc<dyn Faults>, sharing: Sharing) -> Running {
+        // As soon as it is sensible here: what is tested must not wait for long.
+        let millis = Duration::from_millis;
+        let pace = Pace { renew: millis(400), deadline: millis(4000), dead: millis(6000) };
+        self.engine_of(faults, sharing, Members::Several(pace))
+    }
+
+    fn engine_of(&self, faults: Arc<dyn Faults>, sharing: Sharing, members: Members) -> Running {
         let stop = CancellationToken::new();
-        let settings = Settings { functions: Arc::clone(&self.functions) as Arc<dyn Functions>, faults, sharing };
+        let functions = Arc::clone(&self.functions) as Arc<dyn Functions>;
+        let settings = Settings { functions, faults, sharing, members };
         let engine = Engine::new(self.client.clone(), settings, stop.clone());
         let task = tokio::spawn(Arc::clone(&engine).run());
         Running { engine, stop, task }

@@ -205,7 +205,7 @@ impl<'a> Actor<'a> {
         };
         match note {
             // Its own pages are never behind.
-            Note::Wake | Note::Show(_) => {}
+            Note::Wake | Note::Show(_) | Note::Leave(_) => {}
             Note::Input(what, reply) => {
                 if self.ledger.apply(index, what, now())? {
                     self.replies.extend(reply);

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::super::{JournalError, Written};
+use super::others::Others;
 use super::{Ask, Line, Log, Sharing, lines, text};
 use crate::api::{GROUP, WorkflowLog, WorkflowRun};
 use crate::engine::{Faults, Point};
@@ -42,6 +43,8 @@ struct Full {
 struct Book {
     client: Client,
     namespace: String,
+    /// Its name.
+    name: Arc<str>,
     sharing: Sharing,
     faults: Arc<dyn Faults>,
     stop: CancellationToken,
@@ -66,43 +69,59 @@ struct Book {
 
 /// The logs of all namespaces.
 pub(crate) struct Logs {
-    client: Client,
+    pub(super) client: Client,
     sharing: Sharing,
     faults: Arc<dyn Faults>,
     stop: CancellationToken,
     tracker: TaskTracker,
-    all: Mutex<HashMap<String, Arc<Log>>>,
+    all: Mutex<Own>,
+    /// Those of other engines, as they were read last.
+    pub(super) others: Mutex<Others>,
+}
+
+/// The logs that this engine writes.
+struct Own {
+    name: Arc<str>,
+    of: HashMap<String, Arc<Log>>,
 }
 
 impl Logs {
-    /// Logs of the cluster that the client reaches. What they do ends with `stop`, and is told to `tracker`.
+    /// Logs of this name in the cluster that the client reaches. What they do ends with `stop`, and is told to `tracker`.
     pub(crate) fn new(
         client: Client,
+        name: String,
         sharing: Sharing,
         faults: Arc<dyn Faults>,
         stop: CancellationToken,
         tracker: TaskTracker,
     ) -> Self {
-        Self { client, sharing, faults, stop, tracker, all: Mutex::default() }
+        let all = Mutex::new(Own { name: name.into(), of: HashMap::new() });
+        Self { client, sharing, faults, stop, tracker, all, others: Mutex::default() }
+    }
+
+    /// Those that are asked for from now on have another name; what still holds the others is refused nothing by that.
+    pub(crate) fn rename(&self, name: &str) {
+        *self.all.lock() = Own { name: name.into(), of: HashMap::new() };
     }
 
     /// The log of a namespace. It is not taken before it is asked for.
     pub(crate) fn of(&self, namespace: &str) -> Arc<Log> {
         let mut all = self.all.lock();
-        if let Some(log) = all.get(namespace) {
+        if let Some(log) = all.of.get(namespace) {
             return Arc::clone(log);
         }
-        let log = self.start(namespace.to_owned());
-        all.insert(namespace.to_owned(), Arc::clone(&log));
+        let log = self.start(namespace.to_owned(), Arc::clone(&all.name));
+        all.of.insert(namespace.to_owned(), Arc::clone(&log));
         log
     }
 
-    fn start(&self, namespace: String) -> Arc<Log> {
+    fn start(&self, namespace: String, name: Arc<str>) -> Arc<Log> {
         let (asks, inbox) = mpsc::channel(ASKS);
         let held = Arc::<AtomicI64>::default();
         let book = Book {
             client: self.client.clone(),
             namespace,
+            name: Arc::clone(&name),
             sharing: self.sharing,
             faults: Arc::clone(&self.faults),
             stop: self.stop.clone(),
@@ -124,7 +143,7 @@ impl Logs {
         self.tracker.spawn(async move {
             stop.run_until_cancelled(book.work(inbox)).await;
         });
-        Arc::new(Log { asks, held })
+        Arc::new(Log { name, asks, held })
     }
 }
 
@@ -172,6 +191,15 @@ impl Book {
             Ask::Hold(least, reply) => {
                 let held = self.taken > 0 && self.taken >= least;
                 let _ = reply.send(if held { Ok(false) } else { self.take(least).await.map(|()| true) });
+            }
+            Ask::Renew(reply) => {
+                if self.taken > 0
+                    && let Err(e) = self.take(self.taken + 1).await
+                {
+                    self.lose();
+                    tracing::debug!(namespace = self.namespace, error = &e as &dyn std::error::Error, "a log is lost");
+                }
+                let _ = reply.send(());
             }
             Ask::Share(reply) => {
                 if self.taken == 0
@@ -357,7 +385,7 @@ impl Book {
     /// Stores what is in the head as a full one. False where that does not go.
     async fn set_aside(&mut self) -> bool {
         self.fulls += 1;
-        let name = format!("{}-{}-{}", WorkflowLog::HEAD, self.writer, self.fulls);
+        let name = format!("{}-{}-{}", self.name, self.writer, self.fulls);
         let spec = self.spec(self.taken, &[], text(self.head.iter()));
         let mut pause = TRIES.1;
         for _ in 0..TRIES.0 {
@@ -389,13 +417,13 @@ impl Book {
         let mut pause = TRIES.1;
         let mut last = JournalError::Fenced;
         for _ in 0..TRIES.0 {
-            match self.write(WorkflowLog::HEAD, Some(&self.version), &spec).await {
+            match self.write(&self.name, Some(&self.version), &spec).await {
                 Ok(Some(version)) => {
                     self.version = version;
                     return Put::Stored;
                 }
                 Err(e) if code(&e) == 409 => {
-                    return match self.read(WorkflowLog::HEAD).await {
+                    return match self.read(&self.name).await {
                         // It was stored, but not answered.
                         Ok(Some(head)) if Some(head.spec.writer.as_str()) == spec["writer"].as_str() => {
                             self.version = head.metadata.resource_version.unwrap_or_default();
@@ -421,7 +449,7 @@ impl Book {
         self.taken = 0;
         let mut pause = TRIES.1;
         for _ in 0..TRIES.0 {
-            let head = self.read(WorkflowLog::HEAD).await?;
+            let head = self.read(&self.name).await?;
             let version = head.as_ref().and_then(|h| h.metadata.resource_version.clone());
             let was = head.map(|h| h.spec).unwrap_or_default();
             let taken = was.taken.max(least - 1) + 1;
@@ -429,7 +457,7 @@ impl Book {
             self.writes += 1;
             let full: Vec<&str> = was.full.iter().map(String::as_str).collect();
             let spec = self.spec(taken, &full, steps.clone());
-            match self.write(WorkflowLog::HEAD, version.as_deref(), &spec).await {
+            match self.write(&self.name, version.as_deref(), &spec).await {
                 Ok(Some(version)) => {
                     self.reached(Point::Taken, &self.namespace).await;
                     self.version = version;
@@ -463,7 +491,8 @@ impl Book {
         if let Ok(Ok(all)) = timeout(ANSWER, logs.list_metadata(&Default::default())).await {
             let names = all.items.into_iter().filter_map(|l| l.metadata.name);
             // Stored by an engine that came no further: what is in them is in the head.
-            let left = names.filter(|n| n != WorkflowLog::HEAD && !full.contains(n)).collect();
+            let own = format!("{}-", self.name);
+            let left = names.filter(|n| n.starts_with(&own) && !full.contains(n)).collect();
             self.delete(left);
         }
         self.look_for_gone();

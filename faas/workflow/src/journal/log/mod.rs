@@ -12,10 +12,15 @@
 //! same journal; whoever is refused writes the page, under its resourceVersion, as always. So there is one order of a run's
 //! steps: those of its pages, then those of the same writer in the log.
 //!
+//! **Several engines.** Each has logs of its own name, and pages say in which one their steps may be. Who takes a run over from an
+//! engine that is gone raises the number of that one's log, so that it is refused, and reads it; from one that let the run go it
+//! only reads ([`others`]). Nobody writes steps to another's log.
+//!
 //! Limits: [`Sharing::bytes`] of steps in one object, a bounded number of full ones; beyond that steps go to their pages at
 //! once. A namespace that had a log keeps its head.
 
 mod book;
+mod others;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -109,6 +114,8 @@ enum Ask {
     Hold(i64, oneshot::Sender<Result<bool, JournalError>>),
     /// To be held, because writes are to be shared.
     Share(oneshot::Sender<()>),
+    /// To be held under a higher number than before, where it is held: what was on its way to it is stored before, or refused.
+    Renew(oneshot::Sender<()>),
     /// To store a step, while it is held under this number.
     Add(i64, Line, oneshot::Sender<bool>),
     /// All steps of a run so far are on its pages, or it is gone; those of one writer, or all.
@@ -119,12 +126,18 @@ enum Ask {
 
 /// The log of a namespace, as runs see it.
 pub(crate) struct Log {
+    name: Arc<str>,
     asks: mpsc::Sender<Ask>,
     /// The number under which it is held; 0 where it is not.
     held: Arc<AtomicI64>,
 }
 
 impl Log {
+    /// Its name.
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
     /// The number under which it is held here, as far as is known.
     pub(crate) fn held(&self) -> Option<i64> {
         Some(self.held.load(Ordering::Acquire)).filter(|n| *n > 0)
@@ -141,6 +154,13 @@ impl Log {
         let (reply, answer) = oneshot::channel();
         let _ = self.asks.send(Ask::Hold(least, reply)).await;
         answer.await.unwrap_or(Err(JournalError::Fenced))
+    }
+
+    /// Refuses whatever is on its way to it and not stored when this returns.
+    pub(crate) async fn renew(&self) {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.asks.send(Ask::Renew(reply)).await;
+        let _ = answer.await;
     }
 
     /// Takes it where it is not held, if that goes now, so that later steps can be stored together.
