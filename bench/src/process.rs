@@ -171,6 +171,26 @@ impl Skiff {
         Process::start(command.stdout(log.try_clone()?).stderr(log))
     }
 
+    /// Starts an engine of workflows beside it, without doors of its own.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn workflows(&self, binary: &Path) -> anyhow::Result<Process> {
+        let log = std::fs::File::options().create(true).append(true).open(self.data.with_extension("workflows.log"))?;
+        let mut command = Command::new(binary);
+        command.env("NO_COLOR", "1").args([
+            "--log",
+            "warn",
+            "workflows",
+            "--workflows-port",
+            "0",
+            "--secure-port",
+            "0",
+        ]);
+        command.arg("--kubeconfig").arg(self.data.join("kubeconfig/workflows.yaml"));
+        Process::start(command.stdout(log.try_clone()?).stderr(log))
+    }
+
     /// What it has logged so far.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ pub(crate) mod limit;
 pub(crate) mod lists;
 pub(crate) mod mixed;
 pub(crate) mod scale;
+pub(crate) mod waiting;
 pub(crate) mod watch;
 
 use crate::http::Target;
