@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use skiff_workflow::api::{Phase, WorkflowActivity, WorkflowHistory, WorkflowMapRun, WorkflowPayload, WorkflowRun};
 use skiff_workflow::runs::{Answer, Runs as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 mod support;
 
@@ -167,6 +168,136 @@ async fn items_come_from_files_and_results_go_to_files() {
     let input: Value = serde_json::from_str(results[0]["Input"].as_str().unwrap()).unwrap();
     assert_eq!(input["order"]["city"], json!("Kiel"));
     assert_eq!(map_run(&world, &run).await.status.unwrap().executions.results_written, 2);
+}
+
+/// A claim with a volume that is a directory.
+async fn claim(world: &support::World, name: &str, root: &std::path::Path) {
+    let volume = json!({"metadata": {"name": name}, "spec": {"capacity": {"storage": "1Gi"}, "storageClassName": "",
+        "accessModes": ["ReadWriteOnce"], "hostPath": {"path": root}}});
+    let volume: PersistentVolume = serde_json::from_value(volume).unwrap();
+    let all = kube::Api::<PersistentVolume>::all(world.client.clone());
+    all.create(&PostParams::default(), &volume).await.unwrap();
+    let claim = json!({"metadata": {"name": name}, "spec": {"volumeName": name, "storageClassName": "",
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    let claim: PersistentVolumeClaim = serde_json::from_value(claim).unwrap();
+    world.api::<PersistentVolumeClaim>().create(&PostParams::default(), &claim).await.unwrap();
+}
+
+#[tokio::test]
+async fn items_and_results_are_files_of_a_volume() {
+    let world = support::world().await;
+    let _engine = world.engine();
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("volume");
+    std::fs::create_dir_all(root.join("in")).unwrap();
+    std::fs::write(root.join("in/a.jsonl"), "{\"x\": 1}\n{\"x\": 2}\n").unwrap();
+    std::fs::write(root.join("in/b.jsonl"), "{\"x\": 3}\n").unwrap();
+    std::fs::write(dir.path().join("secret.jsonl"), "{\"x\": 9}\n").unwrap();
+    std::os::unix::fs::symlink("../../secret.jsonl", root.join("in/link.jsonl")).unwrap();
+    claim(&world, "data", &root).await;
+    let reader = json!({"Resource": "skiff:pvc", "Parameters": {"Name": "data", "Path.$": "$.path"},
+        "ReaderConfig": {"InputType": "JSONL"}});
+    let read = map("EXPRESS", &task("add"), &json!({"ItemReader": reader}));
+    let failed = async |name: &str, path: &str| {
+        world.start(name, &read, &json!({"path": path})).await;
+        let status = world.over(name).await.status.unwrap();
+        assert_eq!(status.error.as_deref(), Some("States.ItemReaderFailed"), "{path}: {:?}", status.output);
+        status.cause.unwrap()
+    };
+    let cause = failed("denied", "in/a.jsonl").await;
+    assert!(cause.contains("may not get the claim data"), "{cause}");
+    world.allow("volumes", json!({"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["get"]})).await;
+    for (name, path) in [("absent", "in/c.jsonl"), ("out", "../secret.jsonl"), ("link", "in/link.jsonl")] {
+        failed(name, path).await;
+    }
+    world.start("one", &read, &json!({"path": "in/a.jsonl"})).await;
+    let status = world.over("one").await.status.unwrap();
+    assert_eq!(status.output, Some(json!([{"x": 2}, {"x": 3}])), "{:?}", status.cause);
+
+    // A directory is what is in it, and links are not.
+    let mut all = reader.clone();
+    all["ReaderConfig"]["Transformation"] = json!("LOAD_AND_FLATTEN");
+    let writer = json!({"Resource": "skiff:pvc", "Parameters": {"Name": "data", "Path": "results"}});
+    let written = map("STANDARD", &task("add"), &json!({"ItemReader": all, "ResultWriter": writer}));
+    world.start("unwritten", &written, &json!({"path": "in"})).await;
+    let status = world.over("unwritten").await.status.unwrap();
+    assert_eq!(
+        status.error.as_deref(),
+        Some("States.ResultWriterFailed"),
+        "reading is not writing: {:?}",
+        status.output
+    );
+    world
+        .allow("writes", json!({"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["update"]}))
+        .await;
+    world.start("written", &written, &json!({"path": "in"})).await;
+    let status = world.over("written").await.status.unwrap();
+    let details = status.output.unwrap()["ResultWriterDetails"].clone();
+    assert_eq!(details["Bucket"], json!("data"), "{:?}", status.cause);
+    let file = |key: &Value| -> Value {
+        serde_json::from_slice(&std::fs::read(root.join(key.as_str().unwrap())).unwrap()).unwrap()
+    };
+    let manifest = file(&details["Key"]);
+    assert_eq!(manifest["ResultFiles"]["FAILED"], json!([]));
+    let results = file(&manifest["ResultFiles"]["SUCCEEDED"][0]["Key"]);
+    let mut outputs: Vec<&str> = results.as_array().unwrap().iter().map(|r| r["Output"].as_str().unwrap()).collect();
+    outputs.sort_unstable();
+    assert_eq!(outputs, [r#"{"x":2}"#, r#"{"x":3}"#, r#"{"x":4}"#]);
+}
+
+/// Answers each request with what its path names; the URL of its top.
+async fn serve(files: &'static [(&'static str, &'static str)]) -> String {
+    // Where requests leave this machine: its own addresses may not be called by name of the loopback.
+    let asked = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    asked.connect("192.0.2.1:9").unwrap();
+    let socket = tokio::net::TcpListener::bind((asked.local_addr().unwrap().ip(), 0)).await.unwrap();
+    let url = format!("http://{}", socket.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = socket.accept().await {
+            let mut head = vec![];
+            while !head.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = stream.read_u8().await else { break };
+                head.push(byte);
+            }
+            let head = String::from_utf8(head).unwrap();
+            let path = head.split(' ').nth(1).unwrap_or_default();
+            let found = files.iter().find(|(name, _)| *name == path);
+            let (code, text) = found.map_or(("404 Not Found", ""), |(_, text)| ("200 OK", *text));
+            let length = text.len();
+            let answer = format!("HTTP/1.1 {code}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{text}");
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn items_are_what_an_endpoint_answers() {
+    let world = support::world().await;
+    let _engine = world.engine();
+    let url = serve(&[
+        ("/orders.json", r#"{"data": {"orders": [{"x": 1}, {"x": 2}]}}"#),
+        ("/manifest.json", r#"{"fileFormat": "CSV", "fileSchema": "Key, x", "files": [{"key": "part.csv"}]}"#),
+        ("/part.csv", "a,7\nb,8\n"),
+    ])
+    .await;
+    let from = |path: &str, config: Value| {
+        let reader = json!({"Resource": "skiff:http", "Parameters": {"ApiEndpoint": format!("{url}{path}")},
+            "ReaderConfig": config});
+        map("EXPRESS", &task("echo"), &json!({"ItemReader": reader}))
+    };
+    let json = from("/orders.json", json!({"InputType": "JSON", "ItemsPointer": "/data/orders"}));
+    world.start("json", &json, &json!({})).await;
+    let status = world.over("json").await.status.unwrap();
+    assert_eq!(status.output, Some(json!([{"x": 1}, {"x": 2}])), "{:?}", status.cause);
+    // The files of an inventory lie beside it.
+    world.start("manifest", &from("/manifest.json", json!({"InputType": "MANIFEST"})), &json!({})).await;
+    let status = world.over("manifest").await.status.unwrap();
+    assert_eq!(status.output, Some(json!([{"Key": "a", "x": "7"}, {"Key": "b", "x": "8"}])), "{:?}", status.cause);
+    world.start("absent", &from("/none.json", json!({"InputType": "JSON"})), &json!({})).await;
+    let status = world.over("absent").await.status.unwrap();
+    assert_eq!(status.error.as_deref(), Some("States.ItemReaderFailed"));
+    assert!(status.cause.unwrap().contains("404"));
 }
 
 #[tokio::test]
