@@ -373,7 +373,7 @@ impl Caller {
                     return Ok((response, fleet, lease, upgrade, until));
                 }
                 Ok(Err(LinkError::Connect(back, error))) => {
-                    fleet.discard(&live, &format!("it takes no connection: {error}"));
+                    fleet.refused(&live, &error.to_string());
                     if tries >= TRIES {
                         return Err(InvokeError::Broken(format!("no instance takes connections: {error}")));
                     }

@@ -5,6 +5,8 @@
 //! ([`crate::scale`]), asked every two seconds as long as there is anything. An instance is ended only when no request is on
 //! it. A revision that sleeps costs this struct and nothing else.
 
+mod ends;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,8 +34,6 @@ const TRIES: u32 = 3;
 pub(super) const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// First and longest time that a revision whose code cannot start is left alone.
 const REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
-/// Requests in a row without an answer in time, after which an instance that takes several at a time is taken for stuck.
-const STUCK: u32 = 3;
 
 /// Requests that are on an instance, and the instance.
 struct Slot {
@@ -51,6 +51,8 @@ struct Failure {
 #[derive(Default)]
 struct State {
     slots: Vec<Slot>,
+    /// Names of those that took no connection, until it is known why.
+    refusing: Vec<String>,
     waiting: VecDeque<oneshot::Sender<Result<Lease, InvokeError>>>,
     in_flight: u32,
     starting: u32,
@@ -455,52 +457,6 @@ impl Fleet {
     /// Ends an instance that is in no slot any more.
     fn stop(&self, live: &Live) {
         stop(Arc::clone(&self.class), self.namespace.clone(), live.instance.name.clone());
-    }
-
-    /// An instance did not answer in time, or did. One that is stuck is replaced.
-    pub fn answered(self: &Arc<Self>, live: &Arc<Live>, in_time: bool) {
-        let stuck = {
-            let mut unanswered = live.unanswered.lock();
-            *unanswered = if in_time { 0 } else { *unanswered + 1 };
-            *unanswered >= if self.limits.concurrency == 1 { 1 } else { STUCK }
-        };
-        if stuck {
-            self.discard(live, "it does not answer");
-        }
-    }
-
-    /// An instance did not answer in time. Where its code keeps the whole of it busy it answers nobody else either, and is replaced
-    /// at once.
-    pub async fn late(self: &Arc<Self>, live: &Arc<Live>) {
-        self.answered(live, false);
-        if self.ours && !live.responds().await {
-            self.discard(live, "it does not answer");
-        }
-    }
-
-    /// An instance is of no use any more: nobody is sent there, and it is ended.
-    pub fn discard(self: &Arc<Self>, live: &Arc<Live>, why: &str) {
-        if self.lost(&live.instance.name, why) {
-            self.stop(live);
-        }
-    }
-
-    /// An instance is gone. Whether it was known.
-    pub fn lost(self: &Arc<Self>, name: &str, why: &str) -> bool {
-        let found = {
-            let mut s = self.state.lock();
-            let found = s.slots.iter().position(|slot| slot.live.instance.name == name);
-            if let Some(i) = found {
-                s.slots.remove(i);
-                self.grow(&mut s);
-            }
-            found.is_some()
-        };
-        if found {
-            tracing::info!(revision = %self.name, instance = name, why, "an instance is gone");
-            self.context.changed(&self.function);
-        }
-        found
     }
 
     /// Decides anew. Whether there is anything to decide about next time.
