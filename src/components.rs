@@ -1,15 +1,17 @@
 //! Wiring of the components: in one process on the server itself, or each alone with its kubeconfig.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::Args;
 use ipnet::Ipv4Net;
 use skiff_apiserver::Server;
 use skiff_apiserver::auth::User;
 use skiff_apiserver::pki::{Leaf, Pki};
+use skiff_faas::gateway::door::Tls;
 use skiff_metrics::{Part, serve};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +20,36 @@ use crate::cli::{ComponentArgs, DownArgs, KubeletArgs, NodeArgs, UpArgs, node_na
 use crate::cluster::Settings;
 
 pub(crate) type Tasks = JoinSet<anyhow::Result<()>>;
+
+/// Certificates of what a component that runs alone serves to others: functions, workflows, results of jobs.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DoorArgs {
+    /// Certificate of what this serves to others. Without it that is plain HTTP; workflows and results of jobs then are for this
+    /// machine only.
+    #[arg(long, requires_all = ["tls_key", "client_ca"])]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Key of that certificate.
+    #[arg(long)]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// CA of clients' certificates.
+    #[arg(long)]
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+impl DoorArgs {
+    /// What the files have; none where none is named.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub(crate) fn tls(&self) -> anyhow::Result<Option<Tls>> {
+        let (Some(certificate), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.client_ca) else {
+            return Ok(None);
+        };
+        let read =
+            |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        Ok(Some(Tls { certificate: read(certificate)?, key: read(key)?, client_ca: read(ca)? }))
+    }
+}
 
 /// Runs a component; its ending before `stop` ends the process, with its name in the error.
 pub(crate) fn spawn(

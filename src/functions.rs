@@ -24,7 +24,7 @@ use skiff_kubelet::server::{Body, Extension};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
-use crate::components::{Tasks, alone, client, spawn};
+use crate::components::{DoorArgs, Tasks, alone, client, spawn};
 
 /// The identity of what runs functions.
 pub(crate) const USER: &str = "system:skiff-functions";
@@ -112,31 +112,13 @@ pub(crate) struct FaasArgs {
     /// Domain of cluster DNS.
     #[arg(long, default_value = "cluster.local")]
     pub(crate) cluster_domain: String,
-    /// Certificate of the HTTPS gateway. Without it there is only HTTP.
-    #[arg(long, requires_all = ["tls_key", "client_ca"])]
-    pub(crate) tls_cert: Option<PathBuf>,
-    /// Key of that certificate.
-    #[arg(long)]
-    pub(crate) tls_key: Option<PathBuf>,
-    /// CA of clients' certificates.
-    #[arg(long)]
-    pub(crate) client_ca: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) door: DoorArgs,
     /// Socket of an engine that builds images of functions, for a registry that nodes pull from. Without it none are built.
     #[arg(long, requires = "functions_registry")]
     pub(crate) engine: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) functions: FunctionsArgs,
-}
-
-impl FaasArgs {
-    fn tls(&self) -> anyhow::Result<Option<Tls>> {
-        let (Some(certificate), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.client_ca) else {
-            return Ok(None);
-        };
-        let read =
-            |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-        Ok(Some(Tls { certificate: read(certificate)?, key: read(key)?, client_ca: read(ca)? }))
-    }
 }
 
 /// What a node's agent has for the gateway of functions.
@@ -217,7 +199,7 @@ pub(crate) fn start(
 pub(crate) async fn run(args: FaasArgs) -> anyhow::Result<()> {
     let address = args.advertise_address.unwrap_or_else(|| crate::up::advertise(Ipv4Addr::UNSPECIFIED.into()));
     let node = crate::cli::node_name(None)?;
-    let mut config = args.functions.config(address, &node, &args.cluster_domain, args.tls()?);
+    let mut config = args.functions.config(address, &node, &args.cluster_domain, args.door.tls()?);
     config.engine.clone_from(&args.engine);
     let client = match &args.kubeconfig {
         Some(path) => client(path).await?,

@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
 use skiff_apiserver::Server;
@@ -17,7 +16,7 @@ use skiff_metrics::Part;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
-use crate::components::{Tasks, alone, client, show, spawn};
+use crate::components::{DoorArgs, Tasks, alone, client, show, spawn};
 
 /// The identity of what brings jobs to Slurm.
 pub(crate) const USER: &str = "system:skiff-hpc";
@@ -33,15 +32,8 @@ pub(crate) struct HpcArgs {
     /// Directory for results of jobs.
     #[arg(long, default_value = "/var/lib/skiff/hpc")]
     pub(crate) data_dir: PathBuf,
-    /// Certificate of the door for logs and results. Without it they are served as plain HTTP to this machine only.
-    #[arg(long, requires_all = ["tls_key", "client_ca"])]
-    pub(crate) tls_cert: Option<PathBuf>,
-    /// Key of that certificate.
-    #[arg(long)]
-    pub(crate) tls_key: Option<PathBuf>,
-    /// CA of clients' certificates.
-    #[arg(long)]
-    pub(crate) client_ca: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) door: DoorArgs,
     /// Address that others reach this door at: with it, and a certificate for `skiff-hpc.kube-system.svc`, the door has its
     /// Service in the cluster, by which `kubectl gpu` finds it.
     #[arg(long, requires = "tls_cert")]
@@ -59,17 +51,6 @@ pub(crate) struct HpcFlags {
     /// Port for logs and results of jobs on Slurm, open while there is an HpcCluster; 0 turns it off.
     #[arg(long, default_value_t = 8444)]
     pub(crate) hpc_port: u16,
-}
-
-impl HpcArgs {
-    fn tls(&self) -> anyhow::Result<Option<Tls>> {
-        let (Some(certificate), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.client_ca) else {
-            return Ok(None);
-        };
-        let read =
-            |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-        Ok(Some(Tls { certificate: read(certificate)?, key: read(key)?, client_ca: read(ca)? }))
-    }
 }
 
 /// Brings jobs to Slurm in the process of the server.
@@ -106,7 +87,7 @@ pub(crate) fn start(
 pub(crate) async fn run(args: HpcArgs) -> anyhow::Result<()> {
     let mut config = Config { address: args.advertise_address, ..Config::new(args.data_dir.clone()) };
     if args.flags.hpc_port != 0 {
-        let tls = args.tls()?;
+        let tls = args.door.tls()?;
         let host = if tls.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
         config.door = Some((SocketAddr::from((host, args.flags.hpc_port)), tls));
     }

@@ -21,7 +21,7 @@ use skiff_workflow::task::functions::{Functions, Gateway, NoFunctions};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
-use crate::components::{Tasks, alone, client_config, show, spawn};
+use crate::components::{DoorArgs, Tasks, alone, client_config, show, spawn};
 
 /// The identity of what runs workflows.
 pub(crate) const USER: &str = "system:skiff-workflows";
@@ -46,32 +46,14 @@ pub(crate) struct AloneArgs {
     /// Port of the Step Functions API; 0 turns that off.
     #[arg(long, default_value_t = 8083)]
     pub(crate) workflows_port: u16,
-    /// Certificate of the Step Functions API. Without it that is served as plain HTTP to this machine only.
-    #[arg(long, requires_all = ["tls_key", "client_ca"])]
-    pub(crate) tls_cert: Option<PathBuf>,
-    /// Key of that certificate.
-    #[arg(long)]
-    pub(crate) tls_key: Option<PathBuf>,
-    /// CA of clients' certificates.
-    #[arg(long)]
-    pub(crate) client_ca: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) door: DoorArgs,
     /// Where the gateway of functions is, as in https://192.0.2.1:8443. Default: looked up in the cluster.
     #[arg(long)]
     pub(crate) gateway: Option<http::Uri>,
     /// Port for metrics and health, with TLS; 0 for none.
     #[arg(long, default_value_t = 10262)]
     pub(crate) secure_port: u16,
-}
-
-impl AloneArgs {
-    fn tls(&self) -> anyhow::Result<Option<Tls>> {
-        let (Some(certificate), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.client_ca) else {
-            return Ok(None);
-        };
-        let read =
-            |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-        Ok(Some(Tls { certificate: read(certificate)?, key: read(key)?, client_ca: read(ca)? }))
-    }
 }
 
 /// `skiff workflows`.
@@ -85,7 +67,7 @@ pub(crate) async fn run(args: AloneArgs) -> anyhow::Result<()> {
     let functions = Arc::new(Elsewhere::new(session, args.gateway.clone()));
     let mut config = Config { functions, endpoint: None, members: Members::Several(Pace::default()) };
     if args.workflows_port != 0 {
-        let tls = args.tls()?;
+        let tls = args.door.tls()?;
         let host = if tls.is_some() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
         config.endpoint = Some((SocketAddr::from((host, args.workflows_port)), tls));
     }
