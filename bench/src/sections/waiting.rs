@@ -2,9 +2,11 @@
 //!
 //! The engine is a process of its own (`skiff workflows`), so that its memory is not the server's, which has the objects.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::Context;
@@ -12,6 +14,7 @@ use crate::http::{Target, Version};
 use crate::load::{Request, Until, closed};
 use crate::process::Skiff;
 use crate::report::{Report, mib};
+use crate::sections::watch::Lines;
 
 const API: &str = "/apis/skiff.dev/v1/namespaces/default";
 /// Until when runs wait, from the moment they are started.
@@ -29,6 +32,47 @@ async fn count(target: &Target, phase: &str) -> anyhow::Result<u64> {
     let list = target.h1().await?.call("GET", &format!("{API}/workflowruns"), b"").await?.success()?;
     let phase = format!("\"phase\":\"{phase}\"");
     Ok(memchr::memmem::find_iter(&list, phase.as_bytes()).count() as u64)
+}
+
+/// Waits until so many runs have ended: how long after `begun` the first was seen to, and the last; and the latest time at which
+/// one ended by its own status, which is when it left its Wait.
+async fn ends(mut events: Lines, runs: u64, begun: Instant) -> anyhow::Result<(Duration, Duration, jiff::Timestamp)> {
+    let mut ended = HashSet::new();
+    let (mut first, mut latest) = (None, jiff::Timestamp::MIN);
+    while (ended.len() as u64) < runs {
+        for line in events.next().await?.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+            let event: Event = serde_json::from_slice(line)?;
+            let Some(status) = event.object.status.filter(|s| s.phase == "SUCCEEDED") else { continue };
+            latest = latest.max(status.stop_time.context("a run ended at no time")?);
+            ended.insert(event.object.metadata.name);
+            first.get_or_insert(begun.elapsed());
+        }
+    }
+    Ok((first.unwrap_or_default(), begun.elapsed(), latest))
+}
+
+/// What is read of an event of a watch.
+#[derive(Deserialize)]
+struct Event {
+    object: Object,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    metadata: Metadata,
+    status: Option<Status>,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    name: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    phase: String,
+    stop_time: Option<jiff::Timestamp>,
 }
 
 pub(crate) async fn run(cx: &Context, report: &mut Report) -> anyhow::Result<()> {
@@ -75,30 +119,30 @@ pub(crate) async fn run(cx: &Context, report: &mut Report) -> anyhow::Result<()>
     let left = due.duration_since(jiff::Timestamp::now());
     let Ok(left) = Duration::try_from(left) else { bail!("the runs were due before the engine ended") };
     tokio::time::sleep(left).await;
-    let begun = Instant::now();
+    let collection = format!("{API}/workflowruns");
+    let since = super::watch::revision_of(&target, &collection).await?;
+    let events = Lines::open(&target, Version::H1, &format!("{collection}?watch=1&resourceVersion={since}")).await?;
+    let before_it = skiff.process.usage()?;
+    let (begun, clock) = (Instant::now(), jiff::Timestamp::now());
     let engine = skiff.workflows(&cx.skiff)?;
-    let (mut first, mut last) = (None, runs);
-    while last > 0 {
-        ensure!(begun.elapsed() < PATIENCE, "{last} runs did not go on");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        last = runs.saturating_sub(count(&target, "SUCCEEDED").await?);
-        if last < runs {
-            first.get_or_insert(begun.elapsed());
-        }
-    }
-    let ended = begun.elapsed();
+    let ends = tokio::time::timeout(PATIENCE, ends(events, runs, begun)).await;
+    let (first, ended, resumed) = ends.context("not all runs went on")??;
+    let writes = super::watch::revision_of(&target, &collection).await? - since;
+    let resumed = resumed.duration_since(clock).as_secs_f64();
+    let (server, used) = (skiff.process.usage()?.cpu - before_it.cpu, engine.usage()?.cpu);
     report.row(
         format!("{runs} runs of workflows that wait, the engine a process of its own"),
         "100 MiB, no CPU, resumed within 5 s of a restart",
         format!(
             "{:.0} MiB resident, {:.0} of it data ({:.0} and {:.0} without runs); {:.2} % of a core; a new engine, all of them due: \
-             the first ended {:.1} s after its start, the last {:.1} s",
+             the first ended {:.1} s after its start, the last left its Wait after {resumed:.1} s and ended after {:.1} s; {used:.1} s of \
+             CPU in the engine, {server:.1} s in the server, {writes} writes",
             mib(after.rss),
             mib(after.anon),
             mib(alone.rss),
             mib(alone.anon),
             (after.cpu - before.cpu) / LOOK.as_secs_f64() * 100.0,
-            first.unwrap_or_default().as_secs_f64(),
+            first.as_secs_f64(),
             ended.as_secs_f64(),
         ),
         format!(

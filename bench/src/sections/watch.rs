@@ -149,7 +149,15 @@ async fn pass(
 }
 
 async fn revision(target: &Target) -> anyhow::Result<u64> {
-    let list = target.h1().await?.call("GET", "/api/v1/namespaces/default/configmaps?limit=1", b"").await?.success()?;
+    revision_of(target, "/api/v1/namespaces/default/configmaps").await
+}
+
+/// The version of a collection.
+///
+/// # Errors
+/// When the server does not answer.
+pub(super) async fn revision_of(target: &Target, collection: &str) -> anyhow::Result<u64> {
+    let list = target.h1().await?.call("GET", &format!("{collection}?limit=1"), b"").await?.success()?;
     let v: serde_json::Value = serde_json::from_slice(&list)?;
     Ok(v["metadata"]["resourceVersion"].as_str().context("no version")?.parse()?)
 }
@@ -177,7 +185,7 @@ fn quantiles(before: &[(f64, u64)], after: &[(f64, u64)]) -> String {
 }
 
 /// A watch as a stream of lines.
-struct Lines {
+pub(super) struct Lines {
     source: Source,
     rest: BytesMut,
 }
@@ -188,7 +196,11 @@ enum Source {
 }
 
 impl Lines {
-    async fn open(target: &Target, version: Version, path: &str) -> anyhow::Result<Self> {
+    /// Opens a watch.
+    ///
+    /// # Errors
+    /// When the server does not answer with a stream.
+    pub(super) async fn open(target: &Target, version: Version, path: &str) -> anyhow::Result<Self> {
         let source = match version {
             Version::H1 => {
                 let mut c = target.h1().await?;
@@ -201,7 +213,10 @@ impl Lines {
     }
 
     /// Some whole lines, at least one.
-    async fn next(&mut self) -> anyhow::Result<Bytes> {
+    ///
+    /// # Errors
+    /// When the server ends the stream.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Bytes> {
         loop {
             let chunk = match &mut self.source {
                 Source::H1(c) => c.chunk().await?,

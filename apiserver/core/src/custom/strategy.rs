@@ -13,7 +13,7 @@ use super::schema::{Node, Schema};
 use super::validate;
 use crate::codec::{Faults, TypeError};
 use crate::invalid::{ErrorType, Errors, FieldError, ROOT};
-use crate::kinds::{Published, ScalePaths, Strategy, Traits, carry};
+use crate::kinds::{Published, ScalePaths, Strategy, Traits};
 use crate::meta;
 use crate::names;
 use crate::resources::Resource;
@@ -154,6 +154,17 @@ pub(super) fn intern(mut names: Vec<String>) -> &'static [&'static str] {
     list
 }
 
+/// Makes members of `new` what they are in `old`, but for those that it may change. Most are that already.
+fn restore(new: &mut Value, old: &Value, free: impl Fn(&str) -> bool) {
+    let (Value::Object(n), Value::Object(o)) = (new, old) else { return };
+    n.retain(|key, _| free(key) || o.contains_key(key));
+    for (key, was) in o.iter().filter(|(key, _)| !free(key)) {
+        if n.get(key) != Some(was) {
+            n.insert(key.clone(), was.clone());
+        }
+    }
+}
+
 impl Strategy for Custom {
     fn traits(&self) -> &Traits {
         &self.traits
@@ -212,15 +223,14 @@ impl Strategy for Custom {
 
     /// Nothing but status (and who owns it) is taken from the request, labels and annotations neither.
     fn prepare_status(&self, new: &mut Value, old: &Value) {
-        let mut out = old.clone();
-        carry(&mut out, new, "status");
-        let managed = new["metadata"].get("managedFields").cloned();
-        let m = meta::meta_mut(&mut out);
-        match managed {
-            Some(v) => drop(m.insert("managedFields".into(), v)),
-            None => drop(m.remove("managedFields")),
+        let managed = meta::meta_mut(new).remove("managedFields");
+        restore(new, old, |key| key == "status" || key == "metadata");
+        if let (Some(n), Some(o)) = (new.get_mut("metadata"), old.get("metadata")) {
+            restore(n, o, |key| key == "managedFields");
         }
-        *new = out;
+        if let Some(managed) = managed {
+            meta::meta_mut(new).insert("managedFields".into(), managed);
+        }
     }
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {

@@ -160,6 +160,21 @@ fn without_managed_fields(object: &Value) -> Value {
     Value::Object(out)
 }
 
+/// Whether two objects differ in nothing but their `managedFields`.
+fn same_but_owners(a: &Value, b: &Value) -> bool {
+    let (Value::Object(a), Value::Object(b)) = (a, b) else { return same(a, b) };
+    a.len() == b.len()
+        && a.iter().all(|(key, a)| match (a, b.get(key)) {
+            (Value::Object(a), Some(Value::Object(b))) if key == "metadata" => {
+                let rest = |m: &Map<String, Value>| m.len() - usize::from(m.contains_key("managedFields"));
+                let mut kept = a.iter().filter(|(key, _)| *key != "managedFields");
+                rest(a) == rest(b) && kept.all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
+            }
+            (a, Some(b)) => same(a, b),
+            (_, None) => false,
+        })
+}
+
 /// Whether a list of entries asks for none to be kept.
 fn is_reset(entries: &[Value]) -> bool {
     match entries {
@@ -174,14 +189,13 @@ fn is_reset(entries: &[Value]) -> bool {
 /// it. `new` must still carry the `managedFields` of the request as they were: `[]` and `[{}]` drop all owners, and
 /// normalising drops `[]`.
 pub fn update(kind: &Kind<'_>, live: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
-    let before = live.and_then(managed_fields).cloned();
-    let given = managed_fields(new).cloned();
-    let mut managed = match &given {
+    let before = live.and_then(managed_fields);
+    let mut managed = match managed_fields(new) {
         // Subresources do not touch the entries.
-        _ if !writer.subresource.is_empty() => Managed::decode(before.as_ref()),
+        _ if !writer.subresource.is_empty() => Managed::decode(before),
         Some(Value::Array(entries)) if is_reset(entries) => Managed::default(),
-        given => match Managed::decode(given.as_ref()) {
-            given if given.is_empty() => Managed::decode(before.as_ref()),
+        given => match Managed::decode(given) {
+            given if given.is_empty() => Managed::decode(before),
             given => given,
         },
     };
@@ -190,13 +204,15 @@ pub fn update(kind: &Kind<'_>, live: Option<&Value>, new: &mut Value, writer: &W
     if live.is_some() && managed.is_empty() {
         return;
     }
-    let old = live.map_or_else(|| blank(kind.shape), without_managed_fields);
-    record_update(kind, &old, new, &mut managed, writer);
+    // The entries of the live object are found missing, and belong to nobody.
+    let empty = live.is_none().then(|| blank(kind.shape));
+    let Some(old) = live.or(empty.as_ref()) else { return };
+    record_update(kind, old, new, &mut managed, writer);
     managed.cap();
     let fields = managed.encode();
     // Times alone are no change.
-    let unchanged = live.is_some() && same(&old, new) && Managed::same_owners(before.as_ref(), fields.as_ref());
-    set_managed_fields(new, if unchanged { before } else { fields });
+    let unchanged = live.is_some() && same_but_owners(old, new) && Managed::same_owners(before, fields.as_ref());
+    set_managed_fields(new, if unchanged { before.cloned() } else { fields });
 }
 
 /// Ownership after a write of an object that does not fit the structure of its kind, as those of custom kinds may: it is not

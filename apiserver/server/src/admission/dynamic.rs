@@ -149,7 +149,7 @@ fn shown(kind: &Kind, call: &Call, object: &Value) -> Result<Value, Status> {
 }
 
 /// Mutating policies, then mutating webhooks; what wants to be asked again once the object changed is asked once more,
-/// after the built-in plugins.
+/// after the built-in plugins. Answers whether there was anybody to be asked: then the object may be another.
 ///
 /// # Errors
 /// A refusal or a failure.
@@ -161,10 +161,10 @@ pub(super) async fn mutate(
     object: &mut Value,
     old: Option<&Value>,
     dry_run: bool,
-) -> Result<(), Status> {
-    let Some(set) = asked(server, kind, call, operation) else { return Ok(()) };
+) -> Result<bool, Status> {
+    let Some(set) = asked(server, kind, call, operation) else { return Ok(false) };
     if set.mutating.is_empty() && set.mutators.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let before = shown(kind, call, object)?;
     let old_shown = old.map(|o| shown(kind, call, o)).transpose()?;
@@ -214,7 +214,7 @@ pub(super) async fn mutate(
     } else {
         *object = now;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Validating policies, then validating webhooks. A deletion has no new object, and mutating webhooks may still refuse it.

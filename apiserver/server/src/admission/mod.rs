@@ -225,7 +225,7 @@ pub async fn connect(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call) -> 
     review(server, kind, call, Operation::Connect, &mut options, false).await
 }
 
-/// Runs the mutating plugins, then what is configured.
+/// Runs the mutating plugins, then what is configured. Answers whether that may have changed the object.
 ///
 /// # Errors
 /// What a plugin refuses.
@@ -237,12 +237,14 @@ pub async fn mutate(
     obj: &mut Value,
     old: Option<&Value>,
     dry_run: bool,
-) -> Result<(), Status> {
+) -> Result<bool, Status> {
     let warnings = built_in(server, kind, call, operation, obj, old).await?;
     call.warnings.extend(warnings);
-    dynamic::mutate(server, kind, call, operation, obj, old, dry_run).await?;
+    let asked = dynamic::mutate(server, kind, call, operation, obj, old, dry_run).await?;
     // Before the kind's own rules see it.
-    crate::auth::escalation::check(&Review { server, kind, call, operation, old }, obj)
+    crate::auth::escalation::check(&Review { server, kind, call, operation, old }, obj)?;
+    // The plugins that are built in know no custom kind.
+    Ok(asked || !kind.strategy.traits().untyped)
 }
 
 /// The mutating plugins; answers warnings.

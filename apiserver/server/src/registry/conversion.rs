@@ -4,6 +4,7 @@
 //! before anything looks at it, a list in one call; what is written is brought to the stored version. Of the metadata a
 //! webhook may change labels and annotations only: the rest is put back.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -210,15 +211,16 @@ impl Kind {
         }
     }
 
-    /// Like [`Kind::to_storage`], where a webhook may have to be asked.
+    /// Like [`Kind::to_storage`], where a webhook may have to be asked; borrowed where this version is the stored one.
     ///
     /// # Errors
     /// 500 in upstream's words when the conversion fails.
-    pub async fn stored_form(&self, server: &Inner, value: Value) -> Result<Value, Status> {
+    pub async fn stored_form<'v>(&self, server: &Inner, value: &'v Value) -> Result<Cow<'v, Value>, Status> {
         let Some((group, version)) = self.resource.storage.as_ref().filter(|_| self.conversion.is_some()) else {
-            return Ok(self.to_storage(value));
+            let same = self.is_storage_version();
+            return Ok(if same { Cow::Borrowed(value) } else { Cow::Owned(self.to_storage(value.clone())) });
         };
-        self.converted(server, &group_version(group, version), value).await
+        Ok(Cow::Owned(self.converted(server, &group_version(group, version), value.clone()).await?))
     }
 
     /// An object of this version as another version of the same resource has it.

@@ -19,7 +19,7 @@ use crate::server::Inner;
 use crate::verbs::create::settle_namespace;
 use crate::verbs::options::{FieldValidation, write_options};
 use crate::verbs::update::{RACE_TRIES, check_version};
-use crate::verbs::write::{self, Attempt, Part};
+use crate::verbs::write::{self, Attempt, Old, Part};
 use crate::verbs::{Answer, Call, patch};
 
 /// The Scale view of a workload.
@@ -159,9 +159,8 @@ pub async fn handle(
             new = ownership::apply(kind, call, Some(&old), &config, &options).map_err(|s| of_view(kind, s))?;
             owner = Owner::Apply;
         }
-        let attempt =
-            write::update(server, kind, call, &found, new, Part::Main, owner, &options, locked && given.is_some())
-                .await?;
+        let (old, locked) = (Old { object: &found, value: old }, locked && given.is_some());
+        let attempt = write::update(server, kind, call, old, new, Part::Main, owner, &options, locked).await?;
         let Attempt::Done(done) = attempt else { continue };
         if let Answer::Object { object, .. } = Kind::present_answer(server, done).await? {
             let v = match object {

@@ -14,7 +14,7 @@ use crate::request::Verb;
 use crate::server::Inner;
 use crate::verbs::options::{WriteOptions, write_options};
 use crate::verbs::update::{RACE_TRIES, check_identity, check_version};
-use crate::verbs::write::{self, Attempt, Part};
+use crate::verbs::write::{self, Attempt, Old, Part};
 use crate::verbs::{Answer, Call, get, patch};
 
 /// Reads the body of a subresource along its own schema.
@@ -126,8 +126,8 @@ pub async fn handle(
         let locked = !matches!(asked.as_str(), "" | "0") && check_version(kind, &new, &name, found.revision)?;
         kind.strategy.prepare_subresource(&sub.name, &mut new, &old);
         let locked = locked && given.is_some();
-        let attempt =
-            write::update(server, kind, call, &found, new, Part::Other, Owner::Update, &options, locked).await?;
+        let old = Old { object: &found, value: old };
+        let attempt = write::update(server, kind, call, old, new, Part::Other, Owner::Update, &options, locked).await?;
         if let Attempt::Done(answer) = attempt {
             return Ok(answer);
         }

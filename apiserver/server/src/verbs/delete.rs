@@ -94,7 +94,7 @@ async fn delete_one(
         let (op, outcome) = match step {
             Step::Nothing => return Ok(Outcome::Pending(old)),
             Step::Mark(new) => {
-                let stored = kind.stored_form(server, (*new).clone()).await?;
+                let stored = kind.stored_form(server, &new).await?;
                 (Op::Put(object::encode(&stored)), Outcome::Pending(*new))
             }
             Step::Remove => (Op::Delete, Outcome::Gone(removed(kind, &old))),

@@ -11,7 +11,7 @@ use skiff_core::status::Status;
 
 use super::options::{FieldValidation, WriteOptions, write_options_after};
 use super::update::{RACE_TRIES, check_identity, check_version};
-use super::write::{self, Attempt, Part};
+use super::write::{self, Attempt, Old, Part};
 use super::{Answer, Call};
 use crate::decode::{self, Expected};
 use crate::ownership::{self, Owner};
@@ -137,7 +137,8 @@ pub async fn patch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call, part:
             check_version(kind, &new, &name, old_object.revision)?;
         }
         kind.strategy.default(&mut new);
-        let attempt = write::update(server, kind, call, &old_object, new, part, owner, &options, false).await?;
+        let old = Old { object: &old_object, value: old };
+        let attempt = write::update(server, kind, call, old, new, part, owner, &options, false).await?;
         if let Attempt::Done(answer) = attempt {
             return Ok(answer);
         }

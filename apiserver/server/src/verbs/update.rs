@@ -10,7 +10,7 @@ use skiff_core::status::Status;
 
 use super::create::settle_namespace;
 use super::options::{WriteOptions, write_options};
-use super::write::{self, Attempt, Part};
+use super::write::{self, Attempt, Old, Part};
 use super::{Answer, Call};
 use crate::decode::{self, Expected};
 use crate::ownership::Owner;
@@ -86,8 +86,11 @@ pub async fn replace(
             return Err(Status::conflict(kind.group(), kind.plural(), &name, why));
         }
         let locked = check_version(kind, &obj, &name, old.revision)?;
-        let attempt =
-            write::update(server, kind, call, &old, obj.clone(), part, Owner::Update, options, locked).await?;
+        let value = kind.load_from(server, &old).await?;
+        // A race is final where the client named a version.
+        let new = if locked { std::mem::take(&mut obj) } else { obj.clone() };
+        let old = Old { object: &old, value };
+        let attempt = write::update(server, kind, call, old, new, part, Owner::Update, options, locked).await?;
         if let Attempt::Done(answer) = attempt {
             return Ok(answer);
         }

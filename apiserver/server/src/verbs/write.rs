@@ -67,8 +67,10 @@ pub async fn create(
         meta::meta_mut(&mut obj).insert("name".into(), name.into());
     }
     stamp_new(&mut obj);
-    admission::mutate(server, kind, call, Operation::Create, &mut obj, None, options.dry_run).await?;
-    renormalise(kind, &mut obj)?;
+    let changed = admission::mutate(server, kind, call, Operation::Create, &mut obj, None, options.dry_run).await?;
+    if changed {
+        renormalise(kind, &mut obj)?;
+    }
     kind.strategy.early_warnings(&obj, &mut call.warnings);
     kind.strategy.prepare_create(&mut obj);
     retype(kind, &mut obj)?;
@@ -120,7 +122,7 @@ pub async fn create(
         return Err(undo_on_error(why, undo));
     }
     for attempt in 0.. {
-        let stored = match kind.stored_form(server, obj.clone()).await {
+        let stored = match kind.stored_form(server, &obj).await {
             Ok(v) => v,
             Err(e) => return Err(undo_on_error(e, undo)),
         };
@@ -273,6 +275,14 @@ pub enum Attempt {
     Raced,
 }
 
+/// An object as it is stored.
+pub struct Old<'a> {
+    /// Its bytes.
+    pub object: &'a Arc<Object>,
+    /// What they say, of the request's version ([`Kind::load_from`]).
+    pub value: Value,
+}
+
 /// One attempt to replace `old` by `new`.
 ///
 /// The caller has checked identity and the client's resourceVersion; `locked` says that it was given, so a race is final.
@@ -284,7 +294,7 @@ pub async fn update(
     server: &Arc<Inner>,
     kind: &Arc<Kind>,
     call: &mut Call,
-    old_object: &Arc<Object>,
+    old: Old<'_>,
     mut new: Value,
     part: Part,
     owner: Owner,
@@ -292,15 +302,20 @@ pub async fn update(
     locked: bool,
 ) -> Result<Attempt, Status> {
     let objects = Arc::clone(kind.stored()?);
-    let old = kind.load_from(server, old_object).await?;
+    let Old { object: old_object, value: old } = old;
     carry_identity(&mut new, &old);
     dedup_owners(&mut new, &mut call.warnings);
     if owner == Owner::Update {
         ownership::track(kind, call, &mut new, Some(&old), &options.manager);
     }
     kind.hooks.patch_allocated(&mut new, &old);
-    admission::mutate(server, kind, call, Operation::Update, &mut new, Some(&old), options.dry_run).await?;
-    renormalise(kind, &mut new)?;
+    let changed =
+        admission::mutate(server, kind, call, Operation::Update, &mut new, Some(&old), options.dry_run).await?;
+    if changed {
+        renormalise(kind, &mut new)?;
+    } else {
+        drop_creation_zero(&mut new);
+    }
     match part {
         Part::Main => kind.strategy.prepare_update(&mut new, &old),
         Part::Status => kind.strategy.prepare_status(&mut new, &old),
@@ -366,7 +381,7 @@ pub async fn update(
             }
         };
     }
-    let stored = match kind.stored_form(server, new.clone()).await {
+    let stored = match kind.stored_form(server, &new).await {
         Ok(v) => v,
         Err(e) => {
             give_back(undo);
@@ -413,8 +428,8 @@ fn gone(obj: &Value, kind: &Kind) -> bool {
 
 /// What a client may leave out of an update and means "as it is".
 fn carry_identity(new: &mut Value, old: &Value) {
-    let o = meta::meta(old).cloned().unwrap_or_default();
     let n = meta::meta_mut(new);
+    let Some(o) = meta::meta(old) else { return };
     if let Some(t) = o.get("creationTimestamp") {
         n.insert("creationTimestamp".into(), t.clone());
     }

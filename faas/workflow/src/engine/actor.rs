@@ -9,16 +9,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::ahead::Known;
 use super::hear::{Note, answer};
 use super::map::{self, Map};
 use super::status::Written;
 use super::work::Work;
-use super::{Engine, Key, Point};
+use super::{Engine, Key, Point, Rest};
 use crate::journal::record::now;
 use crate::journal::{How, Journal, JournalError};
 use crate::machine::{Command, Dispatch, Event, Input, Machine, Spread, Step, What, below};
@@ -38,7 +38,7 @@ enum End {
     /// The run is over, or gone.
     Over,
     /// It waits for long.
-    Parked(Option<Timestamp>),
+    Parked(Rest),
     /// Another engine has it from now on.
     Left,
 }
@@ -104,8 +104,8 @@ pub(super) async fn drive(
                 }
                 continue;
             }
-            Ok(End::Parked(wake)) => {
-                if engine.parked(&key, &uid, wake, &mut notes) {
+            Ok(End::Parked(rest)) => {
+                if engine.parked(&key, &uid, rest, &mut notes) {
                     return;
                 }
                 pause = PAUSE.0;
@@ -245,7 +245,13 @@ impl Actor {
                             // Where many runs go on, its turn may not have come yet.
                             self.tell().await?;
                         }
-                        return Ok(End::Parked(wake));
+                        // What its object says of this engine is to be read again.
+                        let known = self.journal.as_ref().filter(|_| !self.stays).map(|journal| Known {
+                            pages: journal.pages(),
+                            generation: self.generation,
+                            driven: true,
+                        });
+                        return Ok(End::Parked(Rest { wake, known }));
                     }
                     idle = Instant::now() + IDLE;
                 }
@@ -506,7 +512,7 @@ impl Actor {
         let status = self.status().await?;
         let written = self.engine.write_status(&self.owner, &status).await;
         if let Some(run) = written.map_err(|e| JournalError::Api(Box::new(e)))? {
-            self.engine.announce(&run);
+            self.engine.announce(&status, &run);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use kube::{Api, Client, ResourceExt as _};
 use skiff_asl::ExecutionError;
 use tokio::sync::oneshot;
 
+use super::ahead::Known;
 use super::begin::is_admitted;
 use super::share::PIN;
 use super::{Engine, Key, Place};
@@ -62,18 +63,14 @@ impl Engine {
                     fresh.extend(self.seen(&run));
                 }
                 Ok(Event::InitDone) => {
-                    for key in std::mem::take(&mut fresh) {
-                        self.take_up(&key);
-                    }
+                    self.take_up(std::mem::take(&mut fresh));
                     let Some(listed) = listed.take() else { continue };
                     let gone: Vec<Key> =
                         self.state.lock().places.keys().filter(|k| !listed.contains(*k)).cloned().collect();
                     gone.iter().for_each(|k| self.forget(k));
                 }
                 Ok(Event::Apply(run)) => {
-                    if let Some(key) = self.seen(&run) {
-                        self.take_up(&key);
-                    }
+                    self.take_up(self.seen(&run).into_iter().collect());
                 }
                 Ok(Event::Delete(run)) => self.forget(&key_of(&run)),
                 Err(e) => tracing::debug!(error = &e as &dyn std::error::Error, "the watch of runs begins anew"),
@@ -118,7 +115,10 @@ impl Engine {
                 taken: false,
                 pin: None,
                 admitted: false,
+                known: None,
+                page: None,
             });
+            place.known = Known::told(place.known, run);
             // Who takes it up reads all of this anew.
             let mut notes = vec![];
             if place.taken && stopped && !place.stopped {
@@ -225,9 +225,7 @@ impl Engine {
         let runs = Api::<WorkflowRun>::namespaced(self.client.clone(), &namespace);
         let nobody = match runs.get_opt(&key.1).await {
             Ok(Some(run)) => {
-                if let Some(key) = self.seen(&run) {
-                    self.take_up(&key);
-                }
+                self.take_up(self.seen(&run).into_iter().collect());
                 !self.tell(&key, Note::Signal(name.clone(), Box::new(signal.spec)))
                     && run.status.is_some_and(|s| s.phase.is_over())
             }

@@ -11,6 +11,7 @@
 
 mod activities;
 mod actor;
+mod ahead;
 mod asks;
 pub(crate) mod begin;
 mod doors;
@@ -86,6 +87,8 @@ pub struct Engine {
     definitions: Mutex<HashMap<String, Weak<Definition>>>,
     loads: Semaphore,
     commits: Semaphore,
+    /// For pages that are read ahead.
+    room: Arc<Semaphore>,
     logs: Logs,
     /// Steps that are being stored.
     storing: AtomicUsize,
@@ -131,6 +134,10 @@ struct Place {
     pin: Option<Box<str>>,
     /// Whether its object says if there is room for it.
     admitted: bool,
+    /// What need not be read of its object.
+    known: Option<ahead::Known>,
+    /// Its open page, where that was read ahead.
+    page: Option<Box<ahead::Ahead>>,
 }
 
 /// A run's actor.
@@ -160,6 +167,7 @@ impl Engine {
             definitions: Mutex::default(),
             loads: Semaphore::new(LOADS),
             commits: Semaphore::new(COMMITS),
+            room: Arc::new(Semaphore::new(ahead::ROOM)),
             logs,
             storing: AtomicUsize::new(0),
             actors: AtomicUsize::new(0),
@@ -265,9 +273,7 @@ impl Engine {
                 }
                 (due, state.timers.first().map(|(at, _)| *at))
             };
-            for key in due {
-                self.tell(&key, Note::Wake);
-            }
+            self.tell_all(due);
             match next {
                 Some(at) => {
                     tokio::select! {
@@ -305,12 +311,18 @@ impl Engine {
         true
     }
 
-    /// Begins with a run that is this engine's from now on.
-    fn take_up(&self, key: &Key) {
-        if let Some(place) = self.state.lock().places.get_mut(key) {
-            place.taken = true;
+    /// Begins with runs that are this engine's from now on.
+    fn take_up(&self, mut keys: Vec<Key>) {
+        {
+            let mut state = self.state.lock();
+            // That a run is its own an engine may hear twice at the same time: of the run, and of the other engines.
+            let begins = |key: &Key| {
+                let place = state.places.get_mut(key);
+                place.is_some_and(|place| !std::mem::replace(&mut place.taken, true))
+            };
+            keys.retain(begins);
         }
-        self.tell(key, Note::Wake);
+        self.tell_all(keys);
     }
 
     /// Time between two writes of the status of a run that goes on.
@@ -382,8 +394,11 @@ impl Engine {
     /// An actor is done with a run that is over or gone. False when something came for it meanwhile, as a redrive.
     fn ended(&self, key: &Key, uid: &str, notes: &mut mpsc::UnboundedReceiver<Note>) -> bool {
         let mut state = self.state.lock();
-        if !notes.is_empty() {
-            while notes.try_recv().is_ok() {}
+        let mut more = false;
+        while let Ok(note) = notes.try_recv() {
+            more |= !matches!(note, Note::Wake | Note::Show(_));
+        }
+        if more {
             return false;
         }
         if state.places.get(key).is_some_and(|p| p.uid == uid) {
@@ -395,15 +410,18 @@ impl Engine {
     }
 
     /// An actor is done with a run that waits. False when something came for it meanwhile.
-    fn parked(&self, key: &Key, uid: &str, wake: Option<Timestamp>, notes: &mut mpsc::UnboundedReceiver<Note>) -> bool {
+    fn parked(&self, key: &Key, uid: &str, rest: Rest, notes: &mut mpsc::UnboundedReceiver<Note>) -> bool {
         let mut state = self.state.lock();
         if !notes.is_empty() {
             return false;
         }
         let Some(place) = state.places.get_mut(key).filter(|p| p.uid == uid) else { return true };
         place.live = None;
-        place.wake = wake;
-        if let Some(at) = wake {
+        place.wake = rest.wake;
+        if !place.stopped && place.redrive == 0 {
+            place.known = rest.known;
+        }
+        if let Some(at) = rest.wake {
             state.timers.insert((at, key.clone()));
             drop(state);
             self.changed.notify_one();
@@ -417,7 +435,7 @@ impl Engine {
     fn left(&self, key: &Key, uid: &str) {
         let pin = match self.state.lock().places.get_mut(key).filter(|p| p.uid == uid) {
             Some(place) => {
-                (place.live, place.wake, place.taken) = (None, None, false);
+                (place.live, place.wake, place.taken, place.known) = (None, None, false, None);
                 // That it stays here is over, whether that was heard already or not.
                 place.pin = place.pin.take().filter(|p| !self.is_me(Some(p)));
                 place.pin.clone()
@@ -426,9 +444,17 @@ impl Engine {
         };
         // Who has which runs may have changed again meanwhile.
         if self.drives(key, pin.as_deref()) {
-            self.take_up(key);
+            self.take_up(vec![key.clone()]);
         }
     }
+}
+
+/// How an actor leaves a run that waits.
+struct Rest {
+    /// When it goes on.
+    wake: Option<Timestamp>,
+    /// What need not be read of its object then; none where it has not begun.
+    known: Option<ahead::Known>,
 }
 
 /// A step that is being stored.

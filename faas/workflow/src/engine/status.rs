@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::Resource as _;
+use kube::api::{Patch, PatchParams, Request};
 use serde_json::{Value, json};
 use skiff_asl::ExecutionError;
 use skiff_controllers::runtime::events::Level;
@@ -159,13 +159,9 @@ impl Engine {
         })
     }
 
-    /// Writes a status. The last one of a run is tried for a while.
-    pub(super) async fn write_status(
-        &self,
-        owner: &Owner,
-        status: &RunStatus,
-    ) -> Result<Option<WorkflowRun>, kube::Error> {
-        let runs = Api::<WorkflowRun>::namespaced(self.client.clone(), &owner.namespace);
+    /// Writes a status. The last one of a run is tried for a while. Answers the object as JSON text; None where it is gone.
+    pub(super) async fn write_status(&self, owner: &Owner, status: &RunStatus) -> Result<Option<String>, kube::Error> {
+        let runs = Request::new(WorkflowRun::url_path(&(), Some(&owner.namespace)));
         let mut patch = patch(status);
         // A run of the same name that was made meanwhile is not meant.
         if let Some(whole) = patch.as_object_mut() {
@@ -173,7 +169,9 @@ impl Engine {
         }
         let mut pause = Duration::from_millis(50);
         for tried in 1.. {
-            match runs.patch_status(&owner.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            let request = runs.patch_subresource("status", &owner.name, &PatchParams::default(), &Patch::Merge(&patch));
+            // The answer is as long as the object, and most of them are not looked at.
+            match self.client.request_text(request.map_err(kube::Error::BuildRequest)?).await {
                 Ok(run) => return Ok(Some(run)),
                 Err(e) if not_found(&e) || matches!(code(&e), 409 | 422) => return Ok(None),
                 Err(e) if tried >= TRIES || !status.phase.is_over() => return Err(e),
@@ -210,9 +208,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Says how a run ended to who looks at its events.
-    pub(super) fn announce(&self, run: &WorkflowRun) {
-        let Some(status) = &run.status else { return };
+    /// Says how a run ended to who looks at its events; `run` is what [`Engine::write_status`] answered.
+    pub(super) fn announce(&self, status: &RunStatus, run: &str) {
         let text =
             [status.error.as_deref(), status.cause.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(": ");
         let text: String = text.chars().take(CAUSE).collect();
@@ -222,7 +219,9 @@ impl Engine {
             Phase::Aborted => (Level::Normal, "Aborted"),
             _ => (Level::Warning, "Failed"),
         };
-        self.recorder.note(run, level, reason, text);
+        if let Ok(run) = serde_json::from_str::<WorkflowRun>(run) {
+            self.recorder.note(&run, level, reason, text);
+        }
     }
 }
 

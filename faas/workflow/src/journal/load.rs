@@ -121,14 +121,29 @@ async fn text(
 impl Pages {
     /// Reads what is needed of a run's pages. `hint` is a page that is there, or 0. None when there is no page.
     pub(crate) async fn read(client: &Client, owner: &Owner, hint: i64) -> Result<Option<Self>, JournalError> {
+        Self::read_from(client, owner, hint, None).await
+    }
+
+    /// The same, where a page may be known that was the last a moment ago.
+    pub(crate) async fn read_from(
+        client: &Client,
+        owner: &Owner,
+        hint: i64,
+        last: Option<WorkflowHistory>,
+    ) -> Result<Option<Self>, JournalError> {
         let api = Api::<WorkflowHistory>::namespaced(client.clone(), &owner.namespace);
         let get = async |number: i64| -> Result<Option<WorkflowHistory>, JournalError> {
             let name = WorkflowHistory::name_of(&owner.name, number);
             let found = api.get_opt(&name).await.map_err(|e| JournalError::Api(Box::new(e)))?;
             Ok(found.filter(|p| p.spec.run_uid == owner.uid))
         };
-        let mut number = hint.max(1);
-        let mut pages = match get(number).await? {
+        let last = last.filter(|p| p.spec.run_uid == owner.uid);
+        let mut number = last.as_ref().map_or(hint.max(1), |p| p.spec.number);
+        let first = match last {
+            Some(page) => Some(page),
+            None => get(number).await?,
+        };
+        let mut pages = match first {
             Some(page) => vec![page],
             None if number == 1 => return Ok(None),
             None => {

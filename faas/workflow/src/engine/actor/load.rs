@@ -11,7 +11,7 @@ use crate::api::{Kind, WorkflowRun};
 use crate::engine::begin::{self, Refusal};
 use crate::engine::hear::Note;
 use crate::engine::share::PIN;
-use crate::engine::{Engine, Key, Point};
+use crate::engine::{Engine, Key, Point, Rest};
 use crate::journal::load::Pages;
 use crate::journal::{Journal, JournalError};
 use crate::machine::{Command, Machine, Spread, What};
@@ -28,21 +28,22 @@ pub(super) async fn attempt(
     let api = |e| JournalError::Api(Box::new(e));
     let permit = engine.loads.acquire().await;
     let runs = Api::<WorkflowRun>::namespaced(engine.client.clone(), &key.0);
-    let Some(run) = runs.get_opt(&key.1).await.map_err(api)? else { return Ok(End::Over) };
-    let owner = Owner::of(&run);
-    if owner.uid != uid {
-        return Ok(End::Over);
-    }
-    let pin = run.annotations().get(PIN).map(String::as_str);
-    if !engine.drives(key, pin) {
-        // The watch may not have told yet that it stays with another.
-        engine.stays_with(key, pin);
-        return Ok(End::Left);
-    }
-    let status = run.status.as_ref();
-    let pages = status.map_or(0, |s| s.history_pages);
+    let (mut run, pages, last, mut generation) = if let Some((known, page)) = engine.known(key, uid) {
+        (None, known.pages, page, known.generation)
+    } else {
+        let Some(read) = object(&runs, key, uid).await? else { return Ok(End::Over) };
+        let pin = read.annotations().get(PIN).map(String::as_str);
+        if !engine.drives(key, pin) {
+            // The watch may not have told yet that it stays with another.
+            engine.stays_with(key, pin);
+            return Ok(End::Left);
+        }
+        let (pages, generation) = (read.status.as_ref().map_or(0, |s| s.history_pages), read.metadata.generation);
+        (Some(read), pages, None, generation)
+    };
+    let owner = Owner { kind: "WorkflowRun", namespace: key.0.clone(), name: key.1.clone(), uid: uid.to_owned() };
     let mut first = vec![];
-    let mut found = Pages::read(&engine.client, &owner, pages).await?;
+    let mut found = Pages::read_from(&engine.client, &owner, pages, last).await?;
     let log = engine.logs.of(&key.0);
     let mut lines = vec![];
     if let Some((name, held)) = found.as_ref().and_then(Pages::log) {
@@ -67,22 +68,32 @@ pub(super) async fn attempt(
             let (machine, mut journal) = pages.rebuild(fresh, &restore, lines).await?;
             journal.shares(log);
             journal.catch_up(&machine, &engine.commits).await?;
-            engine.in_line(&run);
+            if let Some(run) = &run {
+                engine.in_line(run);
+            }
             Actor::new(Arc::clone(engine), owner, machine, Some(journal), pinned, me.clone())
         }
         None => {
+            let run = match &run {
+                Some(run) => run,
+                None => {
+                    let Some(read) = object(&runs, key, uid).await? else { return Ok(End::Over) };
+                    generation = read.metadata.generation;
+                    run.insert(read)
+                }
+            };
             if let Some(stop) = &run.spec.stop {
                 let name = stop.error.clone().unwrap_or_default();
                 let error = ExecutionError { error: name, cause: stop.cause.clone().unwrap_or_default() };
-                engine.refuse(&run, &owner, &error).await.map_err(api)?;
+                engine.refuse(run, &owner, &error).await.map_err(api)?;
                 return Ok(End::Over);
             }
-            let begun = match engine.begin(&run, &owner).await {
+            let begun = match engine.begin(run, &owner).await {
                 Ok(begun) => begun,
-                Err(Refusal::Waits) => return Ok(End::Parked(None)),
+                Err(Refusal::Waits) => return Ok(End::Parked(Rest { wake: None, known: None })),
                 Err(Refusal::Later(why)) => return Err(JournalError::Damaged { page: 0, why }),
                 Err(Refusal::Fails(error)) => {
-                    engine.refuse(&run, &owner, &error).await.map_err(api)?;
+                    engine.refuse(run, &owner, &error).await.map_err(api)?;
                     return Ok(End::Over);
                 }
             };
@@ -104,16 +115,19 @@ pub(super) async fn attempt(
         }
     };
     drop(permit);
-    actor.generation = run.metadata.generation;
-    actor.stays = pin.is_some() && engine.is_me(pin);
-    actor.leaving = actor.stays && !engine.drives(key, None);
-    if let Some(stop) = &run.spec.stop {
-        first.push(What::Stop { error: stop.error.clone(), cause: stop.cause.clone() });
+    if let Some(run) = &run {
+        let pin = run.annotations().get(PIN).map(String::as_str);
+        actor.stays = pin.is_some() && engine.is_me(pin);
+        actor.leaving = actor.stays && !engine.drives(key, None);
+        if let Some(stop) = &run.spec.stop {
+            first.push(What::Stop { error: stop.error.clone(), cause: stop.cause.clone() });
+        }
+        actor.asked = run.spec.redrive.unwrap_or(0);
+        if let Some(count) = run.spec.redrive.filter(|c| *c > actor.machine.redrives().0) {
+            first.push(What::Redrive { count });
+        }
     }
-    actor.asked = run.spec.redrive.unwrap_or(0);
-    if let Some(count) = run.spec.redrive.filter(|c| *c > actor.machine.redrives().0) {
-        first.push(What::Redrive { count });
-    }
+    actor.generation = generation;
     let outstanding = actor.machine.outstanding();
     actor.commands.extend(outstanding);
     if actor.machine.over().is_some() {
@@ -129,4 +143,10 @@ pub(super) async fn attempt(
         actor.take(what);
     }
     actor.work(notes).await
+}
+
+/// The object of a run. None where it is gone, or another of its name is there.
+async fn object(runs: &Api<WorkflowRun>, (_, name): &Key, uid: &str) -> Result<Option<WorkflowRun>, JournalError> {
+    let found = runs.get_opt(name).await.map_err(|e| JournalError::Api(Box::new(e)))?;
+    Ok(found.filter(|run| run.metadata.uid.as_deref() == Some(uid)))
 }

@@ -316,7 +316,7 @@ impl Engine {
         let super::State { places, timers, .. } = &mut *state;
         timers.clear();
         for place in places.values_mut() {
-            (place.taken, place.wake) = (false, None);
+            (place.taken, place.wake, place.known) = (false, None, None);
             if let Some(live) = place.live.take() {
                 live.quit.cancel();
             }
@@ -346,7 +346,7 @@ impl Engine {
                         }
                     }
                     None => {
-                        place.taken = false;
+                        (place.taken, place.known) = (false, None);
                         if let Some(at) = place.wake.take() {
                             timers.remove(&(at, key.clone()));
                         }
@@ -377,7 +377,7 @@ impl Engine {
                     live.quit.cancel();
                     namespaces.insert(key.0);
                 }
-                place.taken = false;
+                (place.taken, place.known) = (false, None);
             }
         }
         for namespace in namespaces {
@@ -388,14 +388,13 @@ impl Engine {
 
     /// Begins with what is this engine's now.
     fn take_over(&self) {
-        let keys: Vec<Key> = {
+        let mut keys: Vec<Key> = {
             let state = self.state.lock();
             let mine = state.places.iter().filter(|(key, p)| !p.taken && self.drives(key, p.pin.as_deref()));
             mine.map(|(key, _)| key.clone()).collect()
         };
-        for key in keys {
-            self.take_up(&key);
-        }
+        keys.sort_unstable();
+        self.take_up(keys);
     }
 
     /// Writes on a run's object that this engine works on it, or that it does not any more.
