@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds a release and measures it: what docs/SPECIFICATION.md promises, beside etcd and the disk in the same run.
 #   hack/bench.sh                        everything that needs no engine
-#   hack/bench.sh creates gets           only these sections (idle up creates gets mixed watch lists select pods custom apply functions kills services
-#                                        waiting nodes scheduler rollout engine ingress vxlan)
+#   hack/bench.sh creates gets           only these sections (idle up creates gets mixed watch lists select pods custom apply functions kills runs
+#                                        services waiting nodes scheduler rollout engine ingress vxlan)
 #   BENCH_SECONDS=5 BENCH_SCALE=10 hack/bench.sh mixed     shorter, with a tenth of the objects
 #   BENCH_DIR=/mnt/disk hack/bench.sh    on another disk
 #   BENCH_HTTP2=1 hack/bench.sh mixed    HTTP/2 where a section does not measure both
-# `up`, `apply`, `functions` and `kills` start a whole cluster and need root and an engine; `services` needs root and nft, `vxlan` root and ip,
+# `up`, `apply`, `functions`, `kills` and `runs` start a whole cluster and need root and an engine; `services` needs root and nft, `vxlan` root and ip,
 # `ingress` nginx and wrk. `nodes`, `scheduler` and `rollout` need no engine: containers are only pretended. All data is in a
 # directory that is deleted at the end, also of a failed run. A run is bounded in time.
 set -euo pipefail
@@ -18,7 +18,7 @@ services=0 engine=0 ingress=0 vxlan=0
 for s in "$@"; do
   case $s in
     idle | creates | gets | mixed | watch | lists | select | pods | custom | waiting | nodes | scheduler | rollout) ;;
-    up | apply) ensure_engine; "$root/hack/images.sh" ;;
+    up | apply | runs) ensure_engine; "$root/hack/images.sh" ;;
     functions | kills) ensure_engine; need python3 python3; "$root/hack/images.sh" all ;;
     services) services=1; continue ;;
     engine) engine=1; continue ;;
@@ -39,7 +39,7 @@ children=()
 cleanup() {
   [ ${#children[@]} = 0 ] || kill "${children[@]}" 2>/dev/null || true
   # A whole cluster leaves containers and links behind, which only `down` takes away.
-  for d in up apply functions kills; do
+  for d in up apply functions kills runs; do
     [ ! -d "$dir/$d" ] || "$CARGO_TARGET_DIR/$profile/skiff" down --purge --data-dir "$dir/$d" --kubeconfig "$dir/kubeconfig" >/dev/null 2>&1 || true
   done
   rm -rf "$dir"

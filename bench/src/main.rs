@@ -47,6 +47,8 @@ enum Section {
     Pods,
     /// From apply to Running; needs an engine.
     Apply,
+    /// Short runs of workflows over HTTP; needs an engine.
+    Runs,
     /// Many runs of workflows that wait, and an engine that is started again.
     Waiting,
     /// Many nodes with pods on them, idle.
@@ -133,6 +135,7 @@ async fn main() -> anyhow::Result<()> {
             Section::Functions => sections::functions::run(&cx, &mut report).await,
             Section::Kills => sections::kills::run(&cx, &mut report).await,
             Section::Apply => sections::apply::run(&cx, &mut report).await,
+            Section::Runs => sections::runs::run(&cx, &mut report).await,
             Section::Waiting => sections::waiting::run(&cx, &mut report).await,
             Section::Nodes => sections::scale::nodes(&cx, &mut report).await,
             Section::Scheduler => sections::scale::scheduler(&cx, &mut report).await,

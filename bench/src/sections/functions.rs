@@ -57,16 +57,25 @@ impl Bench {
 
     /// Waits until the controller has seen all of them.
     async fn asleep(&self) -> anyhow::Result<()> {
+        self.all_are(&["Hibernated", "Running"]).await
+    }
+
+    /// Waits until none has instances: what is measured next is not beside the end of what was measured before.
+    async fn quiet(&self) -> anyhow::Result<()> {
+        self.all_are(&["Hibernated"]).await
+    }
+
+    async fn all_are(&self, states: &[&str]) -> anyhow::Result<()> {
         let (mut client, begun) = (self.api.h1().await?, Instant::now());
         loop {
             let all: Value = serde_json::from_slice(&client.call("GET", API, b"").await?.success()?)?;
             let items = all["items"].as_array().context("no list")?;
-            let known = |f: &Value| matches!(f["status"]["state"].as_str(), Some("Hibernated" | "Running"));
-            if items.iter().all(known) {
+            let is = |f: &Value| f["status"]["state"].as_str().is_some_and(|state| states.contains(&state));
+            if items.iter().all(is) {
                 return Ok(());
             }
-            ensure!(begun.elapsed() < PATIENCE, "the functions are not known in time");
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            ensure!(begun.elapsed() < PATIENCE, "not all functions are {states:?} in time");
+            tokio::time::sleep(Duration::from_millis(250)).await;
         }
     }
 
@@ -166,6 +175,7 @@ async fn cold(cx: &Context, bench: &Bench, report: &mut Report) -> anyhow::Resul
     let pods = cx.scaled(FIRST_PODS);
     bench.make(names("c", pods + 1), json!({"isolation": "container"})).await?;
     bench.one_by_one(names("c", 1)).await?;
+    bench.quiet().await?;
     let mut times = bench.one_by_one(names("c", pods + 1).skip(1)).await?;
     let mut peer = Times::default();
     for _ in 0..5 {
@@ -187,6 +197,7 @@ async fn cold(cx: &Context, bench: &Bench, report: &mut Report) -> anyhow::Resul
 /// Calls of what runs already.
 async fn warm(cx: &Context, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     const RATE: f64 = 1000.0;
+    bench.quiet().await?;
     bench.make(["warm".to_owned()].into_iter(), json!({"isolation": "process", "scale": {"min": 1, "max": 1}})).await?;
     Bench::call(bench.gateway.clone(), "warm".to_owned()).await?;
     let direct = bench.newest().await?;

@@ -10,6 +10,7 @@ pub(crate) mod kills;
 pub(crate) mod limit;
 pub(crate) mod lists;
 pub(crate) mod mixed;
+pub(crate) mod runs;
 pub(crate) mod scale;
 pub(crate) mod waiting;
 pub(crate) mod watch;

@@ -16,7 +16,7 @@ use crate::process::Skiff;
 use crate::report::{Report, mib};
 use crate::sections::watch::Lines;
 
-const API: &str = "/apis/skiff.dev/v1/namespaces/default";
+pub(super) const API: &str = "/apis/skiff.dev/v1/namespaces/default";
 /// Until when runs wait, from the moment they are started.
 const WAIT: Duration = Duration::from_secs(90);
 /// After the last start, until everything that follows from it is written.
@@ -53,25 +53,25 @@ async fn ends(mut events: Lines, runs: u64, begun: Instant) -> anyhow::Result<(D
 
 /// What is read of an event of a watch.
 #[derive(Deserialize)]
-struct Event {
-    object: Object,
+pub(super) struct Event {
+    pub(super) object: Object,
 }
 
 #[derive(Deserialize)]
-struct Object {
-    metadata: Metadata,
-    status: Option<Status>,
+pub(super) struct Object {
+    pub(super) metadata: Metadata,
+    pub(super) status: Option<Status>,
 }
 
 #[derive(Deserialize)]
-struct Metadata {
-    name: String,
+pub(super) struct Metadata {
+    pub(super) name: String,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Status {
-    phase: String,
+pub(super) struct Status {
+    pub(super) phase: String,
     stop_time: Option<jiff::Timestamp>,
 }
 

@@ -1,4 +1,5 @@
-//! Many runs at once: what is known of their objects is not read again, and their open pages are read together.
+//! What need not be read, because a watch or a list told it: the object of a run that was made just now, what is known of one that
+//! goes on, and, where many go on at once, their open pages.
 //!
 //! After a start of the engine all runs that go on are taken up, and those that wait for the same moment wake together. One by
 //! one each would cost two requests before its next step; so their pages come from lists, and each run begins as its page comes.
@@ -6,8 +7,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use kube::Api;
 use kube::api::ListParams;
+use kube::{Api, ResourceExt as _};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::hear::Note;
@@ -20,7 +21,7 @@ const MANY: usize = 128;
 const SHARE: usize = 4;
 /// Pages in one answer of a list.
 const LIST: u32 = 250;
-/// Pages that are in memory before their runs have them.
+/// Pages and objects that are in memory before their runs have them.
 pub(super) const ROOM: usize = 512;
 
 /// What is known of the object of a run that goes on: neither stopped nor redriven, it need not be read for the run's next step.
@@ -53,23 +54,52 @@ impl Known {
     }
 }
 
-/// The open page of a run that is about to be taken up.
-pub(super) struct Ahead {
-    page: WorkflowHistory,
+/// Something of a run that is about to be taken up: its open page, or its object.
+pub(super) struct Ahead<T> {
+    what: T,
     /// Given back when the run has it.
     _room: OwnedSemaphorePermit,
 }
 
+/// What was told of a run that begins or wakes.
+pub(super) enum Told {
+    /// Nothing that is new enough: its object is to be read.
+    Nothing,
+    /// Its object. Nobody has begun with it.
+    New(Box<WorkflowRun>),
+    /// That it goes on, and perhaps its last page.
+    Begun(Known, Option<Box<WorkflowHistory>>),
+}
+
 impl Engine {
-    /// What is known of a run that begins or wakes, and its page where that was read ahead. None: its object is to be read.
-    pub(super) fn known(&self, key: &Key, uid: &str) -> Option<(Known, Option<WorkflowHistory>)> {
+    /// What was told of a run that begins or wakes. It is told once.
+    pub(super) fn told(&self, key: &Key, uid: &str) -> Told {
         let others = self.share.view().is_some_and(|v| v.has_others());
         let mut state = self.state.lock();
-        let place = state.places.get_mut(key).filter(|p| p.uid == uid)?;
-        let page = place.page.take().map(|ahead| ahead.page);
+        let Some(place) = state.places.get_mut(key).filter(|p| p.uid == uid) else { return Told::Nothing };
+        let (object, page) = (place.object.take(), place.page.take());
         // Another may have written that it keeps the run, and the watch not have told yet.
-        let known = place.known.filter(|k| place.pin.is_none() && (k.driven || !others))?;
-        Some((known, page))
+        match (place.known.filter(|k| place.pin.is_none() && (k.driven || !others)), object) {
+            (Some(known), _) => Told::Begun(known, page.map(|ahead| Box::new(ahead.what))),
+            (None, Some(object)) if !others => Told::New(object.what),
+            _ => Told::Nothing,
+        }
+    }
+
+    /// Begins with a run that was made or changed just now.
+    pub(super) fn take_up_seen(&self, run: WorkflowRun) {
+        let Some(key) = self.seen(&run) else { return };
+        // In no list yet: no engine was there that could have begun with it.
+        let is_new = run.status.is_none() && run.annotations().is_empty();
+        if is_new && let Ok(room) = Arc::clone(&self.room).try_acquire_owned() {
+            let uid = run.metadata.uid.clone();
+            if let Some(place) =
+                self.state.lock().places.get_mut(&key).filter(|p| Some(&p.uid) == uid.as_ref() && !p.taken)
+            {
+                place.object = Some(Box::new(Ahead { what: Box::new(run), _room: room }));
+            }
+        }
+        self.take_up(vec![key]);
     }
 
     /// Begins with runs, or wakes them, in their order where they are few.
@@ -128,7 +158,7 @@ impl Engine {
                 let Ok(room) = Arc::clone(&self.room).acquire_owned().await else { return Ok(()) };
                 let key = (namespace.to_owned(), page.spec.run.clone());
                 if let Some(place) = self.state.lock().places.get_mut(&key).filter(|p| p.waits_for(&page)) {
-                    place.page = Some(Box::new(Ahead { page, _room: room }));
+                    place.page = Some(Box::new(Ahead { what: page, _room: room }));
                 }
                 self.tell(&key, Note::Wake);
                 told.insert(key);

@@ -69,9 +69,7 @@ impl Engine {
                         self.state.lock().places.keys().filter(|k| !listed.contains(*k)).cloned().collect();
                     gone.iter().for_each(|k| self.forget(k));
                 }
-                Ok(Event::Apply(run)) => {
-                    self.take_up(self.seen(&run).into_iter().collect());
-                }
+                Ok(Event::Apply(run)) => self.take_up_seen(run),
                 Ok(Event::Delete(run)) => self.forget(&key_of(&run)),
                 Err(e) => tracing::debug!(error = &e as &dyn std::error::Error, "the watch of runs begins anew"),
             }
@@ -79,7 +77,7 @@ impl Engine {
     }
 
     /// A run as it is now. Its key where this engine is to begin with it.
-    fn seen(&self, run: &WorkflowRun) -> Option<Key> {
+    pub(super) fn seen(&self, run: &WorkflowRun) -> Option<Key> {
         let key = key_of(run);
         let status = run.status.as_ref();
         let redrive = run.spec.redrive.unwrap_or(0);
@@ -117,6 +115,7 @@ impl Engine {
                 admitted: false,
                 known: None,
                 page: None,
+                object: None,
             });
             place.known = Known::told(place.known, run);
             // Who takes it up reads all of this anew.

@@ -137,7 +137,9 @@ struct Place {
     /// What need not be read of its object.
     known: Option<ahead::Known>,
     /// Its open page, where that was read ahead.
-    page: Option<Box<ahead::Ahead>>,
+    page: Option<Box<ahead::Ahead<crate::api::WorkflowHistory>>>,
+    /// Its object, where it was made just now.
+    object: Option<Box<ahead::Ahead<Box<WorkflowRun>>>>,
 }
 
 /// A run's actor.

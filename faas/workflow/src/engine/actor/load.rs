@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{Actor, End};
 use crate::api::{Kind, WorkflowRun};
+use crate::engine::ahead::Told;
 use crate::engine::begin::{self, Refusal};
 use crate::engine::hear::Note;
 use crate::engine::share::PIN;
@@ -28,10 +29,13 @@ pub(super) async fn attempt(
     let api = |e| JournalError::Api(Box::new(e));
     let permit = engine.loads.acquire().await;
     let runs = Api::<WorkflowRun>::namespaced(engine.client.clone(), &key.0);
-    let (mut run, pages, last, mut generation) = if let Some((known, page)) = engine.known(key, uid) {
-        (None, known.pages, page, known.generation)
+    let told = engine.told(key, uid);
+    let is_new = matches!(told, Told::New(_));
+    let (mut run, pages, last, mut generation) = if let Told::Begun(known, page) = told {
+        (None, known.pages, page.map(|p| *p), known.generation)
     } else {
-        let Some(read) = object(&runs, key, uid).await? else { return Ok(End::Over) };
+        let read = if let Told::New(run) = told { Some(*run) } else { object(&runs, key, uid).await? };
+        let Some(read) = read else { return Ok(End::Over) };
         let pin = read.annotations().get(PIN).map(String::as_str);
         if !engine.drives(key, pin) {
             // The watch may not have told yet that it stays with another.
@@ -43,7 +47,8 @@ pub(super) async fn attempt(
     };
     let owner = Owner { kind: "WorkflowRun", namespace: key.0.clone(), name: key.1.clone(), uid: uid.to_owned() };
     let mut first = vec![];
-    let mut found = Pages::read_from(&engine.client, &owner, pages, last).await?;
+    // Who believes wrongly that nobody has begun with it cannot make its first page.
+    let mut found = if is_new { None } else { Pages::read_from(&engine.client, &owner, pages, last).await? };
     let log = engine.logs.of(&key.0);
     let mut lines = vec![];
     if let Some((name, held)) = found.as_ref().and_then(Pages::log) {
