@@ -442,6 +442,14 @@ async fn faults_are_told_exactly() {
     }
     let said = cluster.call("/function/default/private", &[("authorization", "Bearer nonsense")], vec![]).await;
     assert_eq!((said.status.as_u16(), code(&said).as_str()), (401, "Unauthorized"));
+    // A body makes it a POST, none a GET.
+    for (path, body, allow) in
+        [("/events/default", "", "POST"), ("/result/default/1", "x", "GET, HEAD"), ("/logs/default/limits", "x", "GET")]
+    {
+        let said = cluster.call(path, &[], body.into()).await;
+        assert_eq!((said.status.as_u16(), code(&said).as_str()), (405, "MethodNotAllowed"), "{path}: {}", said.text);
+        assert_eq!(said.headers.get("allow").map(http::HeaderValue::as_bytes), Some(allow.as_bytes()), "{path}");
+    }
     // What hung is ended: it takes one request at a time, and nobody knows what it does.
     let deadline = Instant::now() + Duration::from_secs(10);
     while cluster.class.stopped.load(Ordering::SeqCst) == 0 {

@@ -21,7 +21,7 @@ impl Gateway {
         namespace: &str,
     ) -> Result<Response<Body>, InvokeError> {
         if *request.method() != Method::POST {
-            return Err(InvokeError::Method(request.method().clone()));
+            return Err(InvokeError::Method { method: request.method().clone(), allow: "POST" });
         }
         let user = self.auth.user(request.headers(), client.certificate.as_deref()).await?;
         self.auth.permitted(user, namespace, "").await?;

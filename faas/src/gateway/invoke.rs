@@ -77,9 +77,14 @@ pub enum InvokeError {
         /// Name that was asked for.
         name: String,
     },
-    /// The function does not take this method.
-    #[error("the method {0} is not allowed")]
-    Method(Method),
+    /// What is called does not take this method.
+    #[error("the method {method} is not allowed here, only {allow}")]
+    Method {
+        /// The method.
+        method: Method,
+        /// Those that it takes, with commas (RFC 9110, section 10.2.1).
+        allow: &'static str,
+    },
     /// The body is longer than the function takes.
     #[error("the body is longer than {limit} bytes")]
     TooLarge {
@@ -132,7 +137,7 @@ impl InvokeError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::NotFound { .. } => StatusCode::NOT_FOUND,
-            Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -149,7 +154,7 @@ impl InvokeError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::NotFound { .. } => "FunctionNotFound",
-            Self::Method(_) => "MethodNotAllowed",
+            Self::Method { .. } => "MethodNotAllowed",
             Self::TooLarge { .. } => "BodyTooLarge",
             Self::Overloaded { .. } => "TooManyRequests",
             Self::BadRequest(_) => "BadRequest",
@@ -171,7 +176,7 @@ impl InvokeError {
                 true
             }
             Self::NotFound { .. }
-            | Self::Method(_)
+            | Self::Method { .. }
             | Self::TooLarge { .. }
             | Self::BadRequest(_)
             | Self::Unauthorized(_)

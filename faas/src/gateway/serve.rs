@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, LOCATION, RETRY_AFTER};
+use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HOST, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -107,6 +107,9 @@ fn refusal(error: &InvokeError, id: &str) -> Response<Body> {
     r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(after) = error.retry_after() {
         r.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+    }
+    if let InvokeError::Method { allow, .. } = error {
+        r.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
     }
     if matches!(error, InvokeError::Unauthorized(_)) {
         r.headers_mut().insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -282,7 +285,7 @@ impl Gateway {
     /// The name of a call cannot be guessed: who has it may ask.
     async fn result(&self, method: &Method, namespace: &str, id: &str) -> Result<Response<Body>, InvokeError> {
         if !matches!(*method, Method::GET | Method::HEAD) {
-            return Err(InvokeError::Method(method.clone()));
+            return Err(InvokeError::Method { method: method.clone(), allow: "GET, HEAD" });
         }
         let found = self.sink()?.result(namespace, id).await?;
         let unknown = || InvokeError::NotFound { namespace: namespace.to_owned(), name: format!("result {id}") };
@@ -298,7 +301,7 @@ impl Gateway {
         name: &str,
     ) -> Result<Response<Body>, InvokeError> {
         if *request.method() != Method::GET {
-            return Err(InvokeError::Method(request.method().clone()));
+            return Err(InvokeError::Method { method: request.method().clone(), allow: "GET" });
         }
         let user = self.auth.user(request.headers(), client.certificate.as_deref()).await?;
         self.auth.may_read_logs(user, namespace, name).await?;
