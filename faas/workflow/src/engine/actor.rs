@@ -7,6 +7,7 @@ mod load;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -26,8 +27,8 @@ use crate::payload::Owner;
 use crate::runs::{ActivityTask, Pinned};
 use crate::token::Token;
 
-/// A run to which nothing happens for so long leaves memory.
-const IDLE: Duration = Duration::from_secs(2);
+/// A run to which nothing happens for so long leaves memory, and so many may stay for that.
+const IDLE: (Duration, usize) = (Duration::from_secs(2), 256);
 /// Bytes of inputs and events that are stored together.
 const BATCH: usize = 12 * 1024;
 /// Pauses between tries of what does not go now.
@@ -179,7 +180,7 @@ impl Actor {
 
     /// Until the run is over, or waits for long.
     async fn work(&mut self, notes: &mut mpsc::UnboundedReceiver<Note>) -> Result<End, JournalError> {
-        let mut idle = Instant::now() + IDLE;
+        let mut idle = Instant::now() + self.patience();
         loop {
             // Everything that is there, in one step.
             while self.bytes < BATCH && self.machine.over().is_none() {
@@ -190,7 +191,7 @@ impl Actor {
                         break;
                     }
                 } else if let Ok(note) = notes.try_recv() {
-                    idle = Instant::now() + IDLE;
+                    idle = Instant::now() + self.patience();
                     self.heard(note).await?;
                 } else {
                     break;
@@ -232,14 +233,14 @@ impl Actor {
             tokio::select! {
                 note = notes.recv() => {
                     let Some(note) = note else { return Ok(End::Over) };
-                    idle = Instant::now() + IDLE;
+                    idle = Instant::now() + self.patience();
                     self.heard(note).await?;
                 }
                 () = tokio::time::sleep_until(timer.unwrap_or(far)), if timer.is_some() => {}
                 () = tokio::time::sleep_until(behind.unwrap_or(far)), if behind.is_some() => self.catch_up().await?,
                 () = tokio::time::sleep_until(status.unwrap_or(far)), if status.is_some() => self.tell().await?,
                 () = tokio::time::sleep_until(park.unwrap_or(far)), if park.is_some() => {
-                    if wake.is_none_or(|at| crate::task::until(at) > IDLE) {
+                    if wake.is_none_or(|at| crate::task::until(at) > IDLE.0) {
                         self.catch_up().await?;
                         if status.is_some() {
                             // Where many runs go on, its turn may not have come yet.
@@ -253,10 +254,16 @@ impl Actor {
                         });
                         return Ok(End::Parked(Rest { wake, known }));
                     }
-                    idle = Instant::now() + IDLE;
+                    idle = Instant::now() + self.patience();
                 }
             }
         }
+    }
+
+    /// How long this stays in memory when nothing happens to it: where many do, not as long.
+    fn patience(&self) -> Duration {
+        let actors = self.engine.actors.load(Ordering::Relaxed);
+        if actors <= IDLE.1 { IDLE.0 } else { IDLE.0.mul_f64(IDLE.1 as f64 / actors as f64) }
     }
 
     async fn heard(&mut self, note: Note) -> Result<(), JournalError> {
