@@ -2,6 +2,7 @@
 import urllib.request
 import urllib.error
 import json
+import time
 
 from common import ROLE, URL, client, machine, refused
 
@@ -54,10 +55,18 @@ refused("ActivityDoesNotExist", c.get_activity_task, activityArn=arn.replace("st
 refused("InvalidEncryptionConfiguration", c.create_state_machine, name="k", definition=definition, roleArn=ROLE,
         encryptionConfiguration={"type": "CUSTOMER_MANAGED_KMS_KEY", "kmsKeyId": "k"})
 
-# Started with a used name: the same answer, or refused.
-one = c.start_execution(stateMachineArn=arn, name="Run_1", input='{"a": 1}')
-assert one["executionArn"] == arn.replace("stateMachine", "execution") + ":Run_1", one
-assert c.start_execution(stateMachineArn=arn, name="Run_1", input='{"a":1}')["executionArn"] == one["executionArn"]
-refused("ExecutionAlreadyExists", c.start_execution, stateMachineArn=arn, name="Run_1", input='{"a": 2}')
+# Started with a used name: while that execution runs the same answer for the same input; refused otherwise.
+waits = c.create_state_machine(name="waits", roleArn=ROLE, definition=machine(("W", {"Type": "Wait", "Seconds": 3600})))
+waits = waits["stateMachineArn"]
+one = c.start_execution(stateMachineArn=waits, name="Run_1", input='{"a": 1}')
+assert one["executionArn"] == waits.replace("stateMachine", "execution") + ":Run_1", one
+assert c.start_execution(stateMachineArn=waits, name="Run_1", input='{"a":1}')["executionArn"] == one["executionArn"]
+refused("ExecutionAlreadyExists", c.start_execution, stateMachineArn=waits, name="Run_1", input='{"a": 2}')
 seen = c.describe_execution(executionArn=one["executionArn"])
-assert (seen["name"], seen["stateMachineArn"], json.loads(seen["input"])) == ("Run_1", arn, {"a": 1}), seen
+assert (seen["name"], seen["stateMachineArn"], json.loads(seen["input"])) == ("Run_1", waits, {"a": 1}), seen
+c.stop_execution(executionArn=one["executionArn"])
+deadline = time.monotonic() + 30
+while c.describe_execution(executionArn=one["executionArn"])["status"] == "RUNNING":
+    assert time.monotonic() < deadline, "it was not stopped"
+    time.sleep(0.05)
+refused("ExecutionAlreadyExists", c.start_execution, stateMachineArn=waits, name="Run_1", input='{"a": 1}')
