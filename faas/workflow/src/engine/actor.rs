@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -81,8 +81,6 @@ pub(super) struct Actor {
     left: Vec<oneshot::Sender<()>>,
     /// Whether its object says that it stays here.
     stays: bool,
-    /// Held until its first step is stored.
-    loading: Option<OwnedSemaphorePermit>,
 }
 
 /// Runs the actor of a run until the run is over or waits for long.
@@ -160,7 +158,6 @@ impl Actor {
             leaving: false,
             left: vec![],
             stays: false,
-            loading: None,
         }
     }
 
@@ -203,7 +200,6 @@ impl Actor {
             if !self.inputs.is_empty() || self.bytes > 0 {
                 self.store().await?;
             }
-            self.loading = None;
             if !self.shown.is_empty() {
                 self.catch_up().await?;
                 for reply in self.shown.drain(..) {

@@ -50,8 +50,8 @@ pub use crate::journal::log::Sharing;
 use crate::runs::Stored;
 use crate::task::functions::Functions;
 
-/// Runs that are read at a time, until their first step is stored: more would only wait for that, each with all that it is.
-const LOADS: usize = 64;
+/// Runs that are read at a time.
+const LOADS: usize = 32;
 /// Pages that are written at a time.
 const COMMITS: usize = 64;
 /// How long pages may lack steps that are in the log: for each run in memory, and in all at least and at most.
@@ -85,7 +85,7 @@ pub struct Engine {
     /// A timer is earlier than before.
     changed: Notify,
     definitions: Mutex<HashMap<String, Weak<Definition>>>,
-    loads: Arc<Semaphore>,
+    loads: Semaphore,
     commits: Semaphore,
     /// For pages that are read ahead.
     room: Arc<Semaphore>,
@@ -167,7 +167,7 @@ impl Engine {
             state: Mutex::default(),
             changed: Notify::new(),
             definitions: Mutex::default(),
-            loads: Arc::new(Semaphore::new(LOADS)),
+            loads: Semaphore::new(LOADS),
             commits: Semaphore::new(COMMITS),
             room: Arc::new(Semaphore::new(ahead::ROOM)),
             logs,

@@ -27,7 +27,7 @@ pub(super) async fn attempt(
     notes: &mut mpsc::UnboundedReceiver<Note>,
 ) -> Result<End, JournalError> {
     let api = |e| JournalError::Api(Box::new(e));
-    let permit = Arc::clone(&engine.loads).acquire_owned().await.ok();
+    let permit = engine.loads.acquire().await;
     let runs = Api::<WorkflowRun>::namespaced(engine.client.clone(), &key.0);
     let told = engine.told(key, uid);
     let is_new = matches!(told, Told::New(_));
@@ -119,7 +119,7 @@ pub(super) async fn attempt(
             Actor::new(Arc::clone(engine), owner, machine, journal, begun.pinned, me.clone())
         }
     };
-    actor.loading = permit;
+    drop(permit);
     if let Some(run) = &run {
         let pin = run.annotations().get(PIN).map(String::as_str);
         actor.stays = pin.is_some() && engine.is_me(pin);
