@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use serde_json::json;
 
 use super::waiting::{API, Event};
@@ -47,22 +47,9 @@ async fn latency(target: &Target) -> anyhow::Result<Times> {
         "Add": {"Type": "Pass", "Parameters": {"n.$": "States.MathAdd($.n, 1)"}, "Next": "More"},
         "More": {"Type": "Choice", "Choices": [{"Variable": "$.n", "NumericLessThan": 1, "Next": "Add"}], "Default": "Done"},
         "Done": {"Type": "Succeed"}}});
-    let workflow = json!({"apiVersion": "skiff.dev/v1", "kind": "Workflow", "metadata": {"name": "short"},
-        "spec": {"definition": definition}});
+    super::waiting::define(target, "short", definition).await?;
     let (mut client, collection) = (target.h1().await?, format!("{API}/workflowruns"));
-    let begun = Instant::now();
-    // Until the definitions are served, which the engine makes.
-    while client.call("POST", &format!("{API}/workflows"), workflow.to_string().as_bytes()).await?.code != 201 {
-        ensure!(begun.elapsed() < PATIENCE, "workflows cannot be created");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let since = loop {
-        match super::watch::revision_of(target, &collection).await {
-            Ok(since) => break since,
-            Err(e) => ensure!(begun.elapsed() < PATIENCE, "runs cannot be listed: {e}"),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
+    let since = super::watch::revision_of(target, &collection).await?;
     let mut events = Lines::open(target, Version::H1, &format!("{collection}?watch=1&resourceVersion={since}")).await?;
     let mut times = Times::default();
     for n in 0..RUNS.0 + RUNS.1 {

@@ -34,6 +34,22 @@ async fn count(target: &Target, phase: &str) -> anyhow::Result<u64> {
     Ok(memchr::memmem::find_iter(&list, phase.as_bytes()).count() as u64)
 }
 
+/// Makes a workflow, and waits for that until its kind is served and runs can be listed: the engine makes the definitions.
+pub(super) async fn define(target: &Target, name: &str, definition: serde_json::Value) -> anyhow::Result<()> {
+    let workflow = json!({"apiVersion": "skiff.dev/v1", "kind": "Workflow", "metadata": {"name": name},
+        "spec": {"definition": definition}});
+    let (mut client, begun) = (target.h1().await?, Instant::now());
+    let served = async |client: &mut crate::http::H1| -> anyhow::Result<bool> {
+        Ok(client.call("GET", &format!("{API}/workflowruns?limit=1"), b"").await?.code == 200
+            && client.call("POST", &format!("{API}/workflows"), workflow.to_string().as_bytes()).await?.code == 201)
+    };
+    while !served(&mut client).await? {
+        ensure!(begun.elapsed() < PATIENCE, "workflows cannot be created");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
 /// Waits until so many runs have ended: how long after `begun` the first was seen to, and the last; and the latest time at which
 /// one ended by its own status, which is when it left its Wait.
 async fn ends(mut events: Lines, runs: u64, begun: Instant) -> anyhow::Result<(Duration, Duration, jiff::Timestamp)> {
@@ -80,17 +96,9 @@ pub(crate) async fn run(cx: &Context, report: &mut Report) -> anyhow::Result<()>
     let skiff = Skiff::start(&cx.skiff, cx.data("waiting"), false).await?;
     let target = super::through_rbac(&skiff).await?;
     let engine = skiff.workflows(&cx.skiff)?;
-    let mut client = target.h1().await?;
-    let begun = Instant::now();
     let definition = json!({"StartAt": "Wait", "States": {
         "Wait": {"Type": "Wait", "TimestampPath": "$.until", "Next": "Done"}, "Done": {"Type": "Pass", "End": true}}});
-    let workflow = json!({"apiVersion": "skiff.dev/v1", "kind": "Workflow", "metadata": {"name": "wait"},
-        "spec": {"definition": definition}});
-    // Until the definitions are served, which the engine makes.
-    while client.call("POST", &format!("{API}/workflows"), workflow.to_string().as_bytes()).await?.code != 201 {
-        ensure!(begun.elapsed() < PATIENCE, "workflows cannot be created");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    define(&target, "wait", definition).await?;
     let alone = engine.usage()?;
     let due = jiff::Timestamp::now() + WAIT;
     let until = due.to_string();
