@@ -1,4 +1,5 @@
-//! What a cluster needs so that machines can join it: rights of those who join, and what they read first.
+//! What a cluster needs besides what every cluster has: rights of components of ours, rights of machines that join, and
+//! what those read first.
 //!
 //! Made through the API at every start of the server, as an administrator would: what exists is left alone, but for the
 //! two ConfigMaps, which follow the server's settings.
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use base64::Engine as _;
+use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
@@ -17,8 +19,10 @@ pub(crate) const SETTINGS: &str = "skiff-config";
 /// Group of machines that join.
 const JOINING: &str = "system:bootstrappers";
 const RBAC: &str = "rbac.authorization.k8s.io";
-/// Time for all of it; nothing waits for it but machines that join.
+/// Time for what machines that join need; nothing else waits for it.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Time for what the components of this process wait for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Settings that all nodes share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,17 +60,18 @@ impl Settings {
     }
 }
 
-/// Makes what is missing. `url` is how other machines reach the server, `ca` its CA.
+/// Makes what is missing of what components of this process may do that stock clusters do not have.
+pub(crate) async fn permit(client: &kube::Client) -> anyhow::Result<()> {
+    let all = [crate::functions::rights(), crate::hpc::rights(), crate::workflows::rights()];
+    // All at once: the store writes them together.
+    let work = try_join_all(all.into_iter().flatten().map(|object| create(client, object)));
+    tokio::time::timeout(PATIENCE, work).await.context("no answer")?.map(drop)
+}
+
+/// Makes what is missing for machines that join. `url` is how they reach the server, `ca` its CA.
 pub(crate) async fn prepare(client: kube::Client, url: String, ca: String, settings: Settings) -> anyhow::Result<()> {
     let work = async {
-        for object in rights()
-            .into_iter()
-            .chain(crate::functions::rights())
-            .chain(crate::hpc::rights())
-            .chain(crate::workflows::rights())
-        {
-            create(&client, object).await?;
-        }
+        try_join_all(rights().into_iter().map(|object| create(&client, object))).await?;
         let info = [("kubeconfig", info(&url, &ca))].into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
         put(&client, "kube-public", "cluster-info", Value::Object(info)).await?;
         put(&client, "kube-system", SETTINGS, settings.data()).await

@@ -71,10 +71,13 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
     }
     tracing::info!(%url, took = ?begun.elapsed(), "API server is ready");
     {
-        // Machines that join are patient; nothing else waits for this.
         let client = server.client(User::new("system:apiserver", &["system:masters"]));
         let url = format!("https://{}", SocketAddr::new(address, port));
+        if let Err(e) = cluster::permit(&client).await {
+            tracing::warn!(error = format!("{e:#}"), "components lack rights until the next start");
+        }
         let prepare = cluster::prepare(client, url, pki.cluster.cert.clone(), settings(&args));
+        // Machines that join are patient; nothing else waits for this.
         tokio::spawn(async move {
             if let Err(e) = prepare.await {
                 tracing::warn!(error = format!("{e:#}"), "machines cannot join: what they need could not be made");

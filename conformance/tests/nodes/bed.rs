@@ -140,8 +140,13 @@ impl Bed {
     }
 
     /// Waits until `check` holds.
-    pub(crate) fn eventually(&self, what: &str, mut check: impl FnMut() -> Result<bool>) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
+    pub(crate) fn eventually(&self, what: &str, check: impl FnMut() -> Result<bool>) -> Result<()> {
+        self.within(PATIENCE, what, check)
+    }
+
+    /// The same, with a time of its own.
+    pub(crate) fn within(&self, time: Duration, what: &str, mut check: impl FnMut() -> Result<bool>) -> Result<()> {
+        let end = Instant::now() + time;
         loop {
             if check()? {
                 return Ok(());

@@ -34,7 +34,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
 pub(crate) const TUNNEL: &[(&str, Case)] = &[("tunnel", tunnel)];
 
 /// A web server on every node that says who asks and who answers, behind a Service and a node port; and a UDP Service of
-/// the same pods.
+/// the same pods. What is not ready yet is asked by nobody.
 const WEB: &str = r#"
 apiVersion: apps/v1
 kind: Deployment
@@ -65,6 +65,7 @@ spec:
           printf '#!/bin/sh\necho\necho $REMOTE_ADDR $HOSTNAME\n' >/tmp/cgi-bin/who
           chmod +x /tmp/cgi-bin/who
           exec httpd -f -p 8080 -h /tmp
+        readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
 ---
 apiVersion: v1
 kind: Service

@@ -97,8 +97,8 @@ pub(super) async fn drive(
         match ended {
             Ok(End::Over) | Err(JournalError::Gone) => {
                 // What is gone may come back where only the right to it was.
-                if ended.is_ok() || engine.is_gone(&key, &uid).await {
-                    engine.logs.of(&key.0).done(&uid).await;
+                if ended.is_ok() || Box::pin(engine.is_gone(&key, &uid)).await {
+                    Box::pin(engine.logs.of(&key.0).done(&uid)).await;
                 }
                 if engine.ended(&key, &uid, &mut notes) {
                     return;
@@ -179,6 +179,8 @@ impl Actor {
     }
 
     /// Until the run is over, or waits for long.
+    ///
+    /// What makes requests is boxed: their futures are long, and one that waits would keep room for all of them.
     async fn work(&mut self, notes: &mut mpsc::UnboundedReceiver<Note>) -> Result<End, JournalError> {
         let mut idle = Instant::now() + self.patience();
         loop {
@@ -192,27 +194,27 @@ impl Actor {
                     }
                 } else if let Ok(note) = notes.try_recv() {
                     idle = Instant::now() + self.patience();
-                    self.heard(note).await?;
+                    Box::pin(self.heard(note)).await?;
                 } else {
                     break;
                 }
             }
             if !self.inputs.is_empty() || self.bytes > 0 {
-                self.store().await?;
+                Box::pin(self.store()).await?;
             }
             if !self.shown.is_empty() {
-                self.catch_up().await?;
+                Box::pin(self.catch_up()).await?;
                 for reply in self.shown.drain(..) {
                     let _ = reply.send(());
                 }
             }
-            self.tell_of_it().await;
-            if self.leaving && self.machine.over().is_none() && self.leave().await? {
+            Box::pin(self.tell_of_it()).await;
+            if self.leaving && self.machine.over().is_none() && Box::pin(self.leave()).await? {
                 return Ok(End::Left);
             }
-            self.follow().await;
+            Box::pin(self.follow()).await;
             if self.machine.over().is_some() {
-                self.finish().await?;
+                Box::pin(self.finish()).await?;
                 return Ok(End::Over);
             }
             if self.machine.more() || self.machine.wake().is_some_and(|at| at <= now()) {
@@ -234,17 +236,17 @@ impl Actor {
                 note = notes.recv() => {
                     let Some(note) = note else { return Ok(End::Over) };
                     idle = Instant::now() + self.patience();
-                    self.heard(note).await?;
+                    Box::pin(self.heard(note)).await?;
                 }
                 () = tokio::time::sleep_until(timer.unwrap_or(far)), if timer.is_some() => {}
-                () = tokio::time::sleep_until(behind.unwrap_or(far)), if behind.is_some() => self.catch_up().await?,
-                () = tokio::time::sleep_until(status.unwrap_or(far)), if status.is_some() => self.tell().await?,
+                () = tokio::time::sleep_until(behind.unwrap_or(far)), if behind.is_some() => Box::pin(self.catch_up()).await?,
+                () = tokio::time::sleep_until(status.unwrap_or(far)), if status.is_some() => Box::pin(self.tell()).await?,
                 () = tokio::time::sleep_until(park.unwrap_or(far)), if park.is_some() => {
                     if wake.is_none_or(|at| crate::task::until(at) > IDLE.0) {
-                        self.catch_up().await?;
+                        Box::pin(self.catch_up()).await?;
                         if status.is_some() {
                             // Where many runs go on, its turn may not have come yet.
-                            self.tell().await?;
+                            Box::pin(self.tell()).await?;
                         }
                         // What its object says of this engine is to be read again.
                         let known = self.journal.as_ref().filter(|_| !self.stays).map(|journal| Known {

@@ -378,7 +378,8 @@ impl Engine {
         let Some(engine) = self.shared() else { return };
         self.tracker.spawn(async move {
             engine.actors.fetch_add(1, Ordering::Relaxed);
-            let work = actor::drive(Arc::clone(&engine), key, uid, sender, receiver);
+            // Handed over by reference: by value there would be room for it twice.
+            let work = std::pin::pin!(actor::drive(Arc::clone(&engine), key, uid, sender, receiver));
             quit.run_until_cancelled(work).await;
             engine.actors.fetch_sub(1, Ordering::Relaxed);
         });

@@ -58,7 +58,7 @@ impl Work {
         let work = Arc::clone(&call);
         let stop = engine.stop.clone();
         let task = engine.tracker.spawn(async move {
-            let work = async {
+            let work = std::pin::pin!(async {
                 let done = work.perform().await;
                 work.engine.reached(Point::Calling, &work.owner.name).await;
                 tell(match done {
@@ -68,7 +68,7 @@ impl Work {
                     Ok(Done::Elsewhere) => Note::Released(step),
                     Err(error) => Note::Ended(What::Failed { step, error, started: Some(started) }),
                 });
-            };
+            });
             stop.run_until_cancelled(work).await;
         });
         Some(Self { live: task.abort_handle(), call })
@@ -79,7 +79,7 @@ impl Work {
         self.live.abort();
         let (stop, call) = (engine.stop.clone(), Arc::clone(&self.call));
         engine.tracker.spawn(async move {
-            stop.run_until_cancelled(call.undo()).await;
+            stop.run_until_cancelled(Box::pin(call.undo())).await;
         });
     }
 }

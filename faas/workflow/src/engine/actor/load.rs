@@ -26,6 +26,20 @@ pub(super) async fn attempt(
     me: &mpsc::UnboundedSender<Note>,
     notes: &mut mpsc::UnboundedReceiver<Note>,
 ) -> Result<End, JournalError> {
+    // What reading takes is not kept while the run goes on.
+    match Box::pin(ready(engine, key, uid, me)).await? {
+        Ok(mut actor) => actor.work(notes).await,
+        Err(end) => Ok(end),
+    }
+}
+
+/// The actor of a run with what it takes first, or how the run ends without one.
+async fn ready(
+    engine: &Arc<Engine>,
+    key: &Key,
+    uid: &str,
+    me: &mpsc::UnboundedSender<Note>,
+) -> Result<Result<Box<Actor>, End>, JournalError> {
     let api = |e| JournalError::Api(Box::new(e));
     let permit = engine.loads.acquire().await;
     let runs = Api::<WorkflowRun>::namespaced(engine.client.clone(), &key.0);
@@ -35,12 +49,12 @@ pub(super) async fn attempt(
         (None, known.pages, page.map(|p| *p), known.generation)
     } else {
         let read = if let Told::New(run) = told { Some(*run) } else { object(&runs, key, uid).await? };
-        let Some(read) = read else { return Ok(End::Over) };
+        let Some(read) = read else { return Ok(Err(End::Over)) };
         let pin = read.annotations().get(PIN).map(String::as_str);
         if !engine.drives(key, pin) {
             // The watch may not have told yet that it stays with another.
             engine.stays_with(key, pin);
-            return Ok(End::Left);
+            return Ok(Err(End::Left));
         }
         let (pages, generation) = (read.status.as_ref().map_or(0, |s| s.history_pages), read.metadata.generation);
         (Some(read), pages, None, generation)
@@ -76,13 +90,13 @@ pub(super) async fn attempt(
             if let Some(run) = &run {
                 engine.in_line(run);
             }
-            Actor::new(Arc::clone(engine), owner, machine, Some(journal), pinned, me.clone())
+            Box::new(Actor::new(Arc::clone(engine), owner, machine, Some(journal), pinned, me.clone()))
         }
         None => {
             let run = match &run {
                 Some(run) => run,
                 None => {
-                    let Some(read) = object(&runs, key, uid).await? else { return Ok(End::Over) };
+                    let Some(read) = object(&runs, key, uid).await? else { return Ok(Err(End::Over)) };
                     generation = read.metadata.generation;
                     run.insert(read)
                 }
@@ -91,15 +105,15 @@ pub(super) async fn attempt(
                 let name = stop.error.clone().unwrap_or_default();
                 let error = ExecutionError { error: name, cause: stop.cause.clone().unwrap_or_default() };
                 engine.refuse(run, &owner, &error).await.map_err(api)?;
-                return Ok(End::Over);
+                return Ok(Err(End::Over));
             }
             let begun = match engine.begin(run, &owner).await {
                 Ok(begun) => begun,
-                Err(Refusal::Waits) => return Ok(End::Parked(Rest { wake: None, known: None })),
+                Err(Refusal::Waits) => return Ok(Err(End::Parked(Rest { wake: None, known: None }))),
                 Err(Refusal::Later(why)) => return Err(JournalError::Damaged { page: 0, why }),
                 Err(Refusal::Fails(error)) => {
                     engine.refuse(run, &owner, &error).await.map_err(api)?;
-                    return Ok(End::Over);
+                    return Ok(Err(End::Over));
                 }
             };
             let input = serde_json::from_str(&begun.input).unwrap_or_default();
@@ -116,7 +130,7 @@ pub(super) async fn attempt(
                 Kind::Express => None,
             };
             first.push(What::Start);
-            Actor::new(Arc::clone(engine), owner, machine, journal, begun.pinned, me.clone())
+            Box::new(Actor::new(Arc::clone(engine), owner, machine, journal, begun.pinned, me.clone()))
         }
     };
     drop(permit);
@@ -147,7 +161,7 @@ pub(super) async fn attempt(
     for what in first {
         actor.take(what);
     }
-    actor.work(notes).await
+    Ok(Ok(actor))
 }
 
 /// The object of a run. None where it is gone, or another of its name is there.

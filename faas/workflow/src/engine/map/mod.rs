@@ -112,7 +112,7 @@ impl Map {
         let whole = Whole { engine: Arc::clone(engine), around, spread, me: notes.downgrade() };
         let stop = engine.stop.clone();
         let task = engine.tracker.spawn(async move {
-            stop.run_until_cancelled(drive(whole, inbox, tell)).await;
+            stop.run_until_cancelled(Box::pin(drive(whole, inbox, tell))).await;
         });
         Self { notes, task }
     }
@@ -150,7 +150,7 @@ async fn drive(whole: Whole, mut inbox: mpsc::UnboundedReceiver<Told>, tell: Tel
     let name = whole.spread.plan.name.clone();
     let (mut pause, mut cancelled, mut tries) = (PAUSE.0, false, 0);
     loop {
-        match attempt(&whole, &mut inbox, &mut cancelled).await {
+        match Box::pin(attempt(&whole, &mut inbox, &mut cancelled)).await {
             Ok(Done::Ended(what)) => return tell(Note::Ended(what)),
             Ok(Done::Dropped) => return,
             Err(JournalError::Gone) => {
@@ -223,7 +223,7 @@ async fn attempt(
         None => Journal::begin(engine.client.clone(), own.clone(), &text).await?,
     };
     ledger.arm();
-    work::Actor::new(whole, there, own, items, ledger, journal, objects).run(inbox, cancelled).await
+    Box::pin(work::Actor::new(whole, there, own, items, ledger, journal, objects).run(inbox, cancelled)).await
 }
 
 /// Makes the object of a map's run.
