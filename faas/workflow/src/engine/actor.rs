@@ -18,8 +18,9 @@ use super::ahead::Known;
 use super::hear::{Note, answer};
 use super::map::{self, Map};
 use super::status::Written;
+use super::turns::Turn;
 use super::work::Work;
-use super::{Engine, Key, Point, Rest};
+use super::{Engine, Inbox, Key, Notes, Point, Rest};
 use crate::journal::record::now;
 use crate::journal::{How, Journal, JournalError};
 use crate::machine::{Command, Dispatch, Event, Input, Machine, Spread, Step, What, below};
@@ -57,7 +58,7 @@ pub(super) struct Actor {
     asked: u32,
     /// Whether there is an object whose status says how it ended.
     kept: bool,
-    me: mpsc::UnboundedSender<Note>,
+    me: Notes,
     /// What is worked on here.
     live: HashMap<Step, Work>,
     maps: HashMap<Step, Map>,
@@ -81,16 +82,12 @@ pub(super) struct Actor {
     left: Vec<oneshot::Sender<()>>,
     /// Whether its object says that it stays here.
     stays: bool,
+    /// In which it begins.
+    turn: Option<Turn>,
 }
 
 /// Runs the actor of a run until the run is over or waits for long.
-pub(super) async fn drive(
-    engine: Arc<Engine>,
-    key: Key,
-    uid: String,
-    me: mpsc::UnboundedSender<Note>,
-    mut notes: mpsc::UnboundedReceiver<Note>,
-) {
+pub(super) async fn drive(engine: Arc<Engine>, key: Key, uid: String, me: Notes, mut notes: Inbox) {
     let mut pause = PAUSE.0;
     loop {
         let ended = load::attempt(&engine, &key, &uid, &me, &mut notes).await;
@@ -130,7 +127,7 @@ impl Actor {
         machine: Machine,
         journal: Option<Journal>,
         pinned: Pinned,
-        me: mpsc::UnboundedSender<Note>,
+        me: Notes,
     ) -> Self {
         Self {
             engine,
@@ -158,6 +155,7 @@ impl Actor {
             leaving: false,
             left: vec![],
             stays: false,
+            turn: None,
         }
     }
 
@@ -181,7 +179,7 @@ impl Actor {
     /// Until the run is over, or waits for long.
     ///
     /// What makes requests is boxed: their futures are long, and one that waits would keep room for all of them.
-    async fn work(&mut self, notes: &mut mpsc::UnboundedReceiver<Note>) -> Result<End, JournalError> {
+    async fn work(&mut self, notes: &mut Inbox) -> Result<End, JournalError> {
         let mut idle = Instant::now() + self.patience();
         loop {
             // Everything that is there, in one step.
@@ -194,7 +192,7 @@ impl Actor {
                     }
                 } else if let Ok(note) = notes.try_recv() {
                     idle = Instant::now() + self.patience();
-                    Box::pin(self.heard(note)).await?;
+                    Box::pin(self.heard(*note)).await?;
                 } else {
                     break;
                 }
@@ -230,36 +228,52 @@ impl Actor {
             let behind = self.behind();
             let status = self.journal.as_ref().and_then(|_| self.written.due(&self.machine, self.engine.pace()));
             // What is worked on here, and what is kept nowhere else, stays.
-            let park = (self.live.is_empty() && self.maps.is_empty() && self.journal.is_some()).then_some(idle);
+            let may_go = self.live.is_empty() && self.maps.is_empty() && self.journal.is_some();
+            let far_off = wake.is_none_or(|at| crate::task::until(at) > IDLE.0);
+            if let Some(turn) = self.turn.take()
+                && may_go
+                && far_off
+                && self.engine.turns.wanted()
+            {
+                let rest = Box::pin(self.rest()).await?;
+                drop(turn);
+                return Ok(End::Parked(rest));
+            }
+            let park = may_go.then_some(idle);
             let far = Instant::now() + Duration::from_secs(86_400);
             tokio::select! {
                 note = notes.recv() => {
                     let Some(note) = note else { return Ok(End::Over) };
                     idle = Instant::now() + self.patience();
-                    Box::pin(self.heard(note)).await?;
+                    Box::pin(self.heard(*note)).await?;
                 }
                 () = tokio::time::sleep_until(timer.unwrap_or(far)), if timer.is_some() => {}
                 () = tokio::time::sleep_until(behind.unwrap_or(far)), if behind.is_some() => Box::pin(self.catch_up()).await?,
                 () = tokio::time::sleep_until(status.unwrap_or(far)), if status.is_some() => Box::pin(self.tell()).await?,
                 () = tokio::time::sleep_until(park.unwrap_or(far)), if park.is_some() => {
                     if wake.is_none_or(|at| crate::task::until(at) > IDLE.0) {
-                        Box::pin(self.catch_up()).await?;
-                        if status.is_some() {
-                            // Where many runs go on, its turn may not have come yet.
-                            Box::pin(self.tell()).await?;
-                        }
-                        // What its object says of this engine is to be read again.
-                        let known = self.journal.as_ref().filter(|_| !self.stays).map(|journal| Known {
-                            pages: journal.pages(),
-                            generation: self.generation,
-                            driven: true,
-                        });
-                        return Ok(End::Parked(Rest { wake, known }));
+                        return Ok(End::Parked(Box::pin(self.rest()).await?));
                     }
                     idle = Instant::now() + self.patience();
                 }
             }
         }
+    }
+
+    /// Writes what is not written yet, so that the run may leave memory.
+    async fn rest(&mut self) -> Result<Rest, JournalError> {
+        self.catch_up().await?;
+        if self.written.due(&self.machine, Duration::ZERO).is_some() {
+            // Where many runs go on, its time may not have come yet.
+            self.tell().await?;
+        }
+        // What its object says of this engine is to be read again.
+        let known = self.journal.as_ref().filter(|_| !self.stays).map(|journal| Known {
+            pages: journal.pages(),
+            generation: self.generation,
+            driven: true,
+        });
+        Ok(Rest { wake: self.machine.wake(), known })
     }
 
     /// How long this stays in memory when nothing happens to it: where many do, not as long.
@@ -464,7 +478,7 @@ impl Actor {
             return;
         }
         let me = self.me.clone();
-        let tell = Arc::new(move |note| drop(me.send(note)));
+        let tell = Arc::new(move |note| drop(me.send(Box::new(note))));
         let work = Work::begin(&self.engine, &self.owner, self.machine.info(), dispatch, tell);
         self.live.extend(work.map(|work| (step, work)));
     }
@@ -476,7 +490,7 @@ impl Actor {
             return;
         }
         let me = self.me.clone();
-        let tell = Arc::new(move |note| drop(me.send(note)));
+        let tell = Arc::new(move |note| drop(me.send(Box::new(note))));
         let whole = map::Around {
             root: self.owner.clone(),
             info: Arc::clone(self.machine.info()),

@@ -116,6 +116,7 @@ impl Engine {
                 known: None,
                 page: None,
                 object: None,
+                turn: None,
             });
             place.known = Known::told(place.known, run);
             // Who takes it up reads all of this anew.

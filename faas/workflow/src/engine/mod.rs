@@ -21,6 +21,7 @@ pub(crate) mod map;
 mod retention;
 pub(crate) mod share;
 mod status;
+mod turns;
 mod work;
 mod workflows;
 
@@ -54,6 +55,8 @@ use crate::task::functions::Functions;
 const LOADS: usize = 32;
 /// Pages that are written at a time.
 const COMMITS: usize = 64;
+/// Statuses that are written at a time. Each request that is under way has a connection, with its keys and buffers.
+const STATUSES: usize = 32;
 /// How long pages may lack steps that are in the log: for each run in memory, and in all at least and at most.
 const BEHIND: (Duration, Duration, Duration) =
     (Duration::from_millis(5), Duration::from_millis(100), Duration::from_secs(2));
@@ -87,8 +90,10 @@ pub struct Engine {
     definitions: Mutex<HashMap<String, Weak<Definition>>>,
     loads: Semaphore,
     commits: Semaphore,
+    statuses: Semaphore,
     /// For pages that are read ahead.
     room: Arc<Semaphore>,
+    turns: turns::Turns,
     logs: Logs,
     /// Steps that are being stored.
     storing: AtomicUsize,
@@ -140,11 +145,18 @@ struct Place {
     page: Option<Box<ahead::Ahead<crate::api::WorkflowHistory>>>,
     /// Its object, where it was made just now.
     object: Option<Box<ahead::Ahead<Box<WorkflowRun>>>>,
+    /// The turn in which it begins.
+    turn: Option<turns::Turn>,
 }
+
+/// What comes for an actor. Boxed, for a channel has room for some dozens from the beginning.
+type Notes = mpsc::UnboundedSender<Box<Note>>;
+/// Where it arrives.
+type Inbox = mpsc::UnboundedReceiver<Box<Note>>;
 
 /// A run's actor.
 struct Live {
-    sender: mpsc::UnboundedSender<Note>,
+    sender: Notes,
     /// Breaks it off.
     quit: CancellationToken,
 }
@@ -169,7 +181,9 @@ impl Engine {
             definitions: Mutex::default(),
             loads: Semaphore::new(LOADS),
             commits: Semaphore::new(COMMITS),
+            statuses: Semaphore::new(STATUSES),
             room: Arc::new(Semaphore::new(ahead::ROOM)),
+            turns: turns::Turns::new(),
             logs,
             storing: AtomicUsize::new(0),
             actors: AtomicUsize::new(0),
@@ -236,6 +250,8 @@ impl Engine {
         let engine = me();
         part(&mut parts, Box::pin(async move { engine.timers().await }));
         let engine = me();
+        part(&mut parts, Box::pin(async move { engine.give_turns().await }));
+        let engine = me();
         part(&mut parts, Box::pin(async move { engine.hear_signals().await }));
         let engine = me();
         part(&mut parts, Box::pin(async move { engine.hear_workflows().await }));
@@ -290,6 +306,12 @@ impl Engine {
 
     /// Tells a run something; wakes it where it sleeps. False where there is no such run, or another engine has it.
     pub(crate) fn tell(&self, key: &Key, note: Note) -> bool {
+        self.tell_in(key, note, None)
+    }
+
+    /// The same in a turn, which is given back where the run has an actor already.
+    fn tell_in(&self, key: &Key, note: Note, turn: Option<turns::Turn>) -> bool {
+        let note = Box::new(note);
         let mut state = self.state.lock();
         let State { places, timers, .. } = &mut *state;
         let Some(place) = places.get_mut(key).filter(|p| p.taken) else { return false };
@@ -307,6 +329,7 @@ impl Engine {
         let _ = sender.send(note);
         let quit = self.stop.child_token();
         place.live = Some(Live { sender: sender.clone(), quit: quit.clone() });
+        place.turn = turn;
         let uid = place.uid.clone();
         drop(state);
         self.drive(key.clone(), uid, sender, receiver, quit);
@@ -315,6 +338,7 @@ impl Engine {
 
     /// Begins with runs that are this engine's from now on.
     fn take_up(&self, mut keys: Vec<Key>) {
+        let fresh: Vec<Key>;
         {
             let mut state = self.state.lock();
             // That a run is its own an engine may hear twice at the same time: of the run, and of the other engines.
@@ -323,8 +347,12 @@ impl Engine {
                 place.is_some_and(|place| !std::mem::replace(&mut place.taken, true))
             };
             keys.retain(begins);
+            // Those that go on are under way already.
+            let goes_on = |key: &Key| state.places.get(key).is_some_and(|p| p.known.is_some());
+            fresh = keys.extract_if(.., |key| !goes_on(key)).collect();
         }
         self.tell_all(keys);
+        fresh.into_iter().for_each(|key| self.begin_in_turn(key));
     }
 
     /// Time between two writes of the status of a run that goes on.
@@ -361,20 +389,13 @@ impl Engine {
     async fn show_here(&self, key: &Key) {
         let (reply, shown) = oneshot::channel();
         let sender = self.state.lock().places.get(key).and_then(|p| Some(p.live.as_ref()?.sender.clone()));
-        if sender.is_some_and(|s| s.send(Note::Show(reply)).is_ok()) {
+        if sender.is_some_and(|s| s.send(Box::new(Note::Show(reply))).is_ok()) {
             let _ = tokio::time::timeout(BEHIND.2, shown).await;
         }
     }
 
     /// Starts the actor of a run.
-    fn drive(
-        &self,
-        key: Key,
-        uid: String,
-        sender: mpsc::UnboundedSender<Note>,
-        receiver: mpsc::UnboundedReceiver<Note>,
-        quit: CancellationToken,
-    ) {
+    fn drive(&self, key: Key, uid: String, sender: Notes, receiver: Inbox, quit: CancellationToken) {
         let Some(engine) = self.shared() else { return };
         self.tracker.spawn(async move {
             engine.actors.fetch_add(1, Ordering::Relaxed);
@@ -395,11 +416,11 @@ impl Engine {
     }
 
     /// An actor is done with a run that is over or gone. False when something came for it meanwhile, as a redrive.
-    fn ended(&self, key: &Key, uid: &str, notes: &mut mpsc::UnboundedReceiver<Note>) -> bool {
+    fn ended(&self, key: &Key, uid: &str, notes: &mut Inbox) -> bool {
         let mut state = self.state.lock();
         let mut more = false;
         while let Ok(note) = notes.try_recv() {
-            more |= !matches!(note, Note::Wake | Note::Show(_));
+            more |= !matches!(*note, Note::Wake | Note::Show(_));
         }
         if more {
             return false;
@@ -413,7 +434,7 @@ impl Engine {
     }
 
     /// An actor is done with a run that waits. False when something came for it meanwhile.
-    fn parked(&self, key: &Key, uid: &str, rest: Rest, notes: &mut mpsc::UnboundedReceiver<Note>) -> bool {
+    fn parked(&self, key: &Key, uid: &str, rest: Rest, notes: &mut Inbox) -> bool {
         let mut state = self.state.lock();
         if !notes.is_empty() {
             return false;

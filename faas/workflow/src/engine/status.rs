@@ -161,6 +161,7 @@ impl Engine {
 
     /// Writes a status. The last one of a run is tried for a while. Answers the object as JSON text; None where it is gone.
     pub(super) async fn write_status(&self, owner: &Owner, status: &RunStatus) -> Result<Option<String>, kube::Error> {
+        let _permit = self.statuses.acquire().await;
         let runs = Request::new(WorkflowRun::url_path(&(), Some(&owner.namespace)));
         let mut patch = patch(status);
         // A run of the same name that was made meanwhile is not meant.

@@ -4,15 +4,13 @@ use std::sync::Arc;
 
 use kube::{Api, ResourceExt as _};
 use skiff_asl::ExecutionError;
-use tokio::sync::mpsc;
 
 use super::{Actor, End};
 use crate::api::{Kind, WorkflowRun};
 use crate::engine::ahead::Told;
 use crate::engine::begin::{self, Refusal};
-use crate::engine::hear::Note;
 use crate::engine::share::PIN;
-use crate::engine::{Engine, Key, Point, Rest};
+use crate::engine::{Engine, Inbox, Key, Notes, Point, Rest};
 use crate::journal::load::Pages;
 use crate::journal::{Journal, JournalError};
 use crate::machine::{Command, Machine, Spread, What};
@@ -23,12 +21,16 @@ pub(super) async fn attempt(
     engine: &Arc<Engine>,
     key: &Key,
     uid: &str,
-    me: &mpsc::UnboundedSender<Note>,
-    notes: &mut mpsc::UnboundedReceiver<Note>,
+    me: &Notes,
+    notes: &mut Inbox,
 ) -> Result<End, JournalError> {
+    let turn = engine.turn(key, uid);
     // What reading takes is not kept while the run goes on.
     match Box::pin(ready(engine, key, uid, me)).await? {
-        Ok(mut actor) => actor.work(notes).await,
+        Ok(mut actor) => {
+            actor.turn = turn;
+            actor.work(notes).await
+        }
         Err(end) => Ok(end),
     }
 }
@@ -38,7 +40,7 @@ async fn ready(
     engine: &Arc<Engine>,
     key: &Key,
     uid: &str,
-    me: &mpsc::UnboundedSender<Note>,
+    me: &Notes,
 ) -> Result<Result<Box<Actor>, End>, JournalError> {
     let api = |e| JournalError::Api(Box::new(e));
     let permit = engine.loads.acquire().await;

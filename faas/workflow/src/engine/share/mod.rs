@@ -341,7 +341,7 @@ impl Engine {
                 match &place.live {
                     Some(live) => {
                         let (reply, left) = oneshot::channel();
-                        if live.sender.send(Note::Leave(reply)).is_ok() {
+                        if live.sender.send(Box::new(Note::Leave(reply))).is_ok() {
                             waits.push((key.clone(), left));
                         }
                     }
