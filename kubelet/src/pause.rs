@@ -5,11 +5,17 @@
 //! pod shares its process namespace; and leave at once on SIGTERM. Process 1 ignores signals whose disposition is the
 //! default, but a *blocked* signal is never ignored. So the program blocks SIGTERM, SIGINT and SIGCHLD and takes them
 //! with `rt_sigtimedwait`, which needs neither a handler nor a stack.
+//!
+//! With an argument it first leaves the network namespace it was started in for one of its own, and gives up all its
+//! capabilities; when it cannot, it ends with 1. An engine that makes the namespace itself starts another program inside it
+//! first, which takes longer than everything else about a sandbox.
 
 /// Tag under which the image is imported into the engine.
-pub const IMAGE: &str = "skiff/pause:1";
+pub const IMAGE: &str = "skiff/pause:2";
 /// Path of the program in the image.
 pub const PATH: &str = "/pause";
+/// Argument with which it makes its own network namespace. It must have `CAP_SYS_ADMIN` then, and has nothing afterwards.
+pub const OWN_NETWORK: &str = "own-network";
 
 const LOAD_ADDRESS: u64 = 0x40_0000;
 const ELF_HEADER: usize = 64;
@@ -22,7 +28,13 @@ const SIGCHLD: u8 = 17;
 const SYS_RT_SIGPROCMASK: u8 = 14;
 const SYS_EXIT: u8 = 60;
 const SYS_WAIT4: u8 = 61;
+const SYS_CAPSET: u8 = 126;
 const SYS_RT_SIGTIMEDWAIT: u8 = 128;
+const SYS_UNSHARE: u32 = 272;
+
+const CLONE_NEWNET: u32 = 0x4000_0000;
+/// `_LINUX_CAPABILITY_VERSION_3`: sets of 64 bits, in two halves.
+const CAPABILITIES: u32 = 0x2008_0522;
 
 /// The signals the program waits for, in the kernel's form: bit n-1 stands for signal n.
 const SIGNALS: u64 = 1 << (SIGINT - 1) | 1 << (SIGTERM - 1) | 1 << (SIGCHLD - 1);
@@ -82,9 +94,38 @@ pub fn layer() -> Vec<u8> {
     tar
 }
 
-/// The instructions, followed by the signal set.
+/// The instructions, followed by what they point to.
 fn code() -> Vec<u8> {
+    assembled().finish()
+}
+
+fn assembled() -> Assembler {
     let mut asm = Assembler::default();
+    asm.emit(&[0x48, 0x83, 0x3c, 0x24, 1]); // cmp qword [rsp], 1: how many arguments, the name among them
+    asm.emit(&[0x7e]); // jle block
+    asm.rel8("block");
+    asm.emit(&[0xb8]); // unshare(CLONE_NEWNET)
+    asm.emit(&SYS_UNSHARE.to_le_bytes());
+    asm.emit(&[0xbf]); // mov edi, flags
+    asm.emit(&CLONE_NEWNET.to_le_bytes());
+    asm.emit(&[0x0f, 0x05]);
+    asm.emit(&[0x85, 0xc0]); // test eax, eax
+    asm.emit(&[0x75]); // jnz fail
+    asm.rel8("fail");
+    asm.emit(&[0xb8, SYS_CAPSET, 0, 0, 0]); // capset(own, none)
+    asm.emit(&[0x48, 0x8d, 0x3d]); // lea rdi, [rip + own]
+    asm.rel32("own");
+    asm.emit(&[0x48, 0x8d, 0x35]); // lea rsi, [rip + none]
+    asm.rel32("none");
+    asm.emit(&[0x0f, 0x05]);
+    asm.emit(&[0x85, 0xc0]);
+    asm.emit(&[0x74]); // jz block
+    asm.rel8("block");
+    asm.label("fail"); // exit(1)
+    asm.emit(&[0xb8, SYS_EXIT, 0, 0, 0]);
+    asm.emit(&[0xbf, 1, 0, 0, 0]);
+    asm.emit(&[0x0f, 0x05]);
+    asm.label("block");
     asm.emit(&[0x48, 0x8d, 0x1d]); // lea rbx, [rip + set]
     asm.rel32("set");
     // rt_sigprocmask(SIG_BLOCK = 0, set, NULL, 8)
@@ -122,9 +163,14 @@ fn code() -> Vec<u8> {
     asm.rel8("reap");
     asm.emit(&[0xeb]); // jmp wait
     asm.rel8("wait");
+    asm.label("own"); // this process
+    asm.emit(&CAPABILITIES.to_le_bytes());
+    asm.emit(&0u32.to_le_bytes());
+    asm.label("none"); // effective, permitted and inheritable, twice
+    asm.emit(&[0; 24]);
     asm.label("set");
     asm.emit(&SIGNALS.to_le_bytes());
-    asm.finish()
+    asm
 }
 
 /// Bytes with labels, and the places where distances to labels go.
@@ -154,14 +200,18 @@ impl Assembler {
         self.bytes.extend([0; 4]);
     }
 
-    /// Fills the holes. Distances count from the end of the hole; every one here fits (the program is tiny).
+    /// Fills the holes. Distances count from the end of the hole; every one here fits (a test looks).
     fn finish(mut self) -> Vec<u8> {
-        for (at, width, label) in self.holes {
-            let target = self.labels.iter().find(|(name, _)| *name == label).map_or(at + width, |(_, to)| *to);
-            let distance = target as i64 - (at + width) as i64;
+        for (at, width, label) in std::mem::take(&mut self.holes) {
+            let distance = self.distance(at + width, label);
             self.bytes[at..at + width].copy_from_slice(&distance.to_le_bytes()[..width]);
         }
         self.bytes
+    }
+
+    fn distance(&self, from: usize, label: &str) -> i64 {
+        let target = self.labels.iter().find(|(name, _)| *name == label).map_or(from, |(_, to)| *to);
+        target as i64 - from as i64
     }
 }
 
@@ -173,9 +223,13 @@ mod tests {
 
     #[test]
     fn every_label_used_is_defined_and_near() {
-        let bytes = code();
-        assert!(bytes.len() < 127, "short jumps reach every label only in a short program");
-        assert_eq!(bytes[bytes.len() - 8..], SIGNALS.to_le_bytes());
+        let asm = assembled();
+        for (at, width, label) in &asm.holes {
+            assert!(asm.labels.iter().any(|(name, _)| name == label), "{label} is nowhere");
+            let distance = asm.distance(at + width, label);
+            assert!(*width == 4 || i8::try_from(distance).is_ok(), "a short jump to {label} would be {distance} bytes");
+        }
+        assert!(code().ends_with(&SIGNALS.to_le_bytes()));
     }
 
     /// Kills the program when the test fails: it would outlive the test otherwise.
@@ -188,14 +242,39 @@ mod tests {
         }
     }
 
+    fn start(dir: &std::path::Path, arguments: &[&str]) -> Running {
+        let path = dir.join("pause");
+        std::fs::write(&path, program()).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Running(Command::new(&path).args(arguments).spawn().unwrap())
+    }
+
+    /// With its argument it has another network than who started it, and no capability; without the right to that it ends.
+    #[test]
+    fn makes_its_own_network() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = start(dir.path(), &[OWN_NETWORK]);
+        if !nix::unistd::Uid::effective().is_root() {
+            assert_eq!(child.0.wait().unwrap().code(), Some(1));
+            return;
+        }
+        let of = |who: &str, what: &str| std::path::PathBuf::from(format!("/proc/{who}/{what}"));
+        let pid = child.0.id().to_string();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !std::fs::read_to_string(of(&pid, "status")).unwrap().contains("CapPrm:\t0000000000000000\n") {
+            assert!(std::time::Instant::now() < deadline, "it never gave its capabilities up");
+            std::thread::yield_now();
+        }
+        let network = |who: &str| std::fs::read_link(of(who, "ns/net")).unwrap();
+        assert_ne!(network(&pid), network("self"));
+        assert!(child.0.try_wait().unwrap().is_none());
+    }
+
     /// Runs the bytes for real: they wait, SIGCHLD does not end them, and SIGTERM ends them with status 0.
     #[test]
     fn waits_and_leaves_on_sigterm() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("pause");
-        std::fs::write(&path, program()).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let mut child = Running(Command::new(&path).spawn().unwrap());
+        let mut child = start(dir.path(), &[]);
         let pid = nix::unistd::Pid::from_raw(child.0.id() as i32);
         let waits = || {
             let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();

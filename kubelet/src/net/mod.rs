@@ -395,6 +395,15 @@ where
     answered.await.unwrap_or(Err(Error::Timeout))
 }
 
+/// What pods may expect of their network's namespace: who is not root may listen on low ports and ping, and there is no IPv6 but
+/// on links for which a plugin turns it on.
+const PARAMETERS: [(&str, &str); 4] = [
+    ("net/ipv4/ip_unprivileged_port_start", "0"),
+    ("net/ipv4/ping_group_range", "0\t2147483647"),
+    ("net/ipv6/conf/all/disable_ipv6", "1"),
+    ("net/ipv6/conf/default/disable_ipv6", "1"),
+];
+
 /// What a pod sent and received: bytes, packets, errors, dropped packets.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Traffic {
@@ -416,6 +425,19 @@ fn traffic_of(statistics: &Path) -> Option<Traffic> {
         Some([of("bytes")?, of("packets")?, of("errors")?, of("dropped")?])
     };
     Some(Traffic { received: all("tx")?, sent: all("rx")? })
+}
+
+/// Makes a network namespace that a sandbox made itself what it would be from an engine.
+///
+/// # Errors
+/// When the namespace cannot be entered, or the kernel refuses.
+pub async fn as_engines_do(pid: i32) -> Result<()> {
+    in_netns(pid, || async {
+        // A kernel may be without one of the protocols.
+        let known = PARAMETERS.iter().filter(|(name, _)| Path::new("/proc/sys").join(name).exists());
+        known.into_iter().try_for_each(|(name, value)| sysctl(name, value))
+    })
+    .await
 }
 
 /// Makes sure that a pod reaches itself.

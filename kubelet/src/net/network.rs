@@ -108,6 +108,9 @@ impl Network {
     pub async fn connect(&self, link: &Link<'_>) -> Result<IpAddr> {
         let labelled: Option<Ipv4Addr> = link.sandbox.label(label::IP).parse().ok();
         let pid = || link.sandbox.pid.ok_or(Error::NoProcess);
+        if !link.sandbox.label(label::OWN_NETWORK).is_empty() {
+            super::as_engines_do(pid()?).await?;
+        }
         match self {
             Self::Pretended(addresses) => {
                 let address = labelled.ok_or(Error::Foreign)?;

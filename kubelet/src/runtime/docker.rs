@@ -3,8 +3,11 @@
 //! Limits: API 1.41 or newer; `json-file` or `local` logging, so that logs can be read back. Why bollard and not the
 //! engine's command: the socket gives typed errors, events and streams without a process per call.
 
+mod sandbox;
+
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -42,6 +45,8 @@ pub struct Docker {
     node: String,
     /// Smallest out-of-memory score that may be asked for.
     least_oom_score: i64,
+    /// Whether sandboxes make their network namespaces themselves, until the engine is seen not to let them.
+    own_network: AtomicBool,
 }
 
 impl Docker {
@@ -53,7 +58,8 @@ impl Docker {
             .negotiate_version()
             .await
             .map_err(error)?;
-        let docker = Self { client, node: config.node_name.clone(), least_oom_score: least_oom_score() };
+        let (node, own_network) = (config.node_name.clone(), AtomicBool::new(true));
+        let docker = Self { client, node, least_oom_score: least_oom_score(), own_network };
         if let Err(Error::NotFound(_)) = docker.image(pause::IMAGE).await {
             docker.import(pause::IMAGE, pause::layer()).await?;
         }
@@ -117,29 +123,7 @@ impl Runtime for Docker {
     }
 
     async fn create_sandbox(&self, config: &SandboxConfig, made: oneshot::Sender<String>) -> Result<String> {
-        let host = |on: bool| on.then(|| "host".to_string());
-        let body = ContainerCreateBody {
-            hostname: (!config.host_network).then(|| config.hostname.clone()),
-            image: Some(pause::IMAGE.into()),
-            entrypoint: Some(vec![pause::PATH.into()]),
-            labels: Some(self.labels(&config.labels, "sandbox")),
-            host_config: Some(HostConfig {
-                network_mode: Some(if config.host_network { "host" } else { "none" }.into()),
-                pid_mode: host(config.host_pid),
-                ipc_mode: Some(if config.host_ipc { "host" } else { "shareable" }.into()),
-                sysctls: (!config.sysctls.is_empty()).then(|| config.sysctls.clone().into_iter().collect()),
-                oom_score_adj: Some(self.oom_score(-998)),
-                readonly_rootfs: Some(true),
-                cpu_shares: Some(2),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let id = self.create(&config.name, body).await?;
-        // Nobody need listen.
-        let _ = made.send(id.clone());
-        self.start(&id).await?;
-        Ok(id)
+        self.make_sandbox(config, made).await
     }
 
     async fn create_container(&self, config: &ContainerConfig) -> Result<String> {

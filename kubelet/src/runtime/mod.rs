@@ -41,6 +41,8 @@ pub mod label {
     pub const HASH: &str = "skiff.dev/spec-hash";
     /// Pod address given to a sandbox.
     pub const IP: &str = "skiff.dev/pod-ip";
+    /// On a sandbox that made its network's namespace itself.
+    pub const OWN_NETWORK: &str = "skiff.dev/own-network";
     /// Identifier of the sandbox a container was made for.
     pub const SANDBOX: &str = "skiff.dev/sandbox";
     /// CPU weight, CPU quota and memory limit the container was made with.
