@@ -216,7 +216,8 @@ impl Actor {
                 return Ok(End::Over);
             }
             if self.machine.more() || self.machine.wake().is_some_and(|at| at <= now()) {
-                // What is not stored waits for nothing: others must have their turn.
+                // What is not stored waits for nothing: others must go on as well, and begin.
+                self.turn = None;
                 tokio::task::yield_now().await;
                 continue;
             }
