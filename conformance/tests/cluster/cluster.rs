@@ -430,7 +430,9 @@ impl Cluster {
             .collect();
         run(Command::new("kill").arg(pid.to_string()))?;
         let answers = || Ok(run(Command::new("docker").args(["version", "--format", "x"]))?.code == 0);
-        self.eventually("the engine has ended", |_| Ok(!Path::new(&format!("/proc/{pid}")).exists()))?;
+        // Gone, or waiting for whoever started it to collect it.
+        let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        self.eventually("the engine has ended", |_| Ok(state().is_empty() || state().contains(") Z ")))?;
         let log = File::options().create(true).append(true).open(format!("{}/dockerd.log", run_dir()))?;
         let child = Command::new("setsid")
             .args(&words)
