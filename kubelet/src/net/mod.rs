@@ -430,8 +430,14 @@ fn traffic_of(statistics: &Path) -> Option<Traffic> {
 /// Makes a network namespace that a sandbox made itself what it would be from an engine.
 ///
 /// # Errors
-/// When the namespace cannot be entered, or the kernel refuses.
+/// When the sandbox has not left this network yet: whoever looked before may have been cut short. When the namespace cannot be
+/// entered, or the kernel refuses.
 pub async fn as_engines_do(pid: i32) -> Result<()> {
+    let network = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/net"));
+    let of = |who: &str| network(who).map_err(|e| Error::Io("look at a network namespace", e));
+    if of(&pid.to_string())? == of("self")? {
+        return Err(Error::Io("connect a sandbox", std::io::Error::other("it is still on the host's network")));
+    }
     in_netns(pid, || async {
         // A kernel may be without one of the protocols.
         let known = PARAMETERS.iter().filter(|(name, _)| Path::new("/proc/sys").join(name).exists());
@@ -503,6 +509,12 @@ fn sysctl(name: &str, value: &str) -> Result<()> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[tokio::test]
+    async fn this_network_is_no_sandboxs() {
+        let error = as_engines_do(i32::try_from(std::process::id()).unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains("connect a sandbox"), "{error}");
+    }
 
     proptest! {
         /// Whatever pods come and go: no address twice, none outside, never the gateway's, and a full range says so.
