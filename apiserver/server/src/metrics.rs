@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Method;
 use parking_lot::Mutex;
+use skiff_storage::cache::Moment;
 
 use crate::chain::Label;
 use crate::server::Inner;
@@ -40,7 +41,7 @@ const DELAYS: &[u64] =
 /// Times from commit to sending of the events of one piece, counted apart so that watchers share no counters per event.
 #[derive(Debug)]
 pub struct Delays {
-    now: Instant,
+    now: Moment,
     micros: u64,
     counts: [u32; DELAYS.len() + 1],
 }
@@ -49,12 +50,12 @@ impl Delays {
     /// A count of events that are sent now.
     #[must_use]
     pub fn begin() -> Self {
-        Self { now: Instant::now(), micros: 0, counts: [0; DELAYS.len() + 1] }
+        Self { now: Moment::now(), micros: 0, counts: [0; DELAYS.len() + 1] }
     }
 
     /// Counts an event that was durable at `made`.
-    pub fn add(&mut self, made: Instant) {
-        let took = self.now.saturating_duration_since(made).as_micros();
+    pub fn add(&mut self, made: Moment) {
+        let took = self.now.since(made).as_micros();
         let took = u64::try_from(took).unwrap_or(u64::MAX);
         self.micros = self.micros.saturating_add(took);
         self.counts[DELAYS.partition_point(|bound| *bound < took)] += 1;

@@ -24,7 +24,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::time::{Instant, timeout_at};
 
 pub use self::lane::Watcher;
-pub use self::object::{Event, Extract, Meta, Object, Page, Snapshot};
+pub use self::object::{Event, Extract, Meta, Moment, Object, Page, Snapshot};
 
 use self::lane::{Interest, Lane, Lanes};
 use self::object::FRAMED;
@@ -248,7 +248,7 @@ fn event(extract: &Extract, change: &Change, previous: Option<Arc<Object>>) -> O
     } else {
         object(extract, &change.entry)
     };
-    let made = std::time::Instant::now();
+    let made = Moment::now();
     Some(Arc::new(Event {
         kind: change.kind,
         object,
@@ -261,7 +261,7 @@ fn event(extract: &Extract, change: &Change, previous: Option<Arc<Object>>) -> O
 
 impl Sink for Inner {
     fn apply(&self, changes: &[Change]) {
-        let made = std::time::Instant::now();
+        let made = Moment::now();
         // Extraction reads whole values, so it happens before the lock.
         let objects: Vec<Option<Arc<Object>>> = changes
             .iter()

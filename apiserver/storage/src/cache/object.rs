@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::num::NonZeroU32;
 use std::ops::Deref;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -170,6 +170,35 @@ impl Object {
     }
 }
 
+/// A point in time, to tenths of a millisecond, in four bytes: there are as many of these as events in the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment(u32);
+
+impl Moment {
+    const UNIT: u64 = 100;
+
+    /// This moment.
+    #[must_use]
+    pub fn now() -> Self {
+        static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        Self::after(BEGIN.elapsed())
+    }
+
+    /// The moment so long after the first.
+    fn after(begin: Duration) -> Self {
+        // Cut on purpose: only differences are asked for, and those are far less than the five days after which it turns over.
+        #[allow(clippy::cast_possible_truncation)]
+        Self((begin.as_micros() / u128::from(Self::UNIT)) as u32)
+    }
+
+    /// How long after `earlier` it is; nothing, if it is not.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        let units = self.0.wrapping_sub(earlier.0);
+        if units > u32::MAX / 2 { Duration::ZERO } else { Duration::from_micros(u64::from(units) * Self::UNIT) }
+    }
+}
+
 /// One change of one object, shared by all watchers.
 #[derive(Debug)]
 pub struct Event {
@@ -182,7 +211,7 @@ pub struct Event {
     /// Revision of the change.
     pub revision: Revision,
     /// When the cache heard of it, which is when it was durable.
-    pub made: Instant,
+    pub made: Moment,
     /// Scratch for the server: an encoded frame that several watchers send, made by whoever needs it first. The cache
     /// empties it when the event is no longer among the latest, see [`FRAMED`].
     pub frame: Mutex<Option<Box<Bytes>>>,
@@ -232,6 +261,28 @@ mod tests {
         let meta = Meta { version_at: version_at.and_then(NonZeroU32::new), ..Meta::default() };
         let entry = Entry { key: "/k".into(), value: Bytes::from_static(value.as_bytes()), revision };
         Object { entry: Arc::new(entry), meta }
+    }
+
+    #[test]
+    fn moments_differ_by_what_passed_between_them() {
+        let turn = Duration::from_micros((u64::from(u32::MAX) + 1) * Moment::UNIT);
+        for (earlier, later, between) in
+            [(0, 0, 0), (5, 12, 7), (86_400_000, 86_400_900, 900), (7, 3, 0)].map(|(a, b, c)| (ms(a), ms(b), ms(c)))
+        {
+            assert_eq!(Moment::after(later).since(Moment::after(earlier)), between);
+            assert_eq!(Moment::after(turn + later).since(Moment::after(turn + earlier)), between);
+        }
+        assert_eq!(Moment::after(turn + ms(1)).since(Moment::after(turn - ms(1))), ms(2));
+    }
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn an_event_is_a_line_of_the_cache_with_its_counts() {
+        // The window holds very many: with the two counts of its `Arc` it is 64 bytes.
+        assert_eq!(std::mem::size_of::<Event>(), 48);
     }
 
     #[test]

@@ -124,7 +124,7 @@ impl Disk {
             if kind != ChangeKind::Deleted {
                 state.insert(Arc::clone(&entry.key), Arc::clone(&entry));
             }
-            history.push(Kept { change: Change { kind, entry, previous, revision }, at: redo.at });
+            history.push(Kept::new(&Change { kind, entry, previous, revision }, redo.at));
         }
         Ok(Live::load(state, history, compacted, last))
     }

@@ -1,15 +1,17 @@
 //! What readers may see: the present entries and the window of history, all of it durable.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::store::{Change, Entry, Error, Range, Result, Revision};
+use crate::store::{Change, ChangeKind, Entry, Error, Range, Result, Revision};
 
 /// The durable state. Kept behind a lock that is held for moments.
 #[derive(Debug, Default)]
 pub(super) struct Live {
-    entries: BTreeMap<Arc<str>, Arc<Entry>>,
+    entries: BTreeSet<Present>,
     history: VecDeque<Kept>,
     /// Bytes that only the history holds: values that were replaced or removed.
     history_bytes: usize,
@@ -17,11 +19,75 @@ pub(super) struct Live {
     revision: Revision,
 }
 
-/// A change and when it was made, in milliseconds of the Unix clock.
+/// A present entry, found by its key. There is one per stored object: the key is read where it is, not kept a second time.
+#[derive(Debug)]
+struct Present(Arc<Entry>);
+
+impl Borrow<str> for Present {
+    fn borrow(&self) -> &str {
+        &self.0.key
+    }
+}
+
+impl Ord for Present {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.key.cmp(&other.0.key)
+    }
+}
+
+impl PartialOrd for Present {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Present {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for Present {}
+
+/// A change and when it was made. How the key changed is seen from what was there before and after.
 #[derive(Clone, Debug)]
 pub(super) struct Kept {
-    pub(super) change: Change,
-    pub(super) at: u64,
+    entry: Arc<Entry>,
+    previous: Option<Arc<Entry>>,
+    revision: Revision,
+    /// In milliseconds of the Unix clock.
+    at: u64,
+}
+
+impl Kept {
+    pub(super) fn new(change: &Change, at: u64) -> Self {
+        let Change { entry, previous, revision, .. } = change;
+        Self { entry: Arc::clone(entry), previous: previous.clone(), revision: *revision, at }
+    }
+
+    pub(super) fn key(&self) -> &str {
+        &self.entry.key
+    }
+
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(super) fn change(&self) -> Change {
+        let kind = match &self.previous {
+            None => ChangeKind::Created,
+            // What a deletion leaves is what was there last.
+            Some(previous) if Arc::ptr_eq(previous, &self.entry) => ChangeKind::Deleted,
+            Some(_) => ChangeKind::Updated,
+        };
+        let (entry, previous) = (Arc::clone(&self.entry), self.previous.clone());
+        Change { kind, entry, previous, revision: self.revision }
+    }
+
+    /// Bytes that only the history holds.
+    fn weight(&self) -> usize {
+        self.key().len() + self.previous.as_ref().map_or(0, |p| p.value.len())
+    }
 }
 
 /// How much history is kept. Whichever bound is reached first counts.
@@ -32,10 +98,6 @@ pub(super) struct Bounds {
     pub(super) age_ms: u64,
 }
 
-fn weight(change: &Change) -> usize {
-    change.key().len() + change.previous.as_ref().map_or(0, |p| p.value.len())
-}
-
 impl Live {
     /// From what a disk held. `history` is in revision order and complete after `compacted`.
     pub(super) fn load(
@@ -44,7 +106,8 @@ impl Live {
         compacted: Revision,
         revision: Revision,
     ) -> Self {
-        let history_bytes = history.iter().map(|k| weight(&k.change)).sum();
+        let history_bytes = history.iter().map(Kept::weight).sum();
+        let entries = entries.into_values().map(Present).collect();
         Self { entries, history: history.into(), history_bytes, compacted, revision }
     }
 
@@ -57,28 +120,29 @@ impl Live {
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Arc<Entry>> {
-        self.entries.get(key)
+        self.entries.get(key).map(|present| &present.0)
     }
 
     /// Makes one durable change visible. Changes come in revision order.
     pub(super) fn apply(&mut self, change: &Change, at: u64) {
-        if change.kind == crate::ChangeKind::Deleted {
+        if change.kind == ChangeKind::Deleted {
             self.entries.remove(change.key());
         } else {
-            self.entries.insert(Arc::clone(&change.entry.key), Arc::clone(&change.entry));
+            self.entries.replace(Present(Arc::clone(&change.entry)));
         }
         self.revision = change.revision;
-        self.history_bytes += weight(change);
-        self.history.push_back(Kept { change: change.clone(), at });
+        let kept = Kept::new(change, at);
+        self.history_bytes += kept.weight();
+        self.history.push_back(kept);
     }
 
     /// Forgets history up to and including `revision`.
     pub(super) fn forget(&mut self, revision: Revision) {
         while let Some(first) = self.history.front() {
-            if first.change.revision > revision {
+            if first.revision > revision {
                 break;
             }
-            self.history_bytes -= weight(&first.change);
+            self.history_bytes -= first.weight();
             self.history.pop_front();
         }
         self.compacted = self.compacted.max(revision);
@@ -105,8 +169,8 @@ impl Live {
                 break;
             }
             count -= 1;
-            bytes -= weight(&kept.change);
-            due = Some(kept.change.revision);
+            bytes -= kept.weight();
+            due = Some(kept.revision);
         }
         due
     }
@@ -114,15 +178,14 @@ impl Live {
     /// Revision of the last of the first `step` kept changes at or below `target`; `target` itself when that is all.
     pub(super) fn step_towards(&self, target: Revision, step: usize) -> Revision {
         match self.history.get(step) {
-            Some(next) if next.change.revision <= target => next.change.revision - 1,
+            Some(next) if next.revision <= target => next.revision - 1,
             _ => target,
         }
     }
 
     /// Kept changes up to and including `revision`, oldest first.
     pub(super) fn changes_through(&self, revision: Revision) -> Vec<Change> {
-        let kept = self.history.iter().take_while(|k| k.change.revision <= revision);
-        kept.map(|k| k.change.clone()).collect()
+        self.history.iter().take_while(|k| k.revision <= revision).map(Kept::change).collect()
     }
 
     /// When the oldest kept change was made.
@@ -152,9 +215,9 @@ impl Live {
     }
 
     /// Kept changes after `after`, oldest first.
-    pub(super) fn changes_after(&self, after: Revision) -> impl Iterator<Item = &Change> {
-        let first = self.history.partition_point(|k| k.change.revision <= after);
-        self.history.range(first..).map(|k| &k.change)
+    pub(super) fn changes_after(&self, after: Revision) -> impl Iterator<Item = &Kept> {
+        let first = self.history.partition_point(|k| k.revision <= after);
+        self.history.range(first..)
     }
 
     /// Entries under `prefix` from `start`, in key order.
@@ -162,7 +225,7 @@ impl Live {
         let from = start.filter(|s| *s > prefix).unwrap_or(prefix);
         self.entries
             .range::<str, _>((Bound::Included(from), Bound::Unbounded))
-            .map(|(_, e)| e)
+            .map(|present| &present.0)
             .take_while(move |e| e.key.starts_with(prefix))
     }
 

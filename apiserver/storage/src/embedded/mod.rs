@@ -30,7 +30,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::disk::Disk;
-use self::live::{Bounds, Live};
+use self::live::{Bounds, Kept, Live};
 use self::sequencer::{Pending, Sequencer, Verdict};
 use self::space::Space;
 use crate::sinks::Sinks;
@@ -62,7 +62,7 @@ impl Default for Options {
             history_age: Duration::from_secs(300),
             history_changes: 100_000,
             history_bytes: 128 << 20,
-            disk_cache: 4 << 20,
+            disk_cache: 1 << 20,
         }
     }
 }
@@ -359,9 +359,9 @@ impl Follow {
                     self.cursor = live.revision();
                 }
                 for change in stretch {
-                    self.cursor = change.revision;
+                    self.cursor = change.revision();
                     if change.key().starts_with(&*self.prefix) {
-                        self.taken.push_back(change.clone());
+                        self.taken.push_back(change.change());
                         if self.taken.len() == WATCH_CHUNK {
                             break;
                         }
@@ -472,7 +472,11 @@ impl Store for Embedded {
                 let compacted = live.compacted();
                 Attached {
                     entries: live.under(prefix, None).cloned().collect(),
-                    history: live.changes_after(compacted).filter(|c| c.key().starts_with(prefix)).cloned().collect(),
+                    history: live
+                        .changes_after(compacted)
+                        .filter(|c| c.key().starts_with(prefix))
+                        .map(Kept::change)
+                        .collect(),
                     compacted,
                     revision: live.revision(),
                     progress: Arc::clone(&self.shared.progress),
