@@ -7,6 +7,8 @@ use crate::process::Skiff;
 use crate::report::{Report, mib};
 
 const RATE: f64 = 2000.0;
+/// Turns between a creation and its deletion; odd, because creations are at even ones.
+const LATER: u64 = 51;
 
 pub(crate) async fn run(cx: &Context, report: &mut Report) -> anyhow::Result<()> {
     let objects = cx.scaled(50_000);
@@ -16,8 +18,10 @@ pub(crate) async fn run(cx: &Context, report: &mut Report) -> anyhow::Result<()>
     let filled = skiff.process.usage()?;
     let base = "/api/v1/namespaces/default/configmaps";
     // Half reads; a fifth updates, a fifth patches, and creates, short lists and deletions of what was created.
-    let make = move |n: u64| {
+    let make = move |part: &'static str, n: u64| {
         let name = format!("o-{:07}", n * 7919 % objects);
+        // What is deleted was created half a second before.
+        let (turn, made) = (n / 20, |turn: u64| format!("{part}-{turn:07}"));
         let path = format!("{base}/{name}");
         match n % 20 {
             0..=9 => Request::get(path),
@@ -28,14 +32,17 @@ pub(crate) async fn run(cx: &Context, report: &mut Report) -> anyhow::Result<()>
                 let body = format!(r#"{{"metadata":{{"annotations":{{"bench":"{n}"}}}}}}"#).into_bytes();
                 Request { method: "PATCH", path, body }
             }
-            17 => Request { method: "POST", path: base.into(), body: config_map(&format!("n-{n:07}"), 1024) },
+            17 if turn % 2 == 0 => Request { method: "POST", path: base.into(), body: config_map(&made(turn), 1024) },
+            17 if turn > LATER => {
+                Request { method: "DELETE", path: format!("{base}/{}", made(turn - LATER)), body: Vec::new() }
+            }
             18 => Request::get(format!("{base}?limit=20")),
             _ => Request::get(format!("/api/v1/namespaces/default/configmaps?fieldSelector=metadata.name%3D{name}")),
         }
     };
-    open(&target, cx.version, 64, RATE, cx.time / 5, move |n| make(n + 10_000_000)).await?;
+    open(&target, cx.version, 64, RATE, cx.time / 5, move |n| make("early", n)).await?;
     let before = skiff.process.usage()?;
-    let mut o = open(&target, cx.version, 64, RATE, cx.time, make).await?;
+    let mut o = open(&target, cx.version, 64, RATE, cx.time, move |n| make("late", n)).await?;
     let after = skiff.process.usage()?;
     report.row(
         format!("{RATE} mixed requests/s, {objects} objects stored"),
