@@ -14,6 +14,7 @@ pub mod chain;
 pub mod custom;
 pub mod decode;
 pub mod discovery;
+mod gather;
 mod inside;
 pub mod kubelets;
 pub mod metrics;

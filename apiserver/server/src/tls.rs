@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::audit::From;
 use crate::auth::User;
 use crate::chain::{self, Peer};
+use crate::gather::Gathered;
 use crate::pki::Leaf;
 use crate::server::Inner;
 
@@ -23,6 +24,8 @@ const CONNECTIONS: usize = 20_000;
 /// A client that has not finished its handshake or its headers by then is cut.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(30);
+/// HTTP/2 as ALPN calls it.
+const H2: &[u8] = b"h2";
 /// Streams per HTTP/2 connection, as upstream.
 const STREAMS: u32 = 250;
 
@@ -55,7 +58,7 @@ pub fn acceptor(leaf: &Leaf, client_ca: &str) -> Result<TlsAcceptor, TlsError> {
     let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes())?;
     let mut config =
         rustls::ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
@@ -95,6 +98,7 @@ async fn connection(server: Arc<Inner>, tcp: tokio::net::TcpStream, from: From, 
     let _ = tcp.set_nodelay(true);
     let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await else { return };
     let (_, session) = tls.get_ref();
+    let many = session.alpn_protocol() == Some(H2);
     let peer = session.peer_certificates().and_then(|c| c.first()).and_then(User::from_certificate).map(Peer);
     let state = Arc::clone(&server);
     let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
@@ -114,7 +118,7 @@ async fn connection(server: Arc<Inner>, tcp: tokio::net::TcpStream, from: From, 
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(15))
         .adaptive_window(false);
-    let served = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(Gathered::new(tls, many)), service);
     tokio::pin!(served);
     tokio::select! {
         // A connection that breaks is the client's business.

@@ -148,7 +148,8 @@ pub async fn watch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &Call, form: For
         done: false,
         events: server.metrics.watch_events(kind.group(), &kind.resource.version, &kind.resource.kind),
     };
-    let body = futures::stream::unfold(stream, |mut s| async move { s.next().await.map(|b| (b, s)) });
+    // Boxed, because it is handed on with every piece.
+    let body = futures::stream::unfold(Box::new(stream), |mut s| async move { s.next().await.map(|b| (b, s)) });
     Ok(Answer::Http(open(form, Body::stream(body))))
 }
 
