@@ -29,6 +29,8 @@ pub struct Settings {
     pub replicas: u32,
     /// What one instance should have, after utilization.
     pub target: f64,
+    /// What one instance may have: all of its target.
+    pub most: f64,
     /// Seconds of the long window.
     pub window: u32,
     /// Seconds of the short one.
@@ -78,6 +80,7 @@ impl Settings {
             metric,
             replicas: u32::try_from(spec.replicas).unwrap_or(0),
             target: (target * utilization).max(0.01),
+            most: target.max(0.01),
             window,
             panic_window: (panic_window.round() as u32).clamp(1, window),
             panic_threshold: f64::from(scale.panic_threshold_percent.unwrap_or(200)) / 100.0,
@@ -178,7 +181,10 @@ impl Scaler {
         let there = f64::from(ready.max(1));
         let most = (s.up * there).ceil().max(there + 1.0);
         let least = if ready == 0 { 0.0 } else { (f64::from(ready) / s.down).floor().min(f64::from(ready - 1)) };
-        let count = |load: f64| (load / s.target).ceil();
+        // What is kept free for more to come is for load that lasts. Knative would start two instances for the first request of
+        // a function whose instances take one at a time.
+        let each = if self.window.is_new(now) { s.most } else { s.target };
+        let count = |load: f64| (load / each).ceil();
         let bounded = |n: f64| n.clamp(least, most) as u32;
         let by_long = bounded(count(long));
         let by_short = bounded(count(short));

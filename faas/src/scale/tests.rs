@@ -37,7 +37,19 @@ fn the_first_request_is_answered_by_a_decision() {
     assert_eq!(s.decide(at(0.0), 0).wanted, 1);
     let mut s = scaler(Scale::default(), 10);
     s.load(at(0.0), 50);
-    assert_eq!(s.decide(at(0.0), 0).wanted, 8, "50 in flight, 7 each");
+    assert_eq!(s.decide(at(0.0), 0).wanted, 5, "50 in flight, 10 each");
+    assert_eq!(s.decide(at(2.0), 5).wanted, 8, "they last: 7 each");
+}
+
+#[test]
+fn one_request_starts_one_instance() {
+    let mut s = scaler(Scale::default(), 1);
+    s.load(at(0.0), 1);
+    assert_eq!(s.decide(at(0.0), 0).wanted, 1);
+    s.load(at(0.3), 0);
+    assert_eq!(s.decide(at(1.9), 1).wanted, 1, "it was short");
+    s.load(at(2.0), 1);
+    assert_eq!(s.decide(at(9.0), 1).wanted, 2, "there is always one: the next should find a free instance");
 }
 
 #[test]

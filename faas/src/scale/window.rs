@@ -85,6 +85,12 @@ impl Window {
         now.saturating_sub(self.begun)
     }
 
+    /// Whether it has been looking for less than a second: what is now is all it knows.
+    #[must_use]
+    pub fn is_new(&self, now: Duration) -> bool {
+        self.age(now) < Duration::from_secs(1)
+    }
+
     /// Seconds to divide by: the window, or less when it has not been looking for so long, but at least one.
     fn span(&self, now: Duration, seconds: u32) -> f64 {
         self.age(now).as_secs_f64().clamp(1.0, f64::from(seconds.max(1)))
@@ -100,7 +106,7 @@ impl Window {
     /// The average level of the last seconds. In the first second it is the level itself: nothing else is known.
     pub fn average(&mut self, now: Duration, seconds: u32) -> f64 {
         self.advance(now);
-        if self.age(now) < Duration::from_secs(1) {
+        if self.is_new(now) {
             return f64::from(self.level);
         }
         self.sum(now, seconds, |b| b.level) / self.span(now, seconds)
