@@ -17,7 +17,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,8 @@ pub use network::Network;
 
 /// Largest frame pods send. Room for VXLAN's 50 bytes when pods of several nodes talk.
 const MTU: u32 = 1450;
+/// What a pod knows its end of the pair as.
+const POD_END: &str = "eth0";
 /// How often the rules are put back, should someone have flushed them.
 const KEEP_EVERY: Duration = Duration::from_secs(60);
 /// A netlink exchange that takes longer hangs.
@@ -201,8 +203,8 @@ impl PodNetwork {
     /// Connects a sandbox. Idempotent: what is there already is kept.
     pub async fn attach(&self, pod_uid: &str, pid: i32, address: Ipv4Addr) -> Result<()> {
         match self.try_attach(pod_uid, pid, address).await {
-            // An earlier call was cut short between making the pair and moving it, or the pair belongs to a sandbox
-            // that is just going: make it anew.
+            // The pair belongs to a sandbox that is just going, or a program of before was stopped between making it and moving
+            // its end: make it anew.
             Err(Error::NoLink(_)) => {
                 let handle = connect()?;
                 if let Some(index) = index_of(&handle, &link_name(pod_uid)).await? {
@@ -216,35 +218,32 @@ impl PodNetwork {
 
     async fn try_attach(&self, pod_uid: &str, pid: i32, address: Ipv4Addr) -> Result<()> {
         let host_end = link_name(pod_uid);
-        let peer = format!("p{}", &host_end[1..]);
         let handle = connect()?;
         let bridge = index_of(&handle, &self.bridge).await?.ok_or_else(|| Error::NoLink(self.bridge.clone()))?;
-        if index_of(&handle, &host_end).await?.is_none() {
-            handle.link().add(LinkVeth::new(&host_end, &peer).build()).execute().await?;
-            handle
-                .link()
-                .set(LinkMessageBuilder::<LinkUnspec>::default().name(peer.clone()).setns_by_pid(pid as u32).build())
-                .execute()
-                .await?;
+        if let Some(index) = index_of(&handle, &host_end).await? {
+            let up = LinkUnspec::new_with_index(index).mtu(MTU).controller(bridge).up().build();
+            handle.link().set(up).execute().await?;
+        } else {
+            // The pod's end is made where it belongs: moving it there later takes the kernel some 20 ms, for which it waits for
+            // all processors again and again.
+            let pod_end =
+                LinkMessageBuilder::<LinkUnspec>::new().name(POD_END).mtu(MTU).setns_by_pid(pid as u32).build();
+            let pair = LinkMessageBuilder::<LinkVeth>::new(&host_end, POD_END)
+                .set_info_data(InfoData::Veth(InfoVeth::Peer(pod_end)))
+                .mtu(MTU)
+                .controller(bridge)
+                .up()
+                .build();
+            handle.link().add(pair).execute().await?;
         }
         let index = index_of(&handle, &host_end).await?.ok_or_else(|| Error::NoLink(host_end.clone()))?;
-        let up = LinkUnspec::new_with_index(index).mtu(MTU).controller(bridge).up().build();
-        handle.link().set(up).execute().await?;
         // A pod may reach itself through a service: the bridge must send a frame back where it came from.
         handle.link().set_port(LinkBridgePort::new(index).hairpin(true).build()).execute().await?;
         let (gateway, prefix) = (self.lock_ipam().gateway(), self.range.prefix_len());
         in_netns(pid, move || async move {
             let handle = connect()?;
             set_loopback_up(&handle).await?;
-            let index = match index_of(&handle, "eth0").await? {
-                Some(index) => index,
-                None => {
-                    let index = index_of(&handle, &peer).await?.ok_or(Error::NoLink(peer))?;
-                    let rename = LinkUnspec::new_with_index(index).name("eth0".to_string()).mtu(MTU).build();
-                    handle.link().set(rename).execute().await?;
-                    index
-                }
-            };
+            let index = index_of(&handle, POD_END).await?.ok_or_else(|| Error::NoLink(POD_END.to_owned()))?;
             handle.address().add(index, IpAddr::V4(address), prefix).replace().execute().await?;
             handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?;
             let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
