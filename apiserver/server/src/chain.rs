@@ -186,7 +186,8 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
                 }
                 let (headers, body, warnings) = (parts.headers, Bytes::new(), vec![]);
                 let target = ResourceRequest::default();
-                let mut call = Call { user, target, query, headers, body, warnings, emptied: vec![], upgrade };
+                let (emptied, version) = (vec![], parts.version);
+                let mut call = Call { user, target, query, headers, body, warnings, emptied, upgrade, version };
                 let work = aggregate::forward(&server, &remote, &parts.method, path_and_query, &mut call);
                 let r = tokio::time::timeout(server.config.request_timeout, work).await;
                 return (r.unwrap_or_else(|_| respond::status(&overdue(), plain)), label);
@@ -231,8 +232,9 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
     if let Some(record) = record {
         record.body(&body, &parts.headers);
     }
-    let headers = parts.headers;
-    let mut call = Call { user, target, query, headers, body, warnings: vec![], emptied: vec![], upgrade };
+    let (headers, version) = (parts.headers, parts.version);
+    let (warnings, emptied) = (vec![], vec![]);
+    let mut call = Call { user, target, query, headers, body, warnings, emptied, upgrade, version };
     let method = parts.method;
     let upgrades = remote.is_some() && call.headers.contains_key("upgrade");
     let long = label.long || upgrades || subresources::long_running(&call);

@@ -23,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::{Mutex, RwLock};
 use tokio::time::{Instant, timeout_at};
 
-pub use self::lane::Watcher;
+pub use self::lane::{Run, Watcher};
 pub use self::object::{Event, Extract, Meta, Moment, Object, Page, Snapshot};
 
 use self::lane::{Interest, Lane, Lanes};

@@ -106,6 +106,7 @@ fn call(kind: &Kind) -> Call {
         warnings: vec![],
         emptied: vec![],
         upgrade: None,
+        version: http::Version::default(),
     }
 }
 

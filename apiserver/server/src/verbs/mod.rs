@@ -40,6 +40,8 @@ pub struct Call {
     pub emptied: Vec<String>,
     /// The connection, for subresources that take it over.
     pub upgrade: Option<hyper::upgrade::OnUpgrade>,
+    /// What it came by. With HTTP/2 others may use the same connection.
+    pub version: http::Version,
 }
 
 impl Call {

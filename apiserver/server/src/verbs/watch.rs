@@ -1,8 +1,8 @@
 //! `watch`: changes as they come.
 //!
 //! A watch without a revision (or from "0") first gets an ADDED event per present object; with `sendInitialEvents` a
-//! bookmark marks their end. Events are sent as they are stored; as protobuf they are encoded once. A selector turns changes into the
-//! changes of the selected set: what enters it is ADDED, what leaves it DELETED with the revision of the change.
+//! bookmark marks their end. Events are sent as they are stored; as protobuf they are encoded once; who asks for all of them is given the
+//! same bytes as others who do. A selector turns changes into the changes of the selected set: what enters it is ADDED, what leaves it DELETED with the revision of the change.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use rand::Rng;
 use serde_json::{Value, json};
 use skiff_core::meta;
 use skiff_core::status::Status;
-use skiff_storage::cache::{Event, Object, Watcher};
+use skiff_storage::cache::{Event, Object, Run, Watcher};
 use skiff_storage::store::ChangeKind;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -34,9 +34,13 @@ use crate::server::Inner;
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// Bytes of ready events that are sent as one piece.
 const BATCH: usize = 64 * 1024;
+/// About what the frame of an event takes beside its object.
+const FRAME: usize = 32;
 
 /// What sending one piece costs a processor, almost all of it in the kernel, whatever the number of events in it.
 const PIECE_COST: Duration = Duration::from_micros(16);
+/// The same where many watches share a connection: they share records and system calls.
+const SHARED_COST: Duration = Duration::from_micros(8);
 /// The longest time for which events are gathered.
 const PACE_MAX: Duration = Duration::from_millis(8);
 
@@ -45,10 +49,10 @@ const PACE_MAX: Duration = Duration::from_millis(8);
 /// With many watchers of the same objects, a piece for each of them per write would take all processors and delay
 /// everything. So events that follow closely share a piece: watching costs at most about one pass over all watchers at a
 /// time. An event after a quiet time goes out at once, and few watchers never wait.
-fn pace(watchers: usize) -> Duration {
+fn pace(watchers: usize, cost: Duration) -> Duration {
     static CORES: LazyLock<u32> =
         LazyLock::new(|| std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)));
-    let pass = PIECE_COST * u32::try_from(watchers).unwrap_or(u32::MAX >> 8) / *CORES;
+    let pass = cost * u32::try_from(watchers).unwrap_or(u32::MAX >> 8) / *CORES;
     // The timer counts in milliseconds.
     if pass < Duration::from_millis(1) { Duration::ZERO } else { pass.min(PACE_MAX) }
 }
@@ -130,8 +134,11 @@ pub async fn watch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &Call, form: For
         Some(s) if s > 0 => Duration::from_secs(s.unsigned_abs().min(86_400)),
         _ => Duration::from_secs(rand::rng().random_range(1800..3600)),
     };
+    let frames = Frames { kind: Arc::clone(kind), form, include: respond::include_object(call)?, headers_sent: false };
+    let alike = frames.plain() || frames.is_common();
     let stream = Stream {
-        frames: Frames { kind: Arc::clone(kind), form, include: respond::include_object(call)?, headers_sent: false },
+        shares: alike && selection.is_everything() && watcher.shares() && !kind.converts(),
+        frames,
         server: Arc::clone(server),
         watcher,
         selection,
@@ -142,7 +149,9 @@ pub async fn watch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &Call, form: For
         bookmark_timer: Box::pin(sleep_until(Instant::now() + BOOKMARK_EVERY)),
         last_sent: start,
         end_timer: Box::pin(sleep_until(Instant::now() + timeout)),
-        pause: None,
+        cost: if call.version == http::Version::HTTP_2 { SHARED_COST } else { PIECE_COST },
+        pause: Box::pin(sleep_until(Instant::now())),
+        gathers: false,
         shutdown: Box::pin(server.shutdown.clone().cancelled_owned()),
         withdrawn: Box::pin(kind.ended.clone().cancelled_owned()),
         done: false,
@@ -284,6 +293,8 @@ struct Stream {
     frames: Frames,
     server: Arc<Inner>,
     watcher: Watcher,
+    /// Whether what is sent is what every watcher that shares is sent.
+    shares: bool,
     selection: Selection,
     initial: VecDeque<Arc<Object>>,
     end_of_initial: bool,
@@ -293,14 +304,34 @@ struct Stream {
     bookmark_timer: Pin<Box<Sleep>>,
     last_sent: u64,
     end_timer: Pin<Box<Sleep>>,
-    /// Until when events are gathered, see [`pace`].
-    pause: Option<Pin<Box<Sleep>>>,
+    /// What a piece costs.
+    cost: Duration,
+    /// Until when events are gathered, see [`pace`], where they are.
+    pause: Pin<Box<Sleep>>,
+    gathers: bool,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Ends when the kind is served no more.
     withdrawn: Pin<Box<WaitForCancellationFutureOwned>>,
     done: bool,
     /// Counts what is sent.
     events: Arc<AtomicU64>,
+}
+
+/// What a watcher has for its stream.
+enum Got {
+    One(Option<Result<Arc<Event>, skiff_storage::Error>>),
+    Run(Arc<Run>),
+}
+
+async fn more(watcher: &mut Watcher, runs: bool) -> Got {
+    if !runs {
+        return Got::One(watcher.next().await);
+    }
+    match watcher.next_run().await {
+        Some(Ok(run)) => Got::Run(run),
+        Some(Err(e)) => Got::One(Some(Err(e))),
+        None => Got::One(None),
+    }
 }
 
 impl Stream {
@@ -328,14 +359,22 @@ impl Stream {
         if !out.is_empty() {
             return Some(out.freeze());
         }
-        if let Some(pause) = &mut self.pause {
-            pause.as_mut().await;
-            self.pause = None;
+        if self.gathers {
+            self.pause.as_mut().await;
+            self.gathers = false;
         }
         loop {
             let event = tokio::select! {
                 biased;
-                event = self.watcher.next() => event,
+                got = more(&mut self.watcher, self.shares) => match got {
+                    Got::One(event) => event,
+                    Got::Run(run) => {
+                        if let Some(piece) = self.piece(&run) {
+                            return Some(piece);
+                        }
+                        continue;
+                    }
+                },
                 () = self.bookmark_timer.as_mut(), if self.bookmarks => {
                     self.bookmark_timer.as_mut().reset(Instant::now() + BOOKMARK_EVERY);
                     if let Some(b) = self.progress() { return Some(b) }
@@ -383,12 +422,41 @@ impl Stream {
                 next = if out.len() < BATCH { self.watcher.try_next().map(Some) } else { None };
             }
             if !out.is_empty() {
-                self.server.metrics.watch_delays.join(&delays);
-                self.events.fetch_add(delays.events(), Ordering::Relaxed);
-                let pace = pace(self.watcher.company());
-                self.pause = (!pace.is_zero()).then(|| Box::pin(tokio::time::sleep(pace)));
+                self.sent(&delays);
                 return Some(out.freeze());
             }
+        }
+    }
+
+    /// Events as every watcher that shares is sent them; none when none of them can be shown.
+    fn piece(&mut self, run: &Run) -> Option<Bytes> {
+        let piece = run.bytes(self.frames.is_common(), |events| {
+            let mut out = BytesMut::with_capacity(events.iter().map(|e| e.object.value.len() + FRAME).sum());
+            for e in events {
+                self.event(e, &mut out);
+            }
+            out.freeze()
+        });
+        let mut delays = Delays::begin();
+        for e in run.events() {
+            self.last_sent = e.revision;
+            delays.add(e.made);
+        }
+        if piece.is_empty() {
+            return None;
+        }
+        self.sent(&delays);
+        Some(piece)
+    }
+
+    /// Counts what is sent now, and has the next events gathered.
+    fn sent(&mut self, delays: &Delays) {
+        self.server.metrics.watch_delays.join(delays);
+        self.events.fetch_add(delays.events(), Ordering::Relaxed);
+        let pace = pace(self.watcher.company(), self.cost);
+        self.gathers = !pace.is_zero();
+        if self.gathers {
+            self.pause.as_mut().reset(Instant::now() + pace);
         }
     }
 
@@ -468,9 +536,11 @@ mod tests {
 
     #[test]
     fn few_watchers_never_wait_and_many_wait_a_bounded_time() {
-        assert_eq!(pace(1), Duration::ZERO);
-        assert_eq!(pace(10), Duration::ZERO);
-        assert_eq!(pace(usize::MAX), PACE_MAX);
-        assert!((1..100_000).step_by(97).is_sorted_by_key(pace));
+        for cost in [PIECE_COST, SHARED_COST] {
+            assert_eq!(pace(1, cost), Duration::ZERO);
+            assert_eq!(pace(10, cost), Duration::ZERO);
+            assert_eq!(pace(usize::MAX, cost), PACE_MAX);
+            assert!((1..100_000).step_by(97).is_sorted_by_key(|n| pace(n, cost)));
+        }
     }
 }

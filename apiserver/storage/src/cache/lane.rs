@@ -2,12 +2,14 @@
 //!
 //! An event is appended to the rings of the interests it touches (the whole resource, its namespace, its key, the values
 //! of its fields) and only where somebody listens. So a thousand nodes that watch their own pods cost one append per pod
-//! event, not a thousand wake-ups; and a watcher holds no queue of its own beyond the few events it has in hand.
+//! event, not a thousand wake-ups; and a watcher holds no queue of its own beyond the few events it has in hand. Watchers that stand
+//! at the same place are given the same [`Run`], so that what they are sent is made once for all of them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -16,6 +18,10 @@ use crate::store::{Error, Result, Revision};
 
 /// Events a watcher takes at once.
 const CHUNK: usize = 64;
+/// Bytes of values after which a [`Run`] ends.
+const RUN_BYTES: usize = 64 * 1024;
+/// Runs a lane remembers. While it is busy, watchers are a few events apart at most.
+const RUNS: usize = 8;
 
 /// What a watcher listens to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +66,50 @@ struct Ring {
     events: VecDeque<Arc<Event>>,
     /// How many events were dropped from the front, ever. Cursors count from there.
     dropped: u64,
+    /// What was taken last, the newest at the end.
+    runs: VecDeque<Arc<Run>>,
+}
+
+/// Some events in a row, as all who stood before them share them.
+#[derive(Debug)]
+pub struct Run {
+    events: Vec<Arc<Event>>,
+    /// Position of the first in its lane.
+    from: u64,
+    /// Whether it was ended for its size: what came later does not make it longer.
+    full: bool,
+    frames: [OnceLock<Bytes>; 2],
+}
+
+impl Run {
+    /// From the events at and after `from`; `None` when there is none.
+    fn new<'a>(from: u64, events: impl Iterator<Item = &'a Arc<Event>>) -> Option<Self> {
+        let (mut taken, mut bytes, mut full) = (Vec::new(), 0, false);
+        for event in events {
+            full = taken.len() == CHUNK || bytes >= RUN_BYTES;
+            if full {
+                break;
+            }
+            bytes += event.object.value.len();
+            taken.push(Arc::clone(event));
+        }
+        (!taken.is_empty()).then(|| Self { events: taken, from, full, frames: Default::default() })
+    }
+
+    fn end(&self) -> u64 {
+        self.from + self.events.len() as u64
+    }
+
+    /// The events, at least one, in revision order.
+    #[must_use]
+    pub fn events(&self) -> &[Arc<Event>] {
+        &self.events
+    }
+
+    /// The events as bytes, made by whoever needs them first. There may be two forms, which the caller tells apart.
+    pub fn bytes(&self, second: bool, make: impl FnOnce(&[Arc<Event>]) -> Bytes) -> Bytes {
+        self.frames[usize::from(second)].get_or_init(|| make(&self.events)).clone()
+    }
 }
 
 impl Ring {
@@ -98,6 +148,8 @@ impl Lane {
         while ring.events.front().is_some_and(|e| e.revision <= revision) {
             ring.events.pop_front();
             ring.dropped += 1;
+            // Nobody comes that far back again, and a quiet lane should hold nothing.
+            ring.runs.clear();
         }
         if ring.events.is_empty() {
             ring.events.shrink_to(16);
@@ -222,13 +274,29 @@ impl Watcher {
     /// The next event. An error when this watcher fell behind the window, then `None`; `None` at once when the store
     /// closes. Safe to cancel.
     pub async fn next(&mut self) -> Option<Result<Arc<Event>>> {
+        self.wait(Self::try_next).await
+    }
+
+    /// As [`Watcher::next`], the next events together, for a watcher of all events of its lane ([`Watcher::shares`]) that is not
+    /// asked for single ones.
+    pub async fn next_run(&mut self) -> Option<Result<Arc<Run>>> {
+        self.wait(Self::try_run).await
+    }
+
+    /// Whether it hears of all events of its lane, as others do.
+    #[must_use]
+    pub fn shares(&self) -> bool {
+        self.prefix.is_none()
+    }
+
+    async fn wait<T>(&mut self, mut look: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
         let lane = Arc::clone(&self.lane);
         loop {
             let moved = lane.moved.notified();
             tokio::pin!(moved);
             // Registered before the look, so that an event between the two is not missed.
             moved.as_mut().enable();
-            match self.try_next() {
+            match look(self) {
                 Some(next) => return Some(next),
                 None if self.over => return None,
                 None => moved.await,
@@ -262,6 +330,58 @@ impl Watcher {
         Some(Ok(event))
     }
 
+    /// The next events if there are some now.
+    fn try_run(&mut self) -> Option<Result<Arc<Run>>> {
+        if self.over {
+            return None;
+        }
+        // Looked at before the ring: what was pushed before the end is still delivered.
+        let ended = self.lane.ended.load(Ordering::Acquire);
+        match self.take_run() {
+            Err(error) => {
+                self.over = true;
+                Some(Err(error))
+            }
+            Ok(None) => {
+                self.over = ended;
+                None
+            }
+            Ok(Some(run)) => {
+                self.at = run.end();
+                self.delivered = run.events.last().map_or(self.delivered, |e| e.revision);
+                Some(Ok(run))
+            }
+        }
+    }
+
+    fn take_run(&self) -> Result<Option<Arc<Run>>> {
+        let mut ring = self.lane.ring.lock();
+        let end = ring.end();
+        let Some(skip) = self.at.checked_sub(ring.dropped).and_then(|n| usize::try_from(n).ok()) else {
+            drop(ring);
+            return Err(self.fell_behind());
+        };
+        if self.at >= end {
+            return Ok(None);
+        }
+        if let Some(known) = ring.runs.iter().rev().find(|r| r.from == self.at && (r.full || r.end() == end)) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        let run = Run::new(self.at, ring.events.range(skip..)).map(Arc::new);
+        if let Some(run) = &run {
+            if ring.runs.len() == RUNS {
+                ring.runs.pop_front();
+            }
+            ring.runs.push_back(Arc::clone(run));
+        }
+        Ok(run)
+    }
+
+    fn fell_behind(&self) -> Error {
+        self.inner.count_lagged();
+        Error::Compacted { requested: self.delivered, oldest: self.inner.compacted() }
+    }
+
     /// Whether nothing more will come.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -288,8 +408,7 @@ impl Watcher {
         let ring = self.lane.ring.lock();
         let Some(skip) = self.at.checked_sub(ring.dropped).and_then(|n| usize::try_from(n).ok()) else {
             drop(ring);
-            self.inner.count_lagged();
-            return Err(Error::Compacted { requested: self.delivered, oldest: self.inner.compacted() });
+            return Err(self.fell_behind());
         };
         let mut passed = 0;
         for event in ring.events.range(skip.min(ring.events.len())..).take(CHUNK) {

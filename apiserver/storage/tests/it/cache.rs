@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use skiff_storage::cache::Config;
+use skiff_storage::cache::{Config, Run};
 use skiff_storage::embedded::Options;
 use skiff_storage::{
     Cache, ChangeKind, Compare, Embedded, Error, Event, Meta, Object, Op, Payload, Revision, Store, Watcher,
@@ -246,6 +246,72 @@ async fn a_waiting_watcher_is_woken() {
     }
 }
 
+/// The next run, if it comes at once.
+async fn run(watcher: &mut Watcher) -> Option<Arc<Run>> {
+    tokio::select! {
+        biased;
+        run = watcher.next_run() => Some(run.expect("not over").expect("not behind")),
+        () = std::future::ready(()) => None,
+    }
+}
+
+#[tokio::test]
+async fn watchers_at_the_same_place_share_what_they_take() {
+    let f = fixture().await;
+    let start = f.put("/r/pods/a/0", "n|0").await;
+    let mut all: Vec<_> = (0..3).map(|_| f.pods.watch("/r/pods/a/", start).unwrap()).collect();
+    let shown = |run: &Run| run.events().iter().map(|e| show(e)).collect::<Vec<_>>();
+    assert!(run(&mut all[0]).await.is_none());
+    f.put("/r/pods/a/1", "n|1").await;
+    f.put("/r/pods/b/1", "n|elsewhere").await;
+    f.put("/r/pods/a/2", "n|2").await;
+    let first = run(&mut all[0]).await.unwrap();
+    assert_eq!(first.events().len(), 2);
+    assert!(Arc::ptr_eq(&first, &run(&mut all[1]).await.unwrap()), "the same place");
+    // The bytes are made once.
+    let made = first.bytes(false, |events| format!("{} events", events.len()).into());
+    assert_eq!(made, first.bytes(false, |_| unreachable!("made already")));
+    assert_eq!(first.bytes(true, |_| "the other form".into()), "the other form");
+
+    f.put("/r/pods/a/3", "n|3").await;
+    // Who is further behind takes more; who stands elsewhere takes what follows.
+    let longer = run(&mut all[2]).await.unwrap();
+    let next = run(&mut all[0]).await.unwrap();
+    assert_eq!(shown(&longer), [shown(&first), shown(&next)].concat());
+    assert!(Arc::ptr_eq(&next, &run(&mut all[1]).await.unwrap()));
+    for watcher in &mut all {
+        assert!(run(watcher).await.is_none(), "nothing twice");
+    }
+    assert!(f.pods.watch("/r/pods/a/", start).unwrap().shares());
+    assert!(!f.pods.watch("/r/pods/a/1", start).unwrap().shares(), "others hear of more");
+}
+
+#[tokio::test]
+async fn runs_are_bounded_and_whole() {
+    let f = fixture().await;
+    let start = f.put("/r/pods/a/0", "n|0").await;
+    let (mut small, mut single) =
+        (f.pods.watch("/r/pods/a/", start).unwrap(), f.pods.watch("/r/pods/a/", start).unwrap());
+    for n in 0..200 {
+        f.put("/r/pods/a/1", &format!("n|{n}")).await;
+    }
+    let large = format!("n|{}", "x".repeat(40_000));
+    for _ in 0..5 {
+        f.put("/r/pods/a/2", &large).await;
+    }
+    let (mut shown, mut sizes) = (vec![], vec![]);
+    while let Some(run) = run(&mut small).await {
+        shown.extend(run.events().iter().map(|e| show(e)));
+        sizes.push(run.events().len());
+    }
+    // 64 events, or the one that makes them 64 KiB.
+    assert_eq!(sizes, [64, 64, 64, 10, 2, 1]);
+    assert_eq!(shown, drain(&mut single), "as one by one");
+    f.store.close();
+    assert!(small.next_run().await.is_none(), "over with the store");
+    assert!(small.is_over());
+}
+
 #[tokio::test]
 async fn a_deletion_is_sent_with_its_own_revision() {
     let f = fixture().await;
@@ -263,6 +329,7 @@ async fn slow_watchers_end_and_idle_ones_do_not() {
     let f = fixture().await;
     f.put("/r/pods/a/1", "n1|a").await;
     let mut slow = f.pods.watch("/r/pods/", 0).unwrap();
+    let mut by_runs = f.pods.watch("/r/pods/", 0).unwrap();
     let mut idle = f.pods.watch_field("/r/pods/", "spec.nodeName", "n9", 1).unwrap();
     for n in 0..100 {
         f.put("/r/pods/a/1", &format!("n1|{n}")).await;
@@ -273,7 +340,9 @@ async fn slow_watchers_end_and_idle_ones_do_not() {
         other => panic!("{other:?}"),
     }
     assert!(slow.next().await.is_none());
-    assert_eq!(f.pods.stats().lagged, 1);
+    assert!(matches!(by_runs.next_run().await, Some(Err(Error::Compacted { .. }))));
+    assert!(by_runs.next_run().await.is_none());
+    assert_eq!(f.pods.stats().lagged, 2);
     assert_eq!(idle.bookmark(), Some(101), "nothing of its own was forgotten");
     f.put("/r/pods/a/2", "n9|x").await;
     let event = soon("the idle watcher's event", idle.next()).await.unwrap().unwrap();
