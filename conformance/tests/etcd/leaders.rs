@@ -64,8 +64,11 @@ impl Seen {
         self.most = self.most.max(self.present.len());
     }
 
-    fn begin(&mut self) {
-        (self.fewest, self.most) = (self.ready.len(), self.present.len());
+    /// Counts anew, if all that should be there has been seen: the server's word for it may come before its events do.
+    fn begin(&mut self) -> Option<()> {
+        let settled = self.ready.len() == REPLICAS && self.present.len() == REPLICAS;
+        (self.fewest, self.most) = (REPLICAS, REPLICAS);
+        settled.then_some(())
     }
 }
 
@@ -226,7 +229,7 @@ async fn rollout(client: &Client, shared: &Shared, pair: &mut Pair) -> Result<()
         Ok(done.then_some(()))
     };
     until("the first pods", complete).await?;
-    seen(shared, Seen::begin);
+    until("all pods are seen", || async { Ok(seen(shared, Seen::begin)) }).await?;
     let change = json!({"spec": {"template": template("web", "two")}});
     deployments.patch("web", &PatchParams::default(), &Patch::Strategic(change)).await?;
     let sets: Objects<ReplicaSet> = Objects::default_namespaced(client.clone());
@@ -267,7 +270,7 @@ async fn drain(client: &Client, shared: &Shared, pair: &mut Pair) -> Result<()> 
     let on = |node: &str| ListParams::default().labels("app=web").fields(&format!("spec.nodeName={node}"));
     let first = pods.list(&on("n1")).await?.items.len();
     ensure!(first >= 4, "only {first} pods are on the node");
-    seen(shared, Seen::begin);
+    until("all pods are seen", || async { Ok(seen(shared, Seen::begin)) }).await?;
     // As `kubectl drain` does: what the budget forbids now is asked for again.
     let empty = |left: usize| {
         let (pods, on) = (&pods, &on);

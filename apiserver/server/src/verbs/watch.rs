@@ -1,8 +1,9 @@
 //! `watch`: changes as they come.
 //!
 //! A watch without a revision (or from "0") first gets an ADDED event per present object; with `sendInitialEvents` a
-//! bookmark marks their end. Events are sent as they are stored; as protobuf they are encoded once; who asks for all of them is given the
-//! same bytes as others who do. A selector turns changes into the changes of the selected set: what enters it is ADDED, what leaves it DELETED with the revision of the change.
+//! bookmark marks their end. Events are sent as they are stored; as protobuf they are encoded once; who asks for all of
+//! them is sent the same bytes as others who do. A selector turns changes into the changes of the selected set: what enters
+//! it is ADDED, what leaves it DELETED with the revision of the change.
 
 use std::collections::VecDeque;
 use std::pin::Pin;

@@ -2,8 +2,8 @@
 //!
 //! An event is appended to the rings of the interests it touches (the whole resource, its namespace, its key, the values
 //! of its fields) and only where somebody listens. So a thousand nodes that watch their own pods cost one append per pod
-//! event, not a thousand wake-ups; and a watcher holds no queue of its own beyond the few events it has in hand. Watchers that stand
-//! at the same place are given the same [`Run`], so that what they are sent is made once for all of them.
+//! event, not a thousand wake-ups; and a watcher holds no queue of its own beyond the few events it has in hand.
+//! Watchers that stand at the same place are given the same [`Run`], so that what they are sent is made once for all.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,8 +20,10 @@ use crate::store::{Error, Result, Revision};
 const CHUNK: usize = 64;
 /// Bytes of values after which a [`Run`] ends.
 const RUN_BYTES: usize = 64 * 1024;
-/// Runs a lane remembers. While it is busy, watchers are a few events apart at most.
+/// Runs a lane remembers, and bytes of values in them (but always the last). While it is busy, watchers are a few events
+/// apart at most.
 const RUNS: usize = 8;
+const RUNS_BYTES: usize = 4 * RUN_BYTES;
 
 /// What a watcher listens to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub struct Run {
     events: Vec<Arc<Event>>,
     /// Position of the first in its lane.
     from: u64,
+    /// Bytes of their values.
+    size: usize,
     /// Whether it was ended for its size: what came later does not make it longer.
     full: bool,
     frames: [OnceLock<Bytes>; 2],
@@ -84,16 +88,16 @@ pub struct Run {
 impl Run {
     /// From the events at and after `from`; `None` when there is none.
     fn new<'a>(from: u64, events: impl Iterator<Item = &'a Arc<Event>>) -> Option<Self> {
-        let (mut taken, mut bytes, mut full) = (Vec::new(), 0, false);
+        let (mut taken, mut size, mut full) = (Vec::new(), 0, false);
         for event in events {
-            full = taken.len() == CHUNK || bytes >= RUN_BYTES;
+            full = taken.len() == CHUNK || size >= RUN_BYTES;
             if full {
                 break;
             }
-            bytes += event.object.value.len();
+            size += event.object.value.len();
             taken.push(Arc::clone(event));
         }
-        (!taken.is_empty()).then(|| Self { events: taken, from, full, frames: Default::default() })
+        (!taken.is_empty()).then(|| Self { events: taken, from, size, full, frames: Default::default() })
     }
 
     fn end(&self) -> u64 {
@@ -115,6 +119,15 @@ impl Run {
 impl Ring {
     fn end(&self) -> u64 {
         self.dropped + self.events.len() as u64
+    }
+
+    fn remember(&mut self, run: &Arc<Run>) {
+        self.runs.push_back(Arc::clone(run));
+        while self.runs.len() > RUNS
+            || self.runs.len() > 1 && self.runs.iter().map(|r| r.size).sum::<usize>() > RUNS_BYTES
+        {
+            self.runs.pop_front();
+        }
     }
 }
 
@@ -277,8 +290,8 @@ impl Watcher {
         self.wait(Self::try_next).await
     }
 
-    /// As [`Watcher::next`], the next events together, for a watcher of all events of its lane ([`Watcher::shares`]) that is not
-    /// asked for single ones.
+    /// As [`Watcher::next`], the next events together, for a watcher of all events of its lane ([`Watcher::shares`])
+    /// that is not asked for single ones.
     pub async fn next_run(&mut self) -> Option<Result<Arc<Run>>> {
         self.wait(Self::try_run).await
     }
@@ -368,11 +381,8 @@ impl Watcher {
             return Ok(Some(Arc::clone(known)));
         }
         let run = Run::new(self.at, ring.events.range(skip..)).map(Arc::new);
-        if let Some(run) = &run {
-            if ring.runs.len() == RUNS {
-                ring.runs.pop_front();
-            }
-            ring.runs.push_back(Arc::clone(run));
+        if let Some(run) = run.as_ref().filter(|_| self.company() > 1) {
+            ring.remember(run);
         }
         Ok(run)
     }
@@ -419,5 +429,26 @@ impl Watcher {
         }
         self.at += passed as u64;
         Ok(passed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_bounded_in_number_and_bytes() {
+        let mut ring = Ring::default();
+        let mut after = |sizes: &[usize]| {
+            for size in sizes {
+                let frames = Default::default();
+                ring.remember(&Arc::new(Run { events: vec![], from: 0, size: *size, full: false, frames }));
+            }
+            ring.runs.iter().map(|r| r.size).collect::<Vec<_>>()
+        };
+        assert_eq!(after(&[1; 20]), [1; RUNS]);
+        assert_eq!(after(&[RUN_BYTES; 20]), [RUN_BYTES; 4]);
+        assert_eq!(after(&[3 << 20]), [3 << 20], "the last, however large");
+        assert_eq!(after(&[7]), [7]);
     }
 }
