@@ -121,6 +121,11 @@ impl Ring {
         self.dropped + self.events.len() as u64
     }
 
+    /// Where a position is among the events; `None` when it was dropped.
+    fn index(&self, at: u64) -> Option<usize> {
+        at.checked_sub(self.dropped).and_then(|n| usize::try_from(n).ok())
+    }
+
     fn remember(&mut self, run: &Arc<Run>) {
         self.runs.push_back(Arc::clone(run));
         while self.runs.len() > RUNS
@@ -370,7 +375,7 @@ impl Watcher {
     fn take_run(&self) -> Result<Option<Arc<Run>>> {
         let mut ring = self.lane.ring.lock();
         let end = ring.end();
-        let Some(skip) = self.at.checked_sub(ring.dropped).and_then(|n| usize::try_from(n).ok()) else {
+        let Some(skip) = ring.index(self.at) else {
             drop(ring);
             return Err(self.fell_behind());
         };
@@ -416,7 +421,7 @@ impl Watcher {
     /// Takes some events into hand; answers how many were passed.
     fn take(&mut self) -> Result<usize> {
         let ring = self.lane.ring.lock();
-        let Some(skip) = self.at.checked_sub(ring.dropped).and_then(|n| usize::try_from(n).ok()) else {
+        let Some(skip) = ring.index(self.at) else {
             drop(ring);
             return Err(self.fell_behind());
         };
