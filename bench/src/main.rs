@@ -18,6 +18,10 @@ use clap::{Parser, ValueEnum};
 use crate::http::Version;
 use crate::report::Report;
 
+/// As the server's: what the client takes of the machine is missing to the server.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Section {

@@ -91,6 +91,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
         if self.held.is_empty() && more >= LARGE {
             return Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
         }
+        if self.held.capacity() == 0 {
+            // It lives for a turn: growing piece by piece would copy most of it twice.
+            self.held.reserve(RECORD);
+        }
         for b in bufs {
             self.held.extend_from_slice(b);
         }

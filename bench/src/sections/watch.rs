@@ -3,14 +3,14 @@
 //! Each watcher has a connection of its own, and then a hundred share one, as client-go's do. Every event's version must be greater than the one before, and at the end
 //! each watcher must have as many events as there were writes: then nothing was lost, doubled or reordered.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::{Buf as _, Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 
 use crate::Context;
@@ -98,7 +98,7 @@ async fn pass(
     let clock = Instant::now();
     let start = revision(target).await?;
     let path = format!("/api/v1/namespaces/default/configmaps?watch=1&resourceVersion={start}");
-    let expected = Arc::new(AtomicU64::new(u64::MAX));
+    let (tell, expected) = tokio::sync::watch::channel(None);
     let mut tasks = JoinSet::new();
     let mut idle = Vec::new();
     for _ in 0..stalled {
@@ -117,7 +117,7 @@ async fn pass(
             let connection = shared.as_mut().context("no connection")?;
             Lines { source: Source::H2(connection.open(&path).await?), rest: BytesMut::new() }
         };
-        tasks.spawn(follow(lines, start, Arc::clone(&expected), (i % TIMED == 0).then_some(clock)));
+        tasks.spawn(follow(lines, start, expected.clone(), (i % TIMED == 0).then_some(clock)));
     }
     let counted = delays(target).await?;
     let before = skiff.process.usage()?;
@@ -131,7 +131,7 @@ async fn pass(
     })
     .await?;
     let writes = written.times.len() as u64;
-    expected.store(writes, Ordering::Release);
+    tell.send_replace(Some(writes));
     let mut times = Times::default();
     let gather = async {
         while let Some(done) = tasks.join_next().await {
@@ -241,7 +241,7 @@ impl Lines {
 async fn follow(
     mut lines: Lines,
     start: u64,
-    expected: Arc<AtomicU64>,
+    mut expected: Receiver<Option<u64>>,
     clock: Option<Instant>,
 ) -> anyhow::Result<Times> {
     let version = memchr::memmem::Finder::new(b"\"resourceVersion\":\"");
@@ -249,10 +249,19 @@ async fn follow(
     let number =
         |bytes: &[u8]| bytes.iter().take_while(|b| b.is_ascii_digit()).fold(0, |n, b| n * 10 + u64::from(b - b'0'));
     let (mut last, mut seen, mut times) = (start, 0, Times::default());
-    while seen < expected.load(Ordering::Acquire) {
-        // The last events may be in hand before the number of writes is known.
-        let Ok(more) = tokio::time::timeout(Duration::from_millis(50), lines.next()).await else { continue };
-        let mut more = more?;
+    // One future for the whole watch: to begin a new one with every piece would cost the server processor time.
+    let mut known = pin!(async move { expected.wait_for(Option::is_some).await.map(|n| *n) });
+    // The last events may be in hand before the number of writes is known.
+    let mut total = None;
+    while total.is_none_or(|t| seen < t) {
+        let mut more = tokio::select! {
+            biased;
+            more = lines.next() => more?,
+            n = &mut known, if total.is_none() => {
+                total = n?;
+                continue;
+            }
+        };
         while let Some(end) = memchr::memchr(b'\n', &more) {
             let line = &more[..end];
             let at = version.find(line).context("an event without a version")? + 19;
@@ -268,6 +277,6 @@ async fn follow(
             more.advance(end + 1);
         }
     }
-    ensure!(seen == expected.load(Ordering::Acquire), "more events than writes");
+    ensure!(total == Some(seen), "more events than writes");
     Ok(times)
 }

@@ -41,7 +41,7 @@ const FRAME: usize = 32;
 /// What sending one piece costs a processor, almost all of it in the kernel, whatever the number of events in it.
 const PIECE_COST: Duration = Duration::from_micros(16);
 /// The same where many watches share a connection: they share records and system calls.
-const SHARED_COST: Duration = Duration::from_micros(8);
+const SHARED_COST: Duration = Duration::from_micros(6);
 /// The longest time for which events are gathered.
 const PACE_MAX: Duration = Duration::from_millis(8);
 
