@@ -122,7 +122,8 @@ pub fn shrink_old(
         size[i] -= cut;
         left -= cut;
     }
-    let mut spare = sum(all, set_available) - least;
+    // A set that was shrunk just now tells of pods that are about to go until its status is written again.
+    let mut spare = sum(all, |rs| set_available(rs).min(set_replicas(rs))) - least;
     for s in &mut size {
         let cut = (*s).min(spare.max(0));
         *s -= cut;
