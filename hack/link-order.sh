@@ -10,6 +10,7 @@ set -euo pipefail
 ! running || fail "a cluster runs: stop it with hack/down.sh"
 need python3 python3
 need kubectl kubernetes-client
+need curl curl
 ensure_rust
 ensure_engine
 "$root/hack/images.sh"
@@ -29,14 +30,17 @@ cleanup() {
 trap cleanup EXIT
 
 step "build with a map" env -C "$root" SKIFF_LINK_MAP="$dir/map" cargo build --release --quiet -p skiff
-"$root/hack/link-order.py" --map "$dir/map" --out "$dir/names" -- "$CARGO_TARGET_DIR/release/skiff" --log warn up \
+"$root/hack/link-order.py" --map "$dir/map" --out "$dir/names" -- "$CARGO_TARGET_DIR/release/skiff" up \
   --no-kubeconfig --listen 127.0.0.1:0 --data-dir "$dir/data" >"$dir/log" 2>&1 &
 tracer=$!
 k() { kubectl --kubeconfig "$dir/data/kubeconfig/admin.yaml" "$@"; }
+# Over HTTP/1.1 too, which load balancers and probes speak.
+api_ready() { DISABLE_HTTP2=true k get --raw /readyz && curl -ksf --http1.1 "$(k config view -o 'jsonpath={.clusters[0].cluster.server}')/readyz"; }
 node_ready() { k wait --for=condition=Ready nodes --all --timeout=5s; }
 alive() { kill -0 "$tracer" 2>/dev/null || { cat "$dir/log" >&2; fail "the cluster ended"; }; }
-ready() { for _ in $(seq 60); do alive; node_ready && return 0; sleep 1; done; return 1; }
-step "node Ready" ready
+soon() { for _ in $(seq 600); do alive; "$@" && return 0; sleep 0.1; done; return 1; }
+step "API server" soon api_ready
+step "node Ready" soon node_ready
 # What is met from here to the end comes after what an idle cluster runs.
 step "a minute of idleness" sleep 60
 web() {
