@@ -142,3 +142,45 @@ async fn what_is_not_served_is_cleaned_up_too() {
     assert_eq!(list["items"], json!([]));
     server.shutdown();
 }
+
+/// The storage version moves to a new one, and a version that objects may be stored in stays.
+#[tokio::test]
+async fn the_storage_version_moves() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, client) = start(dir.path()).await;
+    assert_eq!(call(&client, "POST", DEFINITIONS, definition(&json!({"a": {"type": "string"}}))).await.0, 201);
+    wait(&client, DEFINITIONS, established).await;
+    assert_eq!(call(&client, "POST", THINGS, thing("one")).await.0, 201);
+    let path = format!("{DEFINITIONS}/things.e.com");
+    let (_, before) = call(&client, "GET", &path, Value::Null).await;
+    assert_eq!(before["status"]["storedVersions"], json!(["v1"]));
+
+    let mut versions = before["spec"]["versions"].as_array().unwrap().clone();
+    let mut second = versions[0].clone();
+    second["name"] = "v2".into();
+    versions[0]["storage"] = false.into();
+    versions.push(second);
+    let (code, moved) = call(&client, "PATCH", &path, json!({"spec": {"versions": versions}})).await;
+    assert_eq!((code, &moved["status"]["storedVersions"]), (200, &json!(["v1", "v2"])), "{moved}");
+    let new = THINGS.replace("/v1/", "/v2/");
+    wait(&client, SERVICES, |e| e["object"]["metadata"]["name"] == "v2.e.com").await;
+    let (code, seen) = call(&client, "GET", &format!("{new}/one"), Value::Null).await;
+    assert_eq!((code, &seen["apiVersion"]), (200, &json!("e.com/v2")));
+
+    let only = json!({"spec": {"versions": [versions[1]]}});
+    let (code, refused) = call(&client, "PATCH", &path, only.clone()).await;
+    let why = refused["message"].as_str().unwrap_or_default();
+    assert!(
+        code == 422 && why.contains("status.storedVersions[0]: Invalid value: \"v1\": missing from spec.versions"),
+        "{why}"
+    );
+    // What the migration of stored versions writes at its end.
+    let status = format!("{path}/status");
+    let (code, migrated) = call(&client, "PATCH", &status, json!({"status": {"storedVersions": ["v1"]}})).await;
+    assert!(
+        code == 422 && migrated["message"].as_str().unwrap_or_default().contains("must have the storage version v2")
+    );
+    assert_eq!(call(&client, "PATCH", &status, json!({"status": {"storedVersions": ["v2"]}})).await.0, 200);
+    let (code, last) = call(&client, "PATCH", &path, only).await;
+    assert_eq!((code, last["spec"]["versions"].as_array().map(Vec::len)), (200, Some(1)), "{last}");
+}

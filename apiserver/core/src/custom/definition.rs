@@ -64,7 +64,7 @@ impl Strategy for DefinitionStrategy {
             errors.invalid(&"metadata.name", meta::name(obj), "must be spec.names.plural+\".\"+spec.group");
         }
         rules::spec(&obj["spec"], errors);
-        rules::stored_versions(obj, obj, errors);
+        rules::stored_versions(obj, errors);
         rules::approval(obj, None, errors);
         rules::preserve(obj, None, errors);
     }
@@ -72,13 +72,13 @@ impl Strategy for DefinitionStrategy {
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
         rules::spec(&new["spec"], errors);
         rules::immutable(new, old, errors);
-        rules::stored_versions(new, old, errors);
+        rules::stored_versions(new, errors);
         rules::approval(new, Some(old), errors);
         rules::preserve(new, Some(old), errors);
     }
 
     fn validate_status(&self, new: &Value, _old: &Value, errors: &mut Errors) {
-        rules::stored_versions(new, new, errors);
+        rules::stored_versions(new, errors);
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {

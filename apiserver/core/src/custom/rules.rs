@@ -450,10 +450,10 @@ fn has_defaults(schema: &Value) -> bool {
     }
 }
 
-/// Versions that objects may be stored in cannot go. `stored` has the list, `new` the versions.
-pub(super) fn stored_versions(new: &Value, stored: &Value, errors: &mut Errors) {
+/// Versions that objects may be stored in cannot go, and the storage version is one of them.
+pub(super) fn stored_versions(new: &Value, errors: &mut Errors) {
     let at = "status.storedVersions";
-    let stored: Vec<&str> = list(&stored["status"], "storedVersions").iter().filter_map(Value::as_str).collect();
+    let stored: Vec<&str> = list(&new["status"], "storedVersions").iter().filter_map(Value::as_str).collect();
     if stored.is_empty() {
         errors.invalid(&at, Value::Null, "must have at least one stored version");
         return;
