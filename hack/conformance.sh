@@ -5,7 +5,7 @@
 #   hack/conformance.sh run [FOCUS]      the [Conformance] tests whose names match FOCUS (all without it), one after another
 #   hack/conformance.sh parallel N [FOCUS]   the same but those that must be alone, N at once
 #   hack/conformance.sh server           kube-apiserver of the same release, for comparing answers
-#   hack/conformance.sh registry up|down the images' registries on this machine's loopback, for tests that always pull
+#   hack/conformance.sh registry up [ADDRESS]|down   the images' registries on this machine's loopback, for tests that always pull
 # No other registry is asked: images get the names that the suite asks for. `registry up` has Debian's docker-registry answer for
 # those registries with a certificate of its own (/etc/hosts, /etc/docker/certs.d); `registry down` takes all that back.
 # Context: $SKIFF_CONTEXT of $KUBECONFIG. Results: JUnit, log and list of what failed in $SKIFF_RUN_DIR/conformance.
@@ -110,14 +110,14 @@ RUN ln -s agnhost /agnhost-2 && sed -i 's/^PRETTY_NAME=.*/PRETTY_NAME="Debian GN
 ENTRYPOINT ["/agnhost"]
 CMD ["pause"]
 END
-      # Debian's busybox has a shell that keeps variables of odd names from its children, which the suite looks for.
+      # Debian's busybox has a shell that keeps variables of odd names from its children, which the suite looks for by way of
+      # `sh`; what busybox's shell says is looked for by way of `/bin/sh`.
       */busybox:*) image "$name" <<'END' ;;
 FROM skiff/conformance-base:1 AS base
 FROM skiff/busybox:1
-COPY --from=base /bin/bash /bin/bash
+COPY --from=base /bin/bash /usr/local/bin/sh
 COPY --from=base /lib64/ld-linux-x86-64.so.2 /lib64/
 COPY --from=base /lib/x86_64-linux-gnu/libc.so.6 /lib/x86_64-linux-gnu/libtinfo.so.6 /lib/x86_64-linux-gnu/
-RUN ["/bin/busybox", "ln", "-sf", "bash", "/bin/sh"]
 END
       */pause:*) image "$name" <<'END' ;;
 FROM scratch
@@ -162,7 +162,8 @@ END
 registries() { cut -d/ -f1 "$work/images" | grep -v '^invalid' | sort -u; }
 mark='# skiff-conformance'
 
-registry_up() {
+registry_up() { # address
+  local address=$1
   [ -s "$work/images" ] || fail "no images yet: hack/conformance.sh images"
   [ ! -f "$run/registry.pid" ] || fail "it runs already, or did: hack/conformance.sh registry down"
   need docker-registry docker-registry
@@ -178,12 +179,12 @@ registry_up() {
 version: 0.1
 log: {level: warn}
 storage: {filesystem: {rootdirectory: $dir/data}}
-http: {addr: "127.0.0.1:443", tls: {certificate: $dir/ca.crt, key: $dir/key.pem}}
+http: {addr: "$address:443", tls: {certificate: $dir/ca.crt, key: $dir/key.pem}}
 END
   for host in $(registries); do
     mkdir -p "/etc/docker/certs.d/$host"
     cp "$dir/ca.crt" "/etc/docker/certs.d/$host/ca.crt"
-    echo "127.0.0.1 $host $mark" >>/etc/hosts
+    echo "$address $host $mark" >>/etc/hosts
   done
   setsid docker-registry serve "$dir/config.yml" >"$dir/log" 2>&1 </dev/null &
   echo $! >"$run/registry.pid"
@@ -235,9 +236,9 @@ case ${1:-} in
   server) server ;;
   registry)
     case ${2:-} in
-      up) registry_up ;;
+      up) registry_up "${3:-127.0.0.1}" ;;
       down) registry_down ;;
-      *) fail "hack/conformance.sh registry up|down" ;;
+      *) fail "hack/conformance.sh registry up [ADDRESS]|down" ;;
     esac ;;
   run) suite 1 "${2:+${2}.*}\\[Conformance\\]" "" ;;
   parallel) suite "${2:?how many at once}" "${3:+${3}.*}\\[Conformance\\]" "\\[Serial\\]|\\[Disruptive\\]" ;;

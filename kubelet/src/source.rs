@@ -1,7 +1,7 @@
 //! ConfigMaps, Secrets, trust bundles and Services as pods on this node need them.
 //!
-//! ConfigMaps and Secrets are watched one by one (the Node authoriser allows nothing wider), and only while somebody
-//! asks for them. ClusterTrustBundles are watched all together, because signers and labels choose them, and again only
+//! ConfigMaps and Secrets are watched one by one (the Node authoriser allows nothing wider), and only while there are pods
+//! that refer to them, or somebody asks for them. ClusterTrustBundles are watched all together, because signers and labels choose them, and again only
 //! while somebody asks. Services are watched as a whole, for the environment variables of containers.
 //!
 //! Contract: `config_map` and `secret` answer `Ok(None)` only when the server said that there is no such object;
@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -165,9 +165,25 @@ impl Sources {
         wanted.into_iter().flat_map(|s| service_variables(s)).collect()
     }
 
+    fn entries<K>(entries: &Entries<K>) -> MutexGuard<'_, HashMap<(String, String), Entry<K>>> {
+        entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn sweep<K>(entries: &Entries<K>) {
-        let mut entries = entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.retain(|_, entry| entry.used.elapsed() < UNUSED_FOR);
+        Self::entries(entries).retain(|_, entry| entry.used.elapsed() < UNUSED_FOR);
+    }
+
+    /// Ends the watches of these objects. Whoever asks for one again starts a new one.
+    pub fn forget(&self, keys: &[Key]) {
+        for key in keys {
+            let place = (key.namespace.clone(), key.name.clone());
+            match key.kind {
+                "ConfigMap" => drop(Self::entries(&self.config_maps).remove(&place)),
+                "Secret" => drop(Self::entries(&self.secrets).remove(&place)),
+                // Bundles are everybody's, and what others tell of is watched by them.
+                _ => {}
+            }
+        }
     }
 
     /// Ends watches that nobody uses any more.
@@ -190,7 +206,7 @@ impl Sources {
         K: Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
     {
         let latest = {
-            let mut entries = entries.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut entries = Self::entries(entries);
             let entry = entries.entry((namespace.into(), name.into())).or_insert_with(|| {
                 let (sender, latest) = watch::channel(None);
                 let key = Key { kind, namespace: namespace.into(), name: name.into() };

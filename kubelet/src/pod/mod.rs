@@ -261,22 +261,12 @@ impl Manager {
                     self.apply(pod);
                 }
                 Ok(watcher::Event::InitDone) => {
-                    let missing: Vec<_> = {
-                        let workers = self.lock();
-                        workers
-                            .iter()
-                            .filter(|(uid, _)| !listed.contains(*uid))
-                            .map(|(_, e)| e.desired.clone())
-                            .collect()
-                    };
-                    missing.iter().for_each(gone);
+                    let missing: Vec<_> = self.lock().keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
+                    missing.iter().for_each(|uid| self.gone(uid));
                     self.find_orphans().await;
                 }
                 Ok(watcher::Event::Apply(pod)) => self.apply(pod),
-                Ok(watcher::Event::Delete(pod)) => {
-                    let entry = self.lock().get(spec::uid(&pod)).map(|e| e.desired.clone());
-                    entry.iter().for_each(gone);
-                }
+                Ok(watcher::Event::Delete(pod)) => self.gone(spec::uid(&pod)),
                 Err(error) => tracing::debug!(%error, "pod watch failed; it resumes by itself"),
             }
         }
@@ -294,6 +284,19 @@ impl Manager {
             return;
         }
         self.spawn(&mut workers, uid, Desired { pod: Arc::new(pod), gone: false }, references);
+    }
+
+    /// The pod's object is no more: its worker ends what it has, and what only this pod referred to is watched no longer.
+    /// The Node authoriser would refuse the watch from now on.
+    fn gone(&self, uid: &str) {
+        let unused: Vec<Key> = {
+            let mut workers = self.lock();
+            let Some(entry) = workers.get_mut(uid) else { return };
+            entry.desired.send_if_modified(|d| !std::mem::replace(&mut d.gone, true));
+            let references = std::mem::take(&mut entry.references);
+            references.into_iter().filter(|key| !workers.values().any(|e| e.references.contains(key))).collect()
+        };
+        self.shared.sources.forget(&unused);
     }
 
     fn spawn(&self, workers: &mut HashMap<String, Entry>, uid: String, desired: Desired, references: HashSet<Key>) {
@@ -369,11 +372,6 @@ impl Manager {
             entry.wake.notify_one();
         }
     }
-}
-
-/// Tells a worker that its object is no more.
-fn gone(desired: &watch::Sender<Desired>) {
-    desired.send_if_modified(|d| !std::mem::replace(&mut d.gone, true));
 }
 
 /// As much of a pod as its containers' labels tell: enough to end it.

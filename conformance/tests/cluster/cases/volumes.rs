@@ -17,6 +17,7 @@ fn ready(c: &Cluster, ns: &str, manifest: &str, pod: &str) -> Result<()> {
 
 /// configMap, secret, downwardAPI, projected, emptyDir shared by containers, hostPath; updates arrive in place.
 pub(crate) fn volumes(c: &mut Cluster, ns: &str) -> Result<()> {
+    let before = followed_secrets(c)?;
     c.ok(&["-n", ns, "create", "configmap", "m", "--from-literal=a=one", "--from-literal=b=two"])?;
     c.ok(&["-n", ns, "create", "secret", "generic", "s", "--from-literal=password=hidden"])?;
     let manifest = r"
@@ -69,7 +70,19 @@ spec:
     c.ok(&["-n", ns, "patch", "configmap", "m", "-p", r#"{"data":{"a":"changed"}}"#])?;
     c.eventually("the update arrives", |c| Ok(exec(c, ns, "v", "cat /config/a")? == "changed"))?;
     ensure!(exec(c, ns, "v", "cat /one/file")? == "one", "a subPath does not follow");
-    Ok(())
+    // The node follows what a pod has in it no longer than the pod lasts: afterwards it may not.
+    ensure!(followed_secrets(c)? > before);
+    c.ok(&["-n", ns, "delete", "pod", "v"])?;
+    c.eventually("the Secret is followed no longer", |c| Ok(followed_secrets(c)? == before))
+}
+
+/// Watches of Secrets of one namespace that are open, as the server counts them.
+fn followed_secrets(c: &Cluster) -> Result<u32> {
+    let metrics = c.ok(&["get", "--raw", "/metrics"])?;
+    let of = |l: &&str| {
+        l.starts_with("apiserver_longrunning_requests{") && l.contains("resource=\"secrets\",scope=\"namespace\"")
+    };
+    Ok(metrics.lines().find(of).and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0))
 }
 
 /// Every source of environment variables, commands and arguments with references.
