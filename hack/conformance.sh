@@ -4,6 +4,7 @@
 #   hack/conformance.sh images           the images that the suite names, made from these programs and Debian's packages
 #   hack/conformance.sh run [FOCUS]      the [Conformance] tests whose names match FOCUS (all without it), one after another
 #   hack/conformance.sh parallel N [FOCUS]   the same but those that must be alone, N at once
+#   hack/conformance.sh serial           those that must be alone, one after another
 #   hack/conformance.sh server           kube-apiserver of the same release, for comparing answers
 #   hack/conformance.sh registry up [ADDRESS]|down   the images' registries on this machine's loopback, for tests that always pull
 # No other registry is asked: images get the names that the suite asks for. `registry up` has Debian's docker-registry answer for
@@ -115,6 +116,7 @@ END
       */busybox:*) image "$name" <<'END' ;;
 FROM skiff/conformance-base:1 AS base
 FROM skiff/busybox:1
+ENV PATH=/usr/local/bin:/bin
 COPY --from=base /bin/bash /usr/local/bin/sh
 COPY --from=base /lib64/ld-linux-x86-64.so.2 /lib64/
 COPY --from=base /lib/x86_64-linux-gnu/libc.so.6 /lib/x86_64-linux-gnu/libtinfo.so.6 /lib/x86_64-linux-gnu/
@@ -230,6 +232,7 @@ suite() {
   return $code
 }
 
+alone='\[Serial\]|\[Disruptive\]'
 case ${1:-} in
   build) build ;;
   images) images ;;
@@ -241,6 +244,7 @@ case ${1:-} in
       *) fail "hack/conformance.sh registry up [ADDRESS]|down" ;;
     esac ;;
   run) suite 1 "${2:+${2}.*}\\[Conformance\\]" "" ;;
-  parallel) suite "${2:?how many at once}" "${3:+${3}.*}\\[Conformance\\]" "\\[Serial\\]|\\[Disruptive\\]" ;;
+  parallel) suite "${2:?how many at once}" "${3:+${3}.*}\\[Conformance\\]" "$alone" ;;
+  serial) suite 1 "\\[Conformance\\].*($alone)|($alone).*\\[Conformance\\]" "" ;;
   *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2 ;;
 esac

@@ -100,6 +100,9 @@ struct Kind {
     plural: Cow<'static, str>,
 }
 
+/// Go's zero time, which has no other meaning.
+const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
+
 /// An object as it came.
 #[derive(Clone, Debug)]
 struct Raw {
@@ -110,9 +113,23 @@ struct Raw {
 
 impl Raw {
     fn decode<K: Resource<DynamicType = ()> + DeserializeOwned>(self) -> Option<K> {
-        let decoded = serde_json::from_str(self.text.get());
+        let decoded =
+            serde_json::from_str(self.text.get()).or_else(|e| self.with_times().ok_or(e).and_then(K::deserialize));
         let kind = K::kind(&());
         decoded.inspect_err(|error| self.unreadable(&kind, error)).ok()
+    }
+
+    /// The object with the zero time where a condition has none: clients may write such conditions, the server says `null`
+    /// then as upstream's does, and the types of `k8s-openapi` want a time.
+    fn with_times(&self) -> Option<serde_json::Value> {
+        let mut object: serde_json::Value = serde_json::from_str(self.text.get()).ok()?;
+        let conditions = object.get_mut("status")?.get_mut("conditions")?.as_array_mut()?;
+        for condition in conditions.iter_mut().filter_map(serde_json::Value::as_object_mut) {
+            if condition.get("lastTransitionTime").is_none_or(serde_json::Value::is_null) {
+                condition.insert("lastTransitionTime".into(), ZERO_TIME.into());
+            }
+        }
+        Some(object)
     }
 
     fn unreadable(&self, kind: &str, error: &serde_json::Error) {
@@ -205,6 +222,22 @@ mod tests {
         assert!(matches!(events.next().await, Some(Ok(Event::InitDone))));
         let Some(Ok(Event::Delete(gone))) = events.next().await else { panic!("no deletion") };
         assert_eq!(gone.data.unwrap()["k"], "w");
+    }
+
+    #[test]
+    fn a_condition_without_a_time_has_the_zero_time() {
+        use k8s_openapi::api::core::v1::Service;
+        for time in [r#","lastTransitionTime":null"#, ""] {
+            let text = format!(
+                r#"{{"metadata":{{"name":"x"}},"status":{{"conditions":[{{"type":"A","status":"True","reason":"","message":""{time}}}]}}}}"#
+            );
+            let raw: Raw = serde_json::from_str(&text).unwrap();
+            let service: Service = raw.decode().unwrap();
+            let conditions = serde_json::to_value(service.status.unwrap().conditions).unwrap();
+            assert_eq!(conditions[0]["lastTransitionTime"], ZERO_TIME);
+        }
+        let wrong: Raw = serde_json::from_str(r#"{"metadata":{"name":"x"},"status":{"conditions":[7]}}"#).unwrap();
+        assert!(wrong.decode::<Service>().is_none());
     }
 
     #[tokio::test]

@@ -31,6 +31,9 @@ pub async fn unmount_below(root: &Path) -> io::Result<()> {
     .map_err(io::Error::other)?
 }
 
+/// How often a tree is tried again when parts of it vanish while it is removed.
+const REMOVALS: usize = 3;
+
 /// Removes a tree that must have no mounts in it: a mount left behind would lose its content otherwise.
 pub(super) async fn remove_tree(path: &Path) -> io::Result<()> {
     let path = path.to_path_buf();
@@ -39,7 +42,16 @@ pub(super) async fn remove_tree(path: &Path) -> io::Result<()> {
         if !mounts_below(&real)?.is_empty() {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "something is still mounted"));
         }
-        std::fs::remove_dir_all(real)
+        let mut removed = std::fs::remove_dir_all(&real);
+        // What somebody else removes meanwhile is as good as removed; the rest is still to go.
+        for _ in 0..REMOVALS {
+            match &removed {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                _ => break,
+            }
+            removed = if real.exists() { std::fs::remove_dir_all(&real) } else { Ok(()) };
+        }
+        removed
     })
     .await
     .map_err(io::Error::other)?
