@@ -113,15 +113,20 @@ struct Raw {
 
 impl Raw {
     fn decode<K: Resource<DynamicType = ()> + DeserializeOwned>(self) -> Option<K> {
-        let decoded =
-            serde_json::from_str(self.text.get()).or_else(|e| self.with_times().ok_or(e).and_then(K::deserialize));
+        let mut decoded = serde_json::from_str(self.text.get());
+        if decoded.is_err()
+            && let Some(text) = self.with_times()
+        {
+            decoded = serde_json::from_str(&text);
+        }
         let kind = K::kind(&());
         decoded.inspect_err(|error| self.unreadable(&kind, error)).ok()
     }
 
     /// The object with the zero time where a condition has none: clients may write such conditions, the server says `null`
-    /// then as upstream's does, and the types of `k8s-openapi` want a time.
-    fn with_times(&self) -> Option<serde_json::Value> {
+    /// then as upstream's does, and the types of `k8s-openapi` want a time. As text: a second way to read every kind would be
+    /// two megabytes of program.
+    fn with_times(&self) -> Option<String> {
         let mut object: serde_json::Value = serde_json::from_str(self.text.get()).ok()?;
         let conditions = object.get_mut("status")?.get_mut("conditions")?.as_array_mut()?;
         for condition in conditions.iter_mut().filter_map(serde_json::Value::as_object_mut) {
@@ -129,7 +134,7 @@ impl Raw {
                 condition.insert("lastTransitionTime".into(), ZERO_TIME.into());
             }
         }
-        Some(object)
+        Some(object.to_string())
     }
 
     fn unreadable(&self, kind: &str, error: &serde_json::Error) {
