@@ -166,6 +166,12 @@ async fn the_storage_version_moves() {
     wait(&client, SERVICES, |e| e["object"]["metadata"]["name"] == "v2.e.com").await;
     let (code, seen) = call(&client, "GET", &format!("{new}/one"), Value::Null).await;
     assert_eq!((code, &seen["apiVersion"]), (200, &json!("e.com/v2")));
+    let (code, changed) = call(&client, "PATCH", &format!("{new}/one"), json!({"spec": {"a": "y"}})).await;
+    assert_eq!(
+        (code, &changed["apiVersion"], &changed["spec"]["a"]),
+        (200, &json!("e.com/v2"), &json!("y")),
+        "{changed}"
+    );
 
     let only = json!({"spec": {"versions": [versions[1]]}});
     let (code, refused) = call(&client, "PATCH", &path, only.clone()).await;
@@ -183,4 +189,37 @@ async fn the_storage_version_moves() {
     assert_eq!(call(&client, "PATCH", &status, json!({"status": {"storedVersions": ["v2"]}})).await.0, 200);
     let (code, last) = call(&client, "PATCH", &path, only).await;
     assert_eq!((code, last["spec"]["versions"].as_array().map(Vec::len)), (200, Some(1)), "{last}");
+}
+
+/// Objects are readable and writable in every version while the storage version changes, at once.
+#[tokio::test]
+async fn requests_meet_a_changing_storage_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, client) = start(dir.path()).await;
+    // Nothing but the version differs between what was stored before and what is read.
+    let mut both = definition(&json!({}));
+    both["spec"]["versions"][0]["schema"] =
+        json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
+    let mut second = both["spec"]["versions"][0].clone();
+    second["name"] = "v2".into();
+    second["storage"] = false.into();
+    both["spec"]["versions"].as_array_mut().unwrap().push(second);
+    assert_eq!(call(&client, "POST", DEFINITIONS, both.clone()).await.0, 201);
+    wait(&client, DEFINITIONS, established).await;
+    assert_eq!(call(&client, "POST", THINGS, thing("one")).await.0, 201);
+    let path = format!("{DEFINITIONS}/things.e.com");
+    for turn in 0..20 {
+        for (i, version) in both["spec"]["versions"].as_array_mut().unwrap().iter_mut().enumerate() {
+            version["storage"] = ((turn + i) % 2 == 1).into();
+        }
+        let (code, changed) = call(&client, "PATCH", &path, json!({"spec": both["spec"]})).await;
+        assert_eq!(code, 200, "{changed}");
+        for version in ["v1", "v2"] {
+            let one = format!("{}/one", THINGS.replace("/v1/", &format!("/{version}/")));
+            let value = format!("{version}-{turn}");
+            let (code, changed) = call(&client, "PATCH", &one, json!({"spec": {"a": value}})).await;
+            let wanted = (200, &json!(format!("e.com/{version}")), &json!(value));
+            assert_eq!((code, &changed["apiVersion"], &changed["spec"]["a"]), wanted, "{changed}");
+        }
+    }
 }

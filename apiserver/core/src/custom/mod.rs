@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-pub use strategy::Custom;
+pub use strategy::{Custom, Past};
 
 use self::schema::Schema;
 
@@ -104,10 +104,16 @@ impl Definition {
             group,
             fields,
         };
-        // Objects written under an older definition may lack what this one fills in.
-        let first = crd["metadata"]["generation"].as_i64().unwrap_or(0) <= 1;
+        let kept = crd["status"]["storedVersions"].as_array().into_iter().flatten();
+        let past = if kept.clone().any(|v| *v != *out.storage) {
+            Past::Versions
+        } else if crd["metadata"]["generation"].as_i64().unwrap_or(0) > 1 {
+            Past::Schemas
+        } else {
+            Past::None
+        };
         for version in versions {
-            let served = out.version(version, names, first, &stored);
+            let served = out.version(version, names, past, &stored);
             if version.get("storage") == Some(&Value::Bool(true)) {
                 out.stored = Some(served.clone());
             }
@@ -118,7 +124,7 @@ impl Definition {
         Some(out)
     }
 
-    fn version(&self, version: &Value, names: &Value, first: bool, stored: &Arc<Schema>) -> Version {
+    fn version(&self, version: &Value, names: &Value, past: Past, stored: &Arc<Schema>) -> Version {
         let text = |key: &str| names.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let list = |key: &str| -> Vec<Cow<'static, str>> {
             let list = names.get(key).and_then(Value::as_array).into_iter().flatten();
@@ -132,7 +138,7 @@ impl Definition {
         } else {
             (Arc::new(Schema::of(version)), Some(Arc::clone(stored)).filter(|_| !self.webhook))
         };
-        let strategy = Arc::new(Custom::compile(&self.group, &kind, &name, version, first, stored, schema));
+        let strategy = Arc::new(Custom::compile(&self.group, &kind, &name, version, past, stored, schema));
         let model_name = openapi::custom_model_name(&self.group, &name, &kind);
         let model = Handle::Shared(Arc::new(shape::model(model_name, &strategy.schema().compile())));
         let mut subresources = Vec::new();

@@ -19,6 +19,17 @@ use crate::names;
 use crate::resources::Resource;
 use crate::schema::Struct;
 
+/// What stored objects may have been written under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// This definition only.
+    None,
+    /// Older schemas of the stored version, which may lack what this one fills in.
+    Schemas,
+    /// Other versions, as `status.storedVersions` says.
+    Versions,
+}
+
 /// One version of a custom kind.
 #[derive(Debug)]
 pub struct Custom {
@@ -36,14 +47,14 @@ pub struct Custom {
 }
 
 impl Custom {
-    /// Compiles a version of a definition. `first`: no object was ever stored under another schema.
+    /// Compiles a version of a definition.
     #[must_use]
     pub fn compile(
         group: &str,
         kind: &str,
         name: &str,
         version: &Value,
-        first: bool,
+        past: Past,
         stored: Option<Arc<Schema>>,
         schema: Arc<Schema>,
     ) -> Self {
@@ -68,7 +79,11 @@ impl Custom {
             untyped: true,
             ..Traits::DEFAULT
         };
-        let reads = !(first || schema.is_open());
+        let reads = match past {
+            Past::None => false,
+            Past::Schemas => !schema.is_open(),
+            Past::Versions => true,
+        };
         let columns = Columns::compile(version.get("additionalPrinterColumns"));
         Self { traits, schema, columns, selectable, fields, scale, deprecated, stored, reads }
     }
