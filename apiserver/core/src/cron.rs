@@ -74,7 +74,8 @@ impl Schedule {
         }
         if spec.starts_with('@') {
             if let Some(d) = spec.strip_prefix("@every ") {
-                let seconds = duration(d).map_err(|e| format!("failed to parse duration {spec}: {e}"))?;
+                let nanos = crate::duration::parse(d).map_err(|e| format!("failed to parse duration {spec}: {e}"))?;
+                let seconds = nanos.max(0) / 1_000_000_000;
                 return Ok(Self { zone, rule: Rule::Every(seconds.max(1)) });
             }
             let known = WORDS.iter().find(|(w, _)| *w == spec);
@@ -144,39 +145,6 @@ pub fn zone(name: &str) -> Option<TimeZone> {
 #[must_use]
 pub fn is_zone(name: &str) -> bool {
     zone(name).is_some()
-}
-
-/// Seconds of a length of time such as `1h30m`; parts of a second do not count.
-fn duration(text: &str) -> Result<i64, String> {
-    const UNITS: &[(&str, f64)] =
-        &[("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("μs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
-    let mut total = 0.0;
-    let quoted = crate::invalid::quote_str(text);
-    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
-    if rest == "0" {
-        return Ok(0);
-    }
-    if rest.is_empty() {
-        return Err(format!("time: invalid duration {quoted}"));
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let (number, tail) = rest.split_at(digits);
-        if !number.bytes().any(|b| b.is_ascii_digit()) || number.matches('.').count() > 1 {
-            return Err(format!("time: invalid duration {quoted}"));
-        }
-        let end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-        let (unit, after) = tail.split_at(end);
-        if unit.is_empty() {
-            return Err(format!("time: missing unit in duration {quoted}"));
-        }
-        let Some((_, seconds)) = UNITS.iter().find(|(u, _)| *u == unit) else {
-            return Err(format!("time: unknown unit {} in duration {quoted}", crate::invalid::quote_str(unit)));
-        };
-        total += number.parse::<f64>().unwrap_or(0.0) * seconds;
-        rest = after;
-    }
-    Ok(if text.starts_with('-') { 0 } else { total as i64 })
 }
 
 /// The values of a part of a field, as bits.

@@ -11,6 +11,7 @@ pub mod codec;
 pub mod cron;
 pub mod custom;
 pub mod discovery;
+pub mod duration;
 pub mod invalid;
 pub mod kinds;
 pub mod managed;

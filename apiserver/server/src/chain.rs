@@ -23,6 +23,7 @@ use crate::audit::{About, Record};
 use crate::auth::rbac::Attributes;
 use crate::auth::{self, User};
 use crate::body::Body;
+use crate::deadline;
 use crate::discovery;
 use crate::metrics::Metrics;
 use crate::negotiate::{Encoding, Form, Offer, View, negotiate, routable};
@@ -160,6 +161,10 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
     if let Some(record) = record {
         record.received(authenticated.as_ref().ok(), about(&target, &action, &path)).await;
     }
+    let limit = match deadline::time_limit(&server, &target, &query) {
+        Ok(limit) => limit,
+        Err(s) => return (respond::status(&s, plain), label),
+    };
     let user = match authenticated.and_then(|u| auth::impersonation::impersonate(&server, &parts.headers, u, &action)) {
         Ok(u) => u,
         Err(s) => return (respond::status(&s, plain), label),
@@ -189,8 +194,8 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
                 let (emptied, version) = (vec![], parts.version);
                 let mut call = Call { user, target, query, headers, body, warnings, emptied, upgrade, version };
                 let work = aggregate::forward(&server, &remote, &parts.method, path_and_query, &mut call);
-                let r = tokio::time::timeout(server.config.request_timeout, work).await;
-                return (r.unwrap_or_else(|_| respond::status(&overdue(), plain)), label);
+                let r = tokio::time::timeout(limit, work).await;
+                return (r.unwrap_or_else(|_| respond::status(&deadline::overdue(), plain)), label);
             }
             let r = discovery::handle(&server, &parts.method, &path, &query, &parts.headers, &user, raw_query).await;
             return (r.unwrap_or_else(|s| respond::status(&s, plain)), label);
@@ -210,16 +215,15 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
     if let Err(s) = authorise() {
         return (respond::status(&s, plain), label);
     }
-    let limit = BODY_MAX;
     let remote = server.registry.load().remote(&target.group, &target.version).cloned();
     let streaming = remote.is_some() || subresources::takes_stream(&target);
     let collected = if streaming && upgrade.is_some() && parts.headers.contains_key("upgrade") {
         Ok(Bytes::new())
     } else {
-        match tokio::time::timeout(server.config.request_timeout, Limited::new(body, limit).collect()).await {
+        match tokio::time::timeout(server.config.request_timeout, Limited::new(body, BODY_MAX).collect()).await {
             Ok(Ok(c)) => Ok(c.to_bytes()),
             Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
-                Err(Status::too_large(format!("Request entity too large: limit is {limit}")))
+                Err(Status::too_large(format!("Request entity too large: limit is {BODY_MAX}")))
             }
             Ok(Err(e)) => Err(Status::bad_request(format!("the body could not be read: {e}"))),
             Err(_) => Err(Status::timeout("the body did not arrive in time", 0)),
@@ -237,7 +241,7 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
     let mut call = Call { user, target, query, headers, body, warnings, emptied, upgrade, version };
     let method = parts.method;
     let upgrades = remote.is_some() && call.headers.contains_key("upgrade");
-    let long = label.long || upgrades || subresources::long_running(&call);
+    let long = label.long || upgrades || subresources::long_running(&call.target, &call.query);
     label.long = long;
     let work = async {
         match &remote {
@@ -248,9 +252,9 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
     let outcome = if long {
         work.await
     } else {
-        match tokio::time::timeout(server.config.request_timeout, work).await {
+        match tokio::time::timeout(limit, work).await {
             Ok(o) => o,
-            Err(_) => Err(overdue()),
+            Err(_) => Err(deadline::overdue()),
         }
     };
     let mut response = outcome.unwrap_or_else(|s| {
@@ -279,10 +283,6 @@ fn about(target: &Target, action: &Attributes, path: &str) -> About {
             path,
         },
     }
-}
-
-fn overdue() -> Status {
-    Status::timeout("request did not complete within the allotted timeout", 0)
 }
 
 /// The other server that `/apis/GROUP/VERSION` describes.

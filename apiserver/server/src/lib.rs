@@ -12,6 +12,7 @@ pub mod body;
 pub mod bootstrap;
 pub mod chain;
 pub mod custom;
+pub mod deadline;
 pub mod decode;
 pub mod discovery;
 mod gather;

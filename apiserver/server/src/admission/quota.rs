@@ -24,8 +24,8 @@ const TRIES: usize = 16;
 /// # Errors
 /// 403 naming the quota and what is exceeded.
 pub(super) async fn admit(r: &Review<'_>, obj: &Value, dry_run: bool) -> Result<(), Status> {
-    let whole = r.subresource().is_empty() || r.subresource() == "resize";
-    if !r.kind.resource.namespaced || !whole || r.operation == Operation::Delete {
+    let counted = r.subresource().is_empty() || r.subresource() == "resize";
+    if !r.kind.resource.namespaced || !counted || r.operation == Operation::Delete {
         return Ok(());
     }
     let ns = &r.call.target.namespace;
@@ -33,21 +33,20 @@ pub(super) async fn admit(r: &Review<'_>, obj: &Value, dry_run: bool) -> Result<
     if quotas.is_empty() {
         return Ok(());
     }
-    let delta = match r.old {
-        None => usage(r.kind.group(), r.kind.plural(), obj),
-        Some(old) => {
-            difference(&usage(r.kind.group(), r.kind.plural(), obj), &usage(r.kind.group(), r.kind.plural(), old))
-        }
-    };
-    if delta.is_empty() {
-        return Ok(());
-    }
-    for quota in quotas.iter().filter(|q| in_scope(&q["spec"], r.is("", "pods"), obj)) {
-        let asked = within(quota, &delta);
+    let whole = usage(r.kind.group(), r.kind.plural(), obj);
+    let rise = r.old.map(|old| difference(&whole, &usage(r.kind.group(), r.kind.plural(), old)));
+    let pods = r.is("", "pods");
+    for quota in quotas.iter().filter(|q| in_scope(&q["spec"], pods, obj)) {
+        // What was not in the quota's scope before comes into it as a whole.
+        let delta = match (&rise, r.old) {
+            (Some(rise), Some(old)) if in_scope(&quota["spec"], pods, old) => rise,
+            _ => &whole,
+        };
+        let asked = within(quota, delta);
         if asked.is_empty() {
             continue;
         }
-        if r.operation == Operation::Create && r.is("", "pods") {
+        if r.operation == Operation::Create && pods {
             specified(r, quota, obj)?;
         }
         fits(r, quota, &asked, obj)?;

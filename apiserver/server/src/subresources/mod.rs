@@ -20,7 +20,7 @@ use skiff_core::status::Status;
 
 use crate::admission::{self, Operation};
 use crate::registry::Kind;
-use crate::request::{ResourceRequest, Verb};
+use crate::request::{Query, ResourceRequest, Verb};
 use crate::server::Inner;
 use crate::verbs::options::WriteOptions;
 use crate::verbs::{Answer, Call};
@@ -33,10 +33,8 @@ pub fn takes_stream(t: &ResourceRequest) -> bool {
 
 /// Whether a call lasts, and is exempt from the request timeout.
 #[must_use]
-pub fn long_running(call: &Call) -> bool {
-    takes_stream(&call.target)
-        || call.target.verb == Verb::Watch
-        || (call.target.subresource == "log" && call.query.flag("follow"))
+pub fn long_running(target: &ResourceRequest, query: &Query) -> bool {
+    takes_stream(target) || target.verb == Verb::Watch || (target.subresource == "log" && query.flag("follow"))
 }
 
 /// Resources that are only answered: reviews. `None`: not one of them.

@@ -297,10 +297,19 @@ impl<'a> Checker<'_, 'a> {
             ("_[_]", [Ty::Map(value), _]) => Some((**value).clone()),
             ("_[_]", [Ty::Base(Base::Dyn), _]) | ("-_", [Ty::Base(Base::Dyn)]) => Some(Ty::DYN),
             ("-_", [t]) => t.is_number().then(|| t.clone()),
-            ("_[?_]" | "_?._", [of, ..]) => match of {
+            // What is taken out of an optional value is one, too.
+            ("_[_]", [Ty::Optional(of), index]) => match (&**of, index) {
+                (Ty::List(item), index) if index.is(Base::Int) || index.is_dyn() => Some(Ty::Optional(item.clone())),
+                (Ty::Map(value), _) => Some(Ty::Optional(value.clone())),
+                (Ty::Base(Base::Dyn), _) => Some(types[0].clone()),
+                _ => None,
+            },
+            ("_[?_]" | "_?._", [Ty::List(inner) | Ty::Map(inner), ..]) => Some(Ty::Optional(inner.clone())),
+            ("_[?_]" | "_?._", [Ty::Optional(of), ..]) => match &**of {
                 Ty::List(inner) | Ty::Map(inner) => Some(Ty::Optional(inner.clone())),
                 _ => Some(Ty::DYN),
             },
+            ("_[?_]" | "_?._", _) => Some(Ty::DYN),
             ("_+_", [Ty::Base(a), Ty::Base(b)]) => match (a, b) {
                 (Base::Timestamp, Base::Duration) | (Base::Duration, Base::Timestamp) => {
                     Some(Ty::Base(Base::Timestamp))

@@ -467,6 +467,8 @@ mod tests {
             "optional.of(1).value() == 1 && !optional.none().hasValue() && optional.none().or(optional.of(2)).value() == 2",
             "optional.of(1).optMap(x, x + 1).optMap(y, y * 2).optMap(x, [x].map(y, y + x)[0]).value() == 8",
             "object.?spec.?replicas.optFlatMap(x, x > 5 ? optional.of(x) : optional.none()).orValue(7) == 7",
+            "request.userInfo.?extra[?'a/b'][0].orValue('') == '' && {'a': [7]}[?'a'][0].value() == 7",
+            "!{'a': [7]}[?'b'][0].hasValue() && {'a': [7]}[?'a'][?1].orValue(5) == 5 && {'a': {'b': 2}}[?'a']['b'].value() == 2",
             "type(object.spec.replicas) == int && type(object.metadata.name) == string",
             "string(object.spec.replicas) + 'x' == '3x' && int('4') == 4 && double(1) == 1.0",
             "object.spec.replicas > 2.5 && 1 < 1.5",

@@ -127,31 +127,11 @@ fn string(text: &str, format: &str) -> Cel {
     let found = match format {
         "date-time" => chrono::DateTime::parse_from_rfc3339(text).ok().map(Cel::Timestamp),
         "date" => chrono::DateTime::parse_from_rfc3339(&format!("{text}T00:00:00Z")).ok().map(Cel::Timestamp),
-        "duration" => go_duration(text).map(Cel::Duration),
+        "duration" => crate::duration::parse(text).ok().map(|n| Cel::Duration(chrono::Duration::nanoseconds(n))),
         "byte" => STANDARD.decode(text).ok().map(|b| Cel::Bytes(Arc::new(b))),
         _ => None,
     };
     found.unwrap_or_else(|| Cel::String(Arc::new(text.to_owned())))
-}
-
-/// A duration in Go's notation.
-fn go_duration(text: &str) -> Option<chrono::Duration> {
-    let (negative, mut rest) = text.strip_prefix('-').map_or((false, text), |r| (true, r));
-    if rest == "0" {
-        return Some(chrono::Duration::zero());
-    }
-    let mut nanos = 0.0_f64;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').filter(|i| *i > 0)?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let units = [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 6e10), ("h", 3.6e12)];
-        let (unit, size) = units.into_iter().find(|(unit, _)| rest.starts_with(unit))?;
-        rest = &rest[unit.len()..];
-        nanos += number * size;
-    }
-    let nanos = if negative { -nanos } else { nanos };
-    (nanos.abs() < 9.2e18).then(|| chrono::Duration::nanoseconds(nanos as i64))
 }
 
 /// A value without a schema.
