@@ -2,8 +2,11 @@
 //!
 //! The interpreter of the `cel` crate has corners that this goes round before anything runs: it answers `false` for a field
 //! of what is no map, errs on `a.?b` where `b` is missing, cannot make objects, and does not count. So field selections
-//! become index operations (which err, and copy nothing), objects become maps, and every turn of a loop asks
-//! [`TICK`] whether there is still budget. What a checker has to say is said before: it sees what was written.
+//! become index operations (which err, and copy nothing), objects become maps, and every turn of a loop pays at
+//! [`TICK`] what it costs. What a checker has to say is said before: it sees what was written.
+//!
+//! Costs are upstream's (cel-go's runtime costs), as far as loops cause them and as little as a turn may come to: what upstream
+//! allows is never refused.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -22,38 +25,47 @@ const TICK: &str = "@tick";
 pub(super) const ITEMS: &str = "@items";
 pub(super) const FIRST: &str = "@first";
 const MADE: &str = "@made";
-/// Turns of loops that one expression may take: what upstream's cost limit of an expression comes to.
-const TURNS_MAX: u64 = 1_000_000;
+/// What the loops of one expression may cost: upstream's limit of an expression (`PerCallLimit`).
+const CALL_MAX: i64 = 1_000_000;
+/// What the loops of all expressions about an object may cost (`RuntimeCELCostBudget`).
+const BUDGET: i64 = 10_000_000;
 /// The clock is read once in so many turns.
 const CLOCK: u64 = 256;
+/// How an expression ends that costs too much.
+pub(super) const CANCELLED: &str = "operation cancelled: actual cost limit exceeded";
 
 thread_local! {
     static TURNS: Cell<u64> = const { Cell::new(0) };
+    static CALL: Cell<i64> = const { Cell::new(0) };
+    static SPENT: Cell<i64> = const { Cell::new(0) };
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Begins the time of all expressions that run on this thread from here on, until the next call.
+/// Begins the time and the budget of all expressions that run on this thread from here on, until the next call.
 pub(super) fn begin(time: Duration) {
     DEADLINE.set(Instant::now().checked_add(time));
+    SPENT.set(0);
 }
 
 /// Begins the count of one expression. Expressions inside it (variables) share it.
 pub(super) fn begin_expression() {
-    TURNS.set(0);
+    CALL.set(0);
 }
 
-/// Whether the time is over.
+/// Whether the time or the budget is over.
 pub(super) fn late() -> bool {
-    DEADLINE.get().is_some_and(|d| Instant::now() > d)
+    SPENT.get() > BUDGET || DEADLINE.get().is_some_and(|d| Instant::now() > d)
 }
 
 /// Registers what lowered expressions call.
 pub(super) fn register(context: &mut Context<'_>) {
-    context.add_function(TICK, || -> Result<Cel, ExecutionError> {
-        let turns = TURNS.get() + 1;
+    context.add_function(TICK, |cost: i64| -> Result<Cel, ExecutionError> {
+        let (turns, call) = (TURNS.get().wrapping_add(1), CALL.get().saturating_add(cost));
         TURNS.set(turns);
-        if turns > TURNS_MAX || (turns.is_multiple_of(CLOCK) && late()) {
-            return Err(ExecutionError::function_error(TICK, "operation cancelled: actual cost limit exceeded"));
+        CALL.set(call);
+        SPENT.set(SPENT.get().saturating_add(cost));
+        if call > CALL_MAX || (turns.is_multiple_of(CLOCK) && late()) {
+            return Err(ExecutionError::function_error(TICK, CANCELLED));
         }
         Ok(Cel::Bool(true))
     });
@@ -170,7 +182,8 @@ pub(super) fn lower(e: &IdedExpr, composed: &[&str]) -> IdedExpr {
         Expr::Map(m) => Expr::Map(MapExpr { entries: m.entries.iter().map(|x| entry(x, composed)).collect() }),
         Expr::Struct(s) => Expr::Map(MapExpr { entries: s.entries.iter().map(|x| entry(x, composed)).collect() }),
         Expr::Comprehension(c) => {
-            let tick = made(e, call(TICK, vec![]));
+            let cost = made(e, Expr::Literal(LiteralValue::Int(turn(c).into())));
+            let tick = made(e, call(TICK, vec![cost]));
             let cond = made(e, call("_&&_", vec![tick, run(&c.loop_cond)]));
             Expr::Comprehension(Box::new(ComprehensionExpr {
                 iter_range: run(&c.iter_range),
@@ -188,6 +201,34 @@ pub(super) fn lower(e: &IdedExpr, composed: &[&str]) -> IdedExpr {
         Expr::Unspecified => Expr::Literal(LiteralValue::Null),
     };
     made(e, expr)
+}
+
+/// What a turn of a loop costs at least. Loops in it pay for themselves.
+fn turn(c: &ComprehensionExpr) -> i64 {
+    let step = match &c.loop_step.expr {
+        // `accumulated && what is asked`: the loop has ended where the first decides.
+        Expr::Call(and) if matches!(and.func_name.as_str(), "_&&_" | "_||_") => and.args.iter().map(cost).sum(),
+        _ => cost(&c.loop_step),
+    };
+    cost(&c.loop_cond) + step
+}
+
+/// What an expression costs at least: one for a variable, a field and a call each, nothing for what may not be looked at.
+fn cost(e: &IdedExpr) -> i64 {
+    let all = |list: &[IdedExpr]| list.iter().map(cost).sum::<i64>();
+    match &e.expr {
+        Expr::Ident(_) => 1,
+        Expr::Select(s) => cost(&s.operand) + i64::from(!s.test),
+        Expr::Call(c) => match (c.func_name.as_str(), c.args.as_slice()) {
+            ("_&&_" | "_||_", [first, ..]) => cost(first),
+            ("_?_:_", [test, yes, no]) => cost(test) + cost(yes).min(cost(no)),
+            ("_[_]" | "_[?_]" | "_?._", args) => all(args),
+            (_, args) => 1 + c.target.as_deref().map_or(0, cost) + all(args),
+        },
+        Expr::List(l) => all(&l.elements),
+        Expr::Comprehension(c) => cost(&c.iter_range) + cost(&c.accu_init),
+        Expr::Map(_) | Expr::Struct(_) | Expr::Literal(_) | Expr::Unspecified => 0,
+    }
 }
 
 fn made(at: &IdedExpr, expr: Expr) -> IdedExpr {

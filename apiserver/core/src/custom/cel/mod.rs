@@ -170,6 +170,9 @@ fn root() -> &'static Context<'static> {
     &ROOT
 }
 
+const OVER_BUDGET: &str =
+    "validation failed due to running out of cost budget, no further validation rules will be run";
+
 struct Walk {
     told: Told,
     exhausted: bool,
@@ -231,9 +234,7 @@ impl Walk {
         for rule in node.rules.iter().map(|r| r.compiled()) {
             if lower::late() {
                 self.exhausted = true;
-                let why =
-                    "validation failed due to running out of cost budget, no further validation rules will be run";
-                self.tell(errors, false, error(path, Reason::Invalid, Some(kind_of(node)), why));
+                self.tell(errors, false, error(path, Reason::Invalid, Some(kind_of(node)), OVER_BUDGET));
                 return;
             }
             if rule.uses_old && !rule.optional_old && before.is_none() {
@@ -279,6 +280,20 @@ impl Walk {
                     let at = format!("{path}{}", rule.field_path);
                     let at = if path.is_empty() { at.trim_start_matches('.') } else { &at };
                     self.tell(errors, quiet, error(at, rule.reason, shown, &said));
+                }
+                Err(ExecutionError::FunctionError { message, .. }) if message == lower::CANCELLED => {
+                    let over = lower::late();
+                    let why = if over {
+                        OVER_BUDGET.to_owned()
+                    } else {
+                        format!(
+                            "'{message}': no further validation rules will be run due to call cost exceeds limit for rule: {}",
+                            rule.shown()
+                        )
+                    };
+                    self.exhausted = true;
+                    self.tell(errors, false, error(path, Reason::Invalid, Some(kind_of(node)), &why));
+                    return;
                 }
                 Err(e) => {
                     let why = format!("{} evaluating rule: {}", words(&e), rule.shown());
@@ -459,6 +474,17 @@ mod tests {
         let refused: Vec<String> = refused.0.iter().map(ToString::to_string).collect();
         assert_eq!(refused, Vec::<String>::new());
         assert_eq!(found(spec, &object, None, Told::Errors), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_rule_that_costs_too_much_ends_them_all() {
+        let rule = "self.all(x, self.all(y, y == x))";
+        let spec = json!({"type":"array","maxItems":725,"items":{"type":"integer"},
+            "x-kubernetes-validations":[{"rule":rule},{"rule":"self.size() == 0"}]});
+        let with = |n: usize| found(spec.clone(), &json!({"spec": vec![7; n]}), None, Told::Errors);
+        assert_eq!(with(400), ["spec: Invalid value: failed rule: self.size() == 0"]);
+        let why = "'operation cancelled: actual cost limit exceeded': no further validation rules will be run due to call cost exceeds limit for rule: ";
+        assert_eq!(with(725), [format!("spec: Invalid value: \"array\": {why}{rule}")]);
     }
 
     proptest::proptest! {
