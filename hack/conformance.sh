@@ -71,12 +71,12 @@ END
 base() {
   need debootstrap debootstrap
   local tree=$work/base packages
-  packages=bash,bind9-dnsutils,busybox-static,curl,iperf,iproute2,netcat-openbsd,nginx-light,perl,socat,util-linux,etcd-server
+  packages=bash,bind9-dnsutils,busybox-static,curl,iperf,iproute2,net-tools,netcat-openbsd,nginx-light,perl,socat,util-linux,etcd-server
   rm -rf "$tree"
   debootstrap --variant=minbase --include="$packages" bookworm "$tree"
   rm -rf "$tree"/var/cache/apt/* "$tree"/var/lib/apt/lists/*
   ln -sf /usr/bin/etcd "$tree/usr/local/bin/etcd"
-  tar -C "$tree" -c . | docker import - skiff/conformance-base:1
+  tar -C "$tree" -c . | docker import - skiff/conformance-base:2
   rm -rf "$tree"
 }
 
@@ -89,7 +89,7 @@ image() {
 images() {
   build
   ensure_engine
-  docker image inspect skiff/conformance-base:1 >/dev/null 2>&1 || step "base of Debian's packages" base
+  docker image inspect skiff/conformance-base:2 >/dev/null 2>&1 || step "base of Debian's packages" base
   "$root/hack/images.sh" busybox
   local context=$work/context name
   rm -rf "$context"
@@ -104,7 +104,7 @@ images() {
   while read -r name; do
     case $name in
       */agnhost:*) image "$name" <<'END' ;;
-FROM skiff/conformance-base:1
+FROM skiff/conformance-base:2
 RUN mkdir -p /uploads && useradd -M -u 1000 user-defined-in-image && groupadd -g 50000 group-defined-in-image && usermod -aG group-defined-in-image user-defined-in-image
 COPY agnhost localhost.crt localhost.key /
 RUN ln -s agnhost /agnhost-2 && sed -i 's/^PRETTY_NAME=.*/PRETTY_NAME="Debian GNU\/Linux, where upstream has Alpine Linux"/' /etc/os-release
@@ -114,7 +114,7 @@ END
       # Debian's busybox has a shell that keeps variables of odd names from its children, which the suite looks for by way of
       # `sh`; what busybox's shell says is looked for by way of `/bin/sh`.
       */busybox:*) image "$name" <<'END' ;;
-FROM skiff/conformance-base:1 AS base
+FROM skiff/conformance-base:2 AS base
 FROM skiff/busybox:1
 ENV PATH=/usr/local/bin:/bin
 COPY --from=base /bin/bash /usr/local/bin/sh
@@ -127,21 +127,21 @@ COPY agnhost /pause
 ENTRYPOINT ["/pause", "pause"]
 END
       */nginx:*) image "$name" <<'END' ;;
-FROM skiff/conformance-base:1
+FROM skiff/conformance-base:2
 CMD ["nginx", "-g", "daemon off;"]
 END
-      */glibc-dns-testing:*|*/perl:*) image "$name" <<<'FROM skiff/conformance-base:1' ;;
+      */glibc-dns-testing:*|*/perl:*) image "$name" <<<'FROM skiff/conformance-base:2' ;;
       */nonroot:*) image "$name" <<'END' ;;
 FROM skiff/busybox:1
 USER 1234
 END
       */nonewprivs:*) image "$name" <<'END' ;;
-FROM skiff/conformance-base:1
+FROM skiff/conformance-base:2
 COPY nnp /usr/local/bin/nnp
 RUN chmod 4755 /usr/local/bin/nnp
 CMD ["nnp"]
 END
-      */etcd:*) image "$name" <<<'FROM skiff/conformance-base:1' ;;
+      */etcd:*) image "$name" <<<'FROM skiff/conformance-base:2' ;;
       */sample-apiserver:*) image "$name" <<'END' ;;
 FROM scratch
 COPY sample-apiserver /sample-apiserver

@@ -10,6 +10,9 @@ pub(super) fn default_pod(obj: &mut Value) {
     mirror_addresses(obj);
     let Some(spec) = obj.get_mut("spec") else { return };
     default_spec(spec);
+    if spec["terminationGracePeriodSeconds"].as_i64().is_some_and(|g| g < 0) {
+        spec["terminationGracePeriodSeconds"] = 1.into();
+    }
     // What is limited and not requested is requested to the limit. Only pods, not templates.
     for list in ["initContainers", "containers"] {
         for c in each(spec, list) {
@@ -302,5 +305,15 @@ mod tests {
         default_pod(&mut p);
         assert_eq!(p, once);
         assert_eq!(p["spec"]["containers"][0]["resources"]["requests"]["cpu"], "1");
+    }
+
+    /// Whoever writes the pod, and when: an update with a negative grace is one with the grace that it has.
+    #[test]
+    fn a_negative_grace_is_a_second() {
+        for (given, read) in [(-1, 1), (-30, 1), (0, 0), (5, 5)] {
+            let mut p = json!({"spec": {"containers": [], "terminationGracePeriodSeconds": given}});
+            default_pod(&mut p);
+            assert_eq!(p["spec"]["terminationGracePeriodSeconds"], read);
+        }
     }
 }

@@ -157,11 +157,8 @@ impl Strategy for PodStrategy {
     }
 }
 
-/// Drops fields behind feature gates that are off, and repairs a negative grace.
+/// Drops fields behind feature gates that are off.
 fn drop_disabled(spec: &mut Value) {
-    if spec["terminationGracePeriodSeconds"].as_i64().is_some_and(|g| g < 0) {
-        spec["terminationGracePeriodSeconds"] = 1.into();
-    }
     for list in ["containers", "initContainers"] {
         for c in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
             let Some(c) = c.as_object_mut() else { continue };
