@@ -71,7 +71,7 @@ END
 base() {
   need debootstrap debootstrap
   local tree=$work/base packages
-  packages=bash,bind9-dnsutils,busybox-static,curl,iperf,iproute2,net-tools,netcat-openbsd,nginx-light,perl,socat,util-linux,etcd-server
+  packages=bash,bind9-dnsutils,busybox-static,curl,iperf,iproute2,net-tools,netcat-openbsd,nginx-light,perl,socat,util-linux,wget,etcd-server
   rm -rf "$tree"
   debootstrap --variant=minbase --include="$packages" bookworm "$tree"
   rm -rf "$tree"/var/cache/apt/* "$tree"/var/lib/apt/lists/*

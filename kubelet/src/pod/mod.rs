@@ -27,6 +27,7 @@ use worker::{Desired, Worker};
 
 pub mod backoff;
 pub mod config;
+pub mod ephemeral;
 pub mod fields;
 pub mod hooks;
 pub mod images;

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, watch};
 use super::Shared;
 use super::backoff::Backoff;
 use super::config;
+use super::ephemeral;
 use super::images::Pulls;
 use super::plan::{self, Observed};
 use super::spec::{self, Role};
@@ -25,19 +26,19 @@ use crate::events::Kind as EventKind;
 use crate::pod::fields::Facts;
 use crate::probes::{Probes, Target};
 use crate::runtime::{Container, Error as RuntimeError, State, label};
-use crate::volumes;
 
 mod containers;
 mod report;
 mod sandbox;
 
+use containers::Ending;
 pub use sandbox::host_ports;
 
 /// A worker looks at its pod at least this often, should a wake-up be lost.
 const RESYNC: Duration = Duration::from_secs(60);
 /// Wait after a failure that has no delay of its own.
 const RETRY: Duration = Duration::from_secs(2);
-/// How often the size of a pod's directories with a limit is looked at.
+/// How often what a pod with limits has written is looked at.
 const USAGE_EVERY: Duration = Duration::from_secs(10);
 /// Longest wait after repeated failures of one kind.
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -320,10 +321,11 @@ impl Worker {
             self.stage = Stage::Stopping(Instant::now());
             return Ok(Next::Now);
         }
-        let limited = volumes::has_limits(&self.pod);
+        let limited = ephemeral::is_limited(&self.pod);
         if limited && self.usage_seen.is_none_or(|t| t.elapsed() >= USAGE_EVERY) {
             self.usage_seen = Some(Instant::now());
-            if let Some(message) = self.shared.volumes.over_limit(&self.pod).await {
+            let Shared { runtime, volumes, .. } = &*self.shared;
+            if let Some(message) = ephemeral::over_limit(&**runtime, volumes, &self.pod, &snapshot.containers).await {
                 self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "Evicted", message.clone());
                 self.verdict = Some(Verdict { phase: "Failed", reason: "Evicted".into(), message });
                 self.stage = Stage::Stopping(Instant::now());
@@ -468,7 +470,8 @@ impl Worker {
             self.stage = Stage::Cleaning;
             return Ok(Next::Now);
         }
-        if self.desired.borrow().deleted() || self.verdict.is_some() {
+        let told = self.desired.borrow().deleted() || self.verdict.is_some();
+        if told {
             self.publish(&snapshot, false).await;
         }
         let deadline = since + Duration::from_secs(spec::grace(&self.pod).max(0) as u64);
@@ -482,14 +485,36 @@ impl Worker {
         }
         let blank = Spec::default();
         let regular = running.iter().filter(|(role, ..)| **role != Role::Sidecar);
-        let ends = regular
-            .map(|(_, spec, c)| self.end(&c.id, spec, deadline, true))
-            .chain(unknown.iter().map(|c| self.end(&c.id, &blank, deadline, false)));
-        futures::future::join_all(ends).await;
-        for (_, spec, sidecar) in running.iter().rev().filter(|(role, ..)| **role == Role::Sidecar) {
-            self.end(&sidecar.id, spec, deadline, true).await;
+        let ends: Vec<_> = regular
+            .map(|(_, spec, c)| self.ending(&c.id, spec, deadline, true))
+            .chain(unknown.iter().map(|c| self.ending(&c.id, &blank, deadline, false)))
+            .collect();
+        let sidecars = running.iter().rev().filter(|(role, ..)| **role == Role::Sidecar);
+        let sidecars: Vec<_> = sidecars.map(|(_, spec, c)| self.ending(&c.id, spec, deadline, true)).collect();
+        let mut all = std::pin::pin!(async move {
+            futures::future::join_all(ends.into_iter().map(Ending::run)).await;
+            for sidecar in sidecars {
+                sidecar.run().await;
+            }
+        });
+        // Readiness goes on: who still answers is still sent requests where nobody else is there.
+        loop {
+            tokio::select! {
+                () = &mut all => return Ok(Next::Now),
+                () = self.look(told) => {}
+            }
         }
-        Ok(Next::Now)
+    }
+
+    /// Waits until something happens to a pod that is being stopped, and tells of it. It may be dropped at any time.
+    async fn look(&mut self, told: bool) {
+        self.wake.notified().await;
+        self.take_latest();
+        if let Ok(snapshot) = self.observe().await
+            && told
+        {
+            self.publish(&snapshot, false).await;
+        }
     }
 
     /// Takes network and volumes away and writes the final status.

@@ -55,12 +55,12 @@ pub struct Failed {
 struct Entry {
     health: Health,
     failed: Option<Failed>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
+    tasks: Vec<(Kind, tokio::task::JoinHandle<()>)>,
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.tasks.iter().for_each(|(_, task)| task.abort());
     }
 }
 
@@ -132,7 +132,7 @@ impl Probes {
                     kind,
                     probe,
                 };
-                entry.tasks.push(tokio::spawn(task.run()));
+                entry.tasks.push((kind, tokio::spawn(task.run())));
             }
             results.insert(target.id.clone(), entry);
         }
@@ -157,8 +157,8 @@ impl Probes {
     /// Ends liveness and startup probes but lets readiness go on, as a terminating pod needs.
     pub fn hold(&self, id: &str) {
         if let Some(entry) = self.results.lock().unwrap_or_else(PoisonError::into_inner).get_mut(id) {
-            entry.health.ready = false;
-            entry.tasks.drain(..).for_each(|t| t.abort());
+            let ended = entry.tasks.extract_if(.., |(kind, _)| *kind != Kind::Readiness);
+            ended.for_each(|(_, task)| task.abort());
         }
     }
 }

@@ -390,6 +390,17 @@ impl Runtime for Docker {
         })
     }
 
+    async fn written(&self, id: &str) -> Result<u64> {
+        let options = InspectContainerOptions { size: true };
+        let inspected = self.client.inspect_container(id, Some(options)).await.map_err(error)?;
+        let layer = inspected.size_rw.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+        let log = match inspected.log_path.filter(|p| !p.is_empty()) {
+            Some(path) => tokio::fs::metadata(path).await.map_or(0, |m| m.len()),
+            None => 0,
+        };
+        Ok(layer + log)
+    }
+
     async fn events(&self) -> Result<Pin<Box<dyn Stream<Item = Event> + Send>>> {
         let mut filters = self.filters(None);
         filters.insert("type".into(), vec!["container".into()]);

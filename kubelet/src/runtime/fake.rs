@@ -234,6 +234,10 @@ impl Runtime for Fake {
         refused("nothing is used")
     }
 
+    async fn written(&self, _: &str) -> Result<u64> {
+        Ok(0)
+    }
+
     async fn events(&self) -> Result<Pin<Box<dyn Stream<Item = Event> + Send>>> {
         // Containers end only when their worker ends them.
         Ok(Box::pin(futures::stream::pending()))

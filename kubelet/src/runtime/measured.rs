@@ -127,6 +127,10 @@ impl<R: Runtime> Runtime for Measured<R> {
         timed("container_stats", self.0.stats(id)).await
     }
 
+    async fn written(&self, id: &str) -> Result<u64> {
+        timed("container_stats", self.0.written(id)).await
+    }
+
     async fn events(&self) -> Result<Pin<Box<dyn Stream<Item = Event> + Send>>> {
         self.0.events().await
     }

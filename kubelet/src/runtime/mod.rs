@@ -397,6 +397,8 @@ pub trait Runtime: Send + Sync + 'static {
     async fn logs(&self, id: &str, options: &LogOptions) -> Result<OutputStream>;
     /// Resource use of a container.
     async fn stats(&self, id: &str) -> Result<Stats>;
+    /// Bytes that a container has written: in its layer, and as its log. Slow where it has many files.
+    async fn written(&self, id: &str) -> Result<u64>;
     /// Events of this node's containers. The stream ends when the runtime goes away.
     async fn events(&self) -> Result<Pin<Box<dyn Stream<Item = Event> + Send>>>;
 }

@@ -216,6 +216,18 @@ impl Volumes {
         None
     }
 
+    /// Bytes in a pod's emptyDirs on disk. Looks at every file.
+    pub async fn kept_on_disk(&self, pod: &Pod) -> u64 {
+        let mut total = 0;
+        for volume in spec::spec(pod).volumes.iter().flatten().filter(|_| !self.fake) {
+            if volume.empty_dir.as_ref().is_some_and(on_disk) {
+                let dir = self.path(pod, volume);
+                total += blocking(move || Ok(files::usage(&dir))).await.unwrap_or(0);
+            }
+        }
+        total
+    }
+
     fn own_dir(&self, pod: &Pod, volume: &Volume) -> PathBuf {
         self.pod_dir(spec::uid(pod)).join("volumes").join(plugin(volume)).join(&volume.name)
     }
@@ -385,8 +397,11 @@ pub fn has_limits(pod: &Pod) -> bool {
 }
 
 fn on_disk_with_limit(e: &EmptyDirVolumeSource) -> bool {
+    on_disk(e) && e.size_limit.as_ref().and_then(spec::whole).is_some_and(|n| n > 0)
+}
+
+fn on_disk(e: &EmptyDirVolumeSource) -> bool {
     e.medium.as_deref().unwrap_or_default().is_empty()
-        && e.size_limit.as_ref().and_then(spec::whole).is_some_and(|n| n > 0)
 }
 
 fn plugin(volume: &Volume) -> &'static str {

@@ -197,6 +197,24 @@ spec:
         let status = c.get(ns, "pod/greedy")?["status"].clone();
         let text = "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ";
         Ok(status["phase"] == "Failed" && status["reason"] == "Evicted" && status["message"] == text)
+    })?;
+    let writer = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: writer}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: skiff/busybox:1
+    command: [sh, -c, 'dd if=/dev/zero of=/f bs=1M count=3; sleep 3600']
+    resources: {limits: {ephemeral-storage: 1Mi}}
+";
+    apply(c, ns, writer)?;
+    c.eventually("the pod that writes too much is evicted", |c| {
+        let status = c.get(ns, "pod/writer")?["status"].clone();
+        let text = "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. ";
+        Ok(status["phase"] == "Failed" && status["reason"] == "Evicted" && status["message"] == text)
     })
 }
 

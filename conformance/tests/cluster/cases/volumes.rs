@@ -176,6 +176,32 @@ spec:
     let p = c.get(ns, "pod/d")?;
     let end = &p["status"]["containerStatuses"][0]["state"]["terminated"];
     ensure!(end["exitCode"] == 4 && end["message"] == "last words\n", "{end}");
+
+    // While it ends, a pod is as ready as it says it is.
+    let leaving = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: g}
+spec:
+  terminationGracePeriodSeconds: 300
+  containers:
+  - name: c
+    image: skiff/busybox:1
+    command: [sh, -c, 'touch /ready; trap : TERM; while ! [ -e /end ]; do sleep 0.2; done']
+    readinessProbe: {exec: {command: [cat, /ready]}, periodSeconds: 1, failureThreshold: 1}
+";
+    ready(c, ns, leaving, "g")?;
+    c.ok(&["-n", ns, "delete", "pod", "g", "--wait=false"])?;
+    let state = |c: &Cluster| -> Result<String> {
+        let path = "jsonpath={.metadata.deletionTimestamp} {.status.conditions[?(@.type=='Ready')].status}";
+        Ok(c.ok(&["-n", ns, "get", "pod", "g", "-o", path])?)
+    };
+    c.eventually("it is told to end", |c| Ok(c.ok(&["-n", ns, "events", "--for", "pod/g"])?.contains("Killing")))?;
+    ensure!(state(c)?.ends_with("Z True"), "ready although it ends: {}", state(c)?);
+    exec(c, ns, "g", "rm /ready")?;
+    c.eventually("it is no longer ready, and still there", |c| Ok(state(c)?.ends_with("Z False")))?;
+    exec(c, ns, "g", "touch /end")?;
+    c.ok(&["-n", ns, "wait", "--for=delete", "pod/g", "--timeout=60s"])?;
     Ok(())
 }
 

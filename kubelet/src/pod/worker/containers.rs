@@ -1,9 +1,11 @@
 //! Starting, resizing and ending single containers.
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container as Spec, Pod, Volume};
+use k8s_openapi::api::core::v1::{Container as Spec, LifecycleHandler, Pod, Volume};
 use tokio::sync::oneshot;
 
 use super::{Shared, Snapshot, Worker};
@@ -296,25 +298,51 @@ impl Worker {
         let field = spec::field_path(*role, &container.name);
         self.shared.recorder.pod(&self.pod, Some(field), EventKind::Normal, "Killing", kill.message.clone());
         let grace = kill.grace.unwrap_or_else(|| spec::grace(&self.pod)).max(0) as u64;
-        self.end(&kill.id, container, Instant::now() + Duration::from_secs(grace), true).await;
+        self.ending(&kill.id, container, Instant::now() + Duration::from_secs(grace), true).run().await;
     }
 
+    /// What ends a container.
+    pub(super) fn ending(&self, id: &str, container: &Spec, deadline: Instant, hook: bool) -> Ending {
+        let hook = container.lifecycle.as_ref().and_then(|l| l.pre_stop.clone()).filter(|_| hook);
+        Ending {
+            shared: self.shared.clone(),
+            pod: self.pod.clone(),
+            pod_ip: self.pod_ip(),
+            id: id.to_owned(),
+            container: container.clone(),
+            hook,
+            deadline,
+        }
+    }
+}
+
+/// The end of one container. It owns what it needs: its pod is looked after meanwhile.
+pub(super) struct Ending {
+    shared: Arc<Shared>,
+    pod: Arc<Pod>,
+    pod_ip: Option<IpAddr>,
+    id: String,
+    container: Spec,
+    hook: Option<LifecycleHandler>,
+    deadline: Instant,
+}
+
+impl Ending {
     /// Stop hook, signal, wait, kill. Errors are for the next look.
-    pub(super) async fn end(&self, id: &str, container: &Spec, deadline: Instant, hook: bool) {
-        let runtime = &*self.shared.runtime;
-        let hook = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()).filter(|_| hook);
-        let mut deadline = deadline;
-        if let Some(handler) = hook
+    pub(super) async fn run(self) {
+        let Self { shared, pod, pod_ip, id, container, hook, mut deadline } = self;
+        let (runtime, id) = (&*shared.runtime, id.as_str());
+        if let Some(handler) = &hook
             && deadline > Instant::now()
         {
-            let run = hooks::run(runtime, id, container, handler, self.pod_ip());
+            let run = hooks::run(runtime, id, &container, handler, pod_ip);
             let failure = match tokio::time::timeout_at(deadline.into(), run).await {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(format!("PreStopHook failed: {error}")),
                 Err(_) => Some("PreStopHook did not complete in the grace period".into()),
             };
             if let Some(message) = failure {
-                self.shared.recorder.pod(&self.pod, None, EventKind::Warning, "FailedPreStopHook", message);
+                shared.recorder.pod(&pod, None, EventKind::Warning, "FailedPreStopHook", message);
             }
             deadline = deadline.max(Instant::now() + MINIMUM_GRACE);
         }
