@@ -29,7 +29,7 @@ pub async fn run(
     let ip = pod_ip.unwrap_or(IpAddr::from([127, 0, 0, 1]));
     if let Some(http) = &handler.http_get {
         return match action::http(http, container, ip, HTTP_TIMEOUT).await {
-            Outcome::Success => Ok(()),
+            Outcome::Success | Outcome::Warning(_) => Ok(()),
             Outcome::Failure(text) => Err(text),
         };
     }
@@ -40,7 +40,7 @@ pub async fn run(
     if let Some(tcp) = &handler.tcp_socket {
         let host = tcp.host.clone().unwrap_or_else(|| ip.to_string());
         return match action::tcp(&host, action::port(&tcp.port, container)?, HTTP_TIMEOUT).await {
-            Outcome::Success => Ok(()),
+            Outcome::Success | Outcome::Warning(_) => Ok(()),
             Outcome::Failure(text) => Err(text),
         };
     }

@@ -29,6 +29,8 @@ const MAX_REDIRECTS: usize = 10;
 pub enum Outcome {
     /// It worked.
     Success,
+    /// It worked, as far as was looked; the text is for people.
+    Warning(String),
     /// It did not; the text is for people.
     Failure(String),
 }
@@ -104,11 +106,15 @@ pub async fn http(action: &HTTPGetAction, container: &Container, pod_ip: IpAddr,
             action.http_headers.iter().flatten().map(|h| (h.name.clone(), h.value.clone())).collect();
         let mut url: Uri = format!("{scheme}://{host}:{port}{path}").parse().map_err(|e| format!("{e}"))?;
         for _ in 0..MAX_REDIRECTS {
-            let (status, location) = get(&url, &headers, timeout).await?;
+            let Page { status, location, body } = get(&url, &headers, timeout).await?;
             let next = location.and_then(|l| redirect(&url, &l));
             match next {
                 Some(next) if status.is_redirection() && next.host() == url.host() => url = next,
-                _ if status.is_success() || status.is_redirection() => return Ok(()),
+                _ if status.is_success() => return Ok(None),
+                // Elsewhere is not asked: that it is told where to look says that the container answers.
+                _ if status.is_redirection() => {
+                    return Ok(Some(format!("Probe terminated redirects, Response body: {body}")));
+                }
                 _ => return Err(format!("HTTP probe failed with statuscode: {}", status.as_u16())),
             }
         }
@@ -120,7 +126,12 @@ pub async fn http(action: &HTTPGetAction, container: &Container, pod_ip: IpAddr,
             action.path.clone().unwrap_or_default()
         )
     };
-    Outcome::from(tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| Err(late())))
+    match tokio::time::timeout(timeout, work).await {
+        Ok(Ok(None)) => Outcome::Success,
+        Ok(Ok(Some(warning))) => Outcome::Warning(warning),
+        Ok(Err(text)) => Outcome::Failure(text),
+        Err(_) => Outcome::Failure(late()),
+    }
 }
 
 fn redirect(from: &Uri, location: &str) -> Option<Uri> {
@@ -147,11 +158,15 @@ async fn connect(host: &str, port: u16, timeout: Duration) -> Result<TcpStream, 
     }
 }
 
-async fn get(
-    url: &Uri,
-    headers: &[(String, String)],
-    timeout: Duration,
-) -> Result<(StatusCode, Option<String>), String> {
+/// What an answer says.
+struct Page {
+    status: StatusCode,
+    location: Option<String>,
+    /// Its beginning.
+    body: String,
+}
+
+async fn get(url: &Uri, headers: &[(String, String)], timeout: Duration) -> Result<Page, String> {
     let secure = url.scheme_str() == Some("https");
     let host = url.host().unwrap_or_default();
     let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
@@ -178,21 +193,35 @@ async fn get(
     } else {
         exchange(TokioIo::new(stream), request).await
     };
-    let (status, location) = response.map_err(|e| format!("Get {:?}: {e}", url.to_string()))?;
-    Ok((status, location))
+    response.map_err(|e| format!("Get {:?}: {e}", url.to_string()))
 }
 
-async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> hyper::Result<(StatusCode, Option<String>)>
+async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> hyper::Result<Page>
 where
     S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
     let driver = tokio::spawn(connection);
-    let response = sender.send_request(request).await;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let location = response.headers().get("location").and_then(|l| l.to_str().ok()).map(String::from);
+        let status = response.status();
+        let mut body = Vec::new();
+        if status.is_redirection() {
+            let mut frames = response.into_body();
+            // What comes of a body that breaks off is as good as the whole: it is for people.
+            while let Some(Ok(frame)) = frames.frame().await
+                && body.len() < MAX_OUTPUT
+            {
+                body.extend_from_slice(frame.data_ref().map_or(&[], |d| d));
+            }
+            body.truncate(MAX_OUTPUT);
+        }
+        Ok(Page { status, location, body: String::from_utf8_lossy(&body).into_owned() })
+    };
+    let answer = answer.await;
     driver.abort();
-    let response = response?;
-    let location = response.headers().get("location").and_then(|l| l.to_str().ok()).map(String::from);
-    Ok((response.status(), location))
+    answer
 }
 
 /// Names of gRPC's status codes as its Go library prints them, by number.
@@ -376,8 +405,8 @@ mod tests {
                 Outcome::Failure("HTTP probe failed with statuscode: 404".into()),
             ),
             (
-                vec!["HTTP/1.1 302 Found\r\nLocation: http://example.invalid/\r\nContent-Length: 0\r\n\r\n"],
-                Outcome::Success,
+                vec!["HTTP/1.1 302 Found\r\nLocation: http://example.invalid/\r\nContent-Length: 5\r\n\r\nthere"],
+                Outcome::Warning("Probe terminated redirects, Response body: there".into()),
             ),
         ] {
             let port = server(answers).await;

@@ -195,13 +195,20 @@ impl Task {
         loop {
             if self.kind == Kind::Startup || self.is_started() {
                 let outcome = self.attempt(timeout).await;
-                counts.count(outcome == Outcome::Success);
-                if let Outcome::Failure(text) = &outcome {
+                let told = match &outcome {
+                    Outcome::Success => None,
+                    Outcome::Warning(text) => {
+                        Some(("ProbeWarning", format!("{} probe warning: {text}", self.kind.word())))
+                    }
+                    Outcome::Failure(text) => Some(("Unhealthy", format!("{} probe failed: {text}", self.kind.word()))),
+                };
+                if let Some((reason, message)) = told {
                     let field = spec::field_path(self.role, &self.container.name);
-                    let message = format!("{} probe failed: {text}", self.kind.word());
-                    self.recorder.pod(&self.pod, Some(field), EventKind::Warning, "Unhealthy", message);
+                    self.recorder.pod(&self.pod, Some(field), EventKind::Warning, reason, message);
                 }
-                if let Some(good) = counter.count(outcome == Outcome::Success)
+                let worked = !matches!(outcome, Outcome::Failure(_));
+                counts.count(worked);
+                if let Some(good) = counter.count(worked)
                     && self.report(good)
                 {
                     return;

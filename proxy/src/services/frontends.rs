@@ -113,10 +113,11 @@ pub fn hairpins(entry: &Entry, pods: Ipv4Net) -> impl Iterator<Item = Ipv4Addr> 
     })
 }
 
-/// How many endpoints on this node take traffic, over all ports. What a health check of a load balancer asks for.
+/// How many endpoints on this node are ready, over all ports. What a health check of a load balancer asks for: a node whose
+/// endpoints all terminate is to be left, though they still answer.
 pub fn local_endpoints(entry: &Entry) -> usize {
     let ports = entry.service().map(|s| &s.ports[..]).unwrap_or_default();
-    ports.iter().map(|port| Pool::of(entry, port).local().len()).max().unwrap_or(0)
+    ports.iter().map(|port| Pool::of(entry, port).ready_here()).max().unwrap_or(0)
 }
 
 fn v4(addresses: &[IpAddr]) -> impl Iterator<Item = Ipv4Addr> {
@@ -169,12 +170,17 @@ impl<'a> Pool<'a> {
         self.usable(|endpoint| endpoint.local == Some(true))
     }
 
+    fn ready_here(&self) -> usize {
+        self.pick(|e| e.ready && e.local == Some(true)).len()
+    }
+
+    fn pick(&self, wanted: impl Fn(&Endpoint) -> bool) -> BTreeSet<SocketAddrV4> {
+        self.members.iter().filter(|(_, e)| wanted(e)).map(|(address, _)| *address).collect()
+    }
+
     /// The ready ones; when there are none, those that still answer while they terminate.
     fn usable(&self, wanted: impl Fn(&Endpoint) -> bool) -> BTreeSet<SocketAddrV4> {
-        let pick = |state: fn(&Endpoint) -> bool| -> BTreeSet<SocketAddrV4> {
-            self.members.iter().filter(|(_, e)| wanted(e) && state(e)).map(|(address, _)| *address).collect()
-        };
-        let ready = pick(|e| e.ready);
-        if ready.is_empty() { pick(|e| e.draining) } else { ready }
+        let ready = self.pick(|e| wanted(e) && e.ready);
+        if ready.is_empty() { self.pick(|e| wanted(e) && e.draining) } else { ready }
     }
 }

@@ -92,6 +92,17 @@ fn policies_readiness_and_draining() {
     }
 }
 
+/// A node is left by load balancers when what it has of a Service terminates, while that still answers who comes.
+#[test]
+fn health_is_about_what_is_ready_here() {
+    for (endpoints, count) in [("1l 2l 3", 2), ("1ld 2", 0), ("1ld 2l", 1), ("1ln", 0), ("", 0)] {
+        let mut index = Index::default();
+        index.put_service(id("web"), Service { external_local: true, ..service("10.96.0.5") });
+        index.put_slice(id("web-1"), id("web"), slice(endpoints));
+        assert_eq!(frontends::local_endpoints(index.get("default", "web").unwrap()), count, "{endpoints}");
+    }
+}
+
 #[test]
 fn a_second_service_waits_for_the_first_ones_port() {
     let (mut index, mut proxy) = (Index::default(), Proxy::new(frame()));
