@@ -125,7 +125,7 @@ fn put(index: &mut Index, i: u32, endpoints: u32, ready: bool) {
         draining: false,
     });
     let ports = [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into();
-    let slice = Slice { ports, endpoints: endpoints.collect() };
+    let slice = Slice { ports, endpoints: endpoints.collect(), proxied: true };
     index.put_service(id.clone(), service);
     index.put_slice(Id { namespace: "bench".into(), name: format!("service-{i}-1").into() }, id, slice);
 }

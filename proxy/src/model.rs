@@ -3,6 +3,7 @@
 //! Why own types: ten thousand Services as API objects cost some hundred megabytes, most of it labels, annotations and
 //! managed fields that nobody here reads.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
@@ -15,6 +16,8 @@ use crate::balancer::ANNOUNCED;
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label by which a Service asks for another proxy than this one.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Label by which a Service or EndpointSlice says that names are all that it is for.
+const HEADLESS: &str = "service.kubernetes.io/headless";
 /// How long a client stays with its endpoint when the Service does not say.
 const AFFINITY_SECONDS: u32 = 10_800;
 
@@ -100,7 +103,7 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// Where a load balancer asks whether this node has endpoints.
     pub health_port: Option<u16>,
-    /// False when the Service asks for another proxy.
+    /// False when the Service asks for another proxy, or for none.
     pub proxied: bool,
 }
 
@@ -165,7 +168,7 @@ impl Service {
                 .health_check_node_port
                 .and_then(|p| u16::try_from(p).ok())
                 .filter(|p| *p != 0 && external_local && kind == "LoadBalancer"),
-            proxied: !meta.labels.as_ref().is_some_and(|l| l.contains_key(PROXY_NAME)),
+            proxied: proxied(meta.labels.as_ref()),
         };
         Some((id, service))
     }
@@ -204,6 +207,12 @@ pub struct Slice {
     pub ports: Box<[SlicePort]>,
     /// The endpoints.
     pub endpoints: Box<[Endpoint]>,
+    /// False when the slice asks for another proxy, or for none.
+    pub proxied: bool,
+}
+
+fn proxied(labels: Option<&BTreeMap<String, String>>) -> bool {
+    !labels.is_some_and(|l| l.contains_key(PROXY_NAME) || l.contains_key(HEADLESS))
 }
 
 impl Slice {
@@ -234,6 +243,7 @@ impl Slice {
                 draining: !ready && serving && terminating,
             })
         });
-        Some((own, service, Self { ports: ports.collect(), endpoints: endpoints.collect() }))
+        let proxied = proxied(meta.labels.as_ref());
+        Some((own, service, Self { ports: ports.collect(), endpoints: endpoints.collect(), proxied }))
     }
 }

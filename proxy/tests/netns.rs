@@ -199,6 +199,7 @@ impl World {
                     draining: false,
                 })
                 .collect(),
+            proxied: true,
         };
         self.index.put_service(id.clone(), service);
         self.index.put_slice(self::id("web-1"), id, slice);

@@ -30,6 +30,7 @@ fn put(shared: &Shared, name: &str, service: Service, endpoints: &[(&str, Option
                 draining: false,
             })
             .collect(),
+        proxied: true,
     };
     let mut index = shared.index.write();
     index.put_service(id(name), service);

@@ -149,7 +149,7 @@ struct Pool<'a> {
 impl<'a> Pool<'a> {
     fn of(entry: &'a Entry, port: &Port) -> Self {
         let mut members = Vec::new();
-        for slice in entry.slices() {
+        for slice in entry.slices().filter(|slice| slice.proxied) {
             let wanted = slice.ports.iter().find(|p| p.name == port.name && p.protocol == port.protocol);
             let Some(target) = wanted else { continue };
             members.extend(slice.endpoints.iter().filter_map(|endpoint| match endpoint.address {

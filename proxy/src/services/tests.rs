@@ -26,7 +26,8 @@ fn service(vip: &str) -> Service {
     Service { cluster_ips: [vip.parse().unwrap()].into(), ports: [port].into(), proxied: true, ..Service::default() }
 }
 
-/// Endpoints from short words: address's last octet, then `l` for local, `n` for not ready, `d` for draining.
+/// Endpoints from short words: address's last octet, then `l` for local, `n` for not ready, `d` for draining; `h`
+/// makes the slice one for names only.
 fn slice(words: &str) -> Slice {
     let endpoint = |word: &str| {
         let number: String = word.chars().take_while(char::is_ascii_digit).collect();
@@ -40,7 +41,11 @@ fn slice(words: &str) -> Slice {
         }
     };
     let port = SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 };
-    Slice { ports: [port].into(), endpoints: words.split_whitespace().map(endpoint).collect() }
+    Slice {
+        ports: [port].into(),
+        endpoints: words.split_whitespace().map(endpoint).collect(),
+        proxied: !words.contains('h'),
+    }
 }
 
 /// What becomes of traffic, as one line per frontend: scope, address, outcome.
@@ -86,6 +91,7 @@ fn policies_readiness_and_draining() {
         (Service { external_name: Some("example.com".into()), ..plain() }, "1", ""),
         (Service { proxied: false, ..plain() }, "1", ""),
         (service("10.96.0.10"), "1", "Node: 1 as node"),
+        (plain(), "1h", "Vip: refuse; Node: refuse"),
     ];
     for (service, endpoints, expected) in cases {
         assert_eq!(outcome(service.clone(), endpoints), expected, "{service:?} {endpoints}");

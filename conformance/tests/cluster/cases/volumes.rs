@@ -194,7 +194,7 @@ spec:
     c.ok(&["-n", ns, "delete", "pod", "g", "--wait=false"])?;
     let state = |c: &Cluster| -> Result<String> {
         let path = "jsonpath={.metadata.deletionTimestamp} {.status.conditions[?(@.type=='Ready')].status}";
-        Ok(c.ok(&["-n", ns, "get", "pod", "g", "-o", path])?)
+        c.ok(&["-n", ns, "get", "pod", "g", "-o", path])
     };
     c.eventually("it is told to end", |c| Ok(c.ok(&["-n", ns, "events", "--for", "pod/g"])?.contains("Killing")))?;
     ensure!(state(c)?.ends_with("Z True"), "ready although it ends: {}", state(c)?);
