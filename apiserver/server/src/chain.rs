@@ -60,15 +60,23 @@ where
     let record = Record::begin(server.config.audit.as_ref(), &audit, &parts);
     let gzip = parts.headers.get("accept-encoding").and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("gzip"));
     let body = body.map_err(std::io::Error::other).boxed_unsync();
-    let work = pass_boxed(Arc::clone(&server), http::Request::from_parts(parts, body), record.as_deref());
+    let request = http::Request::from_parts(parts, body);
     // A panicking handler costs one answer, not the process.
-    let answered = AssertUnwindSafe(Record::scope(record.clone(), work)).catch_unwind().await;
+    let answered = if method.is_safe() {
+        let work = pass_boxed(Arc::clone(&server), request, record.as_deref());
+        AssertUnwindSafe(Record::scope(record.clone(), work)).catch_unwind().await.ok()
+    } else {
+        // A write comes to its end though nobody waits for the answer any more: what it has taken on its way would be lost.
+        let (server, own) = (Arc::clone(&server), record.clone());
+        let work = async move { pass_boxed(server, request, own.as_deref()).await };
+        tokio::spawn(Record::scope(record.clone(), work)).await.ok()
+    };
     let (mut response, label) = match answered {
-        Ok((response, label)) => match record {
+        Some((response, label)) => match record {
             None => (response, label),
             Some(record) => (record.answer(response, label.long).await, label),
         },
-        Err(_) => {
+        None => {
             tracing::error!(%method, audit, "a handler panicked");
             if let Some(record) = record {
                 record.panicked().await;

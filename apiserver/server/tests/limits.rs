@@ -1,8 +1,13 @@
 //! Limits that a request meets: quotas, and the time it may take.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
+
 use kube::Client;
 use serde_json::{Value, json};
+use skiff_apiserver::Server;
+use skiff_apiserver::auth::User;
+use skiff_storage::embedded::{Embedded, Options};
 
 mod support;
 
@@ -53,6 +58,39 @@ async fn a_change_may_bring_a_pod_into_a_quota() {
     let label = json!({"metadata": {"labels": {"a": "b"}}});
     assert_eq!(call(&client, "PATCH", &format!("{PODS}/one"), label).await.0, 200);
     assert_eq!(used("terminating").await, "1");
+}
+
+/// Requests that their clients give up on the way lose no address: as many Services as the range has addresses can be made.
+#[tokio::test]
+async fn what_a_write_takes_is_not_lost_with_its_client() {
+    const SERVICES: &str = "/api/v1/namespaces/default/services";
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path(), Options::default()).unwrap();
+    let range = "10.96.0.0/27".parse().unwrap();
+    let server = Server::builder(Arc::new(store)).service_cidr(range).start().await.unwrap();
+    let client = server.client(User::new("admin", &["system:masters"]));
+    let service = |name: &str| json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}});
+    let mut given_up = 0;
+    for i in 0..200_u64 {
+        let path = format!("{SERVICES}/s{i}");
+        assert_eq!(call(&client, "POST", SERVICES, service(&format!("s{i}"))).await.0, 201, "{given_up} given up");
+        let patience = std::time::Duration::from_micros(i * 10);
+        given_up +=
+            u32::from(tokio::time::timeout(patience, call(&client, "DELETE", &path, Value::Null)).await.is_err());
+        // It went with the first request or with this one.
+        assert!(matches!(call(&client, "DELETE", &path, Value::Null).await.0, 200 | 404));
+    }
+    assert!(given_up > 0);
+    // Of 32 the first and the last are no addresses, one is the API server's and one the cluster DNS's. The last deletion
+    // that was given up may still be on its way.
+    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    for i in 0..28 {
+        while call(&client, "POST", SERVICES, service(&format!("t{i}"))).await.0 != 201 {
+            assert!(tokio::time::Instant::now() < end, "{} addresses are lost", 28 - i);
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(call(&client, "POST", SERVICES, service("more")).await.0, 500);
 }
 
 /// What a request asks for as its time has to be a length of time; one that is too long, or none, is the server's own.
