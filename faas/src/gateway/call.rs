@@ -387,6 +387,9 @@ impl Caller {
                     if fault.client.load(Ordering::Relaxed) {
                         return Err(InvokeError::BadRequest("the body broke off".into()));
                     }
+                    if let Some(gone) = live.link.deserted().await {
+                        fleet.refused(&live, &gone.to_string());
+                    }
                     let Some(parts) = again.take() else { return Err(InvokeError::Broken(error.to_string())) };
                     tracing::debug!(%function, %error, "a request is tried again");
                     request = Request::from_parts(parts, nothing());

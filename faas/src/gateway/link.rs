@@ -27,6 +27,8 @@ const IDLE_MAX: usize = 64;
 const IDLE: Duration = Duration::from_secs(20);
 /// Time to connect. Through another node's agent it has a handshake in it.
 const CONNECT: Duration = Duration::from_secs(3);
+/// A machine that is there says sooner that nobody listens.
+const KNOWN: Duration = Duration::from_millis(250);
 
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -93,33 +95,32 @@ impl Link {
                 },
             }
         }
-        let connected = match &self.address {
-            Address::Tcp(to) => match tokio::time::timeout(CONNECT, TcpStream::connect(to)).await {
-                Ok(Ok(stream)) => {
-                    // Small answers must not wait for each other; without it they are only slower.
-                    let _ = stream.set_nodelay(true);
-                    Ok(shake(stream).await)
-                }
-                Ok(Err(e)) => Err(e),
-                Err(_) => Err(io::ErrorKind::TimedOut.into()),
-            },
-            Address::Unix(path) => match tokio::time::timeout(CONNECT, UnixStream::connect(path)).await {
-                Ok(Ok(stream)) => Ok(shake(stream).await),
-                Ok(Err(e)) => Err(e),
-                Err(_) => Err(io::ErrorKind::TimedOut.into()),
-            },
-            Address::Through(way) => match tokio::time::timeout(CONNECT, way.dial()).await {
-                Ok(Ok(stream)) => Ok(shake(stream).await),
-                Ok(Err(e)) => Err(e),
-                Err(_) => Err(io::ErrorKind::TimedOut.into()),
-            },
-        };
-        let mut sender = match connected {
+        let connected = tokio::time::timeout(CONNECT, self.connect()).await;
+        let mut sender = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(shaken) => shaken.map_err(LinkError::Broken)?,
             Err(e) => return Err(LinkError::Connect(Box::new(request), e)),
         };
         let response = sender.send_request(request).await.map_err(LinkError::Broken)?;
         Ok(self.keep(sender, response))
+    }
+
+    async fn connect(&self) -> io::Result<Result<SendRequest<Body>, hyper::Error>> {
+        Ok(match &self.address {
+            Address::Tcp(to) => {
+                let stream = TcpStream::connect(to).await?;
+                // Small answers must not wait for each other; without it they are only slower.
+                let _ = stream.set_nodelay(true);
+                shake(stream).await
+            }
+            Address::Unix(path) => shake(UnixStream::connect(path).await?).await,
+            Address::Through(way) => shake(way.dial().await?).await,
+        })
+    }
+
+    /// Whether nobody listens there any more, as far as that is known at once: an instance that breaks off has mostly
+    /// ended, its address is soon nobody's, and to connect there takes as long as it may.
+    pub async fn deserted(&self) -> Option<io::Error> {
+        tokio::time::timeout(KNOWN, self.connect()).await.ok()?.err()
     }
 
     /// The connection comes back as soon as the answer is through: the sender becomes ready then.
@@ -153,4 +154,18 @@ where
         let _ = connection.with_upgrades().await;
     });
     Ok(sender)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_listens_no_more_is_known_at_once() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let link = Link::new(Address::Tcp(listener.local_addr().unwrap()));
+        assert!(link.deserted().await.is_none());
+        drop(listener);
+        assert_eq!(link.deserted().await.map(|e| e.kind()), Some(io::ErrorKind::ConnectionRefused));
+    }
 }
