@@ -3,10 +3,14 @@
 
   differ.py mutate --upstream URL --token T --ours KUBECONFIG [--seed N] [--each N] [--out FILE] [AREA or AREA/NAME ...]
   differ.py read   --upstream URL --token T --ours KUBECONFIG [--seed N] [--requests N] [--out FILE]
+  differ.py write  --upstream URL --token T --ours KUBECONFIG [--seed N] [--rounds N] [--steps N] [--out FILE] [KIND ...]
+  differ.py habits --upstream URL --token T --ours KUBECONFIG [--seed N] [--each N] [--out FILE] [KIND ...]
 
 `mutate` plays the recorded scenarios of conformance/vectors on both servers and, before each writing step, sends --each
 changed forms of its body as dry runs: fields removed, doubled, of another type, at an edge, taken from another scenario.
 `read` makes a few objects on both and then sends reads, deletions and patches with odd options, media types and verbs.
+`write` does the same random sequence of writes to objects of both, `habits` sends --each objects of each kind the same few
+requests (both in sequences.py).
 Upstream's server is the one at --upstream (see hack/conformance.sh server), with a token of an administrator.
 
 What differs from run to run is masked. Where upstream itself answers differently when it is asked again (it walks its maps
@@ -30,6 +34,8 @@ import tempfile
 import time
 import urllib.parse
 import uuid
+
+import sequences
 
 VECTORS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "vectors")
 JSON = {"Content-Type": "application/json"}
@@ -131,6 +137,9 @@ def normal(value, names, sent="", key=""):
             # The description of a table's column is prose.
             if k == "storageVersionHash" or (k == "description" and "format" in value and "priority" in value):
                 continue
+            # Upstream names whose fields are in the way in no order.
+            if k == "causes" and isinstance(x, list) and all(c.get("reason") == "FieldManagerConflict" for c in x):
+                x = sorted(x, key=lambda c: c["message"])
             if k == "managedFields" and isinstance(x, list):
                 x = sorted(x, key=lambda f: [f.get(p, "") for p in ("manager", "operation", "subresource", "apiVersion")])
             if k == "name" and isinstance(x, str) and value.get("generateName"):
@@ -181,6 +190,7 @@ class Comparison:
         self.upstream, self.ours = Server(args.upstream, args.token), from_kubeconfig(args.ours)
         self.out = open(args.out, "w") if args.out else None
         self.rng, self.requests, self.kinds, self.begun = random.Random(args.seed), 0, collections.Counter(), time.time()
+        self.history = []  # requests to upstream that a difference may come from
 
     def raw(self, server, names, method, path, headers, body):
         path = urllib.parse.quote(fill(path, names), safe="/?&=%,;:@!$'()*+~")
@@ -200,30 +210,39 @@ class Comparison:
                 value = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
         return status, media, value, got.get_all("Warning") or [], path + (body or "")
 
-    def answer(self, server, names, request):
+    def answer(self, server, names, request, own=False):
+        """own: the request repeats what the server chose itself, so that is no reason to compare it."""
         status, media, value, warnings, sent = self.raw(server, names, *request)
+        sent = "" if own else sent
         warnings = sorted(normal(w, names, sent) for w in warnings)
         return {"status": status, "type": media, "body": normal(value, names, sent), "warnings": warnings}
 
-    def compare(self, label, names, request):
-        """Sends a request to both; names are those of upstream's and of our objects."""
+    def compare(self, label, names, request, again=True):
+        """Sends a request to both; names are those of upstream's and of our objects. Whether they answer the same."""
+        return self.compare_pair(label, names, (request, request), again)
+
+    def compare_pair(self, label, names, requests, again=True):
+        """The same with a request for each. again: it changes nothing, so upstream may be asked again."""
         try:
-            theirs, ours = (self.answer(s, n, request) for s, n in zip((self.upstream, self.ours), names))
+            servers = (self.upstream, self.ours)
+            theirs, ours = (self.answer(*each, own=not again) for each in zip(servers, names, requests))
         except (http.client.HTTPException, OSError):
-            return  # upstream falls over some bodies; there is nothing to compare with
+            return True  # upstream falls over some bodies; there is nothing to compare with
         self.requests += 1
         found = difference(theirs, ours)
         if not found:
-            return
-        for _ in range(ASKED_AGAIN):
-            again = self.answer(self.upstream, names[0], request)
-            if difference(again, theirs) or not difference(again, ours):
-                return
+            return True
+        for _ in range(ASKED_AGAIN if again else 0):
+            more = self.answer(self.upstream, names[0], requests[0])
+            if difference(more, theirs) or not difference(more, ours):
+                return True
         kind = f"{label} | " + re.sub(r"\[\d+\]", "[*]", found.split(": ")[0])
         self.kinds[kind] += 1
         if self.out:
-            line = {"label": label, "difference": found, "request": request, "upstream": theirs, "ours": ours}
+            line = {"label": label, "difference": found, "request": requests[0], "upstream": theirs, "ours": ours, "history": self.history}
             self.out.write(json.dumps(line) + "\n")
+            self.out.flush()
+        return False
 
     def namespaces(self):
         names = []
@@ -488,10 +507,22 @@ def read(args):
     c.report()
 
 
+# --- write ----------------------------------------------------------------------------------------------------------------
+
+
+def write(args):
+    sequences.run(Comparison(args), args.rounds, args.steps, args.kinds)
+
+
+def habits(args):
+    files = sorted(glob.glob(VECTORS + "/*/*.json"))
+    sequences.habits(Comparison(args), [step for file in files for step in json.load(open(file))["steps"]], args.each, args.kinds)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = p.add_subparsers(required=True)
-    for name, run in (("mutate", mutate), ("read", read)):
+    for name, run in (("mutate", mutate), ("read", read), ("write", write), ("habits", habits)):
         m = modes.add_parser(name)
         m.set_defaults(run=run)
         m.add_argument("--upstream", required=True)
@@ -502,6 +533,13 @@ def main():
         if run is mutate:
             m.add_argument("--each", type=int, default=3)
             m.add_argument("areas", nargs="*")
+        elif run is habits:
+            m.add_argument("--each", type=int, default=2)
+            m.add_argument("kinds", nargs="*")
+        elif run is write:
+            m.add_argument("--rounds", type=int, default=3)
+            m.add_argument("--steps", type=int, default=20)
+            m.add_argument("kinds", nargs="*")
         else:
             m.add_argument("--requests", type=int, default=1000)
     args = p.parse_args()
