@@ -13,6 +13,9 @@ use crate::verbs::Call;
 use crate::verbs::options::WriteOptions;
 use crate::verbs::write::Part;
 
+/// The manager of what this server writes by itself, which clients know from upstream.
+const OWN: &str = "kube-apiserver";
+
 /// Whose write it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
@@ -55,6 +58,15 @@ pub fn track(kind: &Kind, call: &Call, new: &mut Value, old: Option<&Value>, man
         return;
     }
     with_kind(kind, call, |k| with_writer(kind, call, manager, |w| managed::update(k, old, new, w)));
+}
+
+/// Records the ownership of a status that this server writes by itself.
+pub fn track_own(kind: &Kind, new: &mut Value, old: &Value) {
+    let reset = Set::of_fields(kind.strategy.reset_fields(true));
+    let written = managed::Kind { shape: &kind.resource.model, reset: &reset, known: &|_| true };
+    let (api_version, now) = (kind.api_version(), crate::verbs::write::now());
+    let writer = Writer { manager: OWN, api_version: &api_version, subresource: "status", now: &now };
+    managed::update(&written, Some(old), new, &writer);
 }
 
 /// Merges an applied configuration into `old`; the result carries its managedFields.

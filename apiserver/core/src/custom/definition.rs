@@ -43,6 +43,21 @@ impl Strategy for DefinitionStrategy {
         }
     }
 
+    /// Cleaning up begins soon, and is told as it goes on.
+    fn on_delete(&self, obj: &mut Value) {
+        let condition = json!({"type": "Terminating", "status": "True", "reason": "InstanceDeletionPending",
+            "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+            "lastTransitionTime": crate::time::format(jiff::Timestamp::now())});
+        let conditions = &mut obj["status"]["conditions"];
+        match conditions.as_array_mut() {
+            Some(all) => match all.iter_mut().find(|c| c["type"] == "Terminating") {
+                Some(known) => *known = condition,
+                None => all.push(condition),
+            },
+            None => *conditions = json!([condition]),
+        }
+    }
+
     fn prepare_create(&self, obj: &mut Value) {
         meta::meta_mut(obj).insert("generation".into(), 1.into());
         obj["status"] = json!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": []});

@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::CLEANUP;
 use crate::meta;
 
 /// The annotation that lets a definition use a group of the Kubernetes project.
@@ -92,9 +91,7 @@ pub fn settle<'a>(crd: &Value, others: impl IntoIterator<Item = &'a Value>, now:
     }
     copy(&mut accepted, asked, "categories");
     status["acceptedNames"] = Value::Object(accepted);
-    let generation = crd["metadata"]["generation"].clone();
-    let mut conditions =
-        Conditions { list: status["conditions"].as_array().cloned().unwrap_or_default(), now, generation };
+    let mut conditions = Conditions { list: status["conditions"].as_array().cloned().unwrap_or_default(), now };
     match &refused {
         None => conditions.set("NamesAccepted", "True", "NoConflicts", "no conflicts found"),
         Some((reason, why)) => conditions.set("NamesAccepted", "False", reason, why),
@@ -105,14 +102,6 @@ pub fn settle<'a>(crd: &Value, others: impl IntoIterator<Item = &'a Value>, now:
         conditions.set("Established", "False", "NotAccepted", "not all names are accepted");
     }
     approval(crd, &mut conditions);
-    if meta::deleting(crd) && meta::finalizers(crd).contains(&CLEANUP) && conditions.get("Terminating").is_none() {
-        conditions.set(
-            "Terminating",
-            "True",
-            "InstanceDeletionPending",
-            "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
-        );
-    }
     status["conditions"] = Value::Array(conditions.list);
     status
 }
@@ -134,7 +123,6 @@ fn copy(to: &mut Map<String, Value>, from: &Value, key: &str) {
 struct Conditions<'a> {
     list: Vec<Value>,
     now: &'a str,
-    generation: Value,
 }
 
 impl Conditions<'_> {
@@ -144,7 +132,7 @@ impl Conditions<'_> {
 
     fn set(&mut self, kind: &str, status: &str, reason: &str, message: &str) {
         let new = json!({"type": kind, "status": status, "reason": reason, "message": message,
-            "lastTransitionTime": self.now, "observedGeneration": self.generation});
+            "lastTransitionTime": self.now});
         match self.list.iter_mut().find(|c| c["type"] == kind) {
             None => self.list.push(new),
             Some(old) => {

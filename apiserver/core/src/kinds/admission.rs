@@ -64,7 +64,7 @@ pub(super) struct Policy {
 
 impl Strategy for Policy {
     fn traits(&self) -> &Traits {
-        const T: Traits = Traits { status: true, ..G };
+        const T: Traits = Traits { status: true, status_keeps_meta: true, ..G };
         if self.mutating { &G } else { &T }
     }
 

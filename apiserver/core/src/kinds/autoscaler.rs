@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::check::{complain, given, list, need, not_negative, one_of, quantity_not_negative, text};
 use super::defaults::{object, set, set_text};
 use super::pod::validate_container_resource;
-use super::{Strategy, Traits};
+use super::{Strategy, Traits, carry, carry_meta};
 use crate::codec::{self, Faults, TypeError};
 use crate::invalid::Errors;
 use crate::names;
@@ -13,8 +13,9 @@ use crate::path::Path;
 use crate::quantity::Quantity;
 use crate::schema::Struct;
 
-/// What v1 cannot say stands in this annotation.
+/// What v1 cannot say stands in these annotations.
 const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
+const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
 const WINDOW_MAX: i64 = 3600;
 const PERIOD_MAX: i64 = 1800;
 
@@ -25,6 +26,20 @@ impl Strategy for Autoscaler {
     fn traits(&self) -> &Traits {
         const T: Traits = Traits { generation: true, status: true, ..Traits::DEFAULT };
         &T
+    }
+
+    /// In v1 a part of the desired state is in annotations.
+    fn prepare_status(&self, new: &mut Value, old: &Value) {
+        carry(new, old, "spec");
+        carry_meta(new, old, &["ownerReferences", "generation"]);
+        for key in [METRICS, BEHAVIOR] {
+            match old["metadata"]["annotations"].get(key) {
+                Some(was) => new["metadata"]["annotations"][key] = was.clone(),
+                None => {
+                    new["metadata"].get_mut("annotations").and_then(Value::as_object_mut).map(|all| all.remove(key));
+                }
+            }
+        }
     }
 
     /// An empty list of policies is kept until it is refused: only where there is none are there defaults.

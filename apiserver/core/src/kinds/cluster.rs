@@ -15,8 +15,13 @@ pub(super) struct ApiService;
 
 impl Strategy for ApiService {
     fn traits(&self) -> &Traits {
-        const T: Traits =
-            Traits { name: NameRule::PathSegment, status: true, unconditional_update: false, ..Traits::DEFAULT };
+        const T: Traits = Traits {
+            name: NameRule::PathSegment,
+            status: true,
+            status_keeps_meta: true,
+            unconditional_update: false,
+            ..Traits::DEFAULT
+        };
         &T
     }
 
@@ -83,6 +88,11 @@ impl Strategy for ApiService {
 pub(super) struct RuntimeClass;
 
 impl Strategy for RuntimeClass {
+    fn traits(&self) -> &Traits {
+        const T: Traits = Traits { create_on_update: true, unconditional_update: false, ..Traits::DEFAULT };
+        &T
+    }
+
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         let root = Path::new("");
         let handler = text(obj, "handler");
@@ -106,7 +116,8 @@ pub(super) struct Migration;
 
 impl Strategy for Migration {
     fn traits(&self) -> &Traits {
-        const T: Traits = Traits { status: true, unconditional_update: false, ..Traits::DEFAULT };
+        const T: Traits =
+            Traits { status: true, status_keeps_meta: true, unconditional_update: false, ..Traits::DEFAULT };
         &T
     }
 

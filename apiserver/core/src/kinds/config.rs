@@ -154,10 +154,9 @@ impl Strategy for SecretStrategy {
         }
     }
 
-    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+    fn warnings(&self, new: &Value, _old: Option<&Value>, out: &mut Vec<String>) {
         use base64::Engine as _;
-        let changed = old.is_none_or(|o| o["data"] != new["data"]);
-        if new["type"] != "kubernetes.io/tls" || !changed {
+        if new["type"] != "kubernetes.io/tls" {
             return;
         }
         let bytes = |k: &str| {

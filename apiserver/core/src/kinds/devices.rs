@@ -50,7 +50,7 @@ pub(super) struct Claim;
 
 impl Strategy for Claim {
     fn traits(&self) -> &Traits {
-        const T: Traits = Traits { returns_deleted: true, status: true, ..Traits::DEFAULT };
+        const T: Traits = Traits { returns_deleted: true, status: true, status_keeps_meta: true, ..Traits::DEFAULT };
         &T
     }
 
@@ -175,7 +175,13 @@ pub(super) struct TaintRule;
 
 impl Strategy for TaintRule {
     fn traits(&self) -> &Traits {
-        const T: Traits = Traits { generation: true, status: true, unconditional_update: false, ..Traits::DEFAULT };
+        const T: Traits = Traits {
+            generation: true,
+            status: true,
+            status_keeps_meta: true,
+            unconditional_update: false,
+            ..Traits::DEFAULT
+        };
         &T
     }
 

@@ -11,7 +11,7 @@ use crate::meta;
 use crate::names;
 use crate::path::Path;
 
-const T: Traits = Traits { generation: true, status: true, ..Traits::DEFAULT };
+const T: Traits = Traits { generation: true, status: true, status_keeps_meta: true, ..Traits::DEFAULT };
 const PRECEDENCE_MAX: i64 = 10_000;
 const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
 /// Bounds of a level's queues.

@@ -55,6 +55,8 @@ pub struct Traits {
     pub generation: bool,
     /// Whether there is a `status` that only the status subresource writes.
     pub status: bool,
+    /// Whether writes of the status leave the metadata, too, as they are.
+    pub status_keeps_meta: bool,
     /// Whether a completed deletion answers the object instead of a Status.
     pub returns_deleted: bool,
     /// Whether dependents are orphaned when the request does not say (legacy kinds); otherwise background deletion.
@@ -74,6 +76,7 @@ impl Traits {
         create_on_update: false,
         generation: false,
         status: false,
+        status_keeps_meta: false,
         returns_deleted: false,
         orphan_by_default: false,
         graceful: false,
@@ -171,7 +174,8 @@ pub trait Strategy: Send + Sync {
         self.validate(new, errors);
     }
 
-    /// For the status subresource: keeps everything but status, annotations and (per kind) labels.
+    /// For the status subresource: keeps everything but status, labels and annotations, and with
+    /// [`Traits::status_keeps_meta`] these, too.
     fn prepare_status(&self, new: &mut Value, old: &Value) {
         let Value::Object(o) = old else { return };
         for key in o.keys().filter(|k| !matches!(k.as_str(), "metadata" | "status" | "apiVersion" | "kind")) {
@@ -181,14 +185,24 @@ pub trait Strategy: Send + Sync {
             n.retain(|k, _| o.contains_key(k) || k == "status");
         }
         carry_meta(new, old, &["ownerReferences", "generation"]);
+        if self.traits().status_keeps_meta {
+            let owned = meta::meta_mut(new).remove("managedFields");
+            carry(new, old, "metadata");
+            match owned {
+                Some(owned) => drop(meta::meta_mut(new).insert("managedFields".into(), owned)),
+                None => drop(meta::meta_mut(new).remove("managedFields")),
+            }
+        }
     }
 
     /// Fields that a write takes back and therefore never owns: of the main endpoint, or of `status`.
     fn reset_fields(&self, of_status: bool) -> &'static [&'static [&'static str]] {
-        match (of_status, self.traits().status) {
-            (true, _) => &[&["spec"]],
-            (false, true) => &[&["status"]],
-            (false, false) => &[],
+        let t = self.traits();
+        match of_status {
+            true if t.status_keeps_meta => &[&["metadata"], &["spec"]],
+            true => &[&["spec"]],
+            false if t.status => &[&["status"]],
+            false => &[],
         }
     }
 

@@ -283,7 +283,7 @@ pub fn apply(
     let old = live.map_or_else(|| blank(kind.shape), without_managed_fields);
     let mut managed = Managed::decode(before.as_ref());
     if managed.is_empty() && live.is_some() {
-        let nobody = Writer { manager: BEFORE_FIRST_APPLY, subresource: "", ..*writer };
+        let nobody = Writer { manager: BEFORE_FIRST_APPLY, ..*writer };
         let whole = Kind { reset: &Set::default(), ..*kind };
         record_update(&whole, &blank(kind.shape), &old, &mut managed, &nobody);
     }
@@ -292,7 +292,8 @@ pub fn apply(
     let id = Id::new(writer, Operation::Apply);
     let config = without_managed_fields(config);
     let set = field_set(&config, t).without(kind.reset);
-    let config = remove(&config, kind.reset, t);
+    // Of a new object the kind itself takes back what may not be given.
+    let config = if live.is_some() { remove(&config, kind.reset, t) } else { config };
     let last = managed.0.get(&id).map(|e| e.set.clone());
     let entry = managed.entry(id.clone(), writer.api_version);
     entry.set = set;
@@ -322,7 +323,8 @@ pub fn apply(
             .map(|(manager, path)| (manager, set::show(&path)))
             .collect();
         if !conflicts.is_empty() {
-            conflicts.sort();
+            // Within a manager they stay as a set of fields is walked: what stands at a place before what is below it.
+            conflicts.sort_by(|a, b| a.0.cmp(&b.0));
             return Err(ApplyError::Conflicts(conflicts));
         }
     }

@@ -54,6 +54,7 @@ impl<'a> Type<'a> {
     fn of_field(field: &'a Field) -> Self {
         match (&field.shape, field.list) {
             _ if field.atomic => Self::Atomic,
+            (Shape::Struct(s), _) if field.granular => Self::Struct(s),
             (Shape::List(item), ListType::Set) => Self::Set(item),
             (Shape::List(item), ListType::Map) => Self::Keyed(item, &field.list_keys),
             (shape, _) => Self::of_shape(shape),

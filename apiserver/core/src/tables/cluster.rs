@@ -121,13 +121,8 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
         ("storage.k8s.io", "csidrivers") => (DRIVER, |o, now| {
             let s = &o["spec"];
             let flag = |k: &str| Value::from(s[k] == true);
-            let tokens: String = list(s, "tokenRequests")
-                .filter_map(|t| t["audience"].as_str())
-                .map(|a| format!("{a},"))
-                .collect::<String>()
-                .trim_end_matches(',')
-                .to_owned()
-                + ",";
+            let tokens: Vec<&str> =
+                list(s, "tokenRequests").map(|t| t["audience"].as_str().unwrap_or_default()).collect();
             let modes: Vec<&str> = list(s, "volumeLifecycleModes").filter_map(Value::as_str).collect();
             let attach = s["attachRequired"] != false;
             vec![
@@ -135,7 +130,7 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
                 attach.into(),
                 flag("podInfoOnMount"),
                 flag("storageCapacity"),
-                if tokens == "," { "<unset>".into() } else { tokens.into() },
+                if tokens.is_empty() { "<unset>".into() } else { tokens.join(",").into() },
                 flag("requiresRepublish"),
                 if modes.is_empty() { "<none>".into() } else { modes.join(",").into() },
                 created(o, now),

@@ -19,7 +19,7 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
     const RUNTIME: &[Column] = &[NAME, s("Handler"), AGE];
     const REQUEST: &[Column] = &[NAME, AGE, s("SignerName"), s("Requestor"), s("RequestedDuration"), s("Condition")];
     const FLOW: &[Column] =
-        &[NAME, s("PriorityLevel"), i("MatchingPrecedence"), s("DistinguisherMethod"), AGE, s("MissingPL")];
+        &[NAME, s("PriorityLevel"), s("MatchingPrecedence"), s("DistinguisherMethod"), AGE, s("MissingPL")];
     const LEVEL: &[Column] =
         &[NAME, s("Type"), s("NominalConcurrencyShares"), s("Queues"), s("HandSize"), s("QueueLengthLimit"), AGE];
     const DEFINITION: &[Column] = &[

@@ -178,12 +178,13 @@ fn one_default_class(r: &Review<'_>, obj: &Value) -> Result<(), Status> {
     }
     let all = r.server.collection("scheduling.k8s.io", "priorityclasses")?.values();
     let name = skiff_core::meta::name(obj);
-    let other = all.iter().find(|c| c["globalDefault"] == true && skiff_core::meta::name(c) != name);
-    match other {
+    // Who creates it a second time is told this, too, and not that it is there.
+    let counts = |c: &Value| r.operation == Operation::Create || skiff_core::meta::name(c) != name;
+    match all.iter().find(|c| c["globalDefault"] == true && counts(c)) {
         Some(c) => Err(r.forbidden(
             obj,
             format!(
-                "PriorityClass {} is already marked as globalDefault. Only one default can exist",
+                "PriorityClass {} is already marked as default. Only one default can exist",
                 skiff_core::meta::name(c)
             ),
         )),
@@ -197,9 +198,6 @@ pub(super) fn tolerations(r: &Review<'_>, obj: &mut Value) {
         && (r.operation == Operation::Create || r.operation == Operation::Update)
         && r.subresource().is_empty();
     if !applies {
-        return;
-    }
-    if r.operation == Operation::Update && r.old.is_some_and(skiff_core::meta::deleting) {
         return;
     }
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use offers::Offers;
 pub use relay::{Front, forward};
 
+use crate::ownership;
 use crate::registry::{Collection, Registry, object, storage_error};
 use crate::server::Inner;
 use check::Verdict;
@@ -325,7 +326,9 @@ async fn say(server: &Inner, name: &str, verdict: &Verdict) -> Result<(), Status
             "reason": verdict.reason, "message": verdict.message});
         let mut all: Vec<Value> = old.iter().filter(|c| c["type"] != "Available").cloned().collect();
         all.push(condition);
+        let was = object.clone();
         object["status"] = json!({"conditions": all});
+        ownership::track_own(&*server.kind(GROUP, PLURAL)?, &mut object, &was);
         match services.store.commit(&found.key, Compare::At(found.revision), Op::Put(object::encode(&object))).await {
             Ok(_) => {
                 if !verdict.available() && before.is_some_and(|c| c["status"] == "True") {

@@ -24,6 +24,7 @@ use skiff_storage::cache::Watcher;
 use skiff_storage::{Compare, Error, Op, Revision};
 use tokio_util::sync::CancellationToken;
 
+use crate::ownership;
 use crate::registry::conversion::Conversion;
 use crate::registry::{Collection, Hooks, Kind, Registry, object, storage_error};
 use crate::server::Inner;
@@ -195,6 +196,9 @@ impl Follower {
             self.withdraw(name).await?;
         }
         if wanted["status"] != crd["status"] {
+            if let Ok(kind) = self.server.kind(GROUP, PLURAL) {
+                ownership::track_own(&kind, &mut wanted, &crd);
+            }
             let payload = object::encode(&wanted);
             match self.definitions.store.commit(&found.key, Compare::At(found.revision), Op::Put(payload)).await {
                 // A conflict means that somebody wrote in between: the watch tells, and this runs again.

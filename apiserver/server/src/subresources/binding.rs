@@ -51,7 +51,7 @@ pub async fn bind(server: &Arc<Inner>, call: &Call, binding: &Value, options: &W
         let mut pod = kind.load(&found)?;
         let uid = meta::uid(binding);
         if !uid.is_empty() && uid != meta::uid(&pod) {
-            let why = crate::verbs::update::uid_mismatch(&found.key, uid, meta::uid(&pod));
+            let why = crate::verbs::update::uid_mismatch(&kind, ns, name, uid, meta::uid(&pod));
             return Err(Status::conflict("", "pods", name, why));
         }
         if meta::deleting(&pod) {

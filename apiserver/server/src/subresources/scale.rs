@@ -143,7 +143,7 @@ pub async fn handle(
         }
         let uid = meta::uid(&wanted);
         if !uid.is_empty() && uid != meta::uid(&old) {
-            let why = crate::verbs::update::uid_mismatch(&found.key, uid, meta::uid(&old));
+            let why = crate::verbs::update::uid_mismatch(kind, &ns, &name, uid, meta::uid(&old));
             return Err(Status::conflict(kind.group(), kind.plural(), &name, why));
         }
         let given_version = meta::text(&wanted, "resourceVersion");

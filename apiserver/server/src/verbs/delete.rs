@@ -33,6 +33,7 @@ enum Outcome {
 /// As upstream's server answers.
 pub async fn delete(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call) -> Result<Answer, Status> {
     let options = delete_options(call)?;
+    warn(kind, call, &options);
     let (ns, name) = (call.target.namespace.clone(), call.target.name.clone());
     let outcome = delete_one(server, kind, call, &ns, &name, &options).await?;
     let answer = |code, v| Answer::Object { code, kind: Arc::clone(kind), object: Content::Parsed(v) };
@@ -52,6 +53,7 @@ pub async fn delete(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call) -> R
 /// The first refusal ends it; what was deleted until then stays deleted.
 pub async fn delete_collection(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call) -> Result<Vec<Value>, Status> {
     let options = delete_options(call)?;
+    warn(kind, call, &options);
     let (listing, selection) = super::list::list(kind, call).await?;
     let listing = super::list::present(server, kind, listing, &selection).await?;
     let mut out = Vec::with_capacity(listing.objects.len());
@@ -68,6 +70,13 @@ pub async fn delete_collection(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut
         }
     }
     Ok(out)
+}
+
+/// Tells a client that does not say what becomes of the dependents.
+fn warn(kind: &Kind, call: &mut Call, options: &DeleteOptions) {
+    if options.propagation.is_none() && kind.strategy.traits().orphan_by_default {
+        call.warnings.extend(kind.strategy.deletion_warning().map(str::to_owned));
+    }
 }
 
 async fn delete_one(
@@ -88,9 +97,6 @@ async fn delete_one(
         preconditions(kind, &old, name, &found, options)?;
         admission::validate(server, kind, call, Operation::Delete, &old, Some(&old), options.dry_run).await?;
         let step = plan(kind, &old, options);
-        if options.propagation.is_none() && kind.strategy.traits().orphan_by_default {
-            call.warnings.extend(kind.strategy.deletion_warning().map(str::to_owned));
-        }
         let (op, outcome) = match step {
             Step::Nothing => return Ok(Outcome::Pending(old)),
             Step::Mark(new) => {
@@ -102,7 +108,20 @@ async fn delete_one(
         if options.dry_run {
             return Ok(outcome);
         }
-        match objects.store.commit(&found.key, Compare::At(found.revision), op).await {
+        let mut at = found.revision;
+        if let Outcome::Gone(last) = &outcome
+            && kind.strategy.traits().graceful
+            && !meta::deleting(&old)
+        {
+            // Who watches sees it end before it is gone, however short its period is.
+            let stored = kind.stored_form(server, last).await?;
+            match objects.store.commit(&found.key, Compare::At(at), Op::Put(object::encode(&stored))).await {
+                Ok(revision) => at = revision,
+                Err(Error::Conflict { .. }) => continue,
+                Err(e) => return Err(storage_error(e)),
+            }
+        }
+        match objects.store.commit(&found.key, Compare::At(at), op).await {
             Ok(revision) => {
                 let stamp = |mut v: Value| {
                     meta::meta_mut(&mut v).insert("resourceVersion".into(), revision.to_string().into());
@@ -124,24 +143,35 @@ async fn delete_one(
 }
 
 fn preconditions(kind: &Kind, old: &Value, name: &str, found: &Object, options: &DeleteOptions) -> Result<(), Status> {
-    let kind_name = &kind.resource.kind;
+    let group = kind.strategy.error_group().unwrap_or(kind.group());
+    // Kinds that upstream looks at itself before it begins their deletion.
+    let own_words = match (kind.group(), kind.plural()) {
+        ("", "namespaces") => Some("Precondition failed"),
+        ("apiextensions.k8s.io", "customresourcedefinitions") => Some("precondition failed"),
+        _ => None,
+    };
+    let conflict = |what: &str, asked: &str, is: &str, then: &str| match own_words {
+        Some(words) => {
+            let why = format!("{words}: {what} in precondition: {asked}, {what} in object meta: {is}");
+            Status::conflict(group, kind.plural(), name, why)
+        }
+        None => {
+            let why =
+                format!("the {what} in the precondition ({asked}) does not match the {what} in record ({is}). {then}");
+            Status::conflict(group, &kind.resource.kind, name, why)
+        }
+    };
     if let Some(uid) = &options.uid
         && uid != meta::uid(old)
     {
-        let why = format!(
-            "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been deleted and then recreated",
-            meta::uid(old)
-        );
-        return Err(Status::conflict(kind.group(), kind_name, name, why));
+        let then = "The object might have been deleted and then recreated";
+        return Err(conflict("UID", uid, meta::uid(old), then));
     }
+    let revision = found.revision.to_string();
     if let Some(v) = &options.version
-        && *v != found.revision.to_string()
+        && *v != revision
     {
-        let why = format!(
-            "the ResourceVersion in the precondition ({v}) does not match the ResourceVersion in record ({}). The object might have been modified",
-            found.revision
-        );
-        return Err(Status::conflict(kind.group(), kind_name, name, why));
+        return Err(conflict("ResourceVersion", v, &revision, "The object might have been modified"));
     }
     Ok(())
 }

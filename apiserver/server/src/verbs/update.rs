@@ -70,7 +70,7 @@ pub async fn replace(
         let Some(old) = objects.get(&ns, &name).await? else {
             let uid = meta::uid(&obj);
             if !uid.is_empty() && kind.strategy.traits().create_on_update {
-                let why = uid_mismatch(&objects.key(&ns, &name), uid, "");
+                let why = uid_mismatch(kind, &ns, &name, uid, "");
                 return Err(Status::conflict(kind.group(), kind.plural(), &name, why));
             }
             if kind.strategy.traits().create_on_update && part == Part::Main {
@@ -82,7 +82,7 @@ pub async fn replace(
         };
         let uid = meta::uid(&obj);
         if !uid.is_empty() && uid != old.meta.uid() {
-            let why = uid_mismatch(&old.key, uid, &old.meta.uid());
+            let why = uid_mismatch(kind, &ns, &name, uid, &old.meta.uid());
             return Err(Status::conflict(kind.group(), kind.plural(), &name, why));
         }
         let locked = check_version(kind, &obj, &name, old.revision)?;
@@ -98,11 +98,25 @@ pub async fn replace(
     Err(Status::modified(kind.group(), kind.plural(), &name))
 }
 
-/// Upstream's text for a uid that is not the stored one's.
+/// Upstream's text for a uid that is not the stored one's, with the key that the object has in upstream's store.
 #[must_use]
-pub fn uid_mismatch(key: &str, wanted: &str, found: &str) -> String {
+pub fn uid_mismatch(kind: &Kind, namespace: &str, name: &str, wanted: &str, found: &str) -> String {
+    let collection = match (kind.group(), kind.plural()) {
+        ("", "endpoints") => "services/endpoints",
+        ("", "nodes") => "minions",
+        ("", "replicationcontrollers") => "controllers",
+        ("", "services") => "services/specs",
+        ("networking.k8s.io", "ingresses") => "ingress",
+        ("apiextensions.k8s.io", _) => "apiextensions.k8s.io/customresourcedefinitions",
+        ("apiregistration.k8s.io", _) => "apiregistration.k8s.io/apiservices",
+        (_, plural) => plural,
+    };
+    let own = if kind.strategy.traits().untyped { kind.group() } else { "" };
+    let namespace = if kind.resource.namespaced { namespace } else { "" };
+    let key: Vec<&str> = [own, collection, namespace, name].into_iter().filter(|part| !part.is_empty()).collect();
     format!(
-        "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
+        "StorageError: invalid object, Code: 4, Key: /registry/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}",
+        key.join("/")
     )
 }
 

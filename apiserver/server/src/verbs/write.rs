@@ -351,7 +351,9 @@ pub async fn update(
         give_back(undo);
         return Err(refusal(kind, meta::name(&old), errors, &call.emptied));
     }
-    kind.strategy.warnings(&new, Some(&old), &mut call.warnings);
+    if part != Part::Status {
+        kind.strategy.warnings(&new, Some(&old), &mut call.warnings);
+    }
     forget_empty_lists(&mut new, &kind.resource.model);
     if let Err(e) = admission::validate(server, kind, call, Operation::Update, &new, Some(&old), options.dry_run).await
     {

@@ -15,7 +15,7 @@ pub(in crate::kinds) struct Range;
 
 impl Strategy for Range {
     fn traits(&self) -> &Traits {
-        const T: Traits = Traits { status: true, ..Traits::DEFAULT };
+        const T: Traits = Traits { status: true, status_keeps_meta: true, ..Traits::DEFAULT };
         &T
     }
 

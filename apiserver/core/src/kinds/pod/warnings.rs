@@ -43,21 +43,15 @@ fn old_label(key: &str) -> Option<String> {
     Some(format!("deprecated since {since}; use \"{new}\" instead"))
 }
 
-/// Warnings about a pod. An update that leaves the spec alone says nothing.
+/// Warnings about a new pod; updates say nothing. Its AppArmor annotations were warned of before it was checked.
 pub(super) fn of_pod(new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
-    if old.is_some_and(|o| o["spec"] == new["spec"] && o["metadata"]["annotations"] == new["metadata"]["annotations"]) {
+    if old.is_some() {
         return;
     }
-    if old.is_none() {
-        let name = text(&new["metadata"], "name");
-        let why = names::is_dns1123_label(name);
-        if !name.is_empty() && !why.is_empty() {
-            out.push(format!("metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: [{}]", why.join(" ")));
-        }
-    }
-    // A new pod's AppArmor annotations were warned of before it was checked.
-    if old.is_some() {
-        of_app_armor(new, &Path::new(""), out);
+    let name = text(&new["metadata"], "name");
+    let why = names::is_dns1123_label(name);
+    if !name.is_empty() && !why.is_empty() {
+        out.push(format!("metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: [{}]", why.join(" ")));
     }
     check(new, &Path::new(""), out);
 }
@@ -78,11 +72,9 @@ pub(super) fn of_app_armor(pod: &Value, path: &Path<'_>, out: &mut Vec<String>) 
 }
 
 /// Warnings about the template of a workload at `path`.
-pub(in crate::kinds) fn of_template(template: &Value, old: Option<&Value>, path: &Path<'_>, out: &mut Vec<String>) {
-    if old != Some(template) {
-        of_app_armor(template, path, out);
-        check(template, path, out);
-    }
+pub(in crate::kinds) fn of_template(template: &Value, path: &Path<'_>, out: &mut Vec<String>) {
+    of_app_armor(template, path, out);
+    check(template, path, out);
 }
 
 fn check(pod: &Value, path: &Path<'_>, out: &mut Vec<String>) {

@@ -5,6 +5,7 @@ mod validate;
 
 use serde_json::{Map, Value, json};
 
+use super::check::list;
 use super::defaults::{set, set_text};
 use super::{Strategy, Traits, carry};
 use crate::invalid::Errors;
@@ -60,6 +61,11 @@ impl Strategy for ServiceStrategy {
     }
 
     fn validate_status(&self, new: &Value, _old: &Value, errors: &mut Errors) {
+        if new["spec"]["type"] != "LoadBalancer" && !list(&new["status"]["loadBalancer"], "ingress").is_empty() {
+            let at = "status.loadBalancer.ingress";
+            errors.forbidden(&at, "may only be used when `spec.type` is 'LoadBalancer'");
+            return;
+        }
         super::net::load_balancer_status(new, true, errors);
     }
 

@@ -17,8 +17,13 @@ pub(in crate::kinds) struct Attachment;
 
 impl Strategy for Attachment {
     fn traits(&self) -> &Traits {
-        const T: Traits =
-            Traits { returns_deleted: true, status: true, unconditional_update: false, ..Traits::DEFAULT };
+        const T: Traits = Traits {
+            returns_deleted: true,
+            status: true,
+            status_keeps_meta: true,
+            unconditional_update: false,
+            ..Traits::DEFAULT
+        };
         &T
     }
 

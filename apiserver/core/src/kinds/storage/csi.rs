@@ -74,8 +74,11 @@ impl Strategy for Driver {
         immutable(&new["spec"], &old["spec"], "volumeLifecycleModes", &path, errors);
     }
 
-    fn warnings(&self, new: &Value, _old: Option<&Value>, out: &mut Vec<String>) {
+    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
         let spec = &new["spec"];
+        if old.is_some_and(|o| o["spec"]["tokenRequests"] == spec["tokenRequests"]) {
+            return;
+        }
         if !list(spec, "tokenRequests").is_empty() && !given(spec, "serviceAccountTokenInSecrets") {
             out.push("spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent possible logging of tokens in volume attributes".into());
         }
@@ -107,7 +110,13 @@ pub(in crate::kinds) struct Node;
 
 impl Strategy for Node {
     fn traits(&self) -> &Traits {
-        const T: Traits = Traits { returns_deleted: true, ..Traits::DEFAULT };
+        const T: Traits = Traits {
+            returns_deleted: true,
+            status: true,
+            status_keeps_meta: true,
+            unconditional_update: false,
+            ..Traits::DEFAULT
+        };
         &T
     }
 
@@ -158,6 +167,11 @@ impl Strategy for Node {
 pub(in crate::kinds) struct Capacity;
 
 impl Strategy for Capacity {
+    fn traits(&self) -> &Traits {
+        const T: Traits = Traits { unconditional_update: false, ..Traits::DEFAULT };
+        &T
+    }
+
     fn validate(&self, obj: &Value, errors: &mut Errors) {
         let root = Path::new("");
         if given(obj, "nodeTopology") {

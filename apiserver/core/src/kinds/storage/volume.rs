@@ -4,10 +4,11 @@ use serde_json::{Value, json};
 
 use super::{access_modes, amount, more_than_zero, old_class_warning, quantity};
 use crate::invalid::Errors;
-use crate::kinds::check::{IMMUTABLE, given, list, need, one_of, subdomain_if_given, text};
+use crate::kinds::check::{IMMUTABLE, complain, given, list, need, one_of, subdomain_if_given, text};
 use crate::kinds::defaults::{object, set, set_text};
 use crate::kinds::pod::{node_selector_warnings, retired_volume, validate_node_selector, validate_volume_source};
 use crate::kinds::{Strategy, Traits, carry};
+use crate::names;
 use crate::path::Path;
 
 /// Every kind of source, in the order in which they are looked at, with how messages name it.
@@ -106,11 +107,8 @@ impl Strategy for Volume {
         }
     }
 
-    fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
+    fn warnings(&self, new: &Value, _old: Option<&Value>, out: &mut Vec<String>) {
         old_class_warning(new, out);
-        if old.is_some_and(|o| o["spec"] == new["spec"]) {
-            return;
-        }
         let (spec, path) = (&new["spec"], Path::new("spec"));
         if spec["persistentVolumeReclaimPolicy"] == "Recycle" {
             out.push("spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.".into());
@@ -222,8 +220,15 @@ fn csi(s: &Value, at: &Path<'_>, errors: &mut Errors) {
     {
         if given(s, key) {
             let here = at.child(key);
-            need(&s[key], "name", &here, errors);
-            need(&s[key], "namespace", &here, errors);
+            for (part, rule) in [
+                ("name", names::is_dns1123_subdomain as fn(&str) -> Vec<String>),
+                ("namespace", names::is_dns1123_label),
+            ] {
+                match text(&s[key], part) {
+                    "" => errors.required(&here.child(part), ""),
+                    given => complain(&here.child(part), given, rule(given), errors),
+                }
+            }
         }
     }
 }

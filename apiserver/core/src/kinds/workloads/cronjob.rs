@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{T, default_spec_template, job};
+use super::{T, another, default_spec_template, job};
 use crate::cron;
 use crate::invalid::Errors;
 use crate::kinds::check::{not_negative, one_of, text};
@@ -52,12 +52,20 @@ impl Strategy for CronJob {
             job::name_warning(new, out);
         }
         if text(&new["spec"], "schedule").contains("TZ") {
-            out.push("CRON_TZ or TZ used in spec.schedule is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details".into());
+            let what = if old.is_none() {
+                "CRON_TZ or TZ used in spec.schedule is not officially supported"
+            } else {
+                "cannot use TZ or CRON_TZ in spec.spec.schedule, use timeZone instead"
+            };
+            out.push(format!(
+                "{what}, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details"
+            ));
         }
-        let path = Path::new("spec");
-        let at = path.child("jobTemplate");
-        let before = old.map(|o| &o["spec"]["jobTemplate"]["spec"]);
-        job::spec_warnings(&new["spec"]["jobTemplate"]["spec"], before, &at.child("spec"), out);
+        if another(new, old) {
+            let path = Path::new("spec");
+            let at = path.child("jobTemplate");
+            job::spec_warnings(&new["spec"]["jobTemplate"]["spec"], &at.child("spec"), out);
+        }
     }
 }
 

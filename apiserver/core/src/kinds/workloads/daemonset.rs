@@ -9,7 +9,7 @@ use crate::kinds::check::{
 };
 use crate::kinds::defaults::{object, rolling_update, set};
 use crate::kinds::pod::validate_template;
-use crate::kinds::{Strategy, Traits, carry, reset_status};
+use crate::kinds::{Strategy, Traits, carry, carry_meta, reset_status};
 use crate::meta;
 use crate::path::Path;
 
@@ -45,9 +45,17 @@ impl Strategy for DaemonSet {
         template_generation(new, count.unwrap_or(1) + i64::from(templates));
     }
 
+    fn prepare_status(&self, new: &mut Value, old: &Value) {
+        let count = old["metadata"]["annotations"][TEMPLATE_GENERATION].as_str().and_then(|n| n.parse::<i64>().ok());
+        carry(new, old, "spec");
+        carry_meta(new, old, &["ownerReferences", "generation"]);
+        template_generation(new, count.unwrap_or(1));
+    }
+
     fn default(&self, obj: &mut Value) {
+        // What is counted is no client's: one that does not repeat it has zero in mind, and is told the count.
         if obj["metadata"]["annotations"].get(TEMPLATE_GENERATION).is_none() {
-            template_generation(obj, 1);
+            template_generation(obj, 0);
         }
         let Some(spec) = object(obj, "spec") else { return };
         rolling_update(spec, "updateStrategy", &[("maxUnavailable", 1.into()), ("maxSurge", 0.into())]);
@@ -56,7 +64,10 @@ impl Strategy for DaemonSet {
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
-        template_warnings(new, old, out);
+        // Upstream asks the count of templates here, not the generation.
+        if old.is_none_or(|o| o["spec"]["template"] != new["spec"]["template"]) {
+            template_warnings(new, None, out);
+        }
     }
 
     fn validate(&self, obj: &Value, errors: &mut Errors) {
@@ -78,8 +89,8 @@ impl Strategy for DaemonSet {
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        self.validate(new, errors);
         immutable(&new["spec"], &old["spec"], "selector", &Path::new("spec"), errors);
+        self.validate(new, errors);
     }
 
     fn validate_status(&self, new: &Value, old: &Value, errors: &mut Errors) {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{MISMATCH, T, default_spec_template, job_status, job_update};
+use super::{MISMATCH, T, another, default_spec_template, job_status, job_update};
 use crate::invalid::Errors;
 use crate::kinds::check::{complain, given, label_selector, list, not_negative, one_of, text, usable_selector};
 use crate::kinds::defaults::{each, object, set};
@@ -80,7 +80,9 @@ impl Strategy for Job {
         if old.is_none() {
             name_warning(new, out);
         }
-        spec_warnings(&new["spec"], old.map(|o| &o["spec"]), &Path::new("spec"), out);
+        if another(new, old) {
+            spec_warnings(&new["spec"], &Path::new("spec"), out);
+        }
     }
 
     fn deletion_warning(&self) -> Option<&'static str> {
@@ -419,10 +421,10 @@ pub(super) fn name_warning(obj: &Value, out: &mut Vec<String>) {
 }
 
 /// Warnings about a Job's spec at `path`.
-pub(super) fn spec_warnings(new: &Value, old: Option<&Value>, path: &Path<'_>, out: &mut Vec<String>) {
+pub(super) fn spec_warnings(new: &Value, path: &Path<'_>, out: &mut Vec<String>) {
     let number = |k: &str| new[k].as_i64().unwrap_or(0);
     if indexed(new) && number("completions") > MANY && number("parallelism") > 10_000 {
         out.push(format!("{path}: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail"));
     }
-    template_warnings(&new["template"], old.map(|o| &o["template"]), &path.child("template"), out);
+    template_warnings(&new["template"], &path.child("template"), out);
 }

@@ -98,10 +98,17 @@ fn replicated(obj: &Value, errors: &mut Errors) {
 }
 
 /// Warnings about `spec.template`.
+/// Warnings about the template of a new object, or of one whose desired state is another than before.
 fn template_warnings(new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
-    let spec = Path::new("spec");
-    let before = old.map(|o| &o["spec"]["template"]);
-    super::pod::template_warnings(&new["spec"]["template"], before, &spec.child("template"), out);
+    if another(new, old) {
+        let spec = Path::new("spec");
+        super::pod::template_warnings(&new["spec"]["template"], &spec.child("template"), out);
+    }
+}
+
+/// Whether the object is new, or its generation is.
+fn another(new: &Value, old: Option<&Value>) -> bool {
+    old.is_none_or(|o| o["metadata"]["generation"] != new["metadata"]["generation"])
 }
 
 fn count(status: &Value, key: &str) -> i64 {

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::another;
 use crate::invalid::Errors;
 use crate::kinds::check::{immutable, not_negative};
 use crate::kinds::pod::{default_template, template_warnings, validate_template};
@@ -28,7 +29,9 @@ impl Strategy for PodTemplate {
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
-        template_warnings(&new["template"], old.map(|o| &o["template"]), &Path::new("template"), out);
+        if another(new, old) {
+            template_warnings(&new["template"], &Path::new("template"), out);
+        }
     }
 }
 

@@ -43,11 +43,12 @@ impl Strategy for StatefulSet {
     fn warnings(&self, new: &Value, old: Option<&Value>, out: &mut Vec<String>) {
         template_warnings(new, old, out);
         let path = Path::new("spec");
-        if old.is_none_or(|o| o["spec"]["volumeClaimTemplates"] != new["spec"]["volumeClaimTemplates"]) {
-            let all = path.child("volumeClaimTemplates");
-            for (i, c) in list(&new["spec"], "volumeClaimTemplates").iter().enumerate() {
-                crate::kinds::storage::claim_spec_warnings(&c["spec"], &all.index(i).child("spec"), out);
-            }
+        let all = path.child("volumeClaimTemplates");
+        for (i, c) in list(&new["spec"], "volumeClaimTemplates").iter().enumerate() {
+            // Upstream names the same place differently in both cases.
+            let at = all.index(i);
+            let at = if old.is_none() { at } else { at.child("Spec") };
+            crate::kinds::storage::claim_spec_warnings(&c["spec"], &at, out);
         }
         if count(&new["spec"], "revisionHistoryLimit") < 0 {
             let at = path.child("revisionHistoryLimit");
