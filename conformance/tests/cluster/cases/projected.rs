@@ -55,8 +55,10 @@ fn await_ready(c: &Cluster, ns: &str, pod: &str) -> Result<()> {
 /// Trust bundles by signer and labels; what changes arrives in place.
 pub(crate) fn trust(c: &mut Cluster, ns: &str) -> Result<()> {
     let (one, two) = (authority()?.0, authority()?.0);
-    let doubled = format!("a word\n{one}{one}");
-    apply(c, ns, &bundle(ns, "one", "tls", &doubled))?;
+    let doubled = c.apply(&["-n", ns, "apply"], &bundle(ns, "one", "tls", &format!("{one}{one}")))?;
+    ensure!(doubled.code == 1 && doubled.err.contains("duplicate trust anchor (indices [0 1])"), "{}", doubled.err);
+    apply(c, ns, &bundle(ns, "one", "tls", &format!("a word\n{one}")))?;
+    apply(c, ns, &bundle(ns, "again", "tls", &one))?;
     apply(c, ns, &bundle(ns, "other", "none", &two))?;
     let signer = format!("{SIGNER}-{ns}");
     let by = |use_: &str, path: &str| {
