@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod aggregate;
+mod anchors;
 pub mod audit;
 pub mod auth;
 pub mod backup;

@@ -1,13 +1,11 @@
 //! CertificateSigningRequest, ClusterTrustBundle and PodCertificateRequest.
 //!
 //! Whose request it is and who may approve and sign is admission's; here is what a request, its conditions and its
-//! certificate must look like. Requests and certificates are looked at as PEM, not as ASN.1; the anchors of bundles as both.
+//! certificate must look like. Certificates are looked at as PEM, not as ASN.1.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
-use x509_parser::certificate::X509Certificate;
-use x509_parser::prelude::FromDer as _;
 
 use super::check::{complain, list, text};
 use super::{Strategy, Traits, carry, carry_meta};
@@ -44,8 +42,6 @@ const USAGES: &[&str] = &[
 /// Conditions that stay once they are set.
 const LASTING: &[&str] = &["Approved", "Denied", "Failed"];
 const SHORTEST: i64 = 600;
-/// Bytes of a ClusterTrustBundle.
-const BUNDLE_MAX: usize = 1024 * 1024;
 /// Life of a pod's certificate that nobody limited.
 const DAY_SECONDS: i64 = 86_400;
 
@@ -130,12 +126,17 @@ impl Strategy for SigningRequest {
     }
 }
 
-/// Rules of ClusterTrustBundles: the name of one that a signer's keeps begins with the signer's.
+/// Rules of ClusterTrustBundles: the name of one that a signer's keeps begins with the signer's. Its anchors are looked at by the
+/// server, which has what reads certificates.
 pub(super) struct TrustBundle;
 
-impl TrustBundle {
-    /// Rules of all but the anchors, which an update that leaves them alone is not asked for.
-    fn validate_rest(obj: &Value, errors: &mut Errors) {
+impl Strategy for TrustBundle {
+    fn traits(&self) -> &Traits {
+        const T: Traits = Traits { name: NameRule::PathSegment, unconditional_update: false, ..Traits::DEFAULT };
+        &T
+    }
+
+    fn validate(&self, obj: &Value, errors: &mut Errors) {
         let (name, of) = (crate::meta::name(obj), text(&obj["spec"], "signerName"));
         let path = Path::new("metadata");
         for why in bundle_name(name, of) {
@@ -146,26 +147,9 @@ impl TrustBundle {
             signer(of, &spec.child("signerName"), errors);
         }
     }
-}
-
-impl Strategy for TrustBundle {
-    fn traits(&self) -> &Traits {
-        const T: Traits = Traits { name: NameRule::PathSegment, unconditional_update: false, ..Traits::DEFAULT };
-        &T
-    }
-
-    fn validate(&self, obj: &Value, errors: &mut Errors) {
-        Self::validate_rest(obj, errors);
-        let spec = Path::new("spec");
-        anchors(text(&obj["spec"], "trustBundle"), &spec.child("trustBundle"), errors);
-    }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut Errors) {
-        if new["spec"]["trustBundle"] == old["spec"]["trustBundle"] {
-            Self::validate_rest(new, errors);
-        } else {
-            self.validate(new, errors);
-        }
+        self.validate(new, errors);
         let (now, was) = (text(&new["spec"], "signerName"), text(&old["spec"], "signerName"));
         if now != was {
             let spec = Path::new("spec");
@@ -238,79 +222,6 @@ fn stamp(new: &mut Value, old: &Value) {
             c["lastTransitionTime"] = kept.unwrap_or_else(|| now.as_str().into());
         }
     }
-}
-
-/// The authorities that a bundle consists of: PEM blocks of X.509 certificates that may sign others, each of them once.
-fn anchors(bundle: &str, path: &Path<'_>, errors: &mut Errors) {
-    const OMITTED: &str = "<value omitted>";
-    if bundle.len() > BUNDLE_MAX {
-        errors.too_long(path, BUNDLE_MAX);
-        return;
-    }
-    let (mut seen, mut sound) = (Vec::<(Vec<u8>, Vec<String>)>::new(), true);
-    for (i, block) in pem_blocks(bundle).into_iter().enumerate() {
-        let fault = block.fault();
-        sound &= fault.is_none();
-        match (fault, seen.iter_mut().find(|(der, _)| *der == block.der)) {
-            (Some(why), _) => errors.invalid(path, OMITTED, format!("entry {i} {why}")),
-            (None, Some((_, places))) => places.push(i.to_string()),
-            (None, None) => seen.push((block.der, vec![i.to_string()])),
-        }
-    }
-    if sound && seen.is_empty() {
-        errors.invalid(path, OMITTED, "at least one trust anchor must be provided");
-    }
-    for (_, places) in seen.iter().filter(|(_, places)| sound && places.len() > 1) {
-        errors.invalid(path, OMITTED, format!("duplicate trust anchor (indices [{}])", places.join(" ")));
-    }
-}
-
-/// A block of PEM: what it says that it is, whether it has headers, and its content.
-struct Block {
-    label: String,
-    headers: bool,
-    der: Vec<u8>,
-}
-
-impl Block {
-    /// Why it is no trust anchor.
-    fn fault(&self) -> Option<String> {
-        if self.label != "CERTIFICATE" {
-            return Some(format!("has bad block type: {}", self.label));
-        }
-        if self.headers {
-            return Some("has PEM block headers".to_owned());
-        }
-        let Ok((_, certificate)) = X509Certificate::from_der(&self.der) else {
-            return Some("does not parse as X.509".to_owned());
-        };
-        (!certificate.is_ca()).then(|| "does not have the CA bit set".to_owned())
-    }
-}
-
-/// All whole blocks in a text, with anything between them.
-fn pem_blocks(text: &str) -> Vec<Block> {
-    let (mut all, mut open) = (vec![], None::<(String, bool, String)>);
-    for line in text.lines().map(str::trim_end) {
-        let mark = |word: &str| line.strip_prefix(word)?.strip_suffix("-----").map(str::to_owned);
-        if let Some(label) = mark("-----BEGIN ") {
-            open = Some((label, false, String::new()));
-        } else if let Some(end) = mark("-----END ") {
-            if let Some((label, headers, content)) = open.take()
-                && label == end
-                && let Ok(der) = STANDARD.decode(content)
-            {
-                all.push(Block { label, headers, der });
-            }
-        } else if let Some((_, headers, content)) = &mut open {
-            if line.contains(':') {
-                *headers = true;
-            } else {
-                content.push_str(line.trim());
-            }
-        }
-    }
-    all
 }
 
 /// The kinds of the PEM blocks in base64 data.
@@ -407,30 +318,6 @@ fn changed(new: &Value, old: &Value, approval: bool, errors: &mut Errors) {
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn anchors_of_trust() {
-        const CA: &str = include_str!("testdata/ca.pem");
-        const LEAF: &str = include_str!("testdata/leaf.pem");
-        let told = |bundle: &str| {
-            let mut errors = Errors::new();
-            anchors(bundle, &Path::new("spec.trustBundle"), &mut errors);
-            errors.sentence().replace("spec.trustBundle: Invalid value: \"<value omitted>\": ", "")
-        };
-        let with_header = CA.replacen("-----\n", "-----\nProc-Type: 4,ENCRYPTED\n\n", 1);
-        for (bundle, why) in [
-            (CA, "[]"),
-            ("", "at least one trust anchor must be provided"),
-            ("words", "at least one trust anchor must be provided"),
-            (LEAF, "entry 0 does not have the CA bit set"),
-            (&format!("{CA}words between\n{CA}"), "duplicate trust anchor (indices [0 1])"),
-            (&CA.replace("CERTIFICATE", "KEY"), "entry 0 has bad block type: KEY"),
-            (&with_header, "entry 0 has PEM block headers"),
-            ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "entry 0 does not parse as X.509"),
-        ] {
-            assert_eq!(told(bundle), why, "{bundle}");
-        }
-    }
 
     #[test]
     fn a_pods_request_has_a_limit_and_stays() {
