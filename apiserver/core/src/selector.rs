@@ -407,13 +407,17 @@ impl FieldSelector {
     /// With upstream's message when a term has no operator.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let mut terms = vec![];
-        for part in split_terms(text) {
-            if part.is_empty() {
-                continue;
-            }
+        let mut parts = split_terms(text);
+        // As upstream: of several faults the first in this order is told.
+        parts.sort();
+        for part in parts.iter().filter(|p| !p.is_empty()) {
             let bad = || ParseError(format!("invalid selector: '{text}'; can't understand '{part}'"));
-            let (field, value, negated) = split_operator(&part).ok_or_else(bad)?;
-            terms.push(FieldTerm { field: field.to_owned(), value: unescape(value).ok_or_else(bad)?, negated });
+            let (field, value, negated) = split_operator(part).ok_or_else(bad)?;
+            let value = unescape(value).ok_or_else(bad)?;
+            // What says nothing selects everything.
+            if !field.is_empty() || !value.is_empty() {
+                terms.push(FieldTerm { field: field.to_owned(), value, negated });
+            }
         }
         Ok(Self { terms })
     }
@@ -539,6 +543,9 @@ mod tests {
         assert!(s.matches(|f| if f == "spec.nodeName" { "n1" } else { "Running" }));
         assert!(!s.matches(|_| "Failed"));
         assert!(FieldSelector::parse("spec.x").is_err());
+        for nothing in ["", ",", "=", "==", "!=,="] {
+            assert!(FieldSelector::parse(nothing).unwrap().is_everything(), "{nothing}");
+        }
         assert_eq!(FieldSelector::parse("a=b\\,c").unwrap().terms[0].value, "b,c");
     }
 

@@ -26,7 +26,7 @@ use crate::body::Body;
 use crate::deadline;
 use crate::discovery;
 use crate::metrics::Metrics;
-use crate::negotiate::{Encoding, Form, Offer, View, negotiate, routable};
+use crate::negotiate::{Clause, Encoding, Form, Offer, View, clauses, negotiate, routable};
 use crate::registry::Kind;
 use crate::request::{Query, ResourceRequest, Target, Verb};
 use crate::respond;
@@ -157,9 +157,7 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
     let mut label = Label::default();
     let peer = parts.extensions.get::<Peer>().cloned();
     let authenticated = authenticate(&server, &parts.headers, peer);
-    let known = matches!(parts.method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
     let target = Target::parse(&parts.method, &path, &query);
-    let known = known || matches!(&target, Target::Resource(t) if t.subresource == "proxy");
     let action = match &target {
         Target::Resource(t) => attributes(t, &query),
         Target::Path => {
@@ -190,7 +188,7 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
     };
     let path_and_query = parts.uri.path_and_query().map_or_else(|| path.clone(), |p| p.as_str().to_owned());
     let target = match target {
-        Target::Resource(t) if known && !path.starts_with("//") => t,
+        Target::Resource(t) if !path.starts_with("//") => t,
         _ => {
             label.verb = "GET";
             if let Some(remote) = whole_version(&server, &parts.method, &path) {
@@ -410,6 +408,10 @@ async fn dispatch(
     raw_query: &str,
     pretty: bool,
 ) -> Result<Response, Status> {
+    if *method == Method::HEAD {
+        // Rights are those of GET; but no route has it, a proxy's apart.
+        call.target.verb = Verb::Options;
+    }
     let t = call.target.clone();
     let registry = server.registry.load_full();
     if !registry.has_version(&t.group, &t.version) {
@@ -434,7 +436,8 @@ async fn dispatch(
     if let Some(text) = kind.strategy.deprecation() {
         call.warnings.push(text.to_owned());
     }
-    if t.name.contains('/') {
+    if t.name.contains('/') || (kind.collection.is_none() && !t.name.is_empty() && !kind.resource.verbs.has(Verbs::GET))
+    {
         return Err(Status::no_such_path());
     }
     if !t.subresource.is_empty() {
@@ -469,8 +472,10 @@ async fn dispatch(
     } else {
         Offer { protobuf: !kind.strategy.traits().untyped, ..Offer::BUILT_IN }
     };
-    let offer = if t.verb == Verb::Watch { Offer { yaml: false, stream: true, ..offer } } else { offer };
-    let form = negotiate(Some(&accept), pretty, offer)?;
+    let mut form = negotiate(Some(&accept), pretty, offer)?;
+    if t.verb == Verb::Watch {
+        form = negotiate(Some(&accept), pretty, Offer { yaml: false, stream: true, ..offer })?;
+    }
     if matches!(t.verb, Verb::Get | Verb::List)
         && let Some(computed) = kind.hooks.computed(server, call)
     {
@@ -507,11 +512,13 @@ async fn dispatch(
 /// what the client accepts; and after it the name.
 fn routed(kind: &Kind, call: &Call) -> Result<(), Status> {
     let t = &call.target;
-    if !subresources::takes_stream(t) && !kind.strategy.traits().untyped && t.subresource != "log" {
+    if !subresources::takes_stream(t) && !kind.strategy.traits().untyped {
         if t.verb == Verb::Patch {
             patch::routable(call)?;
         }
-        routable(call.header("accept"))?;
+        let accept = call.header("accept");
+        let text = |c: &Clause| t.subresource == "log" && c.media == "text/plain";
+        routable(accept).or_else(|s| if clauses(accept).iter().any(text) { Ok(()) } else { Err(s) })?;
     }
     if let Some(why) = skiff_core::names::is_path_segment(&t.name).first() {
         let q = skiff_core::invalid::quote_str(&t.name);
@@ -553,8 +560,11 @@ async fn subresource(
         return Err(Status::no_such_path());
     }
     let verb = if call.target.verb == Verb::DeleteCollection { Verb::Delete } else { call.target.verb };
-    let stream = matches!(&*sub.name, "proxy" | "exec" | "attach" | "portforward");
-    if !stream && !sub.verbs.contains(verb.as_str()) {
+    let stream = matches!(&*sub.name, "exec" | "attach" | "portforward");
+    if sub.name != "proxy"
+        && !(stream && matches!(*method, Method::GET | Method::POST))
+        && !sub.verbs.contains(verb.as_str())
+    {
         return Err(Status::method_not_allowed());
     }
     routed(kind, call)?;

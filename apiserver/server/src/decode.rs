@@ -245,6 +245,9 @@ fn typed(bytes: &[u8], mut parsed: Parsed, expected: Expected<'_>) -> Result<Par
         check_version(&api_version, expected)?;
         return Ok(parsed);
     }
+    if let Some(why) = no_version(&api_version) {
+        return Err(unrecognised(expected, bytes, &why));
+    }
     let (group, version) = match api_version.split_once('/') {
         Some((g, v)) => (g.to_owned(), v.to_owned()),
         None => (String::new(), api_version.clone()),
@@ -288,6 +291,11 @@ fn typed(bytes: &[u8], mut parsed: Parsed, expected: Expected<'_>) -> Result<Par
     Err(cannot_handle(expected, &version, &kind, &why))
 }
 
+/// What upstream says of a text that is no group and version.
+fn no_version(text: &str) -> Option<String> {
+    (text.matches('/').count() > 1).then(|| format!("unexpected GroupVersion string: {text}"))
+}
+
 /// Reads a DeleteOptions body: any group's version, unknown fields ignored.
 ///
 /// # Errors
@@ -297,18 +305,21 @@ pub fn delete_options(call: &Call) -> Result<Value, Status> {
     let Some(shape) = skiff_core::schema::model("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions") else {
         return Err(Status::internal("DeleteOptions has no schema"));
     };
-    let expected = Expected { group: "meta.k8s.io", version: "v1", kind: "DeleteOptions", shape, rules: None };
-    let read = |bytes: &[u8]| -> Result<Value, DecodeError> {
-        let mut value = match encoding {
-            Encoding::Json => codec::parse_json(bytes)?.value,
-            Encoding::Yaml => codec::parse_yaml(bytes)?.value,
-            Encoding::Protobuf => codec::decode_proto(bytes, |_, _| Some(shape))?,
-        };
-        codec::normalize(&mut value, shape, &mut codec::Faults::default())?;
-        Ok(value)
+    // Said as it is, not as of the body of an object.
+    let refused = |why: &dyn std::fmt::Display| Status::bad_request(why.to_string());
+    let mut value = match encoding {
+        Encoding::Json => {
+            let said = |e| refused(&format!("couldn't get version/kind; json parse error: {e}"));
+            codec::parse_json(&call.body).map_err(said)?.value
+        }
+        Encoding::Yaml => codec::parse_yaml(&call.body).map_err(|e| refused(&e))?.value,
+        Encoding::Protobuf => codec::decode_proto(&call.body, |_, _| Some(shape)).map_err(|e| refused(&e))?,
     };
-    let value = read(&call.body).map_err(|e| unrecognised(expected, &call.body, &e.to_string()))?;
-    let version = value["apiVersion"].as_str().unwrap_or_default();
+    codec::normalize(&mut value, shape, &mut codec::Faults::default()).map_err(|e| refused(&e))?;
+    let version = value["apiVersion"].as_str().filter(|v| !v.is_empty()).unwrap_or("meta.k8s.io/v1");
+    if let Some(why) = no_version(version) {
+        return Err(refused(&why));
+    }
     let kind = value["kind"].as_str().unwrap_or("DeleteOptions");
     // Any group's DeleteOptions will do, known or not.
     if kind != "DeleteOptions" {

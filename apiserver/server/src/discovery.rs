@@ -15,7 +15,7 @@ use crate::auth::User;
 use crate::auth::rbac::Attributes;
 use crate::backup;
 use crate::body::Body;
-use crate::negotiate::{Encoding, Form, Offer, clauses, negotiate, routable};
+use crate::negotiate::{Encoding, Form, Offer, choose, clauses, no_route, routable};
 use crate::registry::{Kind, Registry};
 use crate::request::Query;
 use crate::respond;
@@ -115,16 +115,15 @@ fn route(
     headers: &HeaderMap,
 ) -> Result<Option<Response>, Status> {
     let accept = headers.get("accept").and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let reading = matches!(*method, Method::GET | Method::HEAD);
     let get_only = || if *method == Method::GET { Ok(()) } else { Err(Status::method_not_allowed()) };
     // The lists of groups, and a group, are told whatever the method is.
     let by_any = matches!(path.trim_matches('/').split('/').collect::<Vec<_>>()[..], ["apis"] | ["apis", _]);
     let value = |v: &Value, shape: &str| -> Result<Option<Response>, Status> {
         if !by_any {
             get_only()?;
+            routable(accept)?;
         }
-        routable(accept)?;
-        let form = negotiate(Some(accept), query.flag("pretty"), Offer::OBJECT)?;
+        let form = choose(Some(accept), query.flag("pretty"), Offer::OBJECT)?;
         let m = model(shape).map(Handle::Static);
         let mut r = respond::value_response(200, v, m.as_ref(), form);
         r.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
@@ -139,12 +138,12 @@ fn route(
         }
         ["version"] => {
             get_only()?;
+            if !accept.is_empty() && !clauses(accept).iter().any(|c| matches!(c.media, "*/*" | "application/json")) {
+                return Err(no_route());
+            }
             Ok(Some(respond::value_response(200, &version(), None, plain(query))))
         }
         [check @ ("healthz" | "livez" | "readyz"), rest @ ..] if !path.ends_with('/') => {
-            if !reading {
-                return Err(Status::method_not_allowed());
-            }
             Ok(health(server, check, rest, query))
         }
         ["metrics"] if !path.ends_with('/') => {
@@ -181,9 +180,7 @@ fn route(
             let ok = accept.is_empty()
                 || clauses(accept).iter().any(|c| matches!(c.media, "*/*" | "application/jwk-set+json"));
             if !ok {
-                let mut s = Status::new(406, "NotAcceptable", "406: Not Acceptable");
-                s.details = Some(Box::default());
-                return Err(s);
+                return Err(no_route());
             }
             let mut r = respond::value_response(200, server.tokens.jwks(), None, plain(query));
             r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
@@ -250,24 +247,6 @@ fn route(
             };
             if !known {
                 return Ok(None);
-            }
-            if matches!(*method, Method::HEAD | Method::OPTIONS | Method::TRACE | Method::CONNECT) {
-                return Err(Status::method_not_allowed());
-            }
-            // A method that nobody knows is one that the resource does not allow, where there is such a resource.
-            let (group, version, rest) = match parts.as_slice() {
-                ["apis", group, version, rest @ ..] => (*group, *version, rest),
-                [_, version, rest @ ..] => ("", *version, rest),
-                _ => ("", "", &[][..]),
-            };
-            let resource = match rest {
-                ["namespaces", _, resource, ..] if !matches!(*resource, "status" | "finalize") => *resource,
-                [resource, ..] => *resource,
-                [] => "",
-            };
-            let standard = matches!(*method, Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
-            if !standard && server.registry.load().get(group, version, resource).is_some() {
-                return Err(Status::method_not_allowed());
             }
             Err(Status::no_such_path())
         }

@@ -147,28 +147,42 @@ pub fn routable(accept: &str) -> Result<(), Status> {
     if accept.is_empty() || parts.any(known) {
         return Ok(());
     }
+    Err(no_route())
+}
+
+/// 406 in the words of upstream's router.
+#[must_use]
+pub fn no_route() -> Status {
     let mut s = Status::new(406, "NotAcceptable", "406: Not Acceptable");
     s.details = Some(Box::default());
-    Err(s)
+    s
+}
+
+/// Chooses a form, behind the router where the kind is.
+///
+/// # Errors
+/// 406 when nothing the client accepts can be offered.
+pub fn negotiate(accept: Option<&str>, pretty: bool, offer: Offer) -> Result<Form, Status> {
+    // Kinds without protobuf are not behind the router that refuses what no route offers.
+    if offer.protobuf {
+        routable(accept.map(str::trim).unwrap_or_default())?;
+    }
+    choose(accept, pretty, offer)
 }
 
 /// Chooses a form.
 ///
 /// # Errors
 /// 406 when nothing the client accepts can be offered.
-pub fn negotiate(accept: Option<&str>, pretty: bool, offer: Offer) -> Result<Form, Status> {
+pub fn choose(accept: Option<&str>, pretty: bool, offer: Offer) -> Result<Form, Status> {
     let form = |encoding, view| Form { encoding, view, pretty };
     let accept = accept.map(str::trim).unwrap_or_default();
     if accept.is_empty() {
         return Ok(form(Encoding::Json, View::Object));
     }
-    // Kinds without protobuf are not behind the router that refuses what no route offers.
-    if offer.protobuf {
-        routable(accept)?;
-    }
     for c in clauses(accept) {
         let encoding = match c.media {
-            "*/*" | "application/json" => Encoding::Json,
+            "*/*" | "application/*" | "application/json" => Encoding::Json,
             "application/yaml" if offer.yaml => Encoding::Yaml,
             "application/vnd.kubernetes.protobuf" => Encoding::Protobuf,
             _ => continue,

@@ -198,9 +198,10 @@ impl Target {
                 verb = Verb::Watch;
             } else if out.name.is_empty() {
                 verb = Verb::List;
-            } else if query.flag("watch") {
-                verb = Verb::Watch;
             }
+        } else if watch_prefix {
+            // Nothing is written there.
+            verb = Verb::Options;
         }
         if verb == Verb::Delete && out.name.is_empty() {
             verb = Verb::DeleteCollection;
@@ -211,13 +212,15 @@ impl Target {
 }
 
 impl ResourceRequest {
-    /// The name that authorisation sees: collections pinned by `metadata.name=x` count as that name.
+    /// The name that authorisation sees: lists and watches pinned by `metadata.name=x` count as that name.
     #[must_use]
     pub fn authorised_name<'a>(&'a self, query: &Query) -> Cow<'a, str> {
         if self.name.is_empty()
+            && matches!(self.verb, Verb::List | Verb::Watch)
             && let Some(s) = query.get("fieldSelector")
             && let Ok(f) = FieldSelector::parse(s)
             && let Some(n) = f.exact("metadata.name")
+            && skiff_core::names::is_path_segment(n).is_empty()
         {
             return Cow::Owned(n.to_owned());
         }
@@ -263,6 +266,8 @@ mod tests {
             ("DELETE", "/apis/apps/v1/namespaces/a/deployments", ("a", "deployments", "", "", Verb::DeleteCollection)),
             ("GET", "/apis/apps/v1/deployments?watch=1", ("", "deployments", "", "", Verb::Watch)),
             ("GET", "/api/v1/watch/namespaces/a/pods", ("a", "pods", "", "", Verb::Watch)),
+            ("POST", "/api/v1/watch/namespaces", ("", "namespaces", "", "", Verb::Options)),
+            ("GET", "/api/v1/namespaces/a/pods/b?watch=1", ("a", "pods", "b", "", Verb::Get)),
             ("POST", "/api/v1/namespaces", ("", "namespaces", "", "", Verb::Create)),
         ];
         for (method, url, (ns, resource, name, sub, verb)) in cases {
@@ -272,6 +277,20 @@ mod tests {
         }
         for url in ["/api", "/api/v1", "/apis/apps/v1", "/version", "/"] {
             assert!(parse("GET", url).is_none(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_selector_names_what_is_read_only() {
+        let name = |method: &str, query: &str| {
+            let r = parse(method, &format!("/api/v1/secrets?{query}")).unwrap();
+            r.authorised_name(&Query::parse(query)).into_owned()
+        };
+        assert_eq!(name("GET", "fieldSelector=metadata.name%3Da"), "a");
+        assert_eq!(name("GET", "watch=1&fieldSelector=metadata.name%3Da"), "a");
+        assert_eq!(name("GET", "fieldSelector=metadata.name%3Da%2Fb"), "");
+        for method in ["POST", "DELETE"] {
+            assert_eq!(name(method, "fieldSelector=metadata.name%3Da"), "", "{method}");
         }
     }
 

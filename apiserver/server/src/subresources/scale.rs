@@ -17,7 +17,7 @@ use crate::registry::Kind;
 use crate::request::Verb;
 use crate::server::Inner;
 use crate::verbs::create::settle_namespace;
-use crate::verbs::options::{FieldValidation, write_options};
+use crate::verbs::options::FieldValidation;
 use crate::verbs::update::{RACE_TRIES, check_version};
 use crate::verbs::write::{self, Attempt, Old, Part};
 use crate::verbs::{Answer, Call, patch};
@@ -112,7 +112,17 @@ pub async fn handle(
         }
         Verb::Patch => {
             let how = patch::patch_type(call, !kind.strategy.traits().untyped)?;
-            (write_options(call, "PatchOptions")?, None, Some(how))
+            let options = patch::patch_options(call, how)?;
+            // A patch that is none is said before that there is nothing to change.
+            if how == patch::PatchType::Apply {
+                if !patch::like_json(call) {
+                    patch::read_yaml(call)?;
+                }
+            } else {
+                serde_json::from_slice::<serde::de::IgnoredAny>(&call.body)
+                    .map_err(|_| crate::patching::malformed())?;
+            }
+            (options, None, Some(how))
         }
         _ => return Err(Status::method_not_allowed()),
     };
@@ -186,8 +196,7 @@ fn validate(scale: &Value, name: &str) -> Result<(), Status> {
 
 /// The view with what an applied configuration says.
 fn applied(call: &Call, scale: &Value) -> Result<Value, Status> {
-    let parsed =
-        codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error encoding patch: {e}")))?;
+    let parsed = patch::read_yaml(call)?;
     let mut out = scale.clone();
     out["spec"]["replicas"] = parsed.value["spec"]["replicas"].clone();
     Ok(out)

@@ -80,7 +80,10 @@ pub fn patch_type(call: &Call, strategic: bool) -> Result<PatchType, Status> {
 }
 
 /// Reads the options, after a check of those that depend on the patch type.
-fn patch_options(call: &Call, patch: PatchType) -> Result<WriteOptions, Status> {
+///
+/// # Errors
+/// 422.
+pub fn patch_options(call: &Call, patch: PatchType) -> Result<WriteOptions, Status> {
     let mut e = Errors::new();
     if patch == PatchType::Apply {
         if call.query.get("fieldManager").unwrap_or_default().is_empty() {
@@ -230,11 +233,27 @@ pub fn unknown(faults: &codec::Faults) -> Vec<String> {
     faults.unknown.iter().map(|p| format!("unknown field {}", skiff_core::invalid::quote_str(p))).collect()
 }
 
+/// Reads the body of an apply request.
+///
+/// # Errors
+/// 400, in other words for what begins like JSON, which upstream does not convert first.
+pub fn read_yaml(call: &Call) -> Result<codec::ParsedYaml, Status> {
+    codec::parse_yaml(&call.body).map_err(|e| {
+        let doing = if like_json(call) { "decoding patch: error converting YAML to JSON" } else { "encoding patch" };
+        Status::bad_request(format!("error {doing}: {e}"))
+    })
+}
+
+/// Whether the body begins like JSON, which upstream reads later than YAML.
+#[must_use]
+pub fn like_json(call: &Call) -> bool {
+    call.body.trim_ascii_start().starts_with(b"{")
+}
+
 /// Reads the configuration of an apply request.
 fn read_apply(kind: &Kind, call: &mut Call, options: &WriteOptions) -> Result<Value, Status> {
     let r = &kind.resource;
-    let parsed =
-        codec::parse_yaml(&call.body).map_err(|e| Status::bad_request(format!("error encoding patch: {e}")))?;
+    let parsed = read_yaml(call)?;
     match options.validation {
         FieldValidation::Strict if !parsed.duplicates.is_empty() => {
             return Err(Status::bad_request(format!(

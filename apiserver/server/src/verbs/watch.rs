@@ -63,6 +63,8 @@ fn pace(watchers: usize, cost: Duration) -> Duration {
 /// # Errors
 /// 400, 410, 422 or 504 before the stream begins.
 pub async fn watch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &Call, form: Form) -> Result<Answer, Status> {
+    let timeout = call.query.number("timeoutSeconds")?;
+    call.query.number("limit")?;
     let mut selection = Selection::from_call(kind, call)?;
     let objects = kind.stored()?;
     let name = &call.target.name;
@@ -131,7 +133,7 @@ pub async fn watch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &Call, form: For
         // Upstream accepts the watch and ends it with an error event.
         Err(e) => return Ok(failed(&storage_error(e), form)),
     };
-    let timeout = match call.query.number("timeoutSeconds")? {
+    let timeout = match timeout {
         Some(s) if s > 0 => Duration::from_secs(s.unsigned_abs().min(86_400)),
         _ => Duration::from_secs(rand::rng().random_range(1800..3600)),
     };

@@ -4,6 +4,7 @@
 //! the habits of one library. Both are visible to clients, so this reads parser events and prints text itself instead of
 //! going through a serde format, which decides these things differently.
 
+mod faults;
 mod read;
 mod resolve;
 mod write;

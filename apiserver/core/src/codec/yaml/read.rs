@@ -6,10 +6,11 @@
 use std::collections::HashMap;
 
 use base64::Engine as _;
-use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
+use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
 use serde_json::{Map, Value};
 
 use super::super::json::DecodeError;
+use super::faults::{is_anchor, no_utf8, told};
 use super::resolve::{Scalar, resolve};
 
 /// As serde_json's limit.
@@ -28,8 +29,9 @@ pub struct ParsedYaml {
 
 /// Reads the first YAML document. An empty text is `null`.
 pub fn parse_yaml(text: &[u8]) -> Result<ParsedYaml, DecodeError> {
-    let text = std::str::from_utf8(text).map_err(|_| fault("yaml: invalid UTF-8"))?;
+    let text = std::str::from_utf8(text).map_err(|e| no_utf8(e, text))?;
     let mut reader = Reader {
+        text,
         parser: Parser::new_from_str(text),
         anchors: HashMap::new(),
         duplicates: Vec::new(),
@@ -43,17 +45,6 @@ fn fault(message: impl Into<String>) -> DecodeError {
     DecodeError::Yaml(message.into())
 }
 
-fn scan_fault(error: &ScanError) -> DecodeError {
-    // The words of the library upstream reads with, where clients are likely to see them.
-    let info = error.info();
-    let info = match info.as_str() {
-        "unclosed bracket '['" => "did not find expected ',' or ']'",
-        "unclosed bracket '{'" => "did not find expected ',' or '}'",
-        other => other,
-    };
-    fault(format!("yaml: line {}: {info}", error.marker().line()))
-}
-
 #[derive(Clone, Copy, Default)]
 struct Size {
     nodes: usize,
@@ -61,6 +52,7 @@ struct Size {
 }
 
 struct Reader<'a> {
+    text: &'a str,
     parser: Parser<'a, granit_parser::StrInput<'a>>,
     /// Values of anchors with what they cost to repeat.
     anchors: HashMap<usize, (Value, Size)>,
@@ -71,13 +63,16 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn next(&mut self) -> Result<Option<(Event<'a>, Span)>, DecodeError> {
-        self.parser.next_event().transpose().map_err(|e| scan_fault(&e))
+        self.parser.next_event().transpose().map_err(|e| told(&e, self.text))
     }
 
     fn document(&mut self) -> Result<Value, DecodeError> {
         while let Some((event, span)) = self.next()? {
             if event.is_node() {
-                return self.node(event, &span, 0);
+                let value = self.node(event, &span, 0)?;
+                // Upstream reads up to the document's end, and what is wrong there is told.
+                self.next()?;
+                return Ok(value);
             }
             if matches!(event, Event::DocumentEnd | Event::StreamEnd) {
                 break;
@@ -95,7 +90,7 @@ impl<'a> Reader<'a> {
         let (anchor, value) = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 self.size.bytes += text.len();
-                (anchor, scalar(&text, style, tag.as_deref(), span)?)
+                (anchor, scalar(&text, style, tag.as_deref())?)
             }
             Event::SequenceStart(_, anchor, _) => (anchor, self.sequence(depth)?),
             Event::MappingStart(_, anchor, _) => (anchor, self.mapping(depth)?),
@@ -115,7 +110,8 @@ impl<'a> Reader<'a> {
 
     fn alias(&mut self, id: usize, span: &Span) -> Result<Value, DecodeError> {
         let Some((value, size)) = self.anchors.get(&id) else {
-            return Err(fault(format!("yaml: line {}: anchor contains itself", span.start.line())));
+            let name = self.text.chars().skip(span.start.index() + 1).take_while(|c| is_anchor(*c)).collect::<String>();
+            return Err(fault(format!("yaml: anchor '{name}' value contains itself")));
         };
         self.size = Size { nodes: self.size.nodes + size.nodes, bytes: self.size.bytes + size.bytes };
         if self.size.nodes > MAX_NODES || self.size.bytes > MAX_BYTES {
@@ -203,15 +199,15 @@ fn key(value: Value, span: &Span) -> Result<String, DecodeError> {
     }
 }
 
-fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>, span: &Span) -> Result<Value, DecodeError> {
+fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Result<Value, DecodeError> {
     let core = tag.and_then(Tag::core_suffix);
-    let bad = |what: &str| fault(format!("yaml: line {}: cannot decode {text:?} as {what}", span.start.line()));
+    let no_base64 = || fault("yaml: !!binary value contains invalid base64 data");
     match core {
         Some("str") => return Ok(text.into()),
         Some("binary") => {
             let compact: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
-            let bytes = base64::engine::general_purpose::STANDARD.decode(compact).map_err(|_| bad("!!binary"))?;
-            return String::from_utf8(bytes).map(Value::from).map_err(|_| bad("!!binary"));
+            let bytes = base64::engine::general_purpose::STANDARD.decode(compact).map_err(|_| no_base64())?;
+            return String::from_utf8(bytes).map(Value::from).map_err(|_| no_base64());
         }
         Some(_) => {}
         None if style != ScalarStyle::Plain || tag.is_some() => return Ok(text.into()),
@@ -219,7 +215,11 @@ fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>, span: &Span) -> Res
     }
     let value = match resolve(text) {
         Scalar::Value(value) => value,
-        Scalar::NotFinite => return Err(bad("a JSON number")),
+        Scalar::NotFinite => {
+            let sign = if text.starts_with('-') { '-' } else { '+' };
+            let what = if text.eq_ignore_ascii_case(".nan") { "NaN".into() } else { format!("{sign}Inf") };
+            return Err(fault(format!("json: unsupported value: {what}")));
+        }
         Scalar::Timestamp | Scalar::String => text.into(),
     };
     let fits = match core {
@@ -229,5 +229,15 @@ fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>, span: &Span) -> Res
         Some("null") => value.is_null(),
         _ => true,
     };
-    if fits { Ok(value) } else { Err(bad(core.unwrap_or_default())) }
+    if fits {
+        return Ok(value);
+    }
+    let found = match &value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(n) if n.is_f64() => "float",
+        Value::Number(_) => "int",
+        _ => "str",
+    };
+    Err(fault(format!("yaml: cannot decode !!{found} `{text}` as a !!{}", core.unwrap_or_default())))
 }

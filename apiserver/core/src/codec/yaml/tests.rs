@@ -134,3 +134,55 @@ proptest! {
         let _ = parse_yaml(text.as_bytes());
     }
 }
+
+/// Each as upstream's server said it of the same text (kube-apiserver v1.37.0).
+#[test]
+fn what_is_no_yaml_is_told_in_upstream_s_words() {
+    let start = "kind: ConfigMap\nmetadata:\n  name: a\n";
+    let cases = [
+        (" labels: x\n", "line 3: did not find expected key"),
+        ("  labels\n", "line 5: could not find expected ':'"),
+        ("  labels: a: b\n", "line 4: mapping values are not allowed in this context"),
+        ("  labels: @x\n", "line 4: found character that cannot start any token"),
+        ("  labels: *x\n", "unknown anchor 'x' referenced"),
+        ("  labels: &x [*x]\n", "anchor 'x' value contains itself"),
+        ("  labels: \"x\n", "line 5: found unexpected end of stream"),
+        ("  labels: \"\\q\"\n", "line 4: found unknown escape character"),
+        ("  labels: \"a\" b\n", "line 3: did not find expected key"),
+        ("  labels: {\"a\" \"b\"}\n", "line 3: did not find expected ',' or '}'"),
+        ("  labels: |x\n", "line 4: did not find expected comment or line break"),
+        ("  labels: \u{1}\n", "control characters are not allowed"),
+        ("  labels: !!int x\n", "cannot decode !!str `x` as a !!int"),
+        ("data:\n  - a\n  b: c\n", "line 5: did not find expected '-' indicator"),
+        ("data:\n  b: c\n  - a\n", "line 5: did not find expected key"),
+        ("data:\n  a: b\n\tc: d\n", "line 6: found a tab character that violates indentation"),
+        ("data: }\n", "line 3: did not find expected node content"),
+        ("data: {a: b\n", "line 4: did not find expected ',' or '}'"),
+        ("data: {a: b]\n", "line 3: did not find expected ',' or '}'"),
+        ("data: [a,\n", "line 4: did not find expected node content"),
+    ];
+    for (text, told) in cases {
+        let text = format!("{start}{text}");
+        let fault = parse_yaml(text.as_bytes()).unwrap_err();
+        assert_eq!(fault.to_string(), format!("yaml: {told}"), "{text}");
+    }
+    for (text, told) in [
+        ("{", "line 1: did not find expected node content"),
+        ("[a", "line 1: did not find expected ',' or ']'"),
+        ("{]", "did not find expected node content"),
+        ("kind: a\nmetadata:\n\tname: b", "line 3: found character that cannot start any token"),
+        ("a: b: c", "mapping values are not allowed in this context"),
+        ("a\nb: c", "line 2: mapping values are not allowed in this context"),
+        ("%x", "found unknown directive name"),
+    ] {
+        assert_eq!(parse_yaml(text.as_bytes()).unwrap_err().to_string(), format!("yaml: {told}"), "{text}");
+    }
+    assert_eq!(parse_yaml(b"a: -.inf").unwrap_err().to_string(), "json: unsupported value: -Inf");
+    for (bytes, told) in [
+        (&b"a: \xff"[..], "invalid leading UTF-8 octet"),
+        (&b"a: \xc3("[..], "invalid trailing UTF-8 octet"),
+        (&b"a: \xe2\x82"[..], "incomplete UTF-8 octet sequence"),
+    ] {
+        assert_eq!(parse_yaml(bytes).unwrap_err().to_string(), format!("yaml: {told}"));
+    }
+}

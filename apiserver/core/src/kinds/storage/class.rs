@@ -97,6 +97,7 @@ fn topologies(obj: &Value, errors: &mut Errors) {
                 errors.duplicate(&here.child("key"), key);
             }
             values.sort_unstable();
+            values.dedup();
             // Of a key that is there twice upstream compares the last.
             terms.retain(|(k, _)| *k != key);
             terms.push((key, values));
