@@ -26,7 +26,7 @@ use crate::body::Body;
 use crate::deadline;
 use crate::discovery;
 use crate::metrics::Metrics;
-use crate::negotiate::{Clause, Encoding, Form, Offer, View, clauses, negotiate, routable};
+use crate::negotiate::{Clause, Encoding, Form, Offer, View, choose, clauses, negotiate, routable};
 use crate::registry::Kind;
 use crate::request::{Query, ResourceRequest, Target, Verb};
 use crate::respond;
@@ -579,15 +579,18 @@ async fn subresource(
         };
         return respond::write(Kind::present_answer(server, answer).await?, form, call);
     }
+    if stream || sub.name == "proxy" {
+        let answer = subresources::handle(server, kind, &sub, method, call, raw_query).await?;
+        return respond::write(answer, PLAIN, call);
+    }
+    // Before anything is done: who cannot be answered has changed nothing.
+    let table = !matches!(&*sub.name, "binding" | "eviction" | "log" | "token");
+    let form = choose(Some(call.header("accept")), pretty, Offer { table, ..Offer::BUILT_IN })?;
     let answer = subresources::handle(server, kind, &sub, method, call, raw_query).await?;
     let form = match &answer {
         Answer::Http(_) => PLAIN,
-        Answer::Object { .. } => negotiate(Some(call.header("accept")), pretty, Offer::BUILT_IN)?,
-        Answer::Value { .. } if sub.name == "scale" => {
-            let offer = Offer { table: true, metadata: true, ..Offer::OBJECT };
-            negotiate(Some(call.header("accept")), pretty, offer)?
-        }
-        Answer::Value { .. } => negotiate(Some(call.header("accept")), pretty, Offer::OBJECT)?,
+        Answer::Value { .. } if sub.name != "scale" => Form { view: View::Object, ..form },
+        _ => form,
     };
     respond::write(answer, form, call)
 }

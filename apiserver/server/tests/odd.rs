@@ -73,12 +73,27 @@ async fn what_is_accepted() {
         (MAPS, "text/plain", 406, NO_ROUTE),
         // A watch is looked at as a list first.
         (&watch, "application/json;as=Foo;v=v1;g=meta.k8s.io", 406, TYPES),
-        (log, "text/plain", 404, "pods \"none\" not found"),
+        (log, "*/*", 404, "pods \"none\" not found"),
+        (log, "text/plain", 406, TYPES),
         (log, "image/png", 406, NO_ROUTE),
     ] {
         let got = ask(&client, "GET", path, ("accept", accept), "").await;
         assert_eq!((got.0, got.1.as_str()), (code, told), "{path} {accept}");
     }
+    // Who cannot be answered has changed nothing.
+    let pods = "/api/v1/namespaces/default/pods";
+    let spec = json!({"containers": [{"name": "c", "image": "i"}], "serviceAccountName": "default"});
+    let options = json!({"automountServiceAccountToken": false, "metadata": {"name": "default"}});
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    assert_eq!(support::call(&client, "POST", accounts, &options).await.0, 201);
+    put(&client, pods, &json!({"metadata": {"name": "p"}, "spec": spec})).await;
+    let table = ("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}}).to_string();
+    for (path, body) in [("pods/p/eviction", &eviction), ("serviceaccounts/default/token", &"{}".to_owned())] {
+        let got = ask(&client, "POST", &format!("/api/v1/namespaces/default/{path}"), table, body).await;
+        assert_eq!(got, (406, TYPES.to_owned()), "{path}");
+    }
+    assert_eq!(support::call(&client, "GET", &format!("{pods}/p"), &Value::Null).await.0, 200);
 }
 
 #[tokio::test]

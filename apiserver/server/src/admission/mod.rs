@@ -76,10 +76,8 @@ impl Review<'_> {
     /// 403 about the object under review.
     #[must_use]
     pub fn forbidden(&self, obj: &Value, why: impl std::fmt::Display) -> Status {
-        let name = match skiff_core::meta::name(obj) {
-            "" => skiff_core::meta::text(obj, "generateName"),
-            n => n,
-        };
+        let names = [skiff_core::meta::name(obj), skiff_core::meta::text(obj, "generateName")];
+        let name = names.into_iter().find(|n| !n.is_empty()).unwrap_or("Unknown");
         Status::forbidden(self.kind.group(), self.kind.plural(), name, why)
     }
 }
@@ -122,8 +120,8 @@ impl<T> Again<T> {
 
 /// 403 about the object of an action.
 fn forbidden(a: &Action<'_>, object: Option<&Value>, why: &str) -> Status {
-    let generated = || object.map_or("", |o| skiff_core::meta::text(o, "generateName"));
-    let name = if a.name.is_empty() { generated() } else { &a.name };
+    let generated = object.map_or("", |o| skiff_core::meta::text(o, "generateName"));
+    let name = [a.name.as_str(), generated].into_iter().find(|n| !n.is_empty()).unwrap_or("Unknown");
     Status::forbidden(a.kind.group(), a.kind.plural(), name, why)
 }
 
