@@ -2,16 +2,31 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
 use skiff_core::invalid::Errors;
 use skiff_core::path::Path;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
+use crate::registry::Hooks;
+
 /// Bytes of a ClusterTrustBundle.
 const BUNDLE_MAX: usize = 1024 * 1024;
 
+/// Rules of ClusterTrustBundles that the kind's own lack: anchors are looked at where they are not those of before.
+pub(crate) struct AnchorHooks;
+
+impl Hooks for AnchorHooks {
+    fn validate(&self, new: &Value, old: Option<&Value>, errors: &mut Errors) {
+        let given = &new["spec"]["trustBundle"];
+        if old.is_none_or(|o| o["spec"]["trustBundle"] != *given) {
+            validate(given.as_str().unwrap_or_default(), &Path::new("spec.trustBundle"), errors);
+        }
+    }
+}
+
 /// The authorities that a bundle consists of: PEM blocks of X.509 certificates that may sign others, each of them once.
-pub(crate) fn validate(bundle: &str, path: &Path<'_>, errors: &mut Errors) {
+fn validate(bundle: &str, path: &Path<'_>, errors: &mut Errors) {
     const OMITTED: &str = "<value omitted>";
     if bundle.len() > BUNDLE_MAX {
         errors.too_long(path, BUNDLE_MAX);

@@ -26,7 +26,7 @@ use crate::body::Body;
 use crate::deadline;
 use crate::discovery;
 use crate::metrics::Metrics;
-use crate::negotiate::{Clause, Encoding, Form, Offer, View, choose, clauses, negotiate, routable};
+use crate::negotiate::{Encoding, Form, OBJECTS, Offer, View, choose, negotiate, produced};
 use crate::registry::Kind;
 use crate::request::{Query, ResourceRequest, Target, Verb};
 use crate::respond;
@@ -516,9 +516,8 @@ fn routed(kind: &Kind, call: &Call) -> Result<(), Status> {
         if t.verb == Verb::Patch {
             patch::routable(call)?;
         }
-        let accept = call.header("accept");
-        let text = |c: &Clause| t.subresource == "log" && c.media == "text/plain";
-        routable(accept).or_else(|s| if clauses(accept).iter().any(text) { Ok(()) } else { Err(s) })?;
+        let plain: &[&str] = if t.subresource == "log" { &["text/plain"] } else { &[] };
+        produced(call.header("accept"), &[plain, OBJECTS].concat())?;
     }
     if let Some(why) = skiff_core::names::is_path_segment(&t.name).first() {
         let q = skiff_core::invalid::quote_str(&t.name);
@@ -560,11 +559,7 @@ async fn subresource(
         return Err(Status::no_such_path());
     }
     let verb = if call.target.verb == Verb::DeleteCollection { Verb::Delete } else { call.target.verb };
-    let stream = matches!(&*sub.name, "exec" | "attach" | "portforward");
-    if sub.name != "proxy"
-        && !(stream && matches!(*method, Method::GET | Method::POST))
-        && !sub.verbs.contains(verb.as_str())
-    {
+    if sub.name != "proxy" && !sub.verbs.contains(verb.as_str()) {
         return Err(Status::method_not_allowed());
     }
     routed(kind, call)?;
@@ -579,7 +574,7 @@ async fn subresource(
         };
         return respond::write(Kind::present_answer(server, answer).await?, form, call);
     }
-    if stream || sub.name == "proxy" {
+    if subresources::takes_stream(&call.target) {
         let answer = subresources::handle(server, kind, &sub, method, call, raw_query).await?;
         return respond::write(answer, PLAIN, call);
     }

@@ -15,7 +15,7 @@ use crate::auth::User;
 use crate::auth::rbac::Attributes;
 use crate::backup;
 use crate::body::Body;
-use crate::negotiate::{Encoding, Form, Offer, choose, clauses, no_route, routable};
+use crate::negotiate::{Encoding, Form, OBJECTS, Offer, choose, clauses, produced};
 use crate::registry::{Kind, Registry};
 use crate::request::Query;
 use crate::respond;
@@ -121,7 +121,7 @@ fn route(
     let value = |v: &Value, shape: &str| -> Result<Option<Response>, Status> {
         if !by_any {
             get_only()?;
-            routable(accept)?;
+            produced(accept, OBJECTS)?;
         }
         let form = choose(Some(accept), query.flag("pretty"), Offer::OBJECT)?;
         let m = model(shape).map(Handle::Static);
@@ -138,9 +138,7 @@ fn route(
         }
         ["version"] => {
             get_only()?;
-            if !accept.is_empty() && !clauses(accept).iter().any(|c| matches!(c.media, "*/*" | "application/json")) {
-                return Err(no_route());
-            }
+            produced(accept, &["application/json"])?;
             Ok(Some(respond::value_response(200, &version(), None, plain(query))))
         }
         [check @ ("healthz" | "livez" | "readyz"), rest @ ..] if !path.ends_with('/') => {
@@ -177,11 +175,7 @@ fn route(
         }
         ["openid", "v1", "jwks"] => {
             get_only()?;
-            let ok = accept.is_empty()
-                || clauses(accept).iter().any(|c| matches!(c.media, "*/*" | "application/jwk-set+json"));
-            if !ok {
-                return Err(no_route());
-            }
+            produced(accept, &["application/jwk-set+json"])?;
             let mut r = respond::value_response(200, server.tokens.jwks(), None, plain(query));
             r.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
             Ok(Some(r))

@@ -200,6 +200,7 @@ async fn built_in(store: &Arc<dyn Store>) -> skiff_storage::Result<Registry> {
         };
         let hooks: Arc<dyn Hooks> = match (&*r.group, &*r.plural) {
             ("", "services") => Arc::new(services::ServiceHooks),
+            ("certificates.k8s.io", "clustertrustbundles") => Arc::new(anchors::AnchorHooks),
             _ => Arc::new(registry::hooks::NoHooks),
         };
         let ended = tokio_util::sync::CancellationToken::new();

@@ -135,27 +135,22 @@ impl Offer {
     }
 }
 
-/// The first gate, before a resource is looked at: some clause must name a type that the API speaks at all. Quality
-/// values do not count here and spelling does, as in upstream's router.
+/// What routes of objects produce.
+pub const OBJECTS: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+
+/// The first gate, before a resource is looked at: some clause must name a type that the route produces. Quality values do not
+/// count here and spelling does, as in upstream's router.
 ///
 /// # Errors
 /// 406 with the router's text.
-pub fn routable(accept: &str) -> Result<(), Status> {
-    let known =
-        |m: &str| matches!(m, "*/*" | "application/json" | "application/yaml" | "application/vnd.kubernetes.protobuf");
-    let mut parts = accept.split(',').map(|c| c.split(';').next().unwrap_or_default().trim());
-    if accept.is_empty() || parts.any(known) {
+pub fn produced(accept: &str, types: &[&str]) -> Result<(), Status> {
+    let mut named = accept.split(',').map(|c| c.split(';').next().unwrap_or_default().trim());
+    if accept.is_empty() || named.any(|m| m == "*/*" || types.contains(&m)) {
         return Ok(());
     }
-    Err(no_route())
-}
-
-/// 406 in the words of upstream's router.
-#[must_use]
-pub fn no_route() -> Status {
     let mut s = Status::new(406, "NotAcceptable", "406: Not Acceptable");
     s.details = Some(Box::default());
-    s
+    Err(s)
 }
 
 /// Chooses a form, behind the router where the kind is.
@@ -165,7 +160,7 @@ pub fn no_route() -> Status {
 pub fn negotiate(accept: Option<&str>, pretty: bool, offer: Offer) -> Result<Form, Status> {
     // Kinds without protobuf are not behind the router that refuses what no route offers.
     if offer.protobuf {
-        routable(accept.map(str::trim).unwrap_or_default())?;
+        produced(accept.map(str::trim).unwrap_or_default(), OBJECTS)?;
     }
     choose(accept, pretty, offer)
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use serde_json::Value;
+use skiff_core::invalid::Errors;
 use skiff_core::status::Status;
 
 use crate::server::Inner;
@@ -18,6 +19,9 @@ pub trait Hooks: Send + Sync {
     fn refuse_create(&self, _name: &str) -> Option<Status> {
         None
     }
+
+    /// Checks of a new object, or of an update of one that was `old`, with what the rules of kinds do not have.
+    fn validate(&self, _new: &Value, _old: Option<&Value>, _errors: &mut Errors) {}
 
     /// After validation of a new object, before it is stored. May fill in allocated values.
     fn before_create<'a>(

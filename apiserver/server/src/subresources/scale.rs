@@ -113,15 +113,7 @@ pub async fn handle(
         Verb::Patch => {
             let how = patch::patch_type(call, !kind.strategy.traits().untyped)?;
             let options = patch::patch_options(call, how)?;
-            // A patch that is none is said before that there is nothing to change.
-            if how == patch::PatchType::Apply {
-                if !patch::like_json(call) {
-                    patch::read_yaml(call)?;
-                }
-            } else {
-                serde_json::from_slice::<serde::de::IgnoredAny>(&call.body)
-                    .map_err(|_| crate::patching::malformed())?;
-            }
+            patch::check_body(call, how)?;
             (options, None, Some(how))
         }
         _ => return Err(Status::method_not_allowed()),

@@ -111,9 +111,7 @@ pub async fn patch(server: &Arc<Inner>, kind: &Arc<Kind>, call: &mut Call, part:
     for _ in 0..RACE_TRIES {
         let Some(old_object) = objects.get(&ns, &name).await? else {
             if applied.is_none() {
-                // A patch that is none is said first.
-                serde_json::from_slice::<serde::de::IgnoredAny>(&call.body)
-                    .map_err(|_| crate::patching::malformed())?;
+                check_body(call, patch)?;
             }
             let Some(applied) = applied.filter(|_| part == Part::Main) else { return Err(kind.not_found(&name)) };
             return create_by_apply(server, kind, call, applied, &options).await;
@@ -244,9 +242,22 @@ pub fn read_yaml(call: &Call) -> Result<codec::ParsedYaml, Status> {
     })
 }
 
+/// Whether the body is a patch at all, which is said before that there is nothing to change.
+///
+/// # Errors
+/// 400.
+pub fn check_body(call: &Call, patch: PatchType) -> Result<(), Status> {
+    match patch {
+        PatchType::Apply if like_json(call) => Ok(()),
+        PatchType::Apply => read_yaml(call).map(drop),
+        _ => serde_json::from_slice::<serde::de::IgnoredAny>(&call.body)
+            .map(drop)
+            .map_err(|_| crate::patching::malformed()),
+    }
+}
+
 /// Whether the body begins like JSON, which upstream reads later than YAML.
-#[must_use]
-pub fn like_json(call: &Call) -> bool {
+fn like_json(call: &Call) -> bool {
     call.body.trim_ascii_start().starts_with(b"{")
 }
 

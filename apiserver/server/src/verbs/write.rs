@@ -11,7 +11,6 @@ use skiff_core::codec;
 use skiff_core::invalid::Errors;
 use skiff_core::kinds;
 use skiff_core::meta;
-use skiff_core::path::Path;
 use skiff_core::status::Status;
 use skiff_core::time;
 use skiff_storage::cache::Object;
@@ -92,7 +91,7 @@ pub async fn create(
         meta::validate_standard_finalizers(&obj, &mut errors);
     }
     kind.strategy.validate(&obj, &mut errors);
-    anchors(kind, &obj, None, &mut errors);
+    kind.hooks.validate(&obj, None, &mut errors);
     if !errors.is_empty() {
         let name = meta::name(&obj);
         let name = if name.is_empty() { &base } else { name };
@@ -152,17 +151,6 @@ pub async fn create(
         }
     }
     Err(Status::internal("unreachable: the loop above always returns"))
-}
-
-/// Checks the anchors of a ClusterTrustBundle, where they are not those of before.
-fn anchors(kind: &Kind, new: &Value, old: Option<&Value>, errors: &mut Errors) {
-    let given = &new["spec"]["trustBundle"];
-    if kind.plural() == "clustertrustbundles"
-        && kind.group() == "certificates.k8s.io"
-        && old.is_none_or(|o| o["spec"]["trustBundle"] != *given)
-    {
-        crate::anchors::validate(given.as_str().unwrap_or_default(), &Path::new("spec.trustBundle"), errors);
-    }
 }
 
 /// Whether a fault that is found twice is told twice: of kinds that upstream generates no rules for.
@@ -360,7 +348,7 @@ pub async fn update(
         Part::Other => kind.strategy.validate_subresource(&call.target.subresource, &new, &old, &mut errors),
         Part::Main => {
             kind.strategy.validate_update(&new, &old, &mut errors);
-            anchors(kind, &new, Some(&old), &mut errors);
+            kind.hooks.validate(&new, Some(&old), &mut errors);
         }
     }
     if !errors.is_empty() {

@@ -3,7 +3,7 @@
 //! That library counts lines from nought, tells none for the first, and adds one only where its scanner found the fault, not
 //! its parser. A text's end is a line of its own.
 
-use granit_parser::{ErrorKind, ScanError};
+use granit_parser::{ErrorKind, Marker, ScanError};
 
 use crate::codec::json::DecodeError;
 
@@ -27,8 +27,7 @@ pub(super) fn told(error: &ScanError, text: &str) -> DecodeError {
             (At::Nowhere, "control characters are not allowed".into())
         }
         ErrorKind::UnknownAnchor => {
-            let name: String = text[before.len()..].chars().skip(1).take_while(|c| is_anchor(*c)).collect();
-            (At::Nowhere, format!("unknown anchor '{name}' referenced"))
+            (At::Nowhere, format!("unknown anchor '{}' referenced", alias(error.marker(), text)))
         }
         ErrorKind::UnexpectedCharacter { .. } | ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation => {
             (At::Scanner(line), "found character that cannot start any token".into())
@@ -117,6 +116,8 @@ fn plain(info: &str) -> String {
     }
 }
 
-pub(super) fn is_anchor(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '_' | '-')
+/// The name of the alias at `at`.
+pub(super) fn alias(at: &Marker, text: &str) -> String {
+    let named = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    text.chars().skip(at.index() + 1).take_while(named).collect()
 }

@@ -10,7 +10,7 @@ use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
 use serde_json::{Map, Value};
 
 use super::super::json::DecodeError;
-use super::faults::{is_anchor, no_utf8, told};
+use super::faults::{alias, no_utf8, told};
 use super::resolve::{Scalar, resolve};
 
 /// As serde_json's limit.
@@ -110,7 +110,7 @@ impl<'a> Reader<'a> {
 
     fn alias(&mut self, id: usize, span: &Span) -> Result<Value, DecodeError> {
         let Some((value, size)) = self.anchors.get(&id) else {
-            let name = self.text.chars().skip(span.start.index() + 1).take_while(|c| is_anchor(*c)).collect::<String>();
+            let name = alias(&span.start, self.text);
             return Err(fault(format!("yaml: anchor '{name}' value contains itself")));
         };
         self.size = Size { nodes: self.size.nodes + size.nodes, bytes: self.size.bytes + size.bytes };
