@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a release and measures it: what docs/SPECIFICATION.md promises, beside etcd and the disk in the same run.
 #   hack/bench.sh                        everything that needs no engine
-#   hack/bench.sh creates gets           only these sections (idle up creates gets mixed watch lists select pods custom apply functions kills runs
+#   hack/bench.sh creates gets           only these sections (idle up creates gets mixed watch flood lists select pods custom apply functions kills runs
 #                                        services waiting nodes scheduler rollout engine ingress vxlan)
 #   BENCH_SECONDS=5 BENCH_SCALE=10 hack/bench.sh mixed     shorter, with a tenth of the objects
 #   BENCH_DIR=/mnt/disk hack/bench.sh    on another disk
@@ -17,7 +17,7 @@ sections=()
 services=0 engine=0 ingress=0 vxlan=0
 for s in "$@"; do
   case $s in
-    idle | creates | gets | mixed | watch | lists | select | pods | custom | waiting | nodes | scheduler | rollout) ;;
+    idle | creates | gets | mixed | watch | flood | lists | select | pods | custom | waiting | nodes | scheduler | rollout) ;;
     up | apply | runs) ensure_engine; "$root/hack/images.sh" ;;
     functions | kills) ensure_engine; need python3 python3; "$root/hack/images.sh" all ;;
     services) services=1; continue ;;

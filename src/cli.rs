@@ -78,6 +78,13 @@ pub(crate) struct UpArgs {
     pub(crate) data_dir: PathBuf,
     #[command(flatten)]
     pub(crate) audit: crate::audit::AuditArgs,
+    /// Reading requests that are served at a time. Together with the next, these are the seats that priority and fairness
+    /// divides among the priority levels.
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_requests_inflight: u32,
+    /// Other requests that are served at a time.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) max_mutating_requests_inflight: u32,
     /// Address and port of the API server.
     #[arg(long, default_value = "0.0.0.0:6443")]
     pub(crate) listen: SocketAddr,

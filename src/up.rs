@@ -58,6 +58,7 @@ pub(crate) async fn up(args: UpArgs, parts: Parts) -> anyhow::Result<()> {
         .kubelet_client(kubelet_client)
         .extras()
         .audit(args.audit.open()?)
+        .seats(args.max_requests_inflight.saturating_add(args.max_mutating_requests_inflight))
         .start()
         .await?;
     let serving = serving_certificate(&pki, &args, &server, address, &node)?;

@@ -116,7 +116,7 @@ impl Target {
             Self::Plain(address) => Box::new(tcp(*address).await?),
             Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
         };
-        Ok(H1 { io, buf: BytesMut::with_capacity(16 << 10), head: Vec::new() })
+        Ok(H1 { io, buf: BytesMut::with_capacity(16 << 10), head: Vec::new(), also: String::new() })
     }
 
     /// A new HTTP/2 connection. Cloning the result shares it.
@@ -198,6 +198,8 @@ pub(crate) struct H1 {
     io: Box<dyn Stream>,
     buf: BytesMut,
     head: Vec<u8>,
+    /// Headers of every request beside the usual ones, each with its line's end.
+    also: String,
 }
 
 /// How the end of an answer is found.
@@ -211,6 +213,12 @@ fn content_type(method: &str) -> &'static str {
 }
 
 impl H1 {
+    /// From now on for somebody else, in a group.
+    pub(crate) fn acting(mut self, user: &str, group: &str) -> Self {
+        self.also = format!("impersonate-user: {user}\r\nimpersonate-group: {group}\r\n");
+        self
+    }
+
     /// Sends a request and reads the whole answer.
     ///
     /// # Errors
@@ -285,7 +293,8 @@ impl H1 {
         self.head.clear();
         write!(
             self.head,
-            "{method} {path} HTTP/1.1\r\nhost: bench\r\naccept: application/json\r\nuser-agent: bench/1\r\n"
+            "{method} {path} HTTP/1.1\r\nhost: bench\r\naccept: application/json\r\nuser-agent: bench/1\r\n{}",
+            self.also
         )?;
         if !body.is_empty() {
             write!(self.head, "content-type: {}\r\ncontent-length: {}\r\n", content_type(method), body.len())?;

@@ -37,6 +37,8 @@ enum Section {
     Mixed,
     /// Many watchers of one resource.
     Watch,
+    /// One user who floods the server, and a node beside it.
+    Flood,
     /// Large lists by many clients at once.
     Lists,
     /// Lists by label over very many objects.
@@ -121,6 +123,7 @@ async fn main() -> anyhow::Result<()> {
         let engine = |s: &Section| matches!(s, Section::Up | Section::Apply | Section::Functions | Section::Kills);
         sections = Section::value_variants().iter().copied().filter(|s| !engine(s)).collect();
     }
+    std::fs::create_dir_all(&cx.dir)?;
     let mut report = Report::default();
     let mut failed = false;
     for section in sections {
@@ -132,6 +135,7 @@ async fn main() -> anyhow::Result<()> {
             Section::Gets => sections::gets::run(&cx, &mut report).await,
             Section::Mixed => sections::mixed::run(&cx, &mut report).await,
             Section::Watch => sections::watch::run(&cx, &mut report).await,
+            Section::Flood => sections::flood::run(&cx, &mut report).await,
             Section::Lists => sections::lists::large(&cx, &mut report).await,
             Section::Select => sections::lists::select(&cx, &mut report).await,
             Section::Pods => sections::lists::pods(&cx, &mut report).await,

@@ -1,6 +1,6 @@
 //! The gates, in order, and the dispatch behind them.
 //!
-//! [`handle`] reads as a list: limits, identity, audit, impersonation, the body, authorisation, the verb. Every request passes
+//! [`handle`] reads as a list: limits, identity, audit, impersonation, priority and fairness, authorisation, the body, the verb. Every request passes
 //! here, whether it came over TLS or from a client in the same process.
 
 use std::panic::AssertUnwindSafe;
@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue, WARNING};
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::{HeaderMap, Method};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Limited};
@@ -25,11 +25,12 @@ use crate::auth::{self, User};
 use crate::body::Body;
 use crate::deadline;
 use crate::discovery;
+use crate::flow::{self, Place};
 use crate::metrics::Metrics;
 use crate::negotiate::{Encoding, Form, OBJECTS, Offer, View, choose, negotiate, produced};
 use crate::registry::Kind;
 use crate::request::{Query, ResourceRequest, Target, Verb};
-use crate::respond;
+use crate::respond::{self, extras};
 use crate::server::Inner;
 use crate::subresources;
 use crate::verbs::write::Part;
@@ -86,7 +87,7 @@ where
         }
     };
     if gzip && !label.long {
-        response = compress(response);
+        response = extras::compress(response);
     }
     if let Ok(v) = HeaderValue::from_str(&audit) {
         response.headers_mut().insert(HeaderName::from_static("audit-id"), v);
@@ -140,10 +141,23 @@ type Received = http::Request<UnsyncBoxBody<Bytes, std::io::Error>>;
 
 /// One compiled copy for all carriers: everything that a request may reach is below it.
 fn pass_boxed(server: Arc<Inner>, request: Received, record: Option<&Record>) -> BoxFuture<'_, (Response, Label)> {
-    Box::pin(pass(server, request, record))
+    Box::pin(async move {
+        let mut place = None;
+        let (response, label) = pass(Arc::clone(&server), request, record, &mut place).await;
+        let response = match place {
+            Some(place) => place.mark(&server, response, label.long),
+            None => response,
+        };
+        (response, label)
+    })
 }
 
-async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>) -> (Response, Label) {
+async fn pass(
+    server: Arc<Inner>,
+    mut request: Received,
+    record: Option<&Record>,
+    place: &mut Option<Place>,
+) -> (Response, Label) {
     let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
     let (mut parts, body) = request.into_parts();
     let uri = parts.uri.clone();
@@ -179,6 +193,9 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
         record.impersonates(&user);
     }
     auth::impersonation::forget(&mut parts.headers);
+    if let Err(later) = flow::admit(&server, &user, &action, &target, &query, place).await {
+        return (later, label);
+    }
     let authorise = || {
         let decision = server.authorise(&user, &action);
         if let Some(record) = record {
@@ -269,7 +286,7 @@ async fn pass(server: Arc<Inner>, mut request: Received, record: Option<&Record>
         }
         respond::status(&s, plain)
     });
-    add_warnings(&mut response, &call.warnings);
+    extras::warn(&mut response, &call.warnings);
     (response, label)
 }
 
@@ -298,35 +315,6 @@ fn whole_version(server: &Inner, method: &Method, path: &str) -> Option<Arc<Remo
     }
     let (group, version) = path.strip_prefix("/apis/")?.trim_end_matches('/').split_once('/')?;
     server.registry.load().remote(group, version).cloned()
-}
-
-/// Bodies larger than this are compressed when the client can read it.
-const GZIP_MIN: usize = 128 * 1024;
-
-/// A large answer in fewer bytes, for who can read it.
-fn compress(response: Response) -> Response {
-    if response.headers().contains_key("content-encoding") {
-        return response;
-    }
-    let (mut parts, body) = response.into_parts();
-    let body = match body {
-        Body::Full(Some(b)) if b.len() > GZIP_MIN => {
-            use std::io::Write;
-            let mut e = flate2::write::GzEncoder::new(Vec::with_capacity(b.len() / 8), flate2::Compression::fast());
-            // Writing to a Vec cannot fail.
-            let packed = e.write_all(&b).and_then(|()| e.finish());
-            match packed {
-                Ok(p) => {
-                    parts.headers.insert("content-encoding", HeaderValue::from_static("gzip"));
-                    parts.headers.insert("vary", HeaderValue::from_static("Accept-Encoding"));
-                    Body::full(p)
-                }
-                Err(_) => Body::Full(Some(b)),
-            }
-        }
-        other => other,
-    };
-    http::Response::from_parts(parts, body)
 }
 
 fn verb_label(v: Verb) -> &'static str {
@@ -588,24 +576,4 @@ async fn subresource(
         _ => form,
     };
     respond::write(answer, form, call)
-}
-
-/// Total text of warnings after which they are cut, and the length they are cut to.
-const WARNINGS_MAX: usize = 4096;
-const WARNING_CUT: usize = 256;
-
-fn add_warnings(response: &mut Response, warnings: &[String]) {
-    let mut seen: Vec<&str> = vec![];
-    let total: usize = warnings.iter().map(String::len).sum();
-    for w in warnings {
-        if seen.contains(&w.as_str()) {
-            continue;
-        }
-        seen.push(w);
-        let text: String = if total > WARNINGS_MAX { w.chars().take(WARNING_CUT).collect() } else { w.clone() };
-        let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
-        if let Ok(v) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
-            response.headers_mut().append(WARNING, v);
-        }
-    }
 }

@@ -154,6 +154,7 @@ fn route(
             }
             objects.sort();
             let mut all = server.metrics.render(&objects);
+            all.push_str(&server.flow.text());
             if let Some(audit) = &server.config.audit {
                 audit.render(&mut all);
             }

@@ -16,6 +16,7 @@ pub mod custom;
 pub mod deadline;
 pub mod decode;
 pub mod discovery;
+mod flow;
 mod gather;
 mod inside;
 pub mod kubelets;
@@ -85,9 +86,18 @@ pub struct Builder {
     kubelet_client: Option<Leaf>,
     extras: bool,
     audit: Option<Arc<audit::Audit>>,
+    seats: u32,
 }
 
 impl Builder {
+    /// How many requests are served at a time, those of exempt priority levels and those that last apart; the others wait for
+    /// their turn. Default: 600, as upstream's two limits together.
+    #[must_use]
+    pub fn seats(mut self, seats: u32) -> Self {
+        self.seats = seats;
+        self
+    }
+
     /// What is recorded of requests. Default: nothing.
     #[must_use]
     pub fn audit(mut self, audit: Option<Arc<audit::Audit>>) -> Self {
@@ -153,6 +163,7 @@ impl Builder {
             front_ca: pki.front_proxy.cert.clone(),
             kubelet_client: self.kubelet_client,
             request_timeout: Duration::from_secs(60),
+            seats: self.seats,
             audit: self.audit,
         };
         let tokens = Tokens::new(&self.issuer, &pki.token_key)?;
@@ -166,8 +177,10 @@ impl Builder {
         services::claims::adopt(&inner).await?;
         custom::start(&inner).await?;
         aggregate::start(&inner).await?;
-        inner.ready.send_replace(true);
-        Ok(Server { inner, pki })
+        let server = Server { inner, pki };
+        flow::start(&server).await?;
+        server.inner.ready.send_replace(true);
+        Ok(server)
     }
 }
 
@@ -235,6 +248,7 @@ impl Server {
             kubelet_client: None,
             extras: false,
             audit: None,
+            seats: flow::SEATS,
         }
     }
 

@@ -1,5 +1,6 @@
 //! Writing answers: one place where objects, lists, tables and statuses become bytes.
 
+pub(crate) mod extras;
 mod lists;
 
 use std::borrow::Cow;

@@ -35,6 +35,8 @@ pub struct Config {
     pub kubelet_client: Option<crate::pki::Leaf>,
     /// Upper bound for ordinary requests.
     pub request_timeout: Duration,
+    /// Requests that are served at a time, as priority and fairness counts them.
+    pub seats: u32,
     /// What is recorded of requests.
     pub audit: Option<Arc<crate::audit::Audit>>,
 }
@@ -63,6 +65,8 @@ pub struct Inner {
     pub outward: crate::outward::Outward,
     /// Policies and webhooks.
     pub dynamic: crate::admission::Dynamic,
+    /// Priority and fairness.
+    pub flow: crate::flow::Flow,
     /// Set once bootstrap objects exist.
     pub ready: tokio::sync::watch::Sender<bool>,
     /// Ends watches when the server stops.
@@ -89,6 +93,7 @@ impl Inner {
         kubelets: crate::kubelets::Kubelets,
         front: crate::aggregate::Front,
     ) -> Self {
+        let flow = crate::flow::Flow::new(config.seats);
         Self {
             addresses: Addresses::new(config.service_cidr, config.node_ports),
             config,
@@ -101,6 +106,7 @@ impl Inner {
             front,
             outward: crate::outward::Outward::default(),
             dynamic: crate::admission::Dynamic::default(),
+            flow,
             ready: tokio::sync::watch::channel(false).0,
             shutdown: tokio_util::sync::CancellationToken::new(),
             rbac: ArcSwap::default(),

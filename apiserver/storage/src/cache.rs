@@ -478,6 +478,12 @@ impl Cache {
         self.listen(Interest::Field(field, value.into()), within, after)
     }
 
+    /// How many objects there are.
+    #[must_use]
+    pub fn objects(&self) -> usize {
+        self.inner.state.read().live.len()
+    }
+
     /// Numbers for metrics.
     #[must_use]
     pub fn stats(&self) -> Stats {

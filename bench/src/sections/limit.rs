@@ -3,6 +3,7 @@
 //! Load and server share this machine's cores, as they do when the API server is measured. What is lost against this is the
 //! API server's; what this itself does not reach, no server reaches with its clients on the same cores.
 
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -144,4 +145,37 @@ pub(crate) async fn pass(piece: Bytes, connections: usize, time: Duration) -> an
     }
     tasks.abort_all();
     Ok(begun.elapsed() / passes)
+}
+
+/// The mean time that one processor takes to send `piece` on each of so many TCP connections of the loopback: no TLS, nobody
+/// who waits for the bytes, and what is sent is read in times that do not count. What it takes is the kernel's alone.
+///
+/// # Errors
+/// When a connection cannot be made or breaks.
+pub(crate) async fn sends(piece: Bytes, connections: usize, time: Duration) -> anyhow::Result<Duration> {
+    tokio::task::spawn_blocking(move || {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let mut pairs = Vec::with_capacity(connections);
+        for _ in 0..connections {
+            let reader = std::net::TcpStream::connect(listener.local_addr()?)?;
+            let (writer, _) = listener.accept()?;
+            writer.set_nodelay(true)?;
+            pairs.push((writer, reader));
+        }
+        let mut room = vec![0; piece.len()];
+        let (mut taken, mut passes) = (Duration::ZERO, 0_u32);
+        while taken < time {
+            let begun = Instant::now();
+            for (writer, _) in &mut pairs {
+                writer.write_all(&piece)?;
+            }
+            taken += begun.elapsed();
+            passes += 1;
+            for (_, reader) in &mut pairs {
+                reader.read_exact(&mut room)?;
+            }
+        }
+        Ok(taken / passes)
+    })
+    .await?
 }

@@ -3,6 +3,7 @@
 pub(crate) mod apply;
 pub(crate) mod creates;
 pub(crate) mod custom;
+pub(crate) mod flood;
 pub(crate) mod functions;
 pub(crate) mod gets;
 pub(crate) mod idle;

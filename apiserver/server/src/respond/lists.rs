@@ -99,37 +99,29 @@ pub(super) fn pieces(
 /// Header, stored bytes (without their kind and version unless `whole`), footer. Small objects are gathered, large ones
 /// sent as they are.
 fn stored(head: Bytes, objects: Vec<Arc<Object>>, whole: bool) -> Body {
-    let mut objects = objects.into_iter();
-    let mut pending = BytesMut::from(&head[..]);
-    let mut first = true;
-    let mut finished = false;
-    let mut large: Option<Bytes> = None;
-    Body::stream(futures::stream::iter(std::iter::from_fn(move || {
-        if let Some(b) = large.take() {
-            return Some(b);
-        }
-        if finished {
-            return None;
-        }
-        loop {
-            let Some(o) = objects.next() else {
-                finished = true;
-                pending.put_slice(b"]}\n");
-                return Some(pending.split().freeze());
-            };
+    Body::stream(async_stream::stream! {
+        let mut pending = BytesMut::from(&head[..]);
+        let mut first = true;
+        for o in objects {
             pending.put_slice(if first { b"{" } else { b",{" });
             first = false;
             let item = o.value.slice(if whole { 1 } else { object::item_offset(&o.value) }..);
-            if item.len() >= CHUNK {
-                large = Some(item);
-                return Some(pending.split().freeze());
+            let large = item.len() >= CHUNK;
+            if !large {
+                pending.put_slice(&item);
             }
-            pending.put_slice(&item);
-            if pending.len() >= CHUNK {
-                return Some(pending.split().freeze());
+            if large || pending.len() >= CHUNK {
+                yield pending.split().freeze();
+                if large {
+                    yield item;
+                }
+                // A client that reads as fast as it is written to would have the thread for the whole list.
+                tokio::task::yield_now().await;
             }
         }
-    })))
+        pending.put_slice(b"]}\n");
+        yield pending.freeze();
+    })
 }
 
 /// Stored bytes were written by this program, so they can be read; if not, the client must see a broken answer.

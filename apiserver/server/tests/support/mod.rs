@@ -32,6 +32,7 @@ pub(crate) async fn start(dir: &std::path::Path) -> (Server, Client) {
 }
 
 /// Status, body and warnings of one request.
+#[allow(dead_code)] // As above.
 pub(crate) async fn call(client: &Client, method: &str, path: &str, body: &Value) -> (u16, Value, Vec<String>) {
     let bytes = if body.is_null() { vec![] } else { body.to_string().into_bytes() };
     let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
@@ -44,6 +45,7 @@ pub(crate) async fn call(client: &Client, method: &str, path: &str, body: &Value
 }
 
 /// Creates an object and reads it, after which everybody has seen it.
+#[allow(dead_code)] // As above.
 pub(crate) async fn put(client: &Client, path: &str, object: &Value) {
     let (status, said, _) = call(client, "POST", path, object).await;
     assert_eq!(status, 201, "{said}");
