@@ -27,6 +27,8 @@ const CHUNK: usize = 64 * 1024;
 const LARGE: usize = 1 << 20;
 /// Objects encoded before other requests get the thread.
 const TURN: usize = 64;
+/// Stored bytes sent before they do: about what takes as long.
+const TURN_BYTES: usize = 512 * 1024;
 
 /// What became of a list.
 pub(super) enum Sent {
@@ -101,7 +103,7 @@ pub(super) fn pieces(
 fn stored(head: Bytes, objects: Vec<Arc<Object>>, whole: bool) -> Body {
     Body::stream(async_stream::stream! {
         let mut pending = BytesMut::from(&head[..]);
-        let mut first = true;
+        let (mut first, mut sent) = (true, 0);
         for o in objects {
             pending.put_slice(if first { b"{" } else { b",{" });
             first = false;
@@ -111,12 +113,17 @@ fn stored(head: Bytes, objects: Vec<Arc<Object>>, whole: bool) -> Body {
                 pending.put_slice(&item);
             }
             if large || pending.len() >= CHUNK {
+                sent += pending.len();
                 yield pending.split().freeze();
                 if large {
+                    sent += item.len();
                     yield item;
                 }
                 // A client that reads as fast as it is written to would have the thread for the whole list.
-                tokio::task::yield_now().await;
+                if sent >= TURN_BYTES {
+                    sent = 0;
+                    tokio::task::yield_now().await;
+                }
             }
         }
         pending.put_slice(b"]}\n");
