@@ -131,6 +131,24 @@ pub struct Label {
     pub long: bool,
 }
 
+impl Label {
+    fn of(target: &ResourceRequest) -> Self {
+        Self {
+            verb: verb_label(target.verb),
+            resource: target.full_resource().into_owned(),
+            group: target.group.clone(),
+            version: target.version.clone(),
+            scope: match target.verb {
+                Verb::Create => "resource",
+                _ if !target.name.is_empty() => "resource",
+                _ if !target.namespace.is_empty() => "namespace",
+                _ => "cluster",
+            },
+            long: target.verb == Verb::Watch,
+        }
+    }
+}
+
 fn audit_id(headers: &HeaderMap) -> String {
     let given = headers.get("audit-id").and_then(|v| v.to_str().ok()).filter(|v| v.len() <= 64 && !v.is_empty());
     given.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned)
@@ -168,7 +186,6 @@ async fn pass(
     let form = |offer: Offer| negotiate(accept, pretty, offer);
     let plain = form(Offer::OBJECT).unwrap_or(Form { pretty, ..PLAIN });
     let path = parts.uri.path().to_owned();
-    let mut label = Label::default();
     let peer = parts.extensions.get::<Peer>().cloned();
     let authenticated = authenticate(&server, &parts.headers, peer);
     let target = Target::parse(&parts.method, &path, &query);
@@ -183,16 +200,20 @@ async fn pass(
     }
     let limit = match deadline::time_limit(&server, &target, &query) {
         Ok(limit) => limit,
-        Err(s) => return (respond::status(&s, plain), label),
+        Err(s) => return (respond::status(&s, plain), Label::default()),
     };
     let user = match authenticated.and_then(|u| auth::impersonation::impersonate(&server, &parts.headers, u, &action)) {
         Ok(u) => u,
-        Err(s) => return (respond::status(&s, plain), label),
+        Err(s) => return (respond::status(&s, plain), Label::default()),
     };
     if let Some(record) = record {
         record.impersonates(&user);
     }
     auth::impersonation::forget(&mut parts.headers);
+    let mut label = match &target {
+        Target::Resource(t) if !path.starts_with("//") => Label::of(t),
+        _ => Label { verb: "GET", ..Label::default() },
+    };
     if let Err(later) = flow::admit(&server, &user, &action, &target, &query, place).await {
         return (later, label);
     }
@@ -207,7 +228,6 @@ async fn pass(
     let target = match target {
         Target::Resource(t) if !path.starts_with("//") => t,
         _ => {
-            label.verb = "GET";
             if let Some(remote) = whole_version(&server, &parts.method, &path) {
                 if let Err(s) = authorise() {
                     return (respond::status(&s, plain), label);
@@ -224,17 +244,6 @@ async fn pass(
             return (r.unwrap_or_else(|s| respond::status(&s, plain)), label);
         }
     };
-    label.verb = verb_label(target.verb);
-    label.resource = target.full_resource().into_owned();
-    label.group.clone_from(&target.group);
-    label.version.clone_from(&target.version);
-    label.scope = match target.verb {
-        Verb::Create => "resource",
-        _ if !target.name.is_empty() => "resource",
-        _ if !target.namespace.is_empty() => "namespace",
-        _ => "cluster",
-    };
-    label.long = target.verb == Verb::Watch;
     if let Err(s) = authorise() {
         return (respond::status(&s, plain), label);
     }

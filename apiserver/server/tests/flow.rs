@@ -231,4 +231,7 @@ async fn who_asks_for_everything_delays_himself() {
         refused.len()
     );
     assert!(numbers.contains(&counted), "{numbers}");
+    let mut lines = numbers.lines().filter(|l| l.starts_with("apiserver_request_total") && l.contains(r#"code="429""#));
+    let line = lines.next().expect("refusals are counted");
+    assert!(line.contains(r#"verb="LIST""#) && line.ends_with(&format!(" {}", refused.len())), "{line}");
 }
