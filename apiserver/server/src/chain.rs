@@ -1,7 +1,7 @@
 //! The gates, in order, and the dispatch behind them.
 //!
-//! [`handle`] reads as a list: limits, identity, audit, impersonation, priority and fairness, authorisation, the body, the verb. Every request passes
-//! here, whether it came over TLS or from a client in the same process.
+//! [`handle`] reads as a list: limits, identity, audit, impersonation, priority and fairness, authorisation, the body, the
+//! verb. Every request passes here, whether it came over TLS or from a client in the same process.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

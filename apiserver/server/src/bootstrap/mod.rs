@@ -66,11 +66,7 @@ pub async fn run(server: &Arc<Inner>) -> Result<(), Status> {
         obj["status"] = json!({});
         // Upstream's servers say so of every schema that they follow; one behind this one tries it again and again otherwise.
         if let Some(level) = obj["spec"]["priorityLevelConfiguration"]["name"].as_str() {
-            let message = format!(
-                "This FlowSchema references the PriorityLevelConfiguration object named {level:?} and it exists"
-            );
-            obj["status"] = json!({"conditions": [{"type": "Dangling", "status": "False", "reason": "Found",
-                "lastTransitionTime": crate::verbs::write::now(), "message": message}]});
+            obj["status"] = json!({"conditions": [crate::flow::dangling(level, true)]});
         }
         ensure(server, "flowcontrol.apiserver.k8s.io", plural, obj)
     }))

@@ -131,20 +131,23 @@ impl Follower {
     }
 }
 
-/// The condition of a schema, unless it says so already.
-fn news(schema: &Value, level: &str, there: bool) -> Option<Value> {
+/// What a schema is told of the level that it names: the condition, from now.
+pub(crate) fn dangling(level: &str, there: bool) -> Value {
     let (status, reason, end) = match there {
         true => ("False", "Found", "and it exists"),
         false => ("True", "NotFound", "but there is no such object"),
     };
     let message = format!("This FlowSchema references the PriorityLevelConfiguration object named {level:?} {end}");
+    json!({"type": "Dangling", "status": status, "reason": reason, "message": message,
+        "lastTransitionTime": verbs::write::now()})
+}
+
+/// The condition of a schema, unless it says so already.
+fn news(schema: &Value, level: &str, there: bool) -> Option<Value> {
+    let new = dangling(level, there);
     let mut old = schema["status"]["conditions"].as_array().into_iter().flatten();
-    let said = old
-        .any(|c| c["type"] == "Dangling" && c["status"] == status && c["reason"] == reason && c["message"] == *message);
-    (!said).then(|| {
-        json!({"type": "Dangling", "status": status, "reason": reason, "message": message,
-            "lastTransitionTime": verbs::write::now()})
-    })
+    let said = old.any(|c| ["type", "status", "reason", "message"].iter().all(|key| c[*key] == new[*key]));
+    (!said).then_some(new)
 }
 
 fn parsed<T: DeserializeOwned>(objects: &Collection) -> Vec<T> {

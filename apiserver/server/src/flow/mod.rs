@@ -36,7 +36,7 @@ use crate::request::{Query, ResourceRequest, Target, Verb};
 use crate::server::Inner;
 use crate::subresources;
 
-pub(crate) use self::follow::start;
+pub(crate) use self::follow::{dangling, start};
 
 /// Seats by default: upstream's 400 for reading requests and 200 for others.
 pub(crate) const SEATS: u32 = 600;
