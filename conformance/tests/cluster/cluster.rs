@@ -58,7 +58,12 @@ pub(crate) fn repository() -> &'static Path {
 
 /// Runs a program to its end.
 pub(crate) fn run(command: &mut Command) -> Result<Output> {
-    let o = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
+    run_with(command, Stdio::null())
+}
+
+/// Runs a program with an input to its end.
+fn run_with(command: &mut Command, input: Stdio) -> Result<Output> {
+    let o = command.stdin(input).output().with_context(|| format!("cannot run {command:?}"))?;
     let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
     Ok(Output { code: o.status.code().unwrap_or(-1), out: text(o.stdout), err: text(o.stderr) })
 }
@@ -314,6 +319,13 @@ impl Cluster {
         drop(stdin);
         let out = output.join().unwrap_or_default();
         Ok(Output { code: status.code().unwrap_or(-1), out, err: String::new() })
+    }
+
+    /// Runs kubectl with an input, over WebSocket or SPDY; what does not end by itself has the code 124.
+    pub(crate) fn fed(&self, input: &Path, sockets: bool, args: &[&str]) -> Result<Output> {
+        let mut c = self.command_of(Path::new("timeout"));
+        c.arg(PATIENCE.as_secs().to_string()).arg(&self.kubectl).args(args);
+        run_with(c.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", sockets.to_string()), File::open(input)?.into())
     }
 
     /// Runs kubectl in the background.

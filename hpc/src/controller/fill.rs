@@ -24,6 +24,7 @@ use skiff_controllers::runtime::controller_ref;
 use skiff_controllers::runtime::worker::code;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::volume::{IMAGE, waits};
 use super::{Case, Controller};
@@ -186,13 +187,42 @@ impl Controller {
         for (path, stored) in &index.files {
             files.push((path.clone(), stored.clone(), self.store.open(case.uid(), stored).await?.into_std().await));
         }
+        // Errors are asked for because the end of an attachment is the end of its output.
         let attached = AttachParams { stdin: true, stdout: false, stderr: true, ..AttachParams::default() };
         let mut attached = pods.attach(name, &attached).await?;
-        let Some(stdin) = attached.stdin() else { anyhow::bail!("nothing can be sent to it") };
-        let to = Blocking { to: stdin, runtime: Handle::current() };
-        tokio::task::spawn_blocking(move || pack(files, to)).await??;
-        // It ends with its program.
-        attached.join().await?;
+        let (Some(stdin), Some(mut stderr), Some(status)) =
+            (attached.stdin(), attached.stderr(), attached.take_status())
+        else {
+            anyhow::bail!("nothing can be sent to it")
+        };
+        let ended = async {
+            let drained = async {
+                // What it says is in its log.
+                let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                _ = status => {}
+                () = drained => {}
+            }
+        };
+        let mut ended = std::pin::pin!(ended);
+        // A pipe of the client does not tell its writer that nobody reads it any more.
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        let to = Blocking { to: stdin, runtime: Handle::current(), stop: stop.clone() };
+        let mut packing = tokio::task::spawn_blocking(move || pack(files, to));
+        let packed = tokio::select! {
+            packed = &mut packing => packed,
+            () = &mut ended => {
+                stop.cancel();
+                packing.await
+            }
+        };
+        packed??;
+        if !stop.is_cancelled() {
+            ended.await;
+        }
         Ok(())
     }
 }
@@ -211,22 +241,31 @@ fn pack<W: AsyncWrite + Unpin>(
         archive.append_data(&mut header, path, io::Read::take(file, stored.size))?;
     }
     let mut to = archive.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-    to.runtime.block_on(to.to.shutdown())
+    to.wait(async |w| w.shutdown().await)
 }
 
-/// Writes for a thread that may wait.
+/// Writes for a thread that may wait, until it is stopped.
 struct Blocking<W> {
     to: W,
     runtime: Handle,
+    stop: CancellationToken,
+}
+
+impl<W: AsyncWrite + Unpin> Blocking<W> {
+    fn wait<T>(&mut self, act: impl AsyncFnOnce(&mut W) -> io::Result<T>) -> io::Result<T> {
+        let Self { to, runtime, stop } = self;
+        let done = runtime.block_on(stop.run_until_cancelled(act(to)));
+        done.unwrap_or_else(|| Err(io::Error::new(io::ErrorKind::BrokenPipe, "it ended before it had all of them")))
+    }
 }
 
 impl<W: AsyncWrite + Unpin> Write for Blocking<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.runtime.block_on(self.to.write(bytes))
+        self.wait(async |w| w.write(bytes).await)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.runtime.block_on(self.to.flush())
+        self.wait(async |w| w.flush().await)
     }
 }
 
@@ -270,7 +309,11 @@ mod tests {
             index.files.insert(path.to_owned(), stored);
         }
         let packed = dir.path().join("packed");
-        let to = Blocking { to: tokio::fs::File::create(&packed).await.unwrap(), runtime: Handle::current() };
+        let to = Blocking {
+            to: tokio::fs::File::create(&packed).await.unwrap(),
+            runtime: Handle::current(),
+            stop: CancellationToken::new(),
+        };
         tokio::task::spawn_blocking(move || pack(files, to)).await.unwrap().unwrap();
         let results = dir.path().join("results");
         std::fs::create_dir(&results).unwrap();
@@ -298,5 +341,20 @@ mod tests {
         let half = std::fs::read(&packed).unwrap();
         std::fs::write(&packed, &half[..700]).unwrap();
         assert!(!run(&digest(&index), SCRIPT).status.success());
+    }
+
+    #[tokio::test]
+    async fn packing_ends_with_who_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), vec![7; 100_000]).unwrap();
+        let stored = Stored { size: 100_000, sha256: String::new(), modified: 0 };
+        let files = vec![("file".to_owned(), stored, std::fs::File::open(dir.path().join("file")).unwrap())];
+        let (_reads_nothing, to) = tokio::io::simplex(1024);
+        let stop = CancellationToken::new();
+        let to = Blocking { to, runtime: Handle::current(), stop: stop.clone() };
+        let packing = tokio::task::spawn_blocking(move || pack(files, to));
+        stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(30), packing).await.unwrap().unwrap();
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }

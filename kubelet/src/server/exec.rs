@@ -19,7 +19,7 @@ use super::upgrade::{Upgrade, Wire};
 use super::{Body, Server, spdy, text, websocket};
 use crate::pod::spec;
 use crate::pod::status::attempts;
-use crate::runtime::{Attached, ExecConfig, InputSink, Out, Runtime, State};
+use crate::runtime::{self, Attached, ExecConfig, InputSink, Out, OutputStream, Runtime, State};
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -180,11 +180,11 @@ enum Output {
     Spdy { error: spdy::Writer, stdout: Option<spdy::Writer>, stderr: Option<spdy::Writer> },
 }
 
-impl Remote {
+impl Output {
     async fn write(&self, channel: u8, data: Bytes) -> io::Result<()> {
-        match &self.output {
-            Output::WebSocket(sender) => sender.send(channel, &data).await,
-            Output::Spdy { error, stdout, stderr } => {
+        match self {
+            Self::WebSocket(sender) => sender.send(channel, &data).await,
+            Self::Spdy { error, stdout, stderr } => {
                 let writer = match channel {
                     STDOUT => stdout.as_ref(),
                     STDERR => stderr.as_ref(),
@@ -197,7 +197,9 @@ impl Remote {
             }
         }
     }
+}
 
+impl Remote {
     /// Tells the end and waits a little for the client to leave. Errors mean that it left already.
     async fn finish(self, end: &Value, structured: bool) {
         let message = match (structured, end["status"].as_str()) {
@@ -206,7 +208,7 @@ impl Remote {
             (false, _) => end["message"].as_str().unwrap_or_default().to_string(),
         };
         if !message.is_empty() {
-            let _ = self.write(ERROR, message.into()).await;
+            let _ = self.output.write(ERROR, message.into()).await;
         }
         match &self.output {
             Output::WebSocket(sender) => sender.close().await,
@@ -340,6 +342,8 @@ fn size(data: &[u8]) -> Option<(u16, u16)> {
 
 /// Starts the process and carries its streams until it ends or the client leaves. Answers the end as a Status.
 async fn carry(runtime: &dyn Runtime, target: Target, wanted: Wanted, remote: &mut Remote) -> Value {
+    // What comes after the end is refused, so that the client's leaving is seen: the receiver goes with this call.
+    let stdin = std::mem::replace(&mut remote.stdin, mpsc::channel(1).1);
     let (id, attached) = match target {
         Target::Exec { id, command } => {
             let config = ExecConfig {
@@ -357,57 +361,24 @@ async fn carry(runtime: &dyn Runtime, target: Target, wanted: Wanted, remote: &m
             (id, attached)
         }
     };
-    let Attached { mut output, input, exec_id } = match attached {
+    let Attached { output, input, exec_id } = match attached {
         Ok(attached) => attached,
         Err(error) => return internal(&error.to_string()),
     };
-    // Without a wanted input its end must not be sent: the runtime would end the whole connection.
-    let mut input: Option<InputSink> = wanted.stdin.then_some(input);
-    let mut resizing = true;
-    loop {
-        tokio::select! {
-            chunk = output.next() => match chunk {
-                Some(Ok((out, data))) => {
-                    let channel = if out == Out::Stderr && !wanted.tty { STDERR } else { STDOUT };
-                    let asked = if channel == STDOUT { wanted.stdout } else { wanted.stderr };
-                    if asked && remote.write(channel, data).await.is_err() {
-                        break;
-                    }
-                }
-                Some(Err(error)) => return internal(&error.to_string()),
-                None => break,
-            },
-            data = remote.stdin.recv(), if input.is_some() => {
-                let ended = match (&mut input, data) {
-                    (Some(sink), Some(data)) => {
-                        sink.write_all(&data).await.is_err() || sink.flush().await.is_err()
-                    }
-                    (Some(sink), None) => {
-                        // The process may have closed its end first.
-                        let _ = sink.shutdown().await;
-                        true
-                    }
-                    (None, _) => true,
-                };
-                if ended {
-                    input = None;
-                }
+    // All three at once: a process that does not read goes on to write and to end, and one whose output waits is still fed.
+    let to_process = async {
+        let fed = feed(stdin, wanted.stdin.then_some(input));
+        tokio::join!(fed, adjust(runtime, &id, &exec_id, &mut remote.resize));
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        shown = show(output, &remote.output, wanted) => {
+            if let Err(error) = shown {
+                return internal(&error.to_string());
             }
-            size = remote.resize.recv(), if resizing => match size {
-                Some((width, height)) => {
-                    let resized = if exec_id.is_empty() {
-                        runtime.resize(&id, width, height).await
-                    } else {
-                        runtime.exec_resize(&exec_id, width, height).await
-                    };
-                    if let Err(error) = resized {
-                        tracing::debug!(%error, "terminal not resized");
-                    }
-                }
-                None => resizing = false,
-            },
-            () = remote.left.cancelled() => break,
         }
+        () = to_process => {}
+        () = remote.left.cancelled() => {}
     }
     if exec_id.is_empty() {
         return success();
@@ -430,6 +401,46 @@ async fn carry(runtime: &dyn Runtime, target: Target, wanted: Wanted, remote: &m
         }),
         Ok(Err(error)) => internal(&error),
         Err(_) => internal("the command's exit code is not known"),
+    }
+}
+
+/// Brings what the client sends to the process, and the end of it, where the client wanted an input.
+async fn feed(mut stdin: mpsc::Receiver<Bytes>, input: Option<InputSink>) {
+    // Without a wanted input its end must not be sent: the runtime would end the whole connection.
+    let Some(mut sink) = input else { return };
+    while let Some(data) = stdin.recv().await {
+        if sink.write_all(&data).await.is_err() || sink.flush().await.is_err() {
+            return;
+        }
+    }
+    // The process may have closed its end first.
+    let _ = sink.shutdown().await;
+}
+
+/// Brings what the process writes to the client until one of them ends.
+async fn show(mut output: OutputStream, to: &Output, wanted: Wanted) -> runtime::Result<()> {
+    while let Some(chunk) = output.next().await {
+        let (out, data) = chunk?;
+        let channel = if out == Out::Stderr && !wanted.tty { STDERR } else { STDOUT };
+        let asked = if channel == STDOUT { wanted.stdout } else { wanted.stderr };
+        if asked && to.write(channel, data).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Gives the terminal the sizes that the client's has.
+async fn adjust(runtime: &dyn Runtime, id: &str, exec_id: &str, sizes: &mut mpsc::Receiver<(u16, u16)>) {
+    while let Some((width, height)) = sizes.recv().await {
+        let resized = if exec_id.is_empty() {
+            runtime.resize(id, width, height).await
+        } else {
+            runtime.exec_resize(exec_id, width, height).await
+        };
+        if let Err(error) = resized {
+            tracing::debug!(%error, "terminal not resized");
+        }
     }
 }
 

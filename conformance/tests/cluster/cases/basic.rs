@@ -72,6 +72,17 @@ pub(crate) fn streams(c: &mut Cluster, ns: &str) -> Result<()> {
     ensure!(page?.ends_with("page\n"));
     let missing = c.kubectl(&["-n", ns, "logs", "none"])?;
     ensure!(missing.code == 1 && missing.err.contains("pods \"none\" not found"), "{missing:?}");
+    // More input than all that lies between: what is written while it is read, and what nobody reads.
+    std::fs::write(file.path(), vec![b'x'; 10_000_000])?;
+    for sockets in [true, false] {
+        let o = c.fed(file.path(), sockets, &["-n", ns, "exec", "-i", "a", "--", "cat"])?;
+        ensure!(o.code == 0 && o.out.len() == 10_000_000, "{} {} {}", o.code, o.out.len(), o.err);
+        let first = c.fed(file.path(), sockets, &["-n", ns, "exec", "-i", "a", "--", "head", "-c", "5"])?;
+        ensure!(first.code == 0 && first.out == "xxxxx", "{first:?}");
+        let run = ["-n", ns, "run", "b", "--image=skiff/busybox:1", "--restart=Never", "-i", "--rm", "--command", "--"];
+        let ends = c.fed(file.path(), sockets, &[&run[..], &["sh", "-c", "head -c 5; exit 3"]].concat())?;
+        ensure!(ends.code == 3 && ends.out.starts_with("xxxxx"), "{ends:?}");
+    }
     Ok(())
 }
 
