@@ -34,8 +34,9 @@ const MAX_STREAMS: usize = 512;
 const QUEUE: usize = 32;
 /// Bytes of one data frame.
 const CHUNK: usize = 32 << 10;
-/// A client that takes no data for this long is gone.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
+/// A client that takes no data for this long is gone. Somebody may read in a pager: it is the time after which upstream's
+/// node agent ends an idle stream (`streamingConnectionIdleTimeout`).
+const WRITE_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 
 /// Names and values of a stream; names are lower case.
 pub(crate) type Headers = BTreeMap<String, String>;
