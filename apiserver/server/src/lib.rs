@@ -175,6 +175,7 @@ impl Builder {
             bootstrap::extras(&inner).await?;
         }
         services::claims::adopt(&inner).await?;
+        services::repair::start(&inner).await?;
         custom::start(&inner).await?;
         aggregate::start(&inner).await?;
         let server = Server { inner, pki };

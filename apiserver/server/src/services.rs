@@ -1,14 +1,16 @@
 //! Cluster addresses and node ports of Services.
 //!
-//! What is in use is known from the Services themselves (read once, then kept in step with every write of this server).
-//! Where several servers share a store, that is only a hint: each address and port is claimed by a key of its own
-//! ([`claims`]), and whoever makes the key has it.
+//! Whose an address is says an object ([`addresses`]). Which node ports are in use is known from the Services themselves
+//! (read once, then kept in step with every write of this server); where several servers share a store, that is only a
+//! hint: each port is claimed by a key of its own ([`claims`]), and whoever makes the key has it.
 //! Allocation is random within the range, as upstream, from the upper part first: the lower part stays free for people
-//! who pick addresses by hand.
+//! who pick by hand.
 
+mod addresses;
 pub mod claims;
+pub mod repair;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -29,7 +31,6 @@ use crate::server::Inner;
 #[derive(Default)]
 struct Used {
     loaded: bool,
-    addresses: HashSet<IpAddr>,
     /// Port and protocol to the Service's key.
     ports: HashMap<(u16, String), String>,
 }
@@ -59,9 +60,6 @@ impl Addresses {
         used.loaded = true;
         if let Ok(c) = server.collection("", "services") {
             for s in c.values() {
-                for a in cluster_ips(&s) {
-                    used.addresses.insert(a);
-                }
                 for (p, proto) in node_ports(&s) {
                     used.ports.insert((p, proto), key(&s));
                 }
@@ -79,36 +77,6 @@ impl Addresses {
     #[must_use]
     pub fn nth(&self, n: u64) -> IpAddr {
         offset(self.cidr, n)
-    }
-
-    async fn take(&self, server: &Inner, wanted: Option<IpAddr>, owner: &Owner) -> Result<IpAddr, Taken> {
-        if let Some(a) = wanted {
-            if !self.cidr.contains(&a) || a == self.cidr.network() || a == self.cidr.broadcast() {
-                return Err(Taken::OutOfRange);
-            }
-            if server.store.shared() {
-                return claims::address(server, a, owner).await?.then_some(a).ok_or(Taken::InUse);
-            }
-            return if self.used.lock().addresses.insert(a) { Ok(a) } else { Err(Taken::InUse) };
-        }
-        let bits = u32::from(self.cidr.max_prefix_len() - self.cidr.prefix_len()).min(16);
-        let size = (1u64 << bits) - 2;
-        // min(max(16, size/16), 256) low addresses are left for manual choice.
-        let low = (size / 16).clamp(16, 256).min(size / 2);
-        let random = tries(low..=size - 1).map(|n| n + 1);
-        let candidates =
-            random.chain((low..size).map(|n| n + 1)).chain((1..low).map(|n| n + 1)).map(|n| offset(self.cidr, n));
-        if !server.store.shared() {
-            let mut used = self.used.lock();
-            return candidates.into_iter().find(|a| used.addresses.insert(*a)).ok_or(Taken::Full);
-        }
-        let held = claims::addresses(server).await?;
-        for a in candidates.filter(|a| !held.contains(a)).take(TRIES) {
-            if claims::address(server, a, owner).await? {
-                return Ok(a);
-            }
-        }
-        Err(Taken::Full)
     }
 
     async fn take_port(
@@ -172,18 +140,16 @@ impl Addresses {
     }
 
     async fn give_back(&self, server: &Inner, owner: &Owner, addresses: &[IpAddr], ports: &[(u16, String)]) {
+        addresses::release(server, owner, addresses).await;
         if server.store.shared() {
-            claims::release(server, owner, addresses, ports).await;
+            claims::release(server, owner, ports).await;
         } else {
-            self.release(addresses, ports);
+            self.release(ports);
         }
     }
 
-    fn release(&self, addresses: &[IpAddr], ports: &[(u16, String)]) {
+    fn release(&self, ports: &[(u16, String)]) {
         let mut used = self.used.lock();
-        for a in addresses {
-            used.addresses.remove(a);
-        }
         for p in ports {
             used.ports.remove(p);
         }
@@ -208,6 +174,12 @@ enum Taken {
 impl From<skiff_storage::Error> for Taken {
     fn from(e: skiff_storage::Error) -> Self {
         Self::Failed(crate::registry::storage_error(e))
+    }
+}
+
+impl From<Status> for Taken {
+    fn from(status: Status) -> Self {
+        Self::Failed(status)
     }
 }
 
@@ -322,9 +294,9 @@ impl ServiceHooks {
         if wants_address(s) && old.is_none_or(|o| kind_of(o) == "ExternalName") {
             let wanted = cluster_ips(s);
             match wanted.first() {
-                None => match a.take(server, None, &owner).await {
+                None => match addresses::take(server, None, &owner, dry_run).await {
                     Ok(ip) => {
-                        addresses.push(ip);
+                        addresses.extend((!dry_run).then_some(ip));
                         s["spec"]["clusterIP"] = ip.to_string().into();
                         s["spec"]["clusterIPs"] = json!([ip.to_string()]);
                     }
@@ -333,25 +305,21 @@ impl ServiceHooks {
                         return Err(Status::internal("failed to allocate IP: range is full"));
                     }
                 },
-                Some(ip) => match a.take(server, Some(*ip), &owner).await {
-                    Ok(ip) => addresses.push(ip),
+                Some(ip) => match addresses::take(server, Some(*ip), &owner, dry_run).await {
+                    Ok(ip) => addresses.extend((!dry_run).then_some(ip)),
                     Err(Taken::Failed(status)) => return Err(status),
                     Err(t) => {
                         let list = Value::from(vec![ip.to_string()]);
                         let why = match t {
-                            Taken::InUse => format!("failed to allocate IP {ip}: provided IP is already allocated"),
-                            _ => format!(
-                                "failed to allocate IP {ip}: the provided network does not match the current range, provided IP is not in the valid range. The range of valid IPs is {}",
+                            Taken::InUse => "provided IP is already allocated".to_owned(),
+                            // Upstream's dry runs ask one range only.
+                            _ if dry_run => format!(
+                                "the provided IP ({ip}) is not in the valid range. The range of valid IPs is {}",
                                 a.cidr
                             ),
+                            _ => "the provided network does not match the current range".to_owned(),
                         };
-                        let why = match t {
-                            Taken::OutOfRange => format!(
-                                "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is {}",
-                                a.cidr
-                            ),
-                            _ => why,
-                        };
+                        let why = format!("failed to allocate IP {ip}: {why}");
                         errors.invalid_raw(&spec.child("clusterIPs"), list.to_string(), why);
                     }
                 },
@@ -488,14 +456,8 @@ impl ServiceHooks {
             return None;
         }
         let server = Arc::clone(server);
-        Some(Box::new(move || {
-            if server.store.shared() {
-                // Should this process end before it is done, the claims are found stale later.
-                tokio::spawn(async move { claims::release(&server, &owner, &addresses, &ports).await });
-            } else {
-                server.addresses.release(&addresses, &ports);
-            }
-        }))
+        // Should this process end before it is done, what was taken is found later.
+        Some(Box::pin(async move { server.addresses.give_back(&server, &owner, &addresses, &ports).await }))
     }
 }
 

@@ -10,8 +10,8 @@ use skiff_core::status::Status;
 use crate::server::Inner;
 use crate::verbs::Call;
 
-/// Undoes what a hook reserved, when the write did not happen.
-pub type Undo = Option<Box<dyn FnOnce() + Send>>;
+/// Undoes what a hook reserved, when the write did not happen; dropped when it did.
+pub type Undo = Option<BoxFuture<'static, ()>>;
 
 /// Server-side rules of one resource. Every method has the answer of a resource without such rules.
 pub trait Hooks: Send + Sync {

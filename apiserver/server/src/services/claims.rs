@@ -1,6 +1,6 @@
-//! Claims on Service addresses and node ports, for servers that share a store.
+//! Claims on node ports of Services, for servers that share a store.
 //!
-//! A claim is a key named for the address or the port; making it is the compare-and-swap that lets one server win. Its
+//! A claim is a key named for the port; making it is the compare-and-swap that lets one server win. Its
 //! value says whose it is. A claim is made before its Service is stored and given back after the Service is gone, so a
 //! process that dies in between leaves one behind: a claim of a certain age whose Service does not exist, or does not
 //! hold what was claimed, may be taken over.
@@ -8,20 +8,18 @@
 //! Services that were made before the store was shared have no claims yet; [`adopt`] makes them when a server starts.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use skiff_core::meta;
 use skiff_storage::{Compare, Entry, Error, Op, Payload, Result, Store};
 use tokio::time::Instant;
 
-use super::{Owner, cluster_ips, node_ports};
+use super::{Owner, node_ports};
 use crate::registry::FRESH_DEADLINE;
 use crate::server::Inner;
 
-const ADDRESSES: &str = "/registry/ranges/serviceips/";
 const PORTS: &str = "/registry/ranges/servicenodeports/";
 /// A claim this young may be of a Service that is being written. Far beyond any request's deadline and clocks' difference.
 const YOUNG: Duration = Duration::from_secs(600);
@@ -32,17 +30,16 @@ const RACES: usize = 8;
 struct Claim {
     service: String,
     uid: String,
-    /// Protocols, of a port.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     protocols: Vec<String>,
     /// When it was made, in seconds of the Unix clock.
     at: u64,
 }
 
 impl Claim {
-    fn new(owner: &Owner, protocol: Option<&str>) -> Self {
+    fn new(owner: &Owner, protocol: &str) -> Self {
         let (service, uid) = (owner.key.clone(), owner.uid.clone());
-        Self { service, uid, protocols: protocol.into_iter().map(str::to_owned).collect(), at: now() }
+        Self { service, uid, protocols: vec![protocol.to_owned()], at: now() }
     }
 
     /// What is not a claim is nobody's, and old.
@@ -61,31 +58,15 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Claims an address; `false` when it is somebody else's.
-pub(super) async fn address(server: &Inner, address: IpAddr, owner: &Owner) -> Result<bool> {
-    let held = |s: &serde_json::Value| cluster_ips(s).contains(&address);
-    claim(server, &format!("{ADDRESSES}{address}"), owner, None, held).await
-}
-
 /// Claims a port for a protocol; `false` when it is somebody else's. One Service may use it for several protocols.
 pub(super) async fn port(server: &Inner, port: u16, protocol: &str, owner: &Owner) -> Result<bool> {
-    let held = |s: &serde_json::Value| node_ports(s).iter().any(|(n, _)| *n == port);
-    claim(server, &format!("{PORTS}{port}"), owner, Some(protocol), held).await
-}
-
-async fn claim(
-    server: &Inner,
-    key: &str,
-    owner: &Owner,
-    protocol: Option<&str>,
-    held: impl Fn(&serde_json::Value) -> bool,
-) -> Result<bool> {
+    let (held, key) = (|s: &Value| node_ports(s).iter().any(|(n, _)| *n == port), format!("{PORTS}{port}"));
     let store = &server.store;
     let mine = Claim::new(owner, protocol);
     let mut compare = Compare::Absent;
     let mut op = mine.op();
     for _ in 0..RACES {
-        let found = match store.commit(key, compare, op).await {
+        let found = match store.commit(&key, compare, op).await {
             Ok(_) => return Ok(true),
             Err(Error::Conflict { current }) => current,
             Err(other) => return Err(other),
@@ -96,14 +77,12 @@ async fn claim(
         };
         let theirs = Claim::read(&entry);
         if theirs.uid == owner.uid {
-            match protocol {
-                Some(protocol) if !theirs.protocols.iter().any(|p| p == protocol) => {
-                    let mut both = theirs;
-                    both.protocols.push(protocol.to_owned());
-                    op = both.op();
-                }
-                _ => return Ok(false),
+            if theirs.protocols.iter().any(|p| p == protocol) {
+                return Ok(false);
             }
+            let mut both = theirs;
+            both.protocols.push(protocol.to_owned());
+            op = both.op();
         } else if stale(server, &theirs, &held).await? {
             tracing::info!(key, service = theirs.service, "a claim that was left behind is taken over");
             op = mine.op();
@@ -116,7 +95,7 @@ async fn claim(
 }
 
 /// Whether nobody will miss a claim.
-async fn stale(server: &Inner, claim: &Claim, held: impl Fn(&serde_json::Value) -> bool) -> Result<bool> {
+async fn stale(server: &Inner, claim: &Claim, held: impl Fn(&Value) -> bool) -> Result<bool> {
     if now().saturating_sub(claim.at) < YOUNG.as_secs() {
         return Ok(false);
     }
@@ -126,17 +105,15 @@ async fn stale(server: &Inner, claim: &Claim, held: impl Fn(&serde_json::Value) 
 }
 
 /// Gives claims back. One that cannot be given back now is found stale later.
-pub(super) async fn release(server: &Inner, owner: &Owner, addresses: &[IpAddr], ports: &[(u16, String)]) {
-    let addresses = addresses.iter().map(|a| (format!("{ADDRESSES}{a}"), None));
-    let ports = ports.iter().map(|(p, protocol)| (format!("{PORTS}{p}"), Some(protocol.as_str())));
-    for (key, protocol) in addresses.chain(ports) {
-        if let Err(error) = give_back(&*server.store, &key, owner, protocol).await {
-            tracing::warn!(key, %error, "a claim stays behind for a while");
+pub(super) async fn release(server: &Inner, owner: &Owner, ports: &[(u16, String)]) {
+    for (port, protocol) in ports {
+        if let Err(error) = give_back(&*server.store, &format!("{PORTS}{port}"), owner, protocol).await {
+            tracing::warn!(port, %error, "a claim stays behind for a while");
         }
     }
 }
 
-async fn give_back(store: &dyn Store, key: &str, owner: &Owner, protocol: Option<&str>) -> Result<()> {
+async fn give_back(store: &dyn Store, key: &str, owner: &Owner, protocol: &str) -> Result<()> {
     let mut found = store.get(key).await?;
     for _ in 0..RACES {
         let Some(entry) = found else { return Ok(()) };
@@ -144,7 +121,7 @@ async fn give_back(store: &dyn Store, key: &str, owner: &Owner, protocol: Option
         if claim.uid != owner.uid {
             return Ok(());
         }
-        claim.protocols.retain(|p| Some(p.as_str()) != protocol);
+        claim.protocols.retain(|p| p != protocol);
         let op = if claim.protocols.is_empty() { Op::Delete } else { claim.op() };
         match store.commit(key, Compare::At(entry.revision), op).await {
             Ok(_) => return Ok(()),
@@ -155,19 +132,10 @@ async fn give_back(store: &dyn Store, key: &str, owner: &Owner, protocol: Option
     Ok(())
 }
 
-async fn names<T: FromStr + Eq + std::hash::Hash>(store: &dyn Store, prefix: &str) -> Result<HashSet<T>> {
-    let range = store.range(prefix, None, 0, 0).await?;
-    Ok(range.entries.iter().filter_map(|e| e.key.strip_prefix(prefix)?.parse().ok()).collect())
-}
-
-/// Addresses that are claimed.
-pub(super) async fn addresses(server: &Inner) -> Result<HashSet<IpAddr>> {
-    names(&*server.store, ADDRESSES).await
-}
-
 /// Ports that are claimed.
 pub(super) async fn ports(server: &Inner) -> Result<HashSet<u16>> {
-    names(&*server.store, PORTS).await
+    let range = server.store.range(PORTS, None, 0, 0).await?;
+    Ok(range.entries.iter().filter_map(|e| e.key.strip_prefix(PORTS)?.parse().ok()).collect())
 }
 
 /// Makes the claims of the Services that are there.
@@ -180,15 +148,10 @@ pub async fn adopt(server: &Inner) -> Result<()> {
     }
     let Ok(services) = server.collection("", "services") else { return Ok(()) };
     services.cache.consistent(Instant::now() + FRESH_DEADLINE).await?;
-    let (held_addresses, held_ports) = (addresses(server).await?, ports(server).await?);
+    let held = ports(server).await?;
     for s in services.values() {
         let owner = Owner::of(&s);
-        for a in cluster_ips(&s).into_iter().filter(|a| !held_addresses.contains(a)) {
-            if !address(server, a, &owner).await? {
-                tracing::debug!(address = %a, service = owner.key, "claimed already");
-            }
-        }
-        for (p, protocol) in node_ports(&s).into_iter().filter(|(p, _)| !held_ports.contains(p)) {
+        for (p, protocol) in node_ports(&s).into_iter().filter(|(p, _)| !held.contains(p)) {
             if !port(server, p, &protocol, &owner).await? {
                 tracing::debug!(port = p, service = owner.key, "claimed already");
             }

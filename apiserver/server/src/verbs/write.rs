@@ -20,6 +20,7 @@ use super::options::WriteOptions;
 use super::{Answer, Call, Content};
 use crate::admission::{self, Operation};
 use crate::ownership::{self, Owner};
+use crate::registry::hooks::Undo;
 use crate::registry::{Kind, object, storage_error};
 use crate::request::Verb;
 use crate::server::Inner;
@@ -34,6 +35,19 @@ fn exists(kind: &Kind, new: &Value, there: Option<&Value>) -> Status {
         s.message = format!("object is being deleted: {}", s.message);
     }
     s
+}
+
+/// Gives back what a hook reserved for a write that does not happen.
+async fn give_back(undo: Undo) {
+    if let Some(undo) = undo {
+        undo.await;
+    }
+}
+
+/// The same, on the way to telling why.
+async fn undone(why: Status, undo: Undo) -> Status {
+    give_back(undo).await;
+    why
 }
 
 /// Stores a new object.
@@ -80,12 +94,6 @@ pub async fn create(
         return Err(refusal(kind, meta::name(&obj), errors, &call.emptied));
     }
     let undo = kind.hooks.before_create(server, &mut obj, options.dry_run).await?;
-    let undo_on_error = |e: Status, undo: crate::registry::hooks::Undo| {
-        if let Some(u) = undo {
-            u();
-        }
-        e
-    };
     meta::validate(&obj, kind.resource.namespaced, kind.strategy.traits().name, &mut errors);
     if !kind.strategy.traits().untyped {
         meta::validate_standard_finalizers(&obj, &mut errors);
@@ -95,17 +103,15 @@ pub async fn create(
     if !errors.is_empty() {
         let name = meta::name(&obj);
         let name = if name.is_empty() { &base } else { name };
-        return Err(undo_on_error(refusal(kind, name, errors, &call.emptied), undo));
+        return Err(undone(refusal(kind, name, errors, &call.emptied), undo).await);
     }
     kind.strategy.warnings(&obj, None, &mut call.warnings);
     forget_empty_lists(&mut obj, &kind.resource.model);
     if let Err(e) = admission::validate(server, kind, call, Operation::Create, &obj, None, options.dry_run).await {
-        return Err(undo_on_error(e, undo));
+        return Err(undone(e, undo).await);
     }
     if options.dry_run {
-        if let Some(u) = undo {
-            u();
-        }
+        give_back(undo).await;
         let key = objects.key(meta::namespace(&obj), meta::name(&obj));
         if let Some(there) = objects.cache.get(&key) {
             return Err(exists(kind, &obj, serde_json::from_slice(&there.value).ok().as_ref()));
@@ -120,12 +126,12 @@ pub async fn create(
     let numbered = version.and_then(|v| v.as_str()?.parse::<u64>().ok()).is_some_and(|v| v != 0);
     if numbered && call.target.verb == Verb::Create {
         let why = Status::untyped("resourceVersion should not be set on objects to be created");
-        return Err(undo_on_error(why, undo));
+        return Err(undone(why, undo).await);
     }
     for attempt in 0.. {
         let stored = match kind.stored_form(server, &obj).await {
             Ok(v) => v,
-            Err(e) => return Err(undo_on_error(e, undo)),
+            Err(e) => return Err(undone(e, undo).await),
         };
         let payload = object::encode(&stored);
         let key = objects.key(meta::namespace(&obj), meta::name(&obj));
@@ -145,9 +151,9 @@ pub async fn create(
                 if generated {
                     s = s.retry_after(1);
                 }
-                return Err(undo_on_error(s, undo));
+                return Err(undone(s, undo).await);
             }
-            Err(e) => return Err(undo_on_error(storage_error(e), undo)),
+            Err(e) => return Err(undone(storage_error(e), undo).await),
         }
     }
     Err(Status::internal("unreachable: the loop above always returns"))
@@ -331,11 +337,6 @@ pub async fn update(
         }
     }
     let undo = kind.hooks.before_update(server, &mut new, &old, options.dry_run).await?;
-    let give_back = |undo: crate::registry::hooks::Undo| {
-        if let Some(u) = undo {
-            u();
-        }
-    };
     meta::validate_update(&new, &old, &mut errors);
     if repeats(kind) {
         meta::validate_change(&new, &old, &mut errors);
@@ -352,7 +353,7 @@ pub async fn update(
         }
     }
     if !errors.is_empty() {
-        give_back(undo);
+        give_back(undo).await;
         return Err(refusal(kind, meta::name(&old), errors, &call.emptied));
     }
     if part != Part::Status {
@@ -361,14 +362,14 @@ pub async fn update(
     forget_empty_lists(&mut new, &kind.resource.model);
     if let Err(e) = admission::validate(server, kind, call, Operation::Update, &new, Some(&old), options.dry_run).await
     {
-        give_back(undo);
+        give_back(undo).await;
         return Err(e);
     }
     let answer = |object| Answer::Object { code: 200, kind: Arc::clone(kind), object };
     if meta::deleting(&new) && gone(&new, kind) {
         // The last finalizer is out: the update is the deletion.
         if options.dry_run {
-            give_back(undo);
+            give_back(undo).await;
             return Ok(Attempt::Done(answer(Content::Parsed(new))));
         }
         return match objects.store.commit(&old_object.key, Compare::At(old_object.revision), Op::Delete).await {
@@ -378,11 +379,11 @@ pub async fn update(
                 Ok(Attempt::Done(answer(Content::Parsed(new))))
             }
             Err(Error::Conflict { .. }) => {
-                give_back(undo);
+                give_back(undo).await;
                 raced(kind, &old, locked)
             }
             Err(e) => {
-                give_back(undo);
+                give_back(undo).await;
                 Err(storage_error(e))
             }
         };
@@ -390,17 +391,17 @@ pub async fn update(
     let stored = match kind.stored_form(server, &new).await {
         Ok(v) => v,
         Err(e) => {
-            give_back(undo);
+            give_back(undo).await;
             return Err(e);
         }
     };
     let payload = object::encode(&stored);
     if object::same(&old_object.value, &payload) {
-        give_back(undo);
+        give_back(undo).await;
         return Ok(Attempt::Done(answer(Content::Stored(old_object.value.clone()))));
     }
     if options.dry_run {
-        give_back(undo);
+        give_back(undo).await;
         return Ok(Attempt::Done(answer(Content::Parsed(new))));
     }
     match objects.store.commit(&old_object.key, Compare::At(old_object.revision), Op::Put(payload.clone())).await {
@@ -409,11 +410,11 @@ pub async fn update(
             Ok(Attempt::Done(answer(Content::Stored(payload.stamp(revision)))))
         }
         Err(Error::Conflict { .. }) => {
-            give_back(undo);
+            give_back(undo).await;
             raced(kind, &old, locked)
         }
         Err(e) => {
-            give_back(undo);
+            give_back(undo).await;
             Err(storage_error(e))
         }
     }
