@@ -44,15 +44,26 @@ pub(super) fn table(group: &str, plural: &str) -> Option<Table> {
             let all: Vec<&str> = list(&o["spec"], "cidrs").filter_map(Value::as_str).collect();
             vec![name(o), all.join(",").into(), created(o, now)]
         }),
-        ("networking.k8s.io", "ipaddresses") => (ADDRESS, |o, _| {
-            let p = &o["spec"]["parentRef"];
-            let part = |k: &str| p[k].as_str().unwrap_or_default().to_lowercase();
-            let shown = format!("{}/{}/{}", part("resource"), part("namespace"), part("name"));
-            vec![name(o), shown.into()]
-        }),
+        // The age is sent, though no column shows it.
+        ("networking.k8s.io", "ipaddresses") => {
+            (ADDRESS, |o, now| vec![name(o), parent(&o["spec"]["parentRef"]).into(), created(o, now)])
+        }
         _ => return None,
     };
     Some(Table { columns, cells })
+}
+
+/// Whose an address is: resource, group, namespace and name, as far as they are given.
+fn parent(p: &Value) -> String {
+    let part = |k: &str, before: &str| match p[k].as_str().unwrap_or_default() {
+        "" => String::new(),
+        given => format!("{before}{given}"),
+    };
+    if p.is_null() {
+        return "<none>".into();
+    }
+    let resource = (part("resource", "") + &part("group", ".")).to_lowercase();
+    format!("{resource}{}/{}", part("namespace", "/"), part("name", ""))
 }
 
 fn external(o: &Value) -> String {

@@ -112,9 +112,9 @@ impl Repair {
                     tracing::warn!(name, why = %why.message, "an address in use has no object");
                 }
             }
-            ChangeKind::Created | ChangeKind::Updated => {
-                self.fresh.push_back((Instant::now() + YOUNG, name.to_owned()));
-            }
+            ChangeKind::Created => self.fresh.push_back((Instant::now() + YOUNG, name.to_owned())),
+            // Whose an address is does not change.
+            ChangeKind::Updated => {}
         }
     }
 
@@ -139,18 +139,25 @@ impl Repair {
             return Ok(());
         }
         let key = addresses::service_of(&object).unwrap_or_default();
-        if self.service(&key).await?.is_some_and(|s| addresses::held(&s, name)) {
+        let held = |s: Option<Value>| s.is_some_and(|s| addresses::held(&s, name));
+        // What this server knows is enough to leave it, and not to remove it.
+        if held(self.known(&key)) || held(self.service(&key).await?) {
             return Ok(());
         }
         tracing::warn!(name, service = key, "an address that no Service has is given back");
         addresses::remove(&self.server, name, |o| *o == object).await
     }
 
+    /// The Service of this key, as far as this server knows.
+    fn known(&self, key: &str) -> Option<Value> {
+        let (namespace, name) = key.split_once('/')?;
+        serde_json::from_slice(&self.services.peek(namespace, name)?.value).ok()
+    }
+
     /// The Service of this key, with every acknowledged write.
     async fn service(&self, key: &str) -> Result<Option<Value>, Status> {
-        let Some((namespace, name)) = key.split_once('/') else { return Ok(None) };
-        let found = self.services.get(namespace, name).await?;
-        Ok(found.and_then(|o| serde_json::from_slice(&o.value).ok()))
+        self.services.consistent().await?;
+        Ok(self.known(key))
     }
 }
 

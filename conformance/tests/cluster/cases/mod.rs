@@ -17,6 +17,7 @@ mod policies;
 mod predecessors;
 mod probes;
 mod projected;
+mod ranges;
 mod terminal;
 mod volumes;
 mod workflows;
@@ -62,6 +63,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("placement_policy", claims::placement_policy),
     ("change", change::change),
     ("grpc", probes::grpc),
+    ("ranges", ranges::ranges),
     ("ingress", ingress::ingress),
     ("load_balancer", ingress::load_balancer),
     ("autoscaling", autoscaling::autoscaling),
