@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{
     ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, Ingress, IngressClass, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttributesClass};
@@ -26,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::controllers::{
     accounts, aggregation, autoscaling, bootstrap, certificates, cronjob, daemonset, deployment, disruption, endpoints,
-    garbage, job, mirror, namespace, node, outside, podgc, pods, policies, quota, replicas, statefulset, tokens,
-    volumes,
+    garbage, job, mirror, namespace, node, outside, podgc, pods, policies, quota, replicas, service_cidrs, statefulset,
+    tokens, volumes,
 };
 use crate::runtime::informer::{Informer, Watched, by_controller};
 use crate::runtime::leader::while_leading;
@@ -88,6 +88,8 @@ pub(crate) struct Informers {
     pub(crate) ingresses: Informer<Ingress>,
     pub(crate) ingress_classes: Informer<IngressClass>,
     pub(crate) endpoints: Informer<Endpoints>,
+    pub(crate) ranges: Informer<ServiceCIDR>,
+    pub(crate) addresses: Informer<IPAddress>,
     pub(crate) pods: Informer<Pod>,
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) sets: Informer<ReplicaSet>,
@@ -125,6 +127,11 @@ impl Informers {
             ingresses: Informer::default(),
             ingress_classes: Informer::default(),
             endpoints: Informer::default(),
+            ranges: Informer::default(),
+            // One for every Service, for its name alone.
+            addresses: Informer::trimmed(|a| {
+                (a.spec, a.metadata.labels, a.metadata.creation_timestamp) = (IPAddressSpec::default(), None, None);
+            }),
             pods: Informer::new(|p| {
                 let mut terms = volumes::terms_of(p);
                 terms.extend([by_controller(p), node_term(pods::node(p))]);
@@ -226,6 +233,7 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
             i.endpoints.clone(),
             i.slices.clone(),
         ),
+        service_cidrs::Controller::new(own(client, "service-cidrs-controller"), i.ranges.clone(), i.addresses.clone()),
         outside::Ingresses::new(
             own(client, "ingress-controller"),
             i.ingresses.clone(),
@@ -333,6 +341,9 @@ async fn work(client: &impl Fn(&str) -> Client, config: &Config, stop: &Cancella
     follow(&mut followed, "ingresses", &i.ingresses, &shared, stop);
     follow(&mut followed, "ingressclasses", &i.ingress_classes, &shared, stop);
     follow(&mut followed, "endpoints", &i.endpoints, &shared, stop);
+    follow(&mut followed, "servicecidrs", &i.ranges, &shared, stop);
+    let only_managed = watcher::Config::default().labels(service_cidrs::MANAGED);
+    follow_some(&mut followed, "ipaddresses", &i.addresses, &shared, only_managed, stop);
     follow(&mut followed, "nodes", &i.nodes, &shared, stop);
     let leases = Api::namespaced(shared.clone(), "kube-node-lease");
     follow_api(&mut followed, "leases", &i.leases, leases, watcher::Config::default(), stop);

@@ -58,6 +58,18 @@ fn main() -> anyhow::Result<()> {
         let changes = proxy.take(&mut index);
         proxy.apply(&changes).await?;
         println!("one service more: {:?}", started.elapsed());
+        let range = || Id { namespace: "".into(), name: "more".into() };
+        for (what, widened) in [("one range more", true), ("one range less", false)] {
+            let started = Instant::now();
+            match widened {
+                // It takes the place of the one that is there.
+                true => index.put_ranges(range(), ["10.96.0.0/11".parse()?].into()),
+                false => index.remove_ranges(&range()),
+            };
+            let changes = proxy.take(&mut index);
+            proxy.apply(&changes).await?;
+            println!("{what}: {:?}", started.elapsed());
+        }
         let started = Instant::now();
         nft::remove(&frame.table).await?;
         println!("table removed: {:?}", started.elapsed());

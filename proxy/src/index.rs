@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use ipnet::Ipv4Net;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
@@ -68,12 +69,14 @@ pub struct Index {
     /// Which Service a slice was last seen with: a slice may be given to another.
     owners: HashMap<Id, Box<str>>,
     dirty: BTreeSet<Id>,
+    /// Of each ServiceCIDR.
+    ranges: BTreeMap<Id, Box<[Ipv4Net]>>,
     services_listed: bool,
     slices_listed: bool,
 }
 
 impl Index {
-    /// Whether both kinds have been listed once. Before that, absence means nothing.
+    /// Whether Services and slices have been listed once. Before that, absence means nothing.
     pub fn ready(&self) -> bool {
         self.services_listed && self.slices_listed
     }
@@ -181,6 +184,30 @@ impl Index {
         let gone: Vec<Id> = self.owners.keys().filter(|id| !listed.contains(id)).cloned().collect();
         let first = !std::mem::replace(&mut self.slices_listed, true);
         gone.iter().fold(first, |changed, id| self.remove_slice(id) || changed)
+    }
+
+    /// The IPv4 ranges of all ServiceCIDRs; they may overlap. None of those that are not listed yet, or may not be: the
+    /// configured range is known without them.
+    pub fn ranges(&self) -> impl Iterator<Item = Ipv4Net> {
+        self.ranges.values().flatten().copied()
+    }
+
+    /// Puts a ServiceCIDR in, or a newer version of it. Says whether its ranges changed.
+    pub fn put_ranges(&mut self, id: Id, ranges: Box<[Ipv4Net]>) -> bool {
+        let old = self.ranges.insert(id.clone(), ranges);
+        old.as_ref() != self.ranges.get(&id)
+    }
+
+    /// Takes a ServiceCIDR out.
+    pub fn remove_ranges(&mut self, id: &Id) -> bool {
+        self.ranges.remove(id).is_some()
+    }
+
+    /// Ends a list of ServiceCIDRs: those that were not in it are gone.
+    pub fn retain_ranges(&mut self, listed: &HashSet<Id>) -> bool {
+        let before = self.ranges.len();
+        self.ranges.retain(|id, _| listed.contains(id));
+        self.ranges.len() != before
     }
 
     fn entry(&mut self, id: &Id) -> &mut Entry {

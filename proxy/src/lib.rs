@@ -3,13 +3,13 @@
 //! What it is for: traffic to a Service reaches one of its endpoints ([`services`]), names of the cluster become
 //! addresses ([`dns`]), packets find the pods of other nodes ([`nodes`]), and what a NetworkPolicy forbids finds nobody
 //! ([`policy`]); the node that was chosen for a load balancer's address answers for it ([`balancer`]). The first two
-//! answer from one index ([`index`]) that two watches feed ([`watch`]); of the objects only a small part is kept
+//! answer from one index ([`index`]) that three watches feed ([`watch`]); of the objects only a small part is kept
 //! ([`model`]).
 //!
 //! Limits: Linux with nftables; virtual addresses and endpoints of IPv4 (the name server gives IPv6 addresses too).
 //! Of topology, the two Local policies; no hints.
 //!
-//! Why in one crate and one process: proxy and name server want the same two watches, and a table in the kernel plus
+//! Why in one crate and one process: proxy and name server want the same watches, and a table in the kernel plus
 //! an index in memory need no helpers.
 
 use std::net::{IpAddr, SocketAddr};
@@ -48,7 +48,7 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// Range of pod addresses. What comes from it to a Service keeps its address.
     pub pod_cidr: Ipv4Net,
-    /// Range of the Services' virtual addresses.
+    /// Range of the Services' virtual addresses. Those of the ServiceCIDRs are added to it.
     pub service_cidr: Ipv4Net,
     /// Address of the cluster's name server: in `service_cidr`, and given to this host.
     pub dns_address: IpAddr,
@@ -141,6 +141,7 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         routes,
         policy::run(client.clone(), policies, stop.clone()),
         watch::services(client.clone(), shared.clone(), stop.clone()),
+        watch::ranges(client.clone(), shared.clone(), stop.clone()),
         watch::slices(client.clone(), config.node_name.clone(), shared.clone(), stop.clone()),
         services::run(frame, &config.node_name, shared.clone(), balancers, stop.clone()),
         balanced,

@@ -1,4 +1,4 @@
-//! What the proxy and the name server keep of a Service and of an EndpointSlice: a small part of the object.
+//! What the proxy and the name server keep of a Service, an EndpointSlice and a ServiceCIDR: a small part of the object.
 //!
 //! Why own types: ten thousand Services as API objects cost some hundred megabytes, most of it labels, annotations and
 //! managed fields that nobody here reads.
@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Service as ApiService;
 use k8s_openapi::api::discovery::v1::EndpointSlice as ApiSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 
 use crate::balancer::ANNOUNCED;
 
@@ -246,4 +247,10 @@ impl Slice {
         let proxied = proxied(meta.labels.as_ref());
         Some((own, service, Self { ports: ports.collect(), endpoints: endpoints.collect(), proxied }))
     }
+}
+
+/// The IPv4 ranges of a ServiceCIDR.
+pub fn ranges_of(object: &ServiceCIDR) -> Box<[Ipv4Net]> {
+    let all = object.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten());
+    all.filter_map(|range| range.parse::<Ipv4Net>().ok()).map(|range| range.trunc()).collect()
 }

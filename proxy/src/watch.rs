@@ -1,4 +1,5 @@
-//! Watches: what all of this crate share of them, and the two that feed the index of Services and EndpointSlices.
+//! Watches: what all of this crate share of them, and those that feed the index: of Services, EndpointSlices and
+//! ServiceCIDRs.
 //!
 //! The watcher of kube-rs relists and backs off by itself; what is left is to know what a relist no longer holds.
 
@@ -9,6 +10,7 @@ use std::time::SystemTime;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service as ApiService;
 use k8s_openapi::api::discovery::v1::EndpointSlice as ApiSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
@@ -16,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::index::Shared;
 use crate::metrics::SYNCS;
-use crate::model::{Id, Service, Slice};
+use crate::model::{Id, Service, Slice, ranges_of};
 
 /// What a watch tells.
 #[derive(Debug)]
@@ -102,6 +104,24 @@ pub async fn slices(client: kube::Client, node: String, shared: Shared, stop: Ca
             if let Some(at) = trigger {
                 shared.triggered(at);
             }
+            shared.changed.notify_one();
+        }
+    });
+    stop.run_until_cancelled(watch).await;
+}
+
+/// Keeps the ranges of virtual addresses of the index current until `stop`. Nothing waits for them.
+pub async fn ranges(client: kube::Client, shared: Shared, stop: CancellationToken) {
+    let watch = follow(Api::<ServiceCIDR>::all(client), watcher::Config::default(), |seen| {
+        let mut index = shared.index.write();
+        let changed = match seen {
+            // One that is being deleted counts until it is gone: Services may still have addresses of it.
+            Seen::Put(id, object) | Seen::Listing(id, object) => index.put_ranges(id, ranges_of(&object)),
+            Seen::Listed(left) => index.retain_ranges(&left),
+            Seen::Gone(id) => index.remove_ranges(&id),
+        };
+        drop(index);
+        if changed {
             shared.changed.notify_one();
         }
     });

@@ -250,6 +250,55 @@ fn a_virtual_address_reaches_every_endpoint_from_everywhere() {
     });
 }
 
+/// Whatever ranges come and go, in one small load each, what nobody has is refused in all of them.
+#[test]
+fn ranges_of_virtual_addresses_come_and_go() {
+    with_world(|world| {
+        world.put(service(), &[0, 1]);
+        // Refusals are ICMP, of which the kernel sends one client only some in a second.
+        std::fs::write("/proc/sys/net/ipv4/icmp_ratelimit", "0").unwrap();
+        let probes =
+            ["10.96.9.9", "10.97.9.9", "172.20.0.9", "172.20.0.200", "172.21.0.9"].map(|ip| ip.parse().unwrap());
+        let refused = |world: &World, ip: Ipv4Addr| {
+            // What is not refused leaves the node, and nobody is there.
+            let answer = world.ask_within(Duration::from_millis(300), From::Pod(0), ip, 80);
+            answer.expect_err("nobody has it").kind() == io::ErrorKind::ConnectionRefused
+        };
+        for (name, ranges, expected) in [
+            ("kubernetes", "10.96.0.0/16", [true, false, false, false, false]),
+            ("more", "172.20.0.0/25", [true, false, true, false, false]),
+            ("beside", "10.97.0.0/16", [true, true, true, false, false]),
+            ("wide", "172.16.0.0/12", [true, true, true, true, true]),
+            ("wide", "", [true, true, true, false, false]),
+            ("more", "172.20.0.128/25", [true, true, false, true, false]),
+            ("beside", "", [true, false, false, true, false]),
+            ("kubernetes", "", [true, false, false, true, false]),
+        ] {
+            let id = Id { namespace: "".into(), name: name.into() };
+            match ranges {
+                "" => world.index.remove_ranges(&id),
+                range => world.index.put_ranges(id, [range.parse().unwrap()].into()),
+            };
+            world.load();
+            assert_eq!(probes.map(|ip| refused(world, ip)), expected, "{name}: {ranges}");
+            assert_eq!(world.reached(From::Pod(0), VIP, 80, 1).len(), 1);
+        }
+        // A table loaded anew has them at once.
+        world.runtime.block_on(nft::remove("skp")).unwrap();
+        world.index.remove_service(&id("web"));
+        let changes = world.proxy.take(&mut world.index);
+        assert!(world.runtime.block_on(world.proxy.apply(&changes)).is_err());
+        world.put(service(), &[0]);
+        assert!(refused(world, probes[3]) && !refused(world, probes[2]));
+        // An address of a range that is no more answers while its Service has it.
+        let far = Ipv4Addr::new(172, 20, 0, 77);
+        world.put(Service { cluster_ips: [far.into()].into(), ..service() }, &[1]);
+        world.index.remove_ranges(&Id { namespace: "".into(), name: "more".into() });
+        world.load();
+        assert_eq!(world.reached(From::Pod(0), far, 80, 3), ["1"]);
+    });
+}
+
 #[test]
 fn a_lost_table_is_noticed_and_a_wrong_one_replaced() {
     with_world(|world| {

@@ -24,6 +24,7 @@ pub mod policies;
 pub mod quota;
 pub mod replicas;
 pub mod revisions;
+pub mod service_cidrs;
 pub mod statefulset;
 pub mod tokens;
 pub mod volumes;

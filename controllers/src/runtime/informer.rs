@@ -64,6 +64,7 @@ impl<K> Change<K> {
 
 type Handler<K> = Box<dyn Fn(&Change<K>) + Send + Sync>;
 type Index<K> = fn(&K) -> Vec<String>;
+type Trim<K> = fn(&mut K);
 
 struct State<K> {
     objects: HashMap<String, Arc<K>>,
@@ -74,6 +75,7 @@ struct Inner<K> {
     state: RwLock<State<K>>,
     handlers: RwLock<Vec<Handler<K>>>,
     index: Index<K>,
+    trim: Trim<K>,
     synced: watch::Sender<bool>,
 }
 
@@ -129,9 +131,19 @@ impl<K: Watched> Informer<K> {
     /// An empty copy with extra index terms. Namespaces are always indexed.
     #[must_use]
     pub fn new(index: Index<K>) -> Self {
-        let state = State { objects: HashMap::new(), indexed: HashMap::new() };
-        let inner =
-            Inner { state: RwLock::new(state), handlers: RwLock::default(), index, synced: watch::channel(false).0 };
+        Self::made(index, |_| {})
+    }
+
+    /// An empty copy of a kind that there is very much of: `trim` takes away from an object, on arrival, what nobody here
+    /// reads. It must leave name, namespace, uid and resourceVersion. What is trimmed must not be written back.
+    #[must_use]
+    pub fn trimmed(trim: Trim<K>) -> Self {
+        Self::made(|_| vec![], trim)
+    }
+
+    fn made(index: Index<K>, trim: Trim<K>) -> Self {
+        let state = RwLock::new(State { objects: HashMap::new(), indexed: HashMap::new() });
+        let inner = Inner { state, handlers: RwLock::default(), index, trim, synced: watch::channel(false).0 };
         Self { inner: Arc::new(inner) }
     }
 
@@ -208,7 +220,7 @@ impl<K: Watched> Informer<K> {
                     }
                     Some(Ok(Event::Init)) => listed.clear(),
                     Some(Ok(Event::InitApply(object))) => {
-                        let object = slim(object);
+                        let object = this.slim(object);
                         listed.insert(key_of(&object), Arc::new(object));
                     }
                     Some(Ok(Event::InitDone)) => {
@@ -216,7 +228,7 @@ impl<K: Watched> Informer<K> {
                         this.inner.synced.send_replace(true);
                     }
                     Some(Ok(Event::Apply(object))) => this.apply(object),
-                    Some(Ok(Event::Delete(object))) => this.remove(&key_of(&object), Some(slim(object))),
+                    Some(Ok(Event::Delete(object))) => this.remove(&key_of(&object), Some(this.slim(object))),
                 }
             }
         })
@@ -224,7 +236,7 @@ impl<K: Watched> Informer<K> {
 
     /// Takes an object as the watch would.
     pub fn apply(&self, object: K) {
-        let object = slim(object);
+        let object = self.slim(object);
         let key = key_of(&object);
         let new = Arc::new(object);
         let old = {
@@ -277,6 +289,12 @@ impl<K: Watched> Informer<K> {
         }
     }
 
+    fn slim(&self, mut object: K) -> K {
+        object.meta_mut().managed_fields = None;
+        (self.inner.trim)(&mut object);
+        object
+    }
+
     fn terms(&self, object: &K) -> Vec<String> {
         let mut terms = (self.inner.index)(object);
         if let Some(ns) = object.meta().namespace.as_deref() {
@@ -301,11 +319,6 @@ impl<K: Watched> Informer<K> {
             handler(change);
         }
     }
-}
-
-fn slim<K: Resource>(mut object: K) -> K {
-    object.meta_mut().managed_fields = None;
-    object
 }
 
 #[cfg(test)]
@@ -333,6 +346,14 @@ mod tests {
         informer.remove("a/x", None);
         assert!(informer.in_namespace("a").is_empty());
         assert_eq!(informer.inner.state.read().indexed.len(), 2);
+    }
+
+    #[test]
+    fn what_nobody_reads_is_not_kept() {
+        let informer: Informer<ConfigMap> = Informer::trimmed(|m| m.data = None);
+        let full = ConfigMap { data: Some([("k".into(), "v".into())].into()), ..map("a", "x", "1", "1") };
+        informer.apply(full);
+        assert_eq!(informer.get("a/x").unwrap().data, None);
     }
 
     #[test]

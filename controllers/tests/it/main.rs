@@ -10,6 +10,7 @@ mod garbage;
 mod jobs;
 mod nodes;
 mod policies;
+mod ranges;
 mod rollout;
 mod scheduling;
 mod services;

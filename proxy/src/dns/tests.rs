@@ -157,6 +157,37 @@ fn names_of_the_specification() {
     }
 }
 
+#[test]
+fn addresses_of_every_range_have_their_names_here() {
+    let cases = [
+        ("5.0.20.172.in-addr.arpa.", "far.shop.svc.cluster.local."),
+        ("99.0.20.172.in-addr.arpa.", "missing in 0.20.172.in-addr.arpa."),
+        ("0.20.172.in-addr.arpa.", "nothing in 0.20.172.in-addr.arpa."),
+        // In two ranges, of which one is in the other.
+        ("99.1.20.172.in-addr.arpa.", "missing in 20.172.in-addr.arpa."),
+        ("99.0.96.10.in-addr.arpa.", "missing in 96.10.in-addr.arpa."),
+        ("1.0.21.172.in-addr.arpa.", "foreign"),
+        ("21.172.in-addr.arpa.", "foreign"),
+    ];
+    let (zone, shared) = (zone(), world());
+    put(&shared, "far", Service { cluster_ips: ["172.20.0.5".parse().unwrap()].into(), ..Service::default() }, &[]);
+    let ask = |name: &str| words(zone.answer(&shared.index.read(), &Name::from_ascii(name).unwrap(), RecordType::PTR));
+    assert_eq!(ask("99.0.20.172.in-addr.arpa."), "foreign", "before the range is known");
+    let put = |name: &str, range: &str| {
+        let id = Id { namespace: "".into(), name: name.into() };
+        shared.index.write().put_ranges(id, [range.parse().unwrap()].into())
+    };
+    for (name, expected) in &cases[..3] {
+        put("more", "172.20.0.0/24");
+        assert_eq!(ask(name), *expected, "{name}");
+    }
+    put("within", "172.20.1.0/24");
+    put("wide", "172.20.0.0/16");
+    for (name, expected) in &cases[3..] {
+        assert_eq!(ask(name), *expected, "{name}");
+    }
+}
+
 /// An upstream that knows `example.com`, has an answer that fits TCP alone, and fails for the rest.
 async fn upstream() -> SocketAddr {
     let (udp, address) = loop {

@@ -47,6 +47,7 @@ pub enum Answer {
 pub struct Zone {
     origin: Name,
     resolver: IpAddr,
+    /// The configured range of virtual addresses.
     services: Ipv4Net,
 }
 
@@ -59,7 +60,8 @@ struct Node {
 }
 
 impl Zone {
-    /// The zone for a cluster domain, such as `cluster.local`.
+    /// The zone for a cluster domain, such as `cluster.local`. The addresses of `services` and of the index's ranges
+    /// have their names from nobody else.
     ///
     /// # Errors
     /// When the domain is no valid name.
@@ -84,8 +86,8 @@ impl Zone {
             (if odd { None } else { self.forward(index, &labels, kind) }, self.origin.clone())
         } else if let Ok(network) = name.parse_arpa_name() {
             match self.reverse(index, network) {
-                Reverse::Node(node) => (Some(node), self.reverse_apex(network)),
-                Reverse::Missing => (None, self.reverse_apex(network)),
+                Reverse::Node(node) => (Some(node), self.reverse_apex(index, network)),
+                Reverse::Missing => (None, self.reverse_apex(index, network)),
                 Reverse::Foreign => return Answer::Foreign,
             }
         } else {
@@ -200,7 +202,7 @@ impl Zone {
     }
 
     fn reverse(&self, index: &Index, network: IpNet) -> Reverse {
-        let inside = matches!(network, IpNet::V4(network) if self.services.contains(&network));
+        let inside = self.range(index, network).is_some();
         if network.prefix_len() != network.max_prefix_len() {
             return if inside { Reverse::Node(Node::default()) } else { Reverse::Foreign };
         }
@@ -225,13 +227,21 @@ impl Zone {
         }
     }
 
+    /// The widest range of virtual addresses that holds the network.
+    fn range(&self, index: &Index, network: IpNet) -> Option<Ipv4Net> {
+        let IpNet::V4(network) = network else { return None };
+        let all = std::iter::once(self.services).chain(index.ranges());
+        all.filter(|range| range.contains(&network)).min_by_key(Ipv4Net::prefix_len)
+    }
+
     /// The reverse zone a negative answer is about: the range of virtual addresses, up to a whole octet.
-    fn reverse_apex(&self, network: IpNet) -> Name {
-        let octets = match network {
-            IpNet::V4(_) => self.services.network().octets(),
-            IpNet::V6(_) => return self.origin.clone(),
-        };
-        let whole = usize::from(self.services.prefix_len() / 8);
+    fn reverse_apex(&self, index: &Index, network: IpNet) -> Name {
+        if matches!(network, IpNet::V6(_)) {
+            return self.origin.clone();
+        }
+        let range = self.range(index, network).unwrap_or(self.services);
+        let whole = usize::from(range.prefix_len() / 8);
+        let octets = range.network().octets();
         let labels = octets.iter().take(whole).rev().map(u8::to_string).chain(["in-addr".into(), "arpa".into()]);
         Name::from_labels(labels.map(String::into_bytes)).unwrap_or_else(|_| self.origin.clone())
     }

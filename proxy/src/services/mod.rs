@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
@@ -114,9 +115,10 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy that has loaded nothing yet.
     pub fn new(frame: Frame) -> Self {
+        let rules = Rules { ranges: [frame.services.trunc()].into(), ..Rules::default() };
         Self {
             frame,
-            rules: Rules::default(),
+            rules,
             held: BTreeMap::new(),
             owners: BTreeMap::new(),
             contended: BTreeSet::new(),
@@ -142,6 +144,7 @@ impl Proxy {
                 self.work_in(index, &id, &mut changes);
             }
         }
+        self.work_in_ranges(index, &mut changes);
         changes
     }
 
@@ -179,6 +182,15 @@ impl Proxy {
             tracing::warn!(%error, "clients may still stick to removed endpoints");
         }
         Ok(())
+    }
+
+    fn work_in_ranges(&mut self, index: &Index, changes: &mut Vec<Change>) {
+        let all: Vec<Ipv4Net> = std::iter::once(self.frame.services.trunc()).chain(index.ranges()).collect();
+        // Overlapping ranges of one set would be an error to nft.
+        let wanted: BTreeSet<Ipv4Net> = Ipv4Net::aggregate(&all).into_iter().collect();
+        changes.extend(self.rules.ranges.difference(&wanted).map(|range| Change::Range(*range, false)));
+        changes.extend(wanted.difference(&self.rules.ranges).map(|range| Change::Range(*range, true)));
+        self.rules.ranges = wanted;
     }
 
     fn work_in(&mut self, index: &Index, id: &Id, changes: &mut Vec<Change>) {

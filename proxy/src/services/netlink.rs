@@ -1,8 +1,8 @@
 //! Small changes of the table straight to the kernel, as one netlink transaction.
 //!
 //! `nft` reads a whole map before it deletes one element of it, which at ten thousand Services takes longer than
-//! everything else together. So differences of elements go this way; tables, chains, rules and very large differences
-//! go through `nft`, which knows how to write them.
+//! everything else together. So differences of elements go this way; tables, chains, rules, ranges and very large
+//! differences go through `nft`, which knows how to write them.
 //!
 //! The kernel works a transaction through within the call that sends it. One that only adds takes a fraction of a
 //! millisecond; one that deletes waits for a grace period, which is some milliseconds: call it where blocking is fine.

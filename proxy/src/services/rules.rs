@@ -43,7 +43,7 @@ pub struct Frame {
     pub table: String,
     /// Range of pod addresses.
     pub pods: Ipv4Net,
-    /// Range of virtual addresses.
+    /// The configured range of virtual addresses. There may be more: see [`Rules::ranges`].
     pub services: Ipv4Net,
     /// Address of the name server.
     pub resolver: IpAddr,
@@ -56,15 +56,19 @@ pub struct Rules {
     pub frontends: BTreeMap<Key, Frontend>,
     /// Endpoints on this node, each with the number of Services that have it.
     pub hairpins: BTreeMap<Ipv4Addr, u32>,
+    /// Ranges of virtual addresses, no two of which overlap.
+    pub ranges: BTreeSet<Ipv4Net>,
 }
 
-/// A change of one frontend or one hairpin; `None` means there is none.
+/// A change of one frontend, hairpin or range; `None` means there is none.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// A frontend before and after.
     Frontend(Key, Option<Frontend>, Option<Frontend>),
     /// An address that is now in (true) or out.
     Hairpin(Ipv4Addr, bool),
+    /// A range of virtual addresses that is now in (true) or out.
+    Range(Ipv4Net, bool),
 }
 
 /// A chain that spreads connections over a number of endpoints, or remembers clients.
@@ -89,7 +93,7 @@ pub enum Chain {
 
 /// The script that replaces the table, whatever it was, with `rules`; and the chains it has.
 pub fn replace(frame: &Frame, rules: &Rules) -> (String, BTreeSet<Chain>) {
-    let Frame { table, pods, services, resolver } = frame;
+    let Frame { table, pods, services: _, resolver } = frame;
     let mut endpoints = String::new();
     for scope in [Scope::Vip, Scope::VipExternal, Scope::Node, Scope::NodeExternal] {
         for protocol in PROTOCOLS {
@@ -118,6 +122,7 @@ table ip {table} {{
   set filtered {{ type ipv4_addr . inet_proto . inet_service; }}
   set sources {{ type ipv4_addr . inet_proto . inet_service . ipv4_addr; flags interval; }}
   set hairpins {{ type ipv4_addr . ipv4_addr; }}
+  set ranges {{ type ipv4_addr; flags interval; }}
 {endpoints}  chain services {{
     ip daddr . meta l4proto . th dport vmap @vips
     fib daddr type local meta l4proto . th dport vmap @nodes
@@ -128,7 +133,7 @@ table ip {table} {{
   }}
   chain refuse {{
     ip daddr . meta l4proto . th dport @refused reject
-    ip daddr {services} ip daddr != {resolver} reject
+    ip daddr @ranges ip daddr != {resolver} reject
   }}
   chain notice {{
 "
@@ -147,13 +152,13 @@ table ip {table} {{
   chain prerouting {{
     type nat hook prerouting priority dstnat; policy accept;
     ip daddr . meta l4proto . th dport @filtered ip daddr . meta l4proto . th dport . ip saddr != @sources drop
-    ip daddr {services} ip saddr != {pods} meta mark set meta mark or {MASQUERADE}
+    ip daddr @ranges ip saddr != {pods} meta mark set meta mark or {MASQUERADE}
     ip saddr != {pods} jump external
     jump services
   }}
   chain output {{
     type nat hook output priority -100; policy accept;
-    ip daddr {services} ip saddr != {pods} meta mark set meta mark or {MASQUERADE}
+    ip daddr @ranges ip saddr != {pods} meta mark set meta mark or {MASQUERADE}
     jump services
   }}
   chain postrouting {{
@@ -184,8 +189,9 @@ table ip {table} {{
     );
     let changes = rules.frontends.iter().map(|(key, f)| Change::Frontend(*key, None, Some(f.clone())));
     let hairpins = rules.hairpins.keys().map(|ip| Change::Hairpin(*ip, true));
+    let ranges = rules.ranges.iter().map(|range| Change::Range(*range, true));
     let mut chains = BTreeSet::new();
-    let (text, difference) = update(frame, changes.chain(hairpins), &mut chains);
+    let (text, difference) = update(frame, changes.chain(hairpins).chain(ranges), &mut chains);
     script += &text;
     script += &self::script(frame, &difference);
     (script, chains)
@@ -205,6 +211,9 @@ pub fn update(
             Change::Hairpin(ip, comes) => {
                 let key = vec![Part::Address(ip); 2];
                 difference.push(comes, Element { map: "hairpins", key, value: Value::None });
+            }
+            Change::Range(range, comes) => {
+                difference.push(comes, Element { map: "ranges", key: vec![Part::Range(range)], value: Value::None });
             }
             Change::Frontend(key, old, new) => {
                 for chain in new.iter().flat_map(|f| needed(key, f)) {

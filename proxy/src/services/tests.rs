@@ -127,8 +127,82 @@ fn a_second_service_waits_for_the_first_ones_port() {
     assert_eq!(node_port(&proxy).as_deref(), Some("b"));
     index.remove_service(&id("b"));
     proxy.take(&mut index);
-    assert_eq!(proxy.rules, Rules::default());
+    assert_eq!(proxy.rules, Proxy::new(frame()).rules);
     assert!(proxy.held.is_empty() && proxy.owners.is_empty() && proxy.contended.is_empty());
+}
+
+/// The scripts that load what changed, for ranges put in (or, when empty, taken out) one after the other.
+fn loads_of_ranges(steps: &[(&str, &str)]) -> Vec<String> {
+    let (mut index, mut proxy) = (Index::default(), Proxy::new(frame()));
+    let load = |(name, words): &(&str, &str)| {
+        let id = Id { namespace: "".into(), name: (*name).into() };
+        match words.split_whitespace().map(|r| r.parse().unwrap()).collect::<Box<[_]>>() {
+            none if none.is_empty() => index.remove_ranges(&id),
+            ranges => index.put_ranges(id, ranges),
+        };
+        let changes = proxy.take(&mut index);
+        let (chains, difference) = rules::update(&proxy.frame, changes.into_iter(), &mut proxy.chains);
+        chains + &rules::script(&proxy.frame, &difference)
+    };
+    steps.iter().map(load).collect()
+}
+
+#[test]
+fn a_change_of_ranges_loads_what_changed_of_the_set() {
+    let add = |range: &str| format!("add element ip t ranges {{ {range} }}\n");
+    let delete = |range: &str| format!("delete element ip t ranges {{ {range} }}\n");
+    let cases = [
+        // The configured one is there from the start, and stays whatever is said of it.
+        (("kubernetes", "10.96.0.0/16"), String::new()),
+        (("more", "172.20.0.0/24"), add("172.20.0.0/24")),
+        (("within", "172.20.0.128/25"), String::new()),
+        (("beside", "10.97.0.0/16"), delete("10.96.0.0/16") + &add("10.96.0.0/15")),
+        (("wide", "172.16.0.0/12 10.0.0.0/8"), {
+            delete("10.96.0.0/15, 172.20.0.0/24") + &add("10.0.0.0/8, 172.16.0.0/12")
+        }),
+        (("wide", ""), delete("10.0.0.0/8, 172.16.0.0/12") + &add("10.96.0.0/15, 172.20.0.0/24")),
+        (("beside", ""), delete("10.96.0.0/15") + &add("10.96.0.0/16")),
+        (("more", ""), delete("172.20.0.0/24") + &add("172.20.0.128/25")),
+        (("kubernetes", ""), String::new()),
+        (("within", ""), delete("172.20.0.128/25")),
+    ];
+    let (steps, expected): (Vec<_>, Vec<_>) = cases.into_iter().unzip();
+    assert_eq!(loads_of_ranges(&steps), expected);
+}
+
+#[test]
+fn the_whole_table_goes_by_all_ranges() {
+    let (mut index, mut proxy) = (Index::default(), Proxy::new(frame()));
+    index.put_ranges(id("more"), ["172.20.0.0/24".parse().unwrap()].into());
+    proxy.take(&mut index);
+    let (script, _) = rules::replace(&proxy.frame, &proxy.rules);
+    let about: Vec<&str> = script.lines().map(str::trim).filter(|line| line.contains("ranges")).collect();
+    let masquerade = "ip daddr @ranges ip saddr != 10.244.0.0/16 meta mark set meta mark or 0x4000";
+    assert_eq!(
+        about,
+        [
+            "set ranges { type ipv4_addr; flags interval; }",
+            "ip daddr @ranges ip daddr != 10.96.0.10 reject",
+            masquerade,
+            masquerade,
+            "add element ip t ranges { 10.96.0.0/16, 172.20.0.0/24 }",
+        ]
+    );
+}
+
+#[test]
+fn ranges_follow_their_list() {
+    let of = |cidrs: serde_json::Value| {
+        crate::model::ranges_of(&serde_json::from_value(serde_json::json!({"spec": {"cidrs": cidrs}})).unwrap())
+    };
+    let mut index = Index::default();
+    assert!(index.put_ranges(id("a"), of(serde_json::json!(["10.96.0.0/16", "fd00::/112"]))));
+    assert!(!index.put_ranges(id("a"), of(serde_json::json!(["10.96.0.0/16"]))), "of IPv6 nothing is kept");
+    assert!(index.put_ranges(id("b"), of(serde_json::json!(["10.97.0.0/16"]))));
+    assert!(!index.retain_ranges(&[id("a"), id("b")].into()));
+    assert!(index.retain_ranges(&[id("b")].into()));
+    assert_eq!(index.ranges().map(|r| r.to_string()).collect::<Vec<_>>(), ["10.97.0.0/16"]);
+    assert!(!index.ready(), "Services are not held up by ranges, and not let go by them");
 }
 
 #[test]
@@ -188,22 +262,34 @@ struct Step {
     name: u8,
     service: Option<(u8, bool, bool, bool, bool, u8)>,
     endpoints: Vec<(u8, bool, bool)>,
+    /// A ServiceCIDR put, by the third octet and the length of its range, or taken away.
+    range: Option<(u8, u8)>,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let flags = (0..4u8, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), 0..3u8);
     let endpoints = proptest::collection::btree_map(1..6u8, (any::<bool>(), any::<bool>()), 0..5);
-    let step =
-        (0..4u8, proptest::option::weighted(0.8, flags), endpoints).prop_map(|(name, service, endpoints)| Step {
+    let range = proptest::option::weighted(0.6, (0..4u8, 14..25u8));
+    let step = (0..4u8, proptest::option::weighted(0.8, flags), endpoints, range).prop_map(
+        |(name, service, endpoints, range)| Step {
             name,
             service,
+            range,
             endpoints: endpoints.into_iter().map(|(octet, (ready, local))| (octet, ready, local)).collect(),
-        });
+        },
+    );
     proptest::collection::vec(step, 1..16)
 }
 
 fn play(index: &mut Index, step: &Step) {
     let name = format!("s{}", step.name);
+    match step.range {
+        Some((octet, length)) => {
+            let range = Ipv4Net::new(Ipv4Addr::new(10, 96 + octet % 2, octet, 0), length).unwrap().trunc();
+            index.put_ranges(id(&name), [range].into());
+        }
+        None => drop(index.remove_ranges(&id(&name))),
+    }
     let Some((shared, sticky, external, internal, node, ranges)) = step.service else {
         index.remove_service(&id(&name));
         return;
@@ -230,6 +316,7 @@ proptest! {
     fn differences_lead_where_the_whole_leads(steps in steps(), bundle in 1..4usize) {
         let (mut index, mut proxy) = (Index::default(), Proxy::new(frame()));
         let mut loaded = Loaded::default();
+        loaded.load(&rules::replace(&proxy.frame, &proxy.rules).0);
         for part in steps.chunks(bundle) {
             for step in part {
                 play(&mut index, step);
@@ -241,6 +328,8 @@ proptest! {
             let mut whole = Loaded::default();
             whole.load(&rules::replace(&proxy.frame, &proxy.rules).0);
             prop_assert_eq!(&loaded.elements, &whole.elements);
+            let ranges: Vec<&Ipv4Net> = proxy.rules.ranges.iter().collect();
+            prop_assert!(ranges.is_sorted_by(|a, b| a.broadcast() < b.network()), "nft would refuse {:?}", ranges);
             prop_assert!(loaded.chains.is_superset(&whole.chains));
         }
     }
