@@ -88,8 +88,14 @@ async fn delete_one(
     options: &DeleteOptions,
 ) -> Result<Outcome, Status> {
     let objects = Arc::clone(kind.stored()?);
+    // Its last state, once everybody could see that it ends: whoever removes it then does so for this request too.
+    let mut ended: Option<Value> = None;
     for _ in 0..RACE_TRIES {
-        let found = objects.get(ns, name).await?.ok_or_else(|| kind.not_found(name))?;
+        let found = objects.get(ns, name).await?;
+        let same = |o: &Object| ended.as_ref().is_none_or(|e| meta::uid(e) == o.meta.uid());
+        let Some(found) = found.filter(|o| same(o)) else {
+            return ended.map(Outcome::Gone).ok_or_else(|| kind.not_found(name));
+        };
         if let Some(refusal) = kind.hooks.refuse_delete(name) {
             return Err(refusal);
         }
@@ -116,7 +122,7 @@ async fn delete_one(
             // Who watches sees it end before it is gone, however short its period is.
             let stored = kind.stored_form(server, last).await?;
             match objects.store.commit(&found.key, Compare::At(at), Op::Put(object::encode(&stored))).await {
-                Ok(revision) => at = revision,
+                Ok(revision) => (at, ended) = (revision, Some(last.clone())),
                 Err(Error::Conflict { .. }) => continue,
                 Err(e) => return Err(storage_error(e)),
             }
