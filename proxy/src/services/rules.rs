@@ -93,7 +93,7 @@ pub enum Chain {
 
 /// The script that replaces the table, whatever it was, with `rules`; and the chains it has.
 pub fn replace(frame: &Frame, rules: &Rules) -> (String, BTreeSet<Chain>) {
-    let Frame { table, pods, services: _, resolver } = frame;
+    let Frame { table, pods, resolver, .. } = frame;
     let mut endpoints = String::new();
     for scope in [Scope::Vip, Scope::VipExternal, Scope::Node, Scope::NodeExternal] {
         for protocol in PROTOCOLS {

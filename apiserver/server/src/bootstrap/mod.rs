@@ -204,20 +204,13 @@ fn namespace(name: &str) -> Value {
 }
 
 /// Creates the object unless one of its name exists.
-async fn ensure(server: &Arc<Inner>, group: &str, plural: &str, mut obj: Value) -> Result<(), Status> {
+async fn ensure(server: &Arc<Inner>, group: &str, plural: &str, obj: Value) -> Result<(), Status> {
     let objects = server.collection(group, plural)?;
-    let key = objects.key(meta::namespace(&obj), meta::name(&obj));
-    if objects.cache.get(&key).is_some() {
-        return Ok(());
+    if objects.peek(meta::namespace(&obj), meta::name(&obj)).is_none() {
+        // Where another server was faster the object is there.
+        objects.make(obj).await?;
     }
-    let m = meta::meta_mut(&mut obj);
-    m.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
-    m.insert("creationTimestamp".into(), crate::verbs::write::now().into());
-    match objects.store.commit(&key, Compare::Absent, Op::Put(object::encode(&obj))).await {
-        // Another server was faster: the object is there.
-        Ok(_) | Err(Error::Conflict { .. }) => Ok(()),
-        Err(e) => Err(storage_error(e)),
-    }
+    Ok(())
 }
 
 /// Brings one RBAC object back to the policy: what the policy grants is added, nothing an administrator added is removed.

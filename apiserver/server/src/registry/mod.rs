@@ -20,10 +20,11 @@ use serde::Deserialize;
 use serde_json::Value;
 use skiff_core::codec;
 use skiff_core::kinds::Strategy;
+use skiff_core::meta;
 use skiff_core::resources::{Resource, group_version};
 use skiff_core::status::Status;
 use skiff_storage::cache::{Cache, Config, Extract, Meta, Object, Snapshot, Watcher};
-use skiff_storage::{Revision, Store};
+use skiff_storage::{Compare, Op, Revision, Store};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -219,6 +220,23 @@ impl Collection {
     /// As [`Collection::get`].
     pub async fn consistent(&self) -> Result<Revision, Status> {
         self.cache.consistent(Instant::now() + FRESH_DEADLINE).await.map_err(storage_error)
+    }
+
+    /// Stores an object of this server's own, with an identity and a time; `false` when there is one of its name. Nobody is
+    /// asked: what calls this knows what it makes.
+    ///
+    /// # Errors
+    /// When the store refuses the write.
+    pub async fn make(&self, mut obj: Value) -> Result<bool, Status> {
+        let key = self.key(meta::namespace(&obj), meta::name(&obj));
+        let m = meta::meta_mut(&mut obj);
+        m.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+        m.insert("creationTimestamp".into(), crate::verbs::write::now().into());
+        match self.store.commit(&key, Compare::Absent, Op::Put(object::encode(&obj))).await {
+            Ok(_) => Ok(true),
+            Err(skiff_storage::Error::Conflict { .. }) => Ok(false),
+            Err(e) => Err(storage_error(e)),
+        }
     }
 
     /// Everything as it is, with every acknowledged write in it, and the watch of what happens from then on.

@@ -12,7 +12,7 @@ use skiff_core::status::Status;
 use skiff_storage::{Compare, Error, Op};
 
 use super::{Owner, Taken, cluster_ips, offset, tries};
-use crate::registry::{Collection, object};
+use crate::registry::Collection;
 use crate::server::Inner;
 
 const GROUP: &str = "networking.k8s.io";
@@ -107,19 +107,12 @@ fn candidates(range: IpNet) -> impl Iterator<Item = IpAddr> {
 
 /// Makes the object of an address; `false` when there is one.
 pub(super) async fn make(server: &Inner, address: IpAddr, owner: &Owner) -> Result<bool, Status> {
-    let objects = objects(server)?;
     let (namespace, name) = owner.key.split_once('/').unwrap_or_default();
     let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
-    let made = json!({"kind": "IPAddress", "apiVersion": "networking.k8s.io/v1",
-        "metadata": {"name": address.to_string(), "uid": uuid::Uuid::new_v4().to_string(),
-            "creationTimestamp": crate::verbs::write::now(), "labels": {FAMILY: family, MANAGED_BY: MANAGER}},
+    let object = json!({"kind": "IPAddress", "apiVersion": "networking.k8s.io/v1",
+        "metadata": {"name": address.to_string(), "labels": {FAMILY: family, MANAGED_BY: MANAGER}},
         "spec": {"parentRef": {"resource": "services", "namespace": namespace, "name": name}}});
-    let key = objects.key("", &address.to_string());
-    match objects.store.commit(&key, Compare::Absent, Op::Put(object::encode(&made))).await {
-        Ok(_) => Ok(true),
-        Err(Error::Conflict { .. }) => Ok(false),
-        Err(e) => Err(crate::registry::storage_error(e)),
-    }
+    objects(server)?.make(object).await
 }
 
 /// Gives addresses back that this Service has. What cannot be given back now is found later.
