@@ -6,13 +6,14 @@
 //!
 //! Limit: events must come as `{"type": ..., "object": ...}` in this order, as every server of Kubernetes' API writes them.
 
+mod pace;
+
 use std::borrow::Cow;
 use std::fmt::Debug;
 
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::runtime::WatchStreamExt as _;
 use kube::runtime::wait::Condition;
 use kube::runtime::watcher::{self, Error, Event};
 use kube::{Api, Resource};
@@ -20,7 +21,8 @@ use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// Follows the objects of a kind: [`watcher::watcher`] with its usual back-off. The stream never ends by itself.
+/// Follows the objects of a kind: [`watcher::watcher`], and after each error a pause that grows, up to 5 s while nobody
+/// answers and up to 30 s while the server refuses. The stream never ends by itself.
 ///
 /// An object that is not one of `K` (stored under an older definition, say) is left out with a warning: it must not keep the
 /// others from being seen.
@@ -70,11 +72,11 @@ fn erased<K: Resource<DynamicType = ()>>(api: Api<K>) -> Api<Raw> {
 }
 
 fn follow(api: Api<Raw>, config: watcher::Config) -> BoxStream<'static, Result<Event<Raw>, Error>> {
-    watcher::watcher(api, config).default_backoff().boxed()
+    pace::events(watcher::watcher(api, config))
 }
 
 fn follow_one(api: Api<Raw>, name: &str) -> BoxStream<'static, Result<Option<Raw>, Error>> {
-    watcher::watch_object(api, name).default_backoff().boxed()
+    pace::paced(watcher::watch_object(api, name))
 }
 
 fn typed<K: Resource<DynamicType = ()> + DeserializeOwned>(

@@ -26,7 +26,6 @@ pub mod dns;
 pub mod host;
 pub mod index;
 pub mod ingress;
-pub mod kube_dns;
 mod metrics;
 pub mod model;
 pub mod nodes;
@@ -145,7 +144,6 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         watch::slices(client.clone(), config.node_name.clone(), shared.clone(), stop.clone()),
         services::run(frame, &config.node_name, shared.clone(), balancers, stop.clone()),
         balanced,
-        kube_dns::ensure(client.clone(), config.dns_address, stop.clone()),
         serve_names(Arc::new(names), address, stop.clone()),
         gateway,
     );

@@ -162,6 +162,18 @@ impl Bed {
         Ok(self.kubectl(&["get", "node", node, "-o", path])?.out)
     }
 
+    /// A node's Ready condition.
+    pub(crate) fn readiness(&self, node: &str) -> Result<Value> {
+        let node = self.get(&["node", node])?;
+        let conditions = node["status"]["conditions"].as_array();
+        conditions.into_iter().flatten().find(|c| c["type"] == "Ready").cloned().context("a node without Ready")
+    }
+
+    /// What a node's skiff has said since the bed is up.
+    pub(crate) fn log(&self, node: &str) -> Result<String> {
+        Ok(std::fs::read_to_string(self.run.join(node).join("skiff.log"))?)
+    }
+
     /// Ids of the containers that run on a node.
     pub(crate) fn containers(&self, node: &str) -> Result<Vec<String>> {
         let mut all: Vec<String> = self.on(node, &["docker", "ps", "-q"])?.out.lines().map(str::to_owned).collect();
@@ -192,7 +204,7 @@ impl Bed {
     /// Prints the ends of the nodes' logs.
     pub(crate) fn show_logs(&self) {
         for node in &self.nodes {
-            let log = std::fs::read_to_string(self.run.join(node).join("skiff.log")).unwrap_or_default();
+            let log = self.log(node).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             println!("--- the log of {node}\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
         }

@@ -14,7 +14,9 @@ pub(crate) type Case = fn(&Bed) -> Result<()>;
 /// Cases of the bed with plain routes.
 pub(crate) const ALL: &[(&str, Case)] = &[
     ("network", network),
+    ("rights", rights),
     ("refusals", refusals),
+    ("ranges", ranges),
     ("agent_restart", agent_restart),
     ("drain", drain),
     ("functions", crate::functions::functions),
@@ -81,6 +83,25 @@ metadata: {name: datagrams}
 spec:
   selector: {app: web}
   ports: [{port: 9000, protocol: UDP}]
+"#;
+
+/// A range of virtual addresses.
+const ADDED: &str = r#"
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: added}
+spec: {cidrs: [10.98.78.0/24]}
+"#;
+
+/// A Service with an address of that range.
+const THERE: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: added}
+spec:
+  clusterIP: 10.98.78.5
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
 "#;
 
 pub(crate) fn text<'a>(v: &'a Value, path: &str) -> &'a str {
@@ -246,10 +267,51 @@ fn refusals(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-/// An agent that is killed and started again adopts what runs, and needs no token.
+/// Every node knows the ranges of virtual addresses that are added, not the server's alone.
+fn ranges(bed: &Bed) -> Result<()> {
+    let pods = web(bed)?;
+    bed.apply(ADDED)?;
+    bed.ok(&["wait", "--for=condition=Ready", "servicecidr/added", "--timeout=30s"])?;
+    bed.apply(THERE)?;
+    for [name, node, _] in &pods {
+        bed.eventually("a pod reaches the Service by its address", || {
+            Ok(bed.kubectl(&["exec", name, "--", "wget", "-q", "-O", "-", "http://10.98.78.5/cgi-bin/who"])?.code == 0)
+        })?;
+        bed.eventually("the address has its name", || {
+            let found = bed.kubectl(&["exec", name, "--", "nslookup", "10.98.78.5"])?;
+            Ok(found.out.contains("added.default.svc.cluster.local"))
+        })?;
+        // An address that nobody has refuses at once (7) instead of leading out.
+        bed.eventually("a free address refuses", || {
+            let asked = bed.on(node, &["curl", "-s", "--connect-timeout", "2", "http://10.98.78.6/"])?;
+            Ok(asked.code == 7)
+        })?;
+    }
+    bed.ok(&["delete", "service", "added"])?;
+    bed.ok(&["delete", "servicecidr", "added", "--timeout=60s"]).map(drop)
+}
+
+/// No component asks for what it has no right to: nothing was refused since the start, nor tells a node of such.
+fn rights(bed: &Bed) -> Result<()> {
+    for node in &bed.nodes {
+        let log = bed.log(node)?;
+        ensure!(log.contains("routes to other nodes' pods"), "the log of {node} does not tell of its start");
+        let refused = log.lines().find(|line| line.contains("is forbidden: User"));
+        ensure!(refused.is_none(), "{node} was refused: {}", refused.unwrap_or_default());
+    }
+    let metrics = bed.ok(&["get", "--raw", "/metrics"])?;
+    ensure!(metrics.contains("apiserver_request_total{code=\"200\""), "no requests are counted");
+    let refused: Vec<&str> =
+        metrics.lines().filter(|l| l.starts_with("apiserver_request_total{code=\"403\"")).collect();
+    ensure!(refused.is_empty(), "components were refused: {refused:#?}");
+    Ok(())
+}
+
+/// An agent that is killed and started again adopts what runs, and needs no token. Its node is ready all the while.
 fn agent_restart(bed: &Bed) -> Result<()> {
     web(bed)?;
     let before = bed.containers("n2")?;
+    let told = bed.readiness("n2")?;
     bed.node("kill", "n2")?;
     // Not this token: the node is itself by now.
     bed.node("start", "n2")?;
@@ -258,10 +320,13 @@ fn agent_restart(bed: &Bed) -> Result<()> {
     };
     let renewed = lease()?;
     bed.eventually("the node renews its lease", || Ok(lease()? != renewed))?;
-    ensure!(bed.ready("n2")? == "True", "n2 is not ready");
     ensure!(bed.containers("n2")? == before, "containers were restarted");
     let pod = pods(bed)?.into_iter().find(|p| p[1] == "n2").context("no pod on n2")?;
-    bed.eventually("exec works again", || Ok(bed.kubectl(&["exec", &pod[0], "--", "true"])?.code == 0))
+    bed.eventually("exec works again", || Ok(bed.kubectl(&["exec", &pod[0], "--", "true"])?.code == 0))?;
+    let now = bed.readiness("n2")?;
+    let same = now["status"] == "True" && now["lastTransitionTime"] == told["lastTransitionTime"];
+    ensure!(same, "n2 was not ready meanwhile: {told}, then {now}");
+    Ok(())
 }
 
 /// `kubectl drain` and `uncordon`.

@@ -343,6 +343,9 @@ impl NodeAgent {
     }
 
     async fn keep_status(&self) {
+        // An agent that starts again finds its node ready, as its pods are: it says so, or what is wrong, once it knows,
+        // not that its network is being set up.
+        let _ = tokio::time::timeout(STATUS_EVERY, self.news.notified()).await;
         loop {
             match tokio::time::timeout(API_TIMEOUT, self.report()).await {
                 Ok(Ok(())) => {}

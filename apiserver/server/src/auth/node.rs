@@ -55,9 +55,11 @@ pub fn authorise(
         ("storage.k8s.io", "csidrivers" | "volumeattachments") => {
             ok(matches!(a.verb.as_str(), "get" | "list" | "watch"))
         }
-        ("", "services") | ("node.k8s.io", "runtimeclasses") | ("discovery.k8s.io", "endpointslices") => {
-            ok(matches!(a.verb.as_str(), "get" | "list" | "watch"))
-        }
+        // The last two are what the proxy of the node goes by, which is one program with its agent.
+        ("", "services")
+        | ("node.k8s.io", "runtimeclasses")
+        | ("discovery.k8s.io", "endpointslices")
+        | ("networking.k8s.io", "servicecidrs") => ok(matches!(a.verb.as_str(), "get" | "list" | "watch")),
         ("", "nodes") => ok(match a.verb.as_str() {
             "create" | "list" | "watch" | "get" => true,
             "update" | "patch" => a.name == node,

@@ -332,7 +332,8 @@ async fn kubernetes_service(server: &Arc<Inner>) -> Result<(), Status> {
     // The name every cluster answers DNS under: the tenth address, served by the proxy of each node.
     let tenth = server.addresses.nth(10).to_string();
     let dns = json!({"kind": "Service", "apiVersion": "v1",
-        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}},
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"k8s-app": "kube-dns",
+            "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"}},
         "spec": {"type": "ClusterIP", "clusterIP": tenth, "clusterIPs": [tenth], "ipFamilies": [family],
             "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
             "ports": [{"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
