@@ -143,61 +143,75 @@ fn counted(types: &[String]) -> BTreeMap<String, usize> {
     })
 }
 
+/// A row of the table, killed at each point; how many engines were, and where.
+async fn killed(
+    name: &str,
+    definition: &Value,
+    input: &Value,
+    output: &Result<Value, &str>,
+) -> (usize, HashSet<Point>) {
+    let world = support::world().await;
+    let engine = world.engine();
+    world.start(name, definition, input).await;
+    world.over(name).await;
+    let want = world.types(name).await;
+    engine.kill().await;
+    let (mut broken, mut points) = (0, HashSet::new());
+    let cases = Point::ALL.into_iter().flat_map(|point| [0, 1].map(|after| (point, after)));
+    for (sharing, (point, after)) in WAYS.into_iter().flat_map(|way| cases.clone().map(move |case| (way, case))) {
+        let way = if sharing.from == 0 { "together" } else { "alone" };
+        if way == "alone" && matches!(point, Point::Shared | Point::Full | Point::Taken) {
+            continue;
+        }
+        let run = format!("{name}-{point:?}-{after}-{way}").to_lowercase();
+        world.functions.calls.lock().clear();
+        let faults = Arc::new(Once { point, after, reached: AtomicUsize::new(0) });
+        let first = world.engine_sharing(Arc::clone(&faults) as Arc<dyn Faults>, sharing);
+        world.start(&run, definition, input).await;
+        // It ends at the point, or the run does not come there.
+        if broken_off(&world, first, &run).await {
+            broken += 1;
+            points.insert(point);
+        }
+        let second = world.engine_sharing(Arc::new(NoFaults), sharing);
+        let status = world.over(&run).await.status.unwrap();
+        match output {
+            Ok(output) => {
+                assert_eq!((status.phase, status.output.as_ref()), (Phase::Succeeded, Some(output)), "{run}")
+            }
+            Err(error) => {
+                assert_eq!((status.phase, status.error.as_deref()), (Phase::Failed, Some(*error)), "{run}")
+            }
+        }
+        let types = world.types(&run).await;
+        if matches!(name, "parallel" | "map") {
+            assert_eq!(counted(&types), counted(&want), "{run}");
+        } else {
+            assert_eq!(types, want, "{run}");
+        }
+        let ids: Vec<i64> = world.history(&run).await.iter().map(|e| e["id"].as_i64().unwrap()).collect();
+        assert_eq!(ids, (1..=i64::try_from(types.len()).unwrap()).collect::<Vec<_>>(), "{run}");
+        // Done again is only what was under way, and under the same key.
+        let mut keys: BTreeMap<String, usize> = BTreeMap::new();
+        for key in world.functions.keys() {
+            *keys.entry(key).or_default() += 1;
+        }
+        assert!(keys.values().all(|n| *n <= 2), "{run}: {keys:?}");
+        second.kill().await;
+    }
+    (broken, points)
+}
+
 #[tokio::test]
 async fn whatever_is_killed_is_taken_up() {
-    let world = support::world().await;
-    let (mut broken, mut points) = (0, HashSet::new());
-    for (name, definition, input, output) in table() {
-        let engine = world.engine();
-        world.start(name, &definition, &input).await;
-        world.over(name).await;
-        let want = world.types(name).await;
-        engine.kill().await;
-        let cases = Point::ALL.into_iter().flat_map(|point| [0, 1].map(|after| (point, after)));
-        for (sharing, (point, after)) in WAYS.into_iter().flat_map(|way| cases.clone().map(move |case| (way, case))) {
-            let way = if sharing.from == 0 { "together" } else { "alone" };
-            if way == "alone" && matches!(point, Point::Shared | Point::Full | Point::Taken) {
-                continue;
-            }
-            let run = format!("{name}-{point:?}-{after}-{way}").to_lowercase();
-            world.functions.calls.lock().clear();
-            let faults = Arc::new(Once { point, after, reached: AtomicUsize::new(0) });
-            let first = world.engine_sharing(Arc::clone(&faults) as Arc<dyn Faults>, sharing);
-            world.start(&run, &definition, &input).await;
-            // It ends at the point, or the run does not come there.
-            if broken_off(&world, first, &run).await {
-                broken += 1;
-                points.insert(point);
-            }
-            let second = world.engine_sharing(Arc::new(NoFaults), sharing);
-            let status = world.over(&run).await.status.unwrap();
-            match &output {
-                Ok(output) => {
-                    assert_eq!((status.phase, status.output.as_ref()), (Phase::Succeeded, Some(output)), "{run}")
-                }
-                Err(error) => {
-                    assert_eq!((status.phase, status.error.as_deref()), (Phase::Failed, Some(*error)), "{run}")
-                }
-            }
-            let types = world.types(&run).await;
-            if matches!(name, "parallel" | "map") {
-                assert_eq!(counted(&types), counted(&want), "{run}");
-            } else {
-                assert_eq!(types, want, "{run}");
-            }
-            let ids: Vec<i64> = world.history(&run).await.iter().map(|e| e["id"].as_i64().unwrap()).collect();
-            assert_eq!(ids, (1..=i64::try_from(types.len()).unwrap()).collect::<Vec<_>>(), "{run}");
-            // Done again is only what was under way, and under the same key.
-            let mut keys: BTreeMap<String, usize> = BTreeMap::new();
-            for key in world.functions.keys() {
-                *keys.entry(key).or_default() += 1;
-            }
-            assert!(keys.values().all(|n| *n <= 2), "{run}: {keys:?}");
-            second.kill().await;
-        }
-    }
+    let rows = table();
+    // Each in a world of its own, all at once: most of the time they wait.
+    let killed = rows.iter().map(|(name, definition, input, output)| killed(name, definition, input, output));
+    let killed = futures::future::join_all(killed).await;
+    let broken: usize = killed.iter().map(|(broken, _)| broken).sum();
     assert!(broken > 100, "only {broken} engines were killed");
-    let missed: Vec<Point> = Point::ALL.into_iter().filter(|p| !points.contains(p)).collect();
+    let missed: Vec<Point> =
+        Point::ALL.into_iter().filter(|p| !killed.iter().any(|(_, points)| points.contains(p))).collect();
     assert!(missed.is_empty(), "nothing came to {missed:?}");
 }
 
