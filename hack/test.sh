@@ -78,6 +78,15 @@ boto3="${CARGO_TARGET_DIR:-$PWD/target}/aws-clients"
 [ -x "$boto3/python" ] || pip3 install --quiet --break-system-packages --target "$boto3" boto3 awscli &&
   printf '#!/bin/sh\nPYTHONPATH=%s exec python3 "$@"\n' "$boto3" >"$boto3/python" && chmod +x "$boto3/python" &&
   export SKIFF_BOTO3_PYTHON="$boto3/python" || say "boto3 could not be installed: its programs are not run"
-cargo test --workspace
+# Jobs on Slurm and several nodes mostly wait: these two wait at once, after all others.
+SKIFF_LATER=hpc,nodes cargo test --workspace
+nodes_log=$(mktemp)
+cargo test --workspace --test nodes >"$nodes_log" 2>&1 &
+nodes=$!
+cargo test --workspace --test hpc || failed=hpc
+wait "$nodes" || failed="${failed:-} nodes"
+cat "$nodes_log"
+rm -f "$nodes_log"
+[ -z "${failed:-}" ] || fail "these failed: $failed"
 # The example of docs/library.md.
 cargo run --quiet -p skiff-apiserver --example library
