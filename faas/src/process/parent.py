@@ -122,11 +122,11 @@ def child(order):
     ready = -1
     try:
         run = "/skiff/run/%s/" % order["id"]
-        ready = os.open(run + "ready", os.O_WRONLY)
+        ready = end(run + "ready", os.O_WRONLY)
         os.write(ready, b"{}\n")  # it runs
-        log = os.open(run + "log", os.O_WRONLY)
+        log = end(run + "log", os.O_WRONLY)
         null = os.open("/dev/null", os.O_RDONLY)
-        stdin = os.open(run + "order", os.O_RDONLY) if "exec" in order else null
+        stdin = end(run + "order", os.O_RDONLY) if "exec" in order else null
         os.dup2(stdin, 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -171,6 +171,14 @@ def child(order):
             os.write(ready, json.dumps({"fault": "%s: %s" % (type(error).__name__, error)}).encode() + b"\n")
         finally:
             os._exit(70)
+
+
+def end(path, way):
+    """Opens our end of a pipe. The other was opened before the order: if it is closed, the host is gone, and to wait for it
+    would be for ever."""
+    fd = os.open(path, way | os.O_NONBLOCK)
+    os.set_blocking(fd, True)
+    return fd
 
 
 def keep(ready, listener):

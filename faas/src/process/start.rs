@@ -365,3 +365,35 @@ fn link_all(from: &Path, to: &Path) -> std::io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Config;
+
+    #[tokio::test]
+    async fn whose_host_went_after_the_order_ends() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(Config::new("node-1", dir.path().join("fn"))).unwrap();
+        let python = host.python.clone().unwrap();
+        let (parent, mut told) = Parent::start(&host.config.data_dir, &python, &[], &host.groups).await.unwrap();
+        let (id, limits) = (host.next(), Limits::of(None));
+        let run = host.run_dir(&id);
+        std::fs::create_dir(&run).unwrap();
+        // Nobody reads from them, as after the end of a host.
+        for name in ["ready", "log"] {
+            nix::unistd::mkfifo(&run.join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        host.groups.make(&id, limits).unwrap();
+        let none = code::Ready { code: "".into(), packages: None };
+        let order = host.order(&id, Language::Python, &none, limits, HashMap::new(), "function");
+        parent.order(&order).await.unwrap();
+        let told = tokio::time::timeout(Duration::from_secs(20), told.next()).await;
+        host.groups.remove(&id);
+        let told = told.unwrap().unwrap();
+        assert_eq!((told.id, told.signal, told.status), (id, false, 70));
+    }
+}
