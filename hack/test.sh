@@ -81,12 +81,13 @@ boto3="${CARGO_TARGET_DIR:-$PWD/target}/aws-clients"
 # Jobs on Slurm and several nodes mostly wait: these two wait at once, after all others.
 SKIFF_LATER=hpc,nodes cargo test --workspace
 nodes_log=$(mktemp)
+failed=""
 cargo test --workspace --test nodes >"$nodes_log" 2>&1 &
 nodes=$!
 cargo test --workspace --test hpc || failed=hpc
-wait "$nodes" || failed="${failed:-} nodes"
+wait "$nodes" || failed="$failed nodes"
 cat "$nodes_log"
 rm -f "$nodes_log"
-[ -z "${failed:-}" ] || fail "these failed: $failed"
+[ -z "$failed" ] || fail "these failed: $failed"
 # The example of docs/library.md.
 cargo run --quiet -p skiff-apiserver --example library
