@@ -33,6 +33,18 @@ where
     follow(erased(api), config).filter_map(|event| std::future::ready(typed(event)))
 }
 
+/// The same for a type that is told its kind at run time, or for a part of the objects, as their metadata alone. It is compiled
+/// once for each such type, and an object that is not one of `K` is an error.
+pub fn watch_dynamic<K>(
+    api: Api<K>,
+    config: watcher::Config,
+) -> impl Stream<Item = Result<Event<K>, Error>> + Send + Unpin
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    pace::events(watcher::watcher(api, config))
+}
+
 /// Follows one object: what it is now, then every change; `None` while there is none. Errors end no stream; what comes after
 /// one comes after a pause.
 pub fn watch_object<K>(api: Api<K>, name: &str) -> impl Stream<Item = Result<Option<K>, Error>> + Send + Unpin

@@ -71,13 +71,17 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use futures::StreamExt as _;
+    use futures::stream::BoxStream;
     use http_body_util::Full;
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::runtime::watcher;
     use kube::{Api, Client};
 
+    type Watch = fn(Api<ConfigMap>, watcher::Config) -> BoxStream<'static, ()>;
+
     /// How often a server is asked in ten minutes that answers with `code`, or not at all.
-    async fn asked(code: Option<u16>, config: watcher::Config) -> usize {
+    async fn asked(watch: Watch, code: Option<u16>, config: watcher::Config) -> usize {
         let asked = Arc::new(AtomicUsize::new(0));
         let count = asked.clone();
         let answer = move |_: http::Request<kube::client::Body>| {
@@ -91,19 +95,24 @@ mod tests {
             }
         };
         let api: Api<ConfigMap> = Api::namespaced(Client::new(tower::service_fn(answer), "default"), "a");
-        let mut events = crate::watch(api, config);
-        let all = async { while futures::StreamExt::next(&mut events).await.is_some() {} };
+        let all = watch(api, config).for_each(|()| std::future::ready(()));
         assert!(tokio::time::timeout(std::time::Duration::from_secs(600), all).await.is_err());
         asked.load(Ordering::Relaxed)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_server_that_refuses_is_asked_ever_less_and_one_that_is_away_soon_again() {
-        for config in [watcher::Config::default(), watcher::Config::default().streaming_lists()] {
-            let refused = asked(Some(403), config.clone()).await;
-            assert!((10..40).contains(&refused), "{refused} times");
-            let away = asked(None, config).await;
-            assert!((100..200).contains(&away), "{away} times");
+        let watches: [Watch; 2] = [
+            |api, config| crate::watch(api, config).map(drop).boxed(),
+            |api, config| crate::watch_dynamic(api, config).map(drop).boxed(),
+        ];
+        for watch in watches {
+            for config in [watcher::Config::default(), watcher::Config::default().streaming_lists()] {
+                let refused = asked(watch, Some(403), config.clone()).await;
+                assert!((10..40).contains(&refused), "{refused} times");
+                let away = asked(watch, None, config).await;
+                assert!((100..200).contains(&away), "{away} times");
+            }
         }
     }
 }

@@ -15,7 +15,6 @@ use futures::{FutureExt, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::core::PartialObjectMeta;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
@@ -160,8 +159,7 @@ impl Controller {
     async fn watch_kind(self: Arc<Self>, client: Client, name: String, kind: Found, stop: CancellationToken) {
         let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &kind.resource);
         let config = watcher::Config::default().streaming_lists();
-        let stream = kube::runtime::watcher(api, config).default_backoff();
-        let mut stream = std::pin::pin!(stream);
+        let mut stream = skiff_client::watch_dynamic(api, config);
         let mut listed = BTreeSet::new();
         let custom = kind.resource.kind == "CustomResourceDefinition";
         loop {

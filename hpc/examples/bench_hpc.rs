@@ -1,6 +1,6 @@
 //! What this room adds to Slurm, measured on the fake Slurm (and results on a real one): for docs/SPECIFICATION.md.
 //!
-//!     cargo build -p skiff-fake-slurm && cargo run -p skiff-hpc --example bench -- [SECTION ...]
+//!     cargo build -p skiff-fake-slurm && cargo run -p skiff-hpc --example bench_hpc -- [SECTION ...]
 //!
 //! Sections: `added` (time a submission takes beyond the tool's own), `rate` (jobs a second, memory of 1,000 in flight),
 //! `ends` (until an end is seen, by polling and by push), `cancel` (from deletion to CANCELLED), `drops` (1,000 submissions of

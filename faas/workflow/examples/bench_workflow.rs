@@ -1,4 +1,4 @@
-//! How fast workflows are, on a server in this process: `cargo run --release -p skiff-workflow --example bench`. Functions
+//! How fast workflows are, on a server in this process: `cargo run --release -p skiff-workflow --example bench_workflow`. Functions
 //! answer at once, so that what is measured is the engine and what it stores. Words behind `--` say which parts are run:
 //! `latency starts tasks passes express map spread long waiting`; without one all of them but the last three, which are long.
 //! With `alone` no steps are stored together.
