@@ -1,6 +1,7 @@
 //! Clients that cost little: they share the processors with what they measure.
 //!
-//! HTTP/1.1 is written by hand (one write, one read for a small exchange), HTTP/2 is hyper's. Both speak TLS with a client
+//! HTTP/1.1 is written by hand (one write, one read for a small exchange), HTTP/2 is hyper's but for many watches
+//! ([`crate::many`]). Both speak TLS with a client
 //! certificate, as kubectl and client-go do. [`Grpc`] is the one call of etcd that is measured, on hyper's HTTP/2 too.
 
 use std::net::SocketAddr;

@@ -5,6 +5,7 @@
 
 mod http;
 mod load;
+mod many;
 mod objects;
 mod process;
 mod report;

@@ -1,21 +1,24 @@
 //! Many watchers of one resource: what they get, when, and what it costs.
 //!
-//! Each watcher has a connection of its own, and then a hundred share one, as client-go's do. Every event's version must be greater than the one before, and at the end
-//! each watcher must have as many events as there were writes: then nothing was lost, doubled or reordered.
+//! Each watcher has a connection of its own, and then a hundred share one, as client-go's do. Every event's version must be
+//! greater than the one before, and at the end each watcher must have as many events as there were writes: then nothing was
+//! lost, doubled or reordered.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use memchr::memmem::Finder;
 use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 
 use crate::Context;
 use crate::http::{H1, Target, Version};
 use crate::load::{Request, open};
+use crate::many::Many;
 use crate::objects::stamped;
 use crate::process::Skiff;
 use crate::report::{Report, Times, mib};
@@ -116,18 +119,13 @@ async fn pass(
         c.open(&path).await?;
         idle.push(c);
     }
-    let mut shared = None;
-    for i in 0..watchers {
-        let lines = if sharing == 1 {
-            Lines::open(target, cx.version, &path).await?
-        } else {
-            if i % sharing == 0 {
-                shared = Some(target.h2().await?);
-            }
-            let connection = shared.as_mut().context("no connection")?;
-            Lines { source: Source::H2(connection.open(&path).await?), rest: BytesMut::new() }
+    for first in (0..watchers).step_by(sharing) {
+        let views: Vec<View> = (first..watchers.min(first + sharing)).map(|i| View::new(start, clock, i)).collect();
+        let from = match sharing {
+            1 => Source::One(Lines::open(target, cx.version, &path).await?),
+            _ => Source::Many(Box::new(Many::open(target, &path, views.len()).await?)),
         };
-        tasks.spawn(follow(lines, start, expected.clone(), (i % TIMED == 0).then_some(clock)));
+        tasks.spawn(follow(from, views, expected.clone()));
     }
     let counted = delays(target).await?;
     let before = skiff.process.usage()?;
@@ -196,11 +194,11 @@ fn quantiles(before: &[(f64, u64)], after: &[(f64, u64)]) -> String {
 
 /// A watch as a stream of lines.
 pub(super) struct Lines {
-    source: Source,
+    wire: Wire,
     rest: BytesMut,
 }
 
-enum Source {
+enum Wire {
     H1(Box<H1>),
     H2(Incoming),
 }
@@ -211,15 +209,15 @@ impl Lines {
     /// # Errors
     /// When the server does not answer with a stream.
     pub(super) async fn open(target: &Target, version: Version, path: &str) -> anyhow::Result<Self> {
-        let source = match version {
+        let wire = match version {
             Version::H1 => {
                 let mut c = target.h1().await?;
                 c.open(path).await?;
-                Source::H1(Box::new(c))
+                Wire::H1(Box::new(c))
             }
-            Version::H2 => Source::H2(target.h2().await?.open(path).await?),
+            Version::H2 => Wire::H2(target.h2().await?.open(path).await?),
         };
-        Ok(Self { source, rest: BytesMut::new() })
+        Ok(Self { wire, rest: BytesMut::new() })
     }
 
     /// Some whole lines, at least one.
@@ -228,9 +226,9 @@ impl Lines {
     /// When the server ends the stream.
     pub(super) async fn next(&mut self) -> anyhow::Result<Bytes> {
         loop {
-            let chunk = match &mut self.source {
-                Source::H1(c) => c.chunk().await?,
-                Source::H2(b) => match b.frame().await {
+            let chunk = match &mut self.wire {
+                Wire::H1(c) => c.chunk().await?,
+                Wire::H2(b) => match b.frame().await {
                     Some(f) => f?.into_data().ok(),
                     None => None,
                 },
@@ -247,46 +245,72 @@ impl Lines {
     }
 }
 
-/// Reads until as many events came as were written; checks their order.
-async fn follow(
-    mut lines: Lines,
-    start: u64,
-    mut expected: Receiver<Option<u64>>,
+/// Where events come from.
+enum Source {
+    One(Lines),
+    Many(Box<Many>),
+}
+
+/// What one watcher has seen.
+struct View {
+    last: u64,
+    seen: u64,
+    /// One that looks at the times, too, has the clock that writers have.
     clock: Option<Instant>,
-) -> anyhow::Result<Times> {
-    let version = memchr::memmem::Finder::new(b"\"resourceVersion\":\"");
-    let sent = memchr::memmem::Finder::new(b"\"sent\":\"");
-    let number =
-        |bytes: &[u8]| bytes.iter().take_while(|b| b.is_ascii_digit()).fold(0, |n, b| n * 10 + u64::from(b - b'0'));
-    let (mut last, mut seen, mut times) = (start, 0, Times::default());
+    times: Times,
+}
+
+impl View {
+    fn new(start: u64, clock: Instant, index: usize) -> Self {
+        Self { last: start, seen: 0, clock: index.is_multiple_of(TIMED).then_some(clock), times: Times::default() }
+    }
+
+    /// Counts the events of whole lines and checks their order.
+    fn look(&mut self, mut lines: &[u8], find: &[Finder<'_>; 2]) -> anyhow::Result<()> {
+        let number =
+            |bytes: &[u8]| bytes.iter().take_while(|b| b.is_ascii_digit()).fold(0, |n, b| n * 10 + u64::from(b - b'0'));
+        let [version, sent] = find;
+        while let Some(end) = memchr::memchr(b'\n', lines) {
+            let line = &lines[..end];
+            let at = version.find(line).context("an event without a version")? + version.needle().len();
+            let revision = number(&line[at..]);
+            ensure!(revision > self.last, "version {revision} came after {}", self.last);
+            (self.last, self.seen) = (revision, self.seen + 1);
+            if let Some(clock) = self.clock
+                && let Some(at) = sent.find(line)
+            {
+                let now = clock.elapsed();
+                let written = Duration::from_micros(number(&line[at + sent.needle().len()..]));
+                self.times.add(now.saturating_sub(written));
+            }
+            lines = &lines[end + 1..];
+        }
+        Ok(())
+    }
+}
+
+/// Reads until each has seen as many events as were written.
+async fn follow(mut from: Source, mut views: Vec<View>, mut expected: Receiver<Option<u64>>) -> anyhow::Result<Times> {
+    let find = [Finder::new(b"\"resourceVersion\":\""), Finder::new(b"\"sent\":\"")];
     // One future for the whole watch: to begin a new one with every piece would cost the server processor time.
     let mut known = pin!(async move { expected.wait_for(Option::is_some).await.map(|n| *n) });
     // The last events may be in hand before the number of writes is known.
     let mut total = None;
-    while total.is_none_or(|t| seen < t) {
-        let mut more = tokio::select! {
-            biased;
-            more = lines.next() => more?,
-            n = &mut known, if total.is_none() => {
-                total = n?;
-                continue;
+    while total.is_none_or(|t| views.iter().any(|v| v.seen < t)) {
+        let more = async {
+            match &mut from {
+                Source::One(lines) => views[0].look(&lines.next().await?, &find),
+                Source::Many(many) => many.next(|i, lines| views[i].look(lines, &find)).await,
             }
         };
-        while let Some(end) = memchr::memchr(b'\n', &more) {
-            let line = &more[..end];
-            let at = version.find(line).context("an event without a version")? + 19;
-            let revision = number(&line[at..]);
-            ensure!(revision > last, "version {revision} came after {last}");
-            (last, seen) = (revision, seen + 1);
-            if let Some(clock) = clock
-                && let Some(at) = sent.find(line)
-            {
-                let now = clock.elapsed();
-                times.add(now.saturating_sub(Duration::from_micros(number(&line[at + 8..]))));
-            }
-            more.advance(end + 1);
+        tokio::select! {
+            biased;
+            more = more => more?,
+            n = &mut known, if total.is_none() => total = n?,
         }
     }
-    ensure!(total == Some(seen), "more events than writes");
+    ensure!(views.iter().all(|v| total == Some(v.seen)), "more events than writes");
+    let mut times = Times::default();
+    views.into_iter().for_each(|v| times.join(v.times));
     Ok(times)
 }
